@@ -1,0 +1,85 @@
+/* router/net/exchange.h - one HTTP request and its response, whatever carried it (HTTP/1.1, HTTP/2; plain or TLS).
+ *
+ *   listener --accept--> connection --parsed request--> td_exchange --handler--> api --> text pool, core
+ *   core --events--> net thread --> td_exchange_start / write / finish --> socket
+ *
+ * An exchange is handed to the handler when its request is complete (headers and whole body). The handler answers now or
+ * later, on the same net thread: from td_net_post() callbacks or channel drains. Between, on_close may tell that the client left.
+ *
+ * Rules:   1. start once, then writes, then finish once. reply() is start + write + finish.
+ *          2. After on_close, or after finish, the pointer is dead. on_close is called exactly once for every exchange that was
+ *             handed over and not finished by us; never after finish.
+ *          3. write queues; bytes above the high mark (unsent() > limit) mean a slow reader: the caller decides (we close it after
+ *             slow_reader_us without progress).
+ *          4. Errors found while parsing (400, 408, 413, 414, 431, 501, 505) are answered by net itself with the body made by
+ *             opts.error_body, and never reach the handler.
+ * Ownership: net owns the exchange; request bytes are borrowed until finish/on_close. `user` belongs to the handler.
+ * Threads:   everything on the net thread that owns the connection, except td_net_post and td_net_stop.
+ * Limits:    td_net_opts; each has its own answer (431 header flood, 413 body, 503 connections). */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_ROUTER_NET_EXCHANGE_H
+#define TD_ROUTER_NET_EXCHANGE_H
+
+#include "common/buf.h"
+#include "common/status.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct td_net td_net;           /* one net thread: event loop, listeners, connections */
+typedef struct td_exchange td_exchange;
+
+typedef struct td_header { const char *name, *value; } td_header; /* names lower case in requests; NUL-terminated */
+
+typedef struct td_net_opts {
+    const char *host;            /* address to bind */
+    int port;                    /* HTTP/1.1 and h2 (prior knowledge preface is recognized on every port); 0: pick a free one */
+    int grpc_port;               /* same protocols; second listener; -1 none */
+    size_t max_body_bytes;       /* 8 MiB */
+    size_t max_header_bytes;     /* 32 KiB, all header lines of a request */
+    int max_connections;         /* 10000 */
+    int max_streams;             /* 256 concurrent HTTP/2 streams per connection */
+    int64_t idle_us, header_us, body_us, slow_reader_us; /* 75 s, 10 s, 60 s, 30 s */
+    size_t high_mark_bytes;      /* 1 MiB unsent response bytes */
+    void (*handler)(void *arg, td_exchange *x);
+    void (*error_body)(void *arg, int status, const char *what, td_buf *out); /* JSON body for net's own errors */
+    void *arg;
+} td_net_opts;
+
+td_status td_net_open(const td_net_opts *o, td_net **out); /* binds and listens */
+void td_net_ports(const td_net *n, int *port, int *grpc_port); /* as bound */
+void td_net_run(td_net *n);                                /* the thread's body: returns after td_net_stop */
+void td_net_stop(td_net *n);                               /* any thread: stop accepting, GOAWAY, close idle, return when drained or at grace */
+void td_net_close(td_net *n);
+/* Run fn(arg) on the net thread soon; any thread; never lost. */
+void td_net_post(td_net *n, void (*fn)(void *), void *arg);
+/* Watch an eventfd (a td_chan's): fn runs on the net thread whenever it is readable. Before td_net_run. */
+td_status td_net_watch(td_net *n, int fd, void (*fn)(void *), void *arg);
+/* Call fn every period_us on the net thread. Before td_net_run. */
+td_status td_net_every(td_net *n, int64_t period_us, void (*fn)(void *), void *arg);
+
+/* The request. */
+const char *td_exchange_method(const td_exchange *x);
+const char *td_exchange_path(const td_exchange *x);  /* without query */
+const char *td_exchange_query(const td_exchange *x); /* "" if none */
+const char *td_exchange_header(const td_exchange *x, const char *lower_name); /* NULL if absent */
+const char *td_exchange_body(const td_exchange *x, size_t *n);
+const char *td_exchange_peer(const td_exchange *x);  /* "127.0.0.1:1234" */
+bool td_exchange_is_h2(const td_exchange *x);
+int64_t td_exchange_received_us(const td_exchange *x); /* when the request was complete */
+
+/* The response. Header values are copied. Content-Length is added when finish follows the only write; otherwise chunked on
+ * HTTP/1.1. trailers only on HTTP/2 (gRPC); NULL or n = 0 for none. finish without start on h2 sends trailers-only when `headers`
+ * were never started: use td_exchange_reply for that. */
+void td_exchange_start(td_exchange *x, int status, const td_header *h, size_t n);
+void td_exchange_write(td_exchange *x, const void *p, size_t n);
+void td_exchange_finish(td_exchange *x, const td_header *trailers, size_t n);
+void td_exchange_reply(td_exchange *x, int status, const td_header *h, size_t n, const void *body, size_t len); /* one HEADERS + END_STREAM when len 0 */
+void td_exchange_abort(td_exchange *x); /* drop the connection / RST_STREAM; no on_close */
+size_t td_exchange_unsent(const td_exchange *x);
+void td_exchange_drop_unsent(td_exchange *x); /* h2 only: forget queued DATA so that trailers are not stuck behind flow control */
+
+void td_exchange_set_user(td_exchange *x, void *user, void (*on_close)(void *user));
+void *td_exchange_user(const td_exchange *x);
+
+#endif
