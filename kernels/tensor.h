@@ -1,0 +1,71 @@
+/* kernels/tensor.h - element types, non-owning views, and the dimension letters used in every comment.
+ *
+ *   B sequences in a step   T rows (tokens) in a step   L layers      E hidden size      H query heads   G kv heads
+ *   D head dimension        F feed-forward size         V vocabulary  P tokens per page  N, K a weight's rows and columns
+ */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_KERNELS_TENSOR_H
+#define TD_KERNELS_TENSOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef enum { TD_F32, TD_BF16, TD_F16 } td_dtype;
+
+static inline size_t td_dtype_bytes(td_dtype t) { return t == TD_F32 ? 4 : 2; }
+const char *td_dtype_name(td_dtype t); /* "f32", "bf16", "f16" */
+
+static inline float td_bf16_to_f32(uint16_t v)
+{
+    uint32_t u = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+/* Round to nearest even; NaN stays NaN; denormal results flush to zero, as the hardware's conversion does. */
+static inline uint16_t td_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
+    if (!(u & 0x7f800000u)) return (uint16_t)((u >> 16) & 0x8000u);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+float td_f16_to_f32(uint16_t v);
+uint16_t td_f32_to_f16(float f);
+void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n); /* element-wise, RNE */
+
+/* y[N] = W[N,K] x[K] + bias. `p` is in the family's own packed order (td_ops.pack), one order for every row count. */
+typedef struct td_weight {
+    int N, K;
+    td_dtype dtype;    /* of the packed elements */
+    const void *p;     /* 64-byte aligned; td_ops.packed_bytes(N, K) bytes; borrowed (mapped image) */
+    const float *bias; /* [N] or NULL; borrowed */
+} td_weight;
+
+/* A row-major table [N, K] of any dtype, as stored in the checkpoint (embeddings when not tied). */
+typedef struct td_table {
+    int N, K;
+    td_dtype dtype;
+    const void *p;
+} td_table;
+
+/* How one page group's keys and values lie in memory: page[k|v][G][P][D]; pages of one layer slot are contiguous:
+ *   address(slot, page) = base + (slot * n_pages + page) * td_kv_page_bytes(). */
+typedef struct td_kv {
+    uint8_t *base; /* 64-byte aligned */
+    td_dtype dtype;
+    int n_pages, P, G, D;
+} td_kv;
+
+static inline size_t td_kv_page_bytes(const td_kv *kv)
+{
+    return 2 * (size_t)kv->G * (size_t)kv->P * (size_t)kv->D * td_dtype_bytes(kv->dtype);
+}
+static inline uint8_t *td_kv_page(const td_kv *kv, int slot, int page)
+{
+    return kv->base + ((size_t)slot * (size_t)kv->n_pages + (size_t)page) * td_kv_page_bytes(kv);
+}
+
+#endif
