@@ -7,6 +7,8 @@
 
 int64_t td_now_us(void);       /* monotonic; or the fake time when one is set */
 int64_t td_wall_s(void);       /* seconds since 1970, for "created" fields only */
+int64_t td_wall_us(void);      /* microseconds since 1970, for log lines only */
+int64_t td_spin_us(void);      /* monotonic and never fake: for bounded spinning */
 void td_clock_fake(int64_t us); /* tests: fixed time from now on; -1 returns to the real clock */
 
 #endif

@@ -1,6 +1,6 @@
 /* common/json.h - strict, bounded JSON (RFC 8259) into a tree in an arena.
  *
- * Rules:     1. Text must be valid UTF-8; duplicate keys: the last one wins; numbers keep their text and a double.
+ * Rules:    1. Text must be valid UTF-8 and escapes well-formed UTF-16; duplicate keys: the last value wins, at the first one's place.
  *            2. Limits: depth, nodes, and the arena's bytes; over a limit is EFULL, bad syntax EPROTO; td_reason() has
  *               "line L column C: what".
  *            3. Getters never fail: a missing or differently typed member yields NULL or the default.
@@ -21,7 +21,7 @@ typedef enum { TD_JSON_NULL, TD_JSON_BOOL, TD_JSON_INT, TD_JSON_REAL, TD_JSON_ST
 
 typedef struct td_json {
     td_json_type type;
-    uint32_t n;                  /* elements or members; string bytes */
+    uint32_t n;                  /* elements or members; bytes of s */
     struct td_json *child;       /* first element/member */
     struct td_json *next;        /* next sibling */
     const char *key;             /* member name (NUL-terminated), else NULL */
@@ -29,7 +29,7 @@ typedef struct td_json {
     bool truth;
     int64_t i;                   /* TD_JSON_INT: integer that fits i64 (1.0 and 1e3 are REAL) */
     double num;                  /* INT and REAL */
-    const char *s;               /* STR: unescaped, NUL-terminated (may contain NULs: use n) */
+    const char *s;               /* STR: unescaped, NUL-terminated (may contain NULs: use n); REAL: the number as written */
 } td_json;
 
 typedef struct td_json_limits { int max_depth; size_t max_nodes; } td_json_limits; /* 0: 64 and 4 million */

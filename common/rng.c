@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+/* common/rng.c - every operation below is an IEEE f32 operation written out once (the build forbids contraction), and fma is exact
+ * wherever it runs: as an instruction, in libm, in 8 lanes. The AVX2 path therefore has the scalar path's bits. */
+#include "common/rng.h"
+#include <math.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+/* Philox4x32: multipliers and Weyl constants of the paper's section 4.3. */
+#define PHILOX_M0 0xD2511F53u
+#define PHILOX_M1 0xCD9E8D57u
+#define PHILOX_W0 0x9E3779B9u
+#define PHILOX_W1 0xBB67AE85u
+enum { ROUNDS = 10 };
+
+/* log(1+f) = f + f^2 (-1/2 + f P(f)) for f in [sqrt(1/2)-1, sqrt(2)-1]: minimax of the relative error (0.013 ulp before
+ * rounding), highest power first. log(2) is split so that e * LN2_HI is exact for |e| < 2^8. */
+#define LN2_HI 0x1.62e4p-1f
+#define LN2_LO 0x1.7f7d1cp-20f
+#define SQRT_HALF_BITS 0x3f3504f3
+static const float P[9] = {0x1.1462f2p-4f,  -0x1.de4f98p-4f, 0x1.e6f610p-4f,  -0x1.fc1f6ep-4f, 0x1.2336e2p-3f,
+                           -0x1.555c5ap-3f, 0x1.99a4bcp-3f,  -0x1.000006p-2f, 0x1.555548p-2f};
+#define U_MAX 0x1.fffffep-1f
+
+static inline float from_bits(uint32_t b)
+{
+    float f;
+    memcpy(&f, &b, 4);
+    return f;
+}
+
+static inline uint32_t to_bits(float f)
+{
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b;
+}
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float log_of(float f, float e)
+{
+    float p = P[0];
+    for (int i = 1; i < 9; i++) p = fmaf(p, f, P[i]);
+    float q = f * f * fmaf(p, f, -0.5f);
+    return e * LN2_HI + (f + fmaf(e, LN2_LO, q));
+}
+
+/* x = 2^e (1+f) with 1+f in [sqrt(1/2), sqrt(2)). */
+INLINE int32_t exponent_of(float x)
+{
+    return (int32_t)(to_bits(x) - SQRT_HALF_BITS) >> 23;
+}
+
+INLINE float log_f32(float x)
+{
+    int32_t e = exponent_of(x);
+    float f = from_bits(to_bits(x) - ((uint32_t)e << 23)) - 1.0f;
+    return log_of(f, (float)e);
+}
+
+/* The rounded 1+x only chooses e; f = 2^-e (1+x) - 1 is rounded once, so nothing is lost for small x. */
+INLINE float log1p_f32(float x)
+{
+    int32_t e = exponent_of(1.0f + x);
+    float scale = from_bits((uint32_t)(127 - e) << 23);
+    return log_of(fmaf(x, scale, scale - 1.0f), (float)e);
+}
+
+INLINE float uniform_f32(uint32_t x)
+{
+    float u = fmaf((float)x, 0x1p-32f, 0x1p-33f);
+    return u < U_MAX ? u : U_MAX;
+}
+
+INLINE float gumbel_f32(uint32_t x)
+{
+    return -log_f32(-log1p_f32(-uniform_f32(x)));
+}
+
+INLINE void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4])
+{
+    uint32_t a = ctr[0], b = ctr[1], c = ctr[2], d = ctr[3], k0 = key[0], k1 = key[1];
+    for (int r = 0; r < ROUNDS; r++) {
+        uint64_t p = (uint64_t)PHILOX_M0 * a, q = (uint64_t)PHILOX_M1 * c;
+        a = (uint32_t)(q >> 32) ^ b ^ k0;
+        c = (uint32_t)(p >> 32) ^ d ^ k1;
+        b = (uint32_t)q;
+        d = (uint32_t)p;
+        k0 += PHILOX_W0;
+        k1 += PHILOX_W1;
+    }
+    out[0] = a;
+    out[1] = b;
+    out[2] = c;
+    out[3] = d;
+}
+
+INLINE void gumbel4(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
+{
+    uint32_t x[4];
+    philox((uint32_t[4]){block, position, stream, 0}, (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, x);
+    for (int i = 0; i < 4; i++) out[i] = gumbel_f32(x[i]);
+}
+
+/* Tokens that are not a whole block, at either end of a row; then whole blocks. */
+INLINE void row_scalar(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id, uint32_t n, float *out)
+{
+    while (n) {
+        float g[4];
+        gumbel4(seed, position, stream, id / 4, g);
+        uint32_t lane = id % 4, take = 4 - lane < n ? 4 - lane : n;
+        memcpy(out, g + lane, take * sizeof *g);
+        id += take;
+        out += take;
+        n -= take;
+    }
+}
+
+void td_philox4x32(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4])
+{
+    philox(ctr, key, out);
+}
+
+float td_uniform_f32(uint32_t x)
+{
+    return uniform_f32(x);
+}
+
+float td_log_f32(float x)
+{
+    return log_f32(x);
+}
+
+float td_log1p_f32(float x)
+{
+    return log1p_f32(x);
+}
+
+void td_gumbel_row_scalar(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id0, uint32_t n, float *out)
+{
+    row_scalar(seed, position, stream, id0, n, out);
+}
+
+#ifdef __x86_64__
+#define FMA __attribute__((target("avx2,fma")))
+
+FMA static inline __m256 log_of_8(__m256 f, __m256 e)
+{
+    __m256 p = _mm256_set1_ps(P[0]);
+    for (int i = 1; i < 9; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(P[i]));
+    __m256 q = _mm256_mul_ps(_mm256_mul_ps(f, f), _mm256_fmadd_ps(p, f, _mm256_set1_ps(-0.5f)));
+    __m256 low = _mm256_add_ps(f, _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_LO), q));
+    return _mm256_add_ps(_mm256_mul_ps(e, _mm256_set1_ps(LN2_HI)), low);
+}
+
+FMA static inline __m256i exponent_of_8(__m256 x)
+{
+    return _mm256_srai_epi32(_mm256_sub_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
+}
+
+FMA static inline __m256 log_8(__m256 x)
+{
+    __m256i e = exponent_of_8(x);
+    __m256i m = _mm256_sub_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(e, 23));
+    return log_of_8(_mm256_sub_ps(_mm256_castsi256_ps(m), _mm256_set1_ps(1.0f)), _mm256_cvtepi32_ps(e));
+}
+
+FMA static inline __m256 log1p_8(__m256 x)
+{
+    __m256 one = _mm256_set1_ps(1.0f);
+    __m256i e = exponent_of_8(_mm256_add_ps(one, x));
+    __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_sub_epi32(_mm256_set1_epi32(127), e), 23));
+    return log_of_8(_mm256_fmadd_ps(x, scale, _mm256_sub_ps(scale, one)), _mm256_cvtepi32_ps(e));
+}
+
+FMA static inline __m256 gumbel_8(__m256i x)
+{
+    __m256 minus = _mm256_set1_ps(-0.0f);
+    /* Unsigned to float with one rounding: both halves are exact, the fma rounds their sum. */
+    __m256 hi = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16));
+    __m256 lo = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
+    __m256 u = _mm256_fmadd_ps(hi, _mm256_set1_ps(65536.0f), lo);
+    u = _mm256_fmadd_ps(u, _mm256_set1_ps(0x1p-32f), _mm256_set1_ps(0x1p-33f));
+    u = _mm256_min_ps(u, _mm256_set1_ps(U_MAX));
+    __m256 e = _mm256_xor_ps(log1p_8(_mm256_xor_ps(u, minus)), minus);
+    return _mm256_xor_ps(log_8(e), minus);
+}
+
+/* 32-bit products of 8 lanes, as high and low halves. */
+FMA static inline void mul_8(__m256i x, uint32_t m, __m256i *hi, __m256i *lo)
+{
+    __m256i mm = _mm256_set1_epi32((int)m);
+    __m256i even = _mm256_mul_epu32(x, mm), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), mm);
+    *lo = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    *hi = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+}
+
+/* 8 blocks, 32 tokens. */
+FMA static inline void gumbel_32(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float *out)
+{
+    __m256i a = _mm256_add_epi32(_mm256_set1_epi32((int)block), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i b = _mm256_set1_epi32((int)position), c = _mm256_set1_epi32((int)stream), d = _mm256_setzero_si256();
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int r = 0; r < ROUNDS; r++) {
+        __m256i ph, pl, qh, ql;
+        mul_8(a, PHILOX_M0, &ph, &pl);
+        mul_8(c, PHILOX_M1, &qh, &ql);
+        a = _mm256_xor_si256(_mm256_xor_si256(qh, b), _mm256_set1_epi32((int)k0));
+        c = _mm256_xor_si256(_mm256_xor_si256(ph, d), _mm256_set1_epi32((int)k1));
+        b = ql;
+        d = pl;
+        k0 += PHILOX_W0;
+        k1 += PHILOX_W1;
+    }
+    /* Lane i of a, b, c, d is block i: transpose 4 x 8 so that tokens are in order. */
+    __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
+    __m256i cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
+    __m256i r0 = _mm256_unpacklo_epi64(ab0, cd0), r1 = _mm256_unpackhi_epi64(ab0, cd0);
+    __m256i r2 = _mm256_unpacklo_epi64(ab1, cd1), r3 = _mm256_unpackhi_epi64(ab1, cd1);
+    _mm256_storeu_ps(out, gumbel_8(_mm256_permute2x128_si256(r0, r1, 0x20)));
+    _mm256_storeu_ps(out + 8, gumbel_8(_mm256_permute2x128_si256(r2, r3, 0x20)));
+    _mm256_storeu_ps(out + 16, gumbel_8(_mm256_permute2x128_si256(r0, r1, 0x31)));
+    _mm256_storeu_ps(out + 24, gumbel_8(_mm256_permute2x128_si256(r2, r3, 0x31)));
+}
+
+FMA static void row_avx2(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id, uint32_t n, float *out)
+{
+    uint32_t head = (4 - id % 4) % 4;
+    if (head > n) head = n;
+    row_scalar(seed, position, stream, id, head, out);
+    for (id += head, n -= head, out += head; n >= 32; id += 32, n -= 32, out += 32)
+        gumbel_32(seed, position, stream, id / 4, out);
+    row_scalar(seed, position, stream, id, n, out);
+}
+
+FMA static void gumbel4_fma(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
+{
+    gumbel4(seed, position, stream, block, out);
+}
+
+void td_gumbel4(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
+{
+    if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) gumbel4_fma(seed, position, stream, block, out);
+    else gumbel4(seed, position, stream, block, out);
+}
+
+void td_gumbel_row(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id0, uint32_t n, float *out)
+{
+    if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) row_avx2(seed, position, stream, id0, n, out);
+    else row_scalar(seed, position, stream, id0, n, out);
+}
+#else
+void td_gumbel4(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
+{
+    gumbel4(seed, position, stream, block, out);
+}
+
+void td_gumbel_row(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id0, uint32_t n, float *out)
+{
+    row_scalar(seed, position, stream, id0, n, out);
+}
+#endif
