@@ -1,0 +1,47 @@
+/* proto/kvframe.h - bulk KV frames between workers: fixed little-endian structs, followed by the payload as a second ZeroMQ part.
+ *
+ *   prefill -> decode: FRAME* COMMIT | ABORT          decode -> prefill: CREDIT, ACK | NACK
+ *
+ * One FRAME carries, for one page group, layers [layer0, layer0 + n_layers) (slots of that group) x tokens [tok0, tok0 + n_tok) of one
+ * epoch. Payload order: [layer][k|v][G][token][D], elements of kv dtype: independent of both page sizes.
+ * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, token) is written at most once per epoch.
+ *         2. A frame whose epoch is not live is dropped before any page is touched.
+ *         3. crc32c covers the payload; head_crc32c covers the header with that field zero.
+ *         4. COMMIT's payload: first tokens, uint32_t[n_first]; its digest is the XOR over frames of td_mix64(crc << 32 | index).
+ *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged frames; CREDIT returns some. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_PROTO_KVFRAME_H
+#define TD_PROTO_KVFRAME_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { TD_KVF_MAGIC = 0x4656544bu /* "KTVF" */, TD_KVF_VERSION = 1, TD_KVF_FRAME_BYTES = 256 * 1024 };
+enum { TD_KVF_FRAME = 1, TD_KVF_COMMIT, TD_KVF_ABORT, TD_KVF_CREDIT, TD_KVF_ACK, TD_KVF_NACK };
+
+typedef struct td_kvframe {
+    uint32_t magic;
+    uint16_t version, type;
+    uint64_t epoch;          /* the reservation, unique in the decode worker's incarnation */
+    uint64_t incarnation;    /* of the decode worker */
+    uint32_t index;          /* FRAME: 0, 1, 2 ... in sending order; COMMIT: number of frames; CREDIT: frames returned */
+    uint16_t group, dtype;   /* page group; td_dtype of the elements */
+    uint16_t layer0, n_layers;
+    uint32_t tok0, n_tok;
+    uint16_t kv_heads, head_dim;
+    uint32_t n_first;        /* COMMIT: number of first tokens in the payload */
+    uint64_t digest;         /* COMMIT */
+    uint64_t payload_bytes;
+    uint32_t payload_crc32c, head_crc32c;
+    int64_t sent_us;         /* COMMIT: microseconds from the first frame to the COMMIT at the sender */
+} td_kvframe;
+
+static_assert(offsetof(td_kvframe, epoch) == 8, "kvframe layout");
+static_assert(offsetof(td_kvframe, index) == 24, "kvframe layout");
+static_assert(offsetof(td_kvframe, tok0) == 36, "kvframe layout");
+static_assert(offsetof(td_kvframe, digest) == 56 - 0, "kvframe layout");
+static_assert(offsetof(td_kvframe, payload_crc32c) == 72, "kvframe layout");
+static_assert(sizeof(td_kvframe) == 88, "kvframe layout");
+
+#endif
