@@ -25,6 +25,8 @@
 #include "kernels/tensor.h"
 #include <stdbool.h>
 
+enum { TD_MAX_HEAD_DIM = 256 }; /* D of every family; the x86 families want D to be a multiple of 16 */
+
 /* One sequence's rows in a step: row0 .. row0+n_rows-1 of the batch are its tokens at positions pos0 .. pos0+n_rows-1;
  * keys 0 .. pos are read from pages[pos / P] (a page before the window may be -1 and is never read). */
 typedef struct td_attn_seq {

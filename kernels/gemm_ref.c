@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/gemm_ref.c - y = W x in double; weights row-major as stored.
+ * Order per output: eight partial sums over k mod 8, then a fixed tree, whatever the number of rows. */
+#include "kernels/family.h"
+
+enum { COLS = 4 };
+
+static td_dtype packed_dtype(td_dtype from)
+{
+    return from;
+}
+
+static size_t packed_bytes(int N, int K, td_dtype from)
+{
+    return (size_t)N * (size_t)K * td_dtype_bytes(from);
+}
+
+static void pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1)
+{
+    (void)N;
+    size_t row = (size_t)K * td_dtype_bytes(from);
+    memcpy((char *)dst + (size_t)n0 * row, (const char *)src + (size_t)n0 * row, (size_t)(n1 - n0) * row);
+}
+
+typedef struct job {
+    float *scratch; /* K floats per member */
+    size_t stride;
+    const td_weight *w;
+    const float *x;
+    float *y;
+    size_t ldx, ldy;
+    int T;
+    bool add;
+} job;
+
+static double dot(const float *a, const float *b, int K)
+{
+    double s[8] = {0};
+    int k = 0;
+    for (; k + 8 <= K; k += 8)
+        for (int j = 0; j < 8; j++) s[j] += (double)a[k + j] * (double)b[k + j];
+    for (int j = 0; k + j < K; j++) s[j] += (double)a[k + j] * (double)b[k + j];
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+}
+
+static void columns(void *arg, int i, int member)
+{
+    const job *j = arg;
+    const td_weight *w = j->w;
+    float *wf = j->scratch + (size_t)member * j->stride;
+    int n1 = (i + 1) * COLS < w->N ? (i + 1) * COLS : w->N;
+    for (int n = i * COLS; n < n1; n++) {
+        const char *row = (const char *)w->p + (size_t)n * (size_t)w->K * td_dtype_bytes(w->dtype);
+        td_convert(wf, TD_F32, row, w->dtype, (size_t)w->K);
+        for (int t = 0; t < j->T; t++) {
+            float v = (float)(dot(wf, j->x + (size_t)t * j->ldx, w->K) + (w->bias ? (double)w->bias[n] : 0.0));
+            float *y = j->y + (size_t)t * j->ldy + n;
+            *y = j->add ? *y + v : v;
+        }
+    }
+}
+
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
+                   size_t ldy, bool add)
+{
+    job j = {scratch, td_round64((size_t)w->K * 4) / 4, w, x, y, ldx, ldy, T, add};
+    td_pool_for(pool, (w->N + COLS - 1) / COLS, columns, &j);
+}
+
+static size_t scratch_bytes(int max_rows, int max_K, int max_D, int n_threads)
+{
+    (void)max_rows, (void)max_D;
+    return td_round64((size_t)max_K * 4) * (size_t)n_threads;
+}
+
+void td_gemm_fill_ref(td_ops *t)
+{
+    t->weight_dtype = TD_F32;
+    t->layout = TD_LAYOUT_ROWS;
+    t->packed_dtype = packed_dtype;
+    t->packed_bytes = packed_bytes;
+    t->pack = pack;
+    t->scratch_bytes = scratch_bytes;
+    t->linear = linear;
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/sample_avx512.c - token choice, the same text compiled for AVX512. */
+#if defined(__x86_64__)
+#include "kernels/sample_tile.h"
+
+void td_sample_fill_avx512(td_ops *t)
+{
+    t->sample = sample;
+    t->score = score;
+}
+#endif
