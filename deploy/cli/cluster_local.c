@@ -1,0 +1,291 @@
+/* Child processes: fork, watch with a SIGCHLD self-pipe, restart with backoff. Endpoints between router and workers are unix
+ * sockets in a private directory below the runtime directory, so that two clusters on a machine never meet. */
+// SPDX-License-Identifier: Apache-2.0
+#include "deploy/cli/cluster_local.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_ARGS = 128, DRAIN_US = 30 * 1000000 };
+
+typedef struct child {
+    const char *role; /* "router", "prefill", "decode", "mixed" */
+    int index;
+    pid_t pid;        /* 0: not running */
+    int64_t started_us, restart_us, backoff_us;
+} child;
+
+struct td_local {
+    const td_conf *conf;
+    bool quiet, ready, failed;
+    char bin_dir[4096], run_dir[64];
+    child *kid;
+    int n_kid;
+    int ready_fd[2]; /* the router writes lines here */
+    char line[1024];
+    size_t line_len;
+    int port;
+    td_arena arena;
+};
+
+static int wake_pipe[2] = {-1, -1};
+static volatile sig_atomic_t stop_asked;
+
+static void on_signal(int sig)
+{
+    int saved = errno;
+    if (sig != SIGCHLD) stop_asked++;
+    char c = (char)sig;
+    if (write(wake_pipe[1], &c, 1) < 0) errno = saved; /* full: a wake-up is pending anyway */
+    errno = saved;
+}
+
+static td_status signals_open(void)
+{
+    if (pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) < 0) return td_fail(TD_EIO, "pipe: %s", strerror(errno));
+    struct sigaction sa = {.sa_handler = on_signal};
+    sigaction(SIGCHLD, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGINT, &sa, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    return TD_OK;
+}
+
+/* Where our sibling programs are: beside this executable. */
+static td_status find_programs(td_local *l)
+{
+    ssize_t n = readlink("/proc/self/exe", l->bin_dir, sizeof l->bin_dir - 32);
+    if (n <= 0) return td_fail(TD_EIO, "cannot find this program's directory: %s", strerror(errno));
+    l->bin_dir[n] = 0;
+    char *slash = strrchr(l->bin_dir, '/');
+    if (slash) *slash = 0;
+    return TD_OK;
+}
+
+static char *arena_fmt(td_arena *a, const char *fmt, const char *x, int i)
+{
+    char text[256];
+    snprintf(text, sizeof text, fmt, x, i);
+    char *s = td_arena_strndup(a, text, strlen(text));
+    TD_CHECK(s);
+    return s;
+}
+
+static void child_main(td_local *l, const child *k, char **argv)
+{
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() == 1) _exit(1);
+    setpgid(0, 0); /* Ctrl-C goes to the supervisor alone, which then drains */
+    signal(SIGPIPE, SIG_DFL);
+    char path[4200];
+    snprintf(path, sizeof path, "%s/%s", l->bin_dir, argv[0]);
+    if (!strcmp(k->role, "router")) {
+        if (fcntl(l->ready_fd[1], F_SETFD, 0) < 0) _exit(127);
+    }
+    execv(path, argv);
+    fprintf(stderr, "cannot run %s: %s\n", path, strerror(errno));
+    _exit(127);
+}
+
+static td_status child_start(td_local *l, child *k)
+{
+    char *argv[MAX_ARGS];
+    bool router = !strcmp(k->role, "router");
+    td_arena a;
+    td_arena_init(&a, 1 << 20);
+    argv[0] = router ? "tandem-router" : "tandem-worker";
+    int n = td_conf_to_argv(l->conf, router ? TD_CONF_ROUTER : TD_CONF_WORKER, &a, argv + 1, MAX_ARGS - 12);
+    if (n < 0) {
+        td_arena_deinit(&a);
+        return td_fail(TD_EFULL, "too many options for a child process");
+    }
+    n++;
+    if (router) {
+        if (l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT) {
+            argv[n++] = "--router-bind";
+            argv[n++] = arena_fmt(&a, "ipc://%s/control", l->run_dir, 0);
+        }
+        argv[n++] = "--ready-fd";
+        argv[n++] = arena_fmt(&a, "%s%d", "", l->ready_fd[1]);
+    } else {
+        bool own = l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT;
+        argv[n++] = "--router";
+        argv[n++] = own ? arena_fmt(&a, "ipc://%s/control", l->run_dir, 0) : (char *)(uintptr_t)l->conf->router_bind;
+        if (l->conf->source[TD_CONF_ID_bulk_bind] == TD_CONF_DEFAULT) {
+            argv[n++] = "--bulk-bind";
+            argv[n++] = arena_fmt(&a, "ipc://%s/bulk%d", l->run_dir, k->index);
+        }
+        argv[n++] = "--role";
+        argv[n++] = arena_fmt(&a, "%s", k->role, 0);
+        argv[n++] = "--name";
+        argv[n++] = arena_fmt(&a, "%s-%d", k->role, k->index);
+    }
+    argv[n] = NULL;
+    pid_t pid = fork();
+    if (pid == 0) child_main(l, k, argv);
+    td_arena_deinit(&a);
+    if (pid < 0) return td_fail(TD_EIO, "fork: %s", strerror(errno));
+    k->pid = pid;
+    k->started_us = td_now_us();
+    k->restart_us = 0;
+    return TD_OK;
+}
+
+static void add_kids(td_local *l, const char *role, int n)
+{
+    for (int i = 0; i < n; i++) {
+        child *k = &l->kid[l->n_kid];
+        k->role = role;
+        k->index = l->n_kid++;
+    }
+}
+
+td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
+{
+    if (conf->prefill + conf->decode + conf->mixed == 0) return td_fail(TD_EBADREQ, "no workers: --prefill, --decode and --mixed are all 0");
+    td_local *l = td_xalloc(sizeof *l);
+    l->conf = conf;
+    l->quiet = quiet;
+    l->ready_fd[0] = l->ready_fd[1] = -1;
+    l->kid = td_xalloc(sizeof *l->kid * (size_t)(1 + conf->prefill + conf->decode + conf->mixed));
+    td_status s = find_programs(l);
+    if (s == TD_OK) s = signals_open();
+    if (s == TD_OK && pipe2(l->ready_fd, O_CLOEXEC | O_NONBLOCK) < 0) s = td_fail(TD_EIO, "pipe: %s", strerror(errno));
+    if (s == TD_OK) {
+        snprintf(l->run_dir, sizeof l->run_dir, "/tmp/tandem.XXXXXX"); /* short: a unix socket's path has at most 107 bytes */
+        if (!mkdtemp(l->run_dir)) s = td_fail(TD_EIO, "cannot make a runtime directory: %s", strerror(errno));
+    }
+    add_kids(l, "router", 1);
+    add_kids(l, "prefill", conf->prefill);
+    add_kids(l, "decode", conf->decode);
+    add_kids(l, "mixed", conf->mixed);
+    for (int i = 0; i < l->n_kid && s == TD_OK; i++) s = child_start(l, &l->kid[i]);
+    if (s < 0) {
+        td_local_stop(l);
+        return s;
+    }
+    *out = l;
+    return TD_OK;
+}
+
+static void reap(td_local *l, bool stopping)
+{
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        for (int i = 0; i < l->n_kid; i++) {
+            child *k = &l->kid[i];
+            if (k->pid != pid) continue;
+            k->pid = 0;
+            if (stopping) break;
+            int64_t now = td_now_us();
+            bool short_lived = now - k->started_us < 10 * 1000000;
+            k->backoff_us = short_lived && k->backoff_us ? TD_MIN(2 * k->backoff_us, 5000000) : 200000;
+            k->restart_us = now + k->backoff_us;
+            if (WIFSIGNALED(status)) TD_WARN("%s-%d was ended by signal %d", k->role, k->index, WTERMSIG(status));
+            else TD_WARN("%s-%d exited with status %d", k->role, k->index, WEXITSTATUS(status));
+            if (!l->ready && WIFEXITED(status) && WEXITSTATUS(status)) l->failed = true; /* it cannot even start: say so, do not loop */
+        }
+    }
+}
+
+/* Lines from the router: "listening PORT GRPC_PORT" and "ready TEXT". */
+static void read_ready(td_local *l)
+{
+    char c;
+    while (read(l->ready_fd[0], &c, 1) == 1) {
+        if (c != '\n') {
+            if (l->line_len < sizeof l->line - 1) l->line[l->line_len++] = c;
+            continue;
+        }
+        l->line[l->line_len] = 0;
+        l->line_len = 0;
+        if (!strncmp(l->line, "listening ", 10)) l->port = atoi(l->line + 10);
+        if (!strncmp(l->line, "ready ", 6)) {
+            l->ready = true;
+            if (!l->quiet) printf("%s\n", l->line + 6), fflush(stdout);
+        }
+    }
+}
+
+static void turn(td_local *l, int timeout_ms, bool stopping)
+{
+    int64_t now = td_now_us();
+    for (int i = 0; i < l->n_kid && !stopping; i++) {
+        child *k = &l->kid[i];
+        if (k->pid || !k->restart_us) continue;
+        if (k->restart_us <= now) {
+            TD_INFO("starting %s-%d again", k->role, k->index);
+            if (child_start(l, k) < 0) k->restart_us = now + 5000000;
+        } else {
+            timeout_ms = TD_MIN(timeout_ms, (int)((k->restart_us - now) / 1000) + 1);
+        }
+    }
+    struct pollfd p[2] = {{.fd = wake_pipe[0], .events = POLLIN}, {.fd = l->ready_fd[0], .events = POLLIN}};
+    poll(p, 2, timeout_ms);
+    char buf[64];
+    while (read(wake_pipe[0], buf, sizeof buf) > 0) {}
+    read_ready(l);
+    reap(l, stopping);
+}
+
+td_status td_local_wait_ready(td_local *l)
+{
+    while (!l->ready && !l->failed && !stop_asked) turn(l, 1000, false);
+    if (l->failed) return td_fail(TD_EIO, "a program of the cluster could not start (its message is above)");
+    return l->ready ? TD_OK : td_refuse(TD_EGONE, "stopped");
+}
+
+int td_local_port(const td_local *l) { return l->port; }
+
+int td_local_run(td_local *l)
+{
+    while (!stop_asked && !l->failed) turn(l, 1000, false);
+    return l->failed ? 1 : 0;
+}
+
+static bool signal_kids(td_local *l, int sig, bool routers, bool workers)
+{
+    bool any = false;
+    for (int i = 0; i < l->n_kid; i++) {
+        bool is_router = !strcmp(l->kid[i].role, "router");
+        if (!l->kid[i].pid || (is_router ? !routers : !workers)) continue;
+        any = true;
+        if (sig) kill(l->kid[i].pid, sig);
+    }
+    return any;
+}
+
+void td_local_stop(td_local *l)
+{
+    if (!l) return;
+    int64_t end = td_now_us() + DRAIN_US;
+    int asked = stop_asked;
+    signal_kids(l, SIGTERM, true, false);
+    while (signal_kids(l, 0, true, false) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);
+    signal_kids(l, SIGTERM, false, true);
+    while (signal_kids(l, 0, false, true) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);
+    signal_kids(l, SIGKILL, true, true);
+    while (signal_kids(l, 0, true, true)) turn(l, 200, true);
+    for (int i = 0; i <= l->n_kid; i++) { /* sockets that a killed child left */
+        char path[128];
+        if (i < l->n_kid) snprintf(path, sizeof path, "%s/bulk%d", l->run_dir, i);
+        else snprintf(path, sizeof path, "%s/control", l->run_dir);
+        unlink(path);
+    }
+    if (l->run_dir[0]) rmdir(l->run_dir);
+    for (int i = 0; i < 2; i++)
+        if (l->ready_fd[i] >= 0) close(l->ready_fd[i]);
+    free(l->kid);
+    free(l);
+}

@@ -1,0 +1,14 @@
+/* Cluster commands of an engine-only build (TD_CLUSTER=OFF): they say so. */
+// SPDX-License-Identifier: Apache-2.0
+#include "deploy/cli/cli.h"
+#include <stdio.h>
+
+static int absent(const char *name)
+{
+    fprintf(stderr, "tandem %s: this build has the engine only (configured with TD_CLUSTER=OFF)\n", name);
+    return 2;
+}
+
+int cmd_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("serve"); }
+int cmd_chat(int argc, char **argv) { return (void)argc, (void)argv, absent("chat"); }
+int cmd_bench_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("bench serve"); }

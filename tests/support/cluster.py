@@ -1,0 +1,204 @@
+"""A tandem cluster for tests: one router and any workers, started directly (so that a test can kill one), on free ports.
+
+    with Cluster(MODEL, prefill=1, decode=1, extra=["--page-size", "8"]) as c:
+        c.complete(prompt_ids, max_tokens=8) -> dict of /v1/completions
+        c.wait_clean()                        every page free or cached again
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release")
+BIN = os.path.join(BUILD, "bin")
+SHARED = os.path.join(os.path.dirname(ROOT), "shared")
+DEMO = os.path.join(ROOT, "deploy", "demo", "target")
+QUESTIONS = os.path.join(ROOT, "deploy", "demo", "questions.jsonl")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def skip(reason):
+    print("SKIP:", reason)
+    sys.exit(77)
+
+
+def questions():
+    with open(QUESTIONS) as f:
+        return [json.loads(line) for line in f]
+
+
+class Error(Exception):
+    def __init__(self, status, body):
+        super().__init__(f"HTTP {status}: {body[:500]}")
+        self.status = status
+        try:
+            self.error = json.loads(body)["error"]
+        except (ValueError, KeyError, TypeError):
+            self.error = None
+
+
+class Cluster:
+    def __init__(self, model=DEMO, prefill=1, decode=1, mixed=0, extra=(), router_extra=(), prefill_extra=(), decode_extra=(),
+                 mixed_extra=(), name="demo", tcp=False, ready=True, threads=1):
+        self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
+        self.port, self.grpc_port = free_port(), free_port()
+        self.model, self.extra, self.name, self.tcp, self.threads = model, list(extra), name, tcp, threads
+        self.control = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{self.dir}/control"
+        self.procs, self.n_started = {}, 0
+        self.role_extra = {"prefill": prefill_extra, "decode": decode_extra, "mixed": mixed_extra}
+        self._spawn("router", ["tandem-router", "--model", model, "--served-model-name", name, "--port", str(self.port), "--grpc-port",
+                               str(self.grpc_port), "--router-bind", self.control, *router_extra])
+        self.workers = []
+        for role, n in (("prefill", prefill), ("decode", decode), ("mixed", mixed)):
+            for _ in range(n):
+                self.start_worker(role)
+        if ready:
+            self.wait_ready()
+
+    def _spawn(self, label, argv):
+        log = open(os.path.join(self.dir, label + ".log"), "ab")
+        argv = [os.path.join(BIN, argv[0]), *argv[1:]]
+        self.procs[label] = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        log.close()
+        return label
+
+    def start_worker(self, role):
+        label = f"{role}{self.n_started}"
+        self.n_started += 1
+        bulk = "tcp://127.0.0.1:*" if self.tcp else f"ipc://{self.dir}/bulk{self.n_started}"
+        self._spawn(label, ["tandem-worker", "--model", self.model, "--role", role, "--router", self.control, "--bulk-bind", bulk, "--name", label,
+                            "--threads", str(self.threads), "--cache-dir", os.path.join(BUILD, "test-cache"), *self.extra, *self.role_extra[role]])
+        self.workers.append(label)
+        return label
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, tb):
+        if kind is not None:
+            self.dump()
+        self.close()
+
+    def dump(self, lines=25):
+        for label in self.procs:
+            text = self.log(label).splitlines()[-lines:]
+            print(f"--- {label}", *text, sep="\n", flush=True)
+
+    def log(self, label):
+        with open(os.path.join(self.dir, label + ".log"), errors="replace") as f:
+            return f.read()
+
+    def close(self):
+        for p in self.procs.values():
+            if p.poll() is None:
+                p.send_signal(signal.SIGCONT)
+                p.terminate()
+        for p in self.procs.values():
+            try:
+                p.wait(8)
+            except subprocess.TimeoutExpired:
+                p.kill()
+                p.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def get(self, path, timeout=20):
+        try:
+            with urllib.request.urlopen(self.url(path), timeout=timeout) as r:
+                return r.read().decode()
+        except urllib.error.HTTPError as e:
+            raise Error(e.code, e.read().decode(errors="replace")) from None
+
+    def post(self, path, body, timeout=120, headers=None):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        req = urllib.request.Request(self.url(path), data, {"Content-Type": "application/json", **(headers or {})})
+        try:
+            with urllib.request.urlopen(req, timeout=timeout) as r:
+                return json.loads(r.read())
+        except urllib.error.HTTPError as e:
+            raise Error(e.code, e.read().decode(errors="replace")) from None
+
+    def until(self, what, timeout, f):
+        end = time.monotonic() + timeout
+        last = None
+        while time.monotonic() < end:
+            try:
+                last = f()
+                if last:
+                    return last
+            except (OSError, Error) as e:
+                last = e
+            for label, p in self.procs.items():
+                if label == "router" and p.poll() is not None:
+                    raise AssertionError(f"router exited with {p.returncode} while waiting for {what}")
+            time.sleep(0.01)
+        raise AssertionError(f"not within {timeout} s: {what}; last: {last}")
+
+    def wait_ready(self, timeout=60):
+        self.until("ready", timeout, lambda: self.get("/readyz", 2) is not None and len(self.ledger()["workers"]) >= len(self.workers))
+
+    def ledger(self):
+        return json.loads(self.get("/debug/ledger"))
+
+    def is_clean(self):
+        """No live request, and on every worker each page is free or cached."""
+        d = self.ledger()
+        if d["requests"]:
+            return False
+        for w in d["workers"]:
+            for g in w["groups"]:
+                if g["free"] + g["cached"] != g["total"] or g["pinned"]:
+                    return False
+        return True
+
+    def wait_clean(self, timeout=10):
+        self.until("every page free or cached", timeout, self.is_clean)
+
+    def complete(self, prompt, **kw):
+        return self.post("/v1/completions", {"model": self.name, "prompt": prompt, "return_token_ids": True, **kw})
+
+    def chat(self, messages, **kw):
+        return self.post("/v1/chat/completions", {"model": self.name, "messages": messages, "return_token_ids": True, **kw})
+
+    def stream(self, path, body, timeout=120):
+        """Yield (seconds, event) of an SSE stream."""
+        req = urllib.request.Request(self.url(path), json.dumps({"model": self.name, "stream": True, **body}).encode(),
+                                     {"Content-Type": "application/json"})
+        with urllib.request.urlopen(req, timeout=timeout) as r:
+            for raw in r:
+                line = raw.decode().strip()
+                if line.startswith("data: "):
+                    if line == "data: [DONE]":
+                        return
+                    yield time.monotonic(), json.loads(line[6:])
+
+    def metric(self, name):
+        total = 0.0
+        for line in self.get("/metrics").splitlines():
+            m = re.match(re.escape(name) + r"(\{[^}]*\})? (\S+)$", line)
+            if m:
+                total += float(m.group(2))
+        return total
+
+    def kill(self, label, sig=signal.SIGKILL):
+        self.procs[label].send_signal(sig)
+        if sig == signal.SIGKILL:
+            self.procs[label].wait()
+            self.workers.remove(label)
