@@ -15,7 +15,7 @@ static int t_passed, t_failed;
         if (e) t_passed++;                                                            \
         else if (t_failed++ < 50) {                                                   \
             printf("%s:%d: failed: %s ", __FILE__, __LINE__, #e);                     \
-            printf("" __VA_ARGS__);                                                   \
+            printf(" " __VA_ARGS__);                                                  \
             printf("\n");                                                             \
         }                                                                             \
     } while (0)
