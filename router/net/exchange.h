@@ -41,12 +41,23 @@ typedef struct td_net_opts {
     int max_streams;             /* 256 concurrent HTTP/2 streams per connection */
     int64_t idle_us, header_us, body_us, slow_reader_us; /* 75 s, 10 s, 60 s, 30 s */
     size_t high_mark_bytes;      /* 1 MiB unsent response bytes */
+    int64_t drain_us;            /* 30 s: after td_net_stop, how long running exchanges may go on */
+    bool reuse_port;             /* several net threads on one port; otherwise a second server on the port is an error */
     void (*handler)(void *arg, td_exchange *x);
     void (*error_body)(void *arg, int status, const char *what, td_buf *out); /* JSON body for net's own errors */
     void *arg;
 } td_net_opts;
 
+/* Since the start of the thread; read on the net thread (from a post or a timer). */
+typedef struct td_net_counts {
+    uint64_t accepted, refused, requests, errors, lost, slow_readers, timeouts; /* lost: on_close calls */
+    int connections, exchanges;                                                 /* now */
+    size_t body_bytes;                                                          /* request bytes held now */
+} td_net_counts;
+
+/* Fills every 0 in the limits and times with the value in the comment above. */
 td_status td_net_open(const td_net_opts *o, td_net **out); /* binds and listens */
+void td_net_get_counts(const td_net *n, td_net_counts *out);
 void td_net_ports(const td_net *n, int *port, int *grpc_port); /* as bound */
 void td_net_run(td_net *n);                                /* the thread's body: returns after td_net_stop */
 void td_net_stop(td_net *n);                               /* any thread: stop accepting, GOAWAY, close idle, return when drained or at grace */
@@ -68,6 +79,8 @@ const char *td_exchange_peer(const td_exchange *x);  /* "127.0.0.1:1234" */
 bool td_exchange_is_h2(const td_exchange *x);
 int64_t td_exchange_received_us(const td_exchange *x); /* when the request was complete */
 
+void td_exchange_drop_body(td_exchange *x); /* the handler has copied what it needs: free the body before the long answer */
+
 /* The response. Header values are copied. Content-Length is added when finish follows the only write; otherwise chunked on
  * HTTP/1.1. trailers only on HTTP/2 (gRPC); NULL or n = 0 for none. finish without start on h2 sends trailers-only when `headers`
  * were never started: use td_exchange_reply for that. */
@@ -76,6 +89,7 @@ void td_exchange_write(td_exchange *x, const void *p, size_t n);
 void td_exchange_finish(td_exchange *x, const td_header *trailers, size_t n);
 void td_exchange_reply(td_exchange *x, int status, const td_header *h, size_t n, const void *body, size_t len); /* one HEADERS + END_STREAM when len 0 */
 void td_exchange_abort(td_exchange *x); /* drop the connection / RST_STREAM; no on_close */
+bool td_exchange_started(const td_exchange *x);
 size_t td_exchange_unsent(const td_exchange *x);
 void td_exchange_drop_unsent(td_exchange *x); /* h2 only: forget queued DATA so that trailers are not stuck behind flow control */
 
