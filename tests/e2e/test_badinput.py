@@ -1,0 +1,133 @@
+"""Bad input: a clear error in OpenAI's shape or a clean close; nothing lost, others undisturbed (a stream runs beside it all the time).
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import socket
+import threading
+import time
+
+from support.cluster import Cluster, Error, questions
+
+passed = 0
+
+
+def ok(what):
+    global passed
+    passed += 1
+    print("ok", what, flush=True)
+
+
+Q = questions()[0]
+with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
+    def raw(data, wait=5.0, hold=0.0):
+        """Send bytes, return everything that comes back until the server closes or `wait` s pass."""
+        with socket.create_connection(("127.0.0.1", c.port), timeout=wait) as s:
+            out = b""
+            try:
+                s.sendall(data)
+                time.sleep(hold)
+                while True:
+                    part = s.recv(65536)
+                    if not part:
+                        break
+                    out += part
+                    if b"\r\n\r\n" in out:
+                        head, _, body = out.partition(b"\r\n\r\n")
+                        for line in head.split(b"\r\n"):
+                            if line.lower().startswith(b"content-length:") and len(body) >= int(line.split(b":")[1]):
+                                return out
+            except (TimeoutError, ConnectionResetError, BrokenPipeError):
+                pass
+            return out
+
+    def status(data, **kw):
+        out = raw(data, **kw)
+        return int(out.split(b" ", 2)[1]) if out.startswith(b"HTTP/1.1 ") else 0
+
+    def rejected(path, body, want=400, code=None, param=None):
+        try:
+            r = c.post(path, body)
+        except Error as e:
+            assert e.status == want, (body, e.status, str(e))
+            assert e.error and e.error["message"] and e.error["type"], (body, str(e))
+            assert code is None or e.error["code"] == code, (body, e.error)
+            assert param is None or e.error["param"] == param, (body, e.error)
+            return
+        raise AssertionError(f"accepted: {str(body)[:200]} -> {str(r)[:200]}")
+
+    stop = threading.Event()
+    streamed = []
+
+    def beside():
+        want = None
+        while not stop.is_set():
+            ids = []
+            for _, ev in c.stream("/v1/completions", dict(prompt=Q["prompt_ids"], max_tokens=60, temperature=0.7, seed=3, return_token_ids=True)):
+                for ch in ev.get("choices", []):
+                    ids += ch.get("token_ids") or []
+            want = want or ids
+            streamed.append(ids == want and len(ids) > 5)
+            stop.wait(0.05)
+
+    t = threading.Thread(target=beside)
+    t.start()
+    chat = lambda **kw: {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **kw}  # noqa: E731
+    comp = lambda **kw: {"model": "demo", "prompt": "hi", **kw}  # noqa: E731
+    for body in (b"", b"{", b"[]", b"null", b'{"model": "demo"', b'{"model": "demo",}', b"\xff\xfe", b'{"a": 1e999e}', b"[" * 100000, b'{"a":' * 5000):
+        rejected("/v1/chat/completions", body)
+        rejected("/v1/completions", body)
+    ok("malformed JSON")
+    rejected("/v1/chat/completions", chat(model="nope"), 404, "model_not_found")
+    rejected("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, 400, param="model")
+    rejected("/v1/completions", comp(prompt=[20] * 5000), 400, "context_length_exceeded")
+    rejected("/v1/completions", comp(max_tokens=100000), 400, "context_length_exceeded")
+    rejected("/v1/chat/completions", chat(messages=[{"role": "user", "content": "word " * 6000}]), 400, "context_length_exceeded")
+    ok("unknown model, too long a prompt")
+    for kw in (dict(temperature="hot"), dict(temperature=-1), dict(temperature=2.5), dict(top_p=0), dict(top_p=1.5), dict(n=0), dict(n=100000), dict(n=1.5),
+               dict(max_tokens=0), dict(max_tokens=-1), dict(max_tokens="x"), dict(seed="x"), dict(stop=5), dict(stop=["a"] * 100), dict(stop=[1]),
+               dict(presence_penalty=9), dict(frequency_penalty=-9), dict(logit_bias={"x": 1}), dict(logit_bias={"999999": 1}), dict(logit_bias=[1]),
+               dict(stream="yes"), dict(top_k="a"), dict(min_p=2), dict(repetition_penalty=0), dict(min_tokens=-1), dict(stop_token_ids=[10**9])):
+        rejected("/v1/chat/completions", chat(**kw), param=next(iter(kw)))
+    for body in (comp(temperature=float("nan")), comp(temperature=float("inf"))):
+        rejected("/v1/completions", json.dumps(body).encode())
+    for p in ([], "", [[]], [99999], [-1], [1.5], ["a", 1], 5, None, {"a": 1}, [[1, "a"]], [2**40]):
+        rejected("/v1/completions", comp(prompt=p), param="prompt")
+    for m in ([], "x", [5], [{}], [{"role": "user"}], [{"role": 5, "content": "x"}], None):
+        rejected("/v1/chat/completions", chat(messages=m))
+    rejected("/v1/chat/completions", chat(top_logprobs=99, logprobs=True))
+    rejected("/v1/completions", comp(logprobs=99))
+    for field, value in (("response_format", {"type": "json_object"}), ("suffix", "x"), ("best_of", 5)):
+        rejected("/v1/completions" if field != "response_format" else "/v1/chat/completions", (comp if field != "response_format" else chat)(**{field: value}),
+                 400, "unsupported_parameter", field)
+    assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1)["choices"]
+    ok("wrong types, ranges, token ids; unsupported named, unknown ignored")
+    rejected("/v1/nothing", {}, 404)
+    assert status(b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n") == 405
+    big = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n"
+    assert status(big) == 413
+    assert status(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 200) for i in range(2000)) + b"\r\n") == 431
+    both = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert status(both) == 400
+    assert status(b"GARBAGE\r\n\r\n") == 400
+    assert status(b"GET /livez HTTP/1.1\r\n\r\n") == 400
+    assert status(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") == 200
+    ok("HTTP: 404, 405, 413, 431, both lengths, garbage")
+    body = json.dumps(comp(prompt=Q["prompt_ids"], stream=True, max_tokens=1500, ignore_eos=True)).encode()
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    slow = socket.create_connection(("127.0.0.1", c.port))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    slow.sendall(post)  # and never reads
+    gone = [socket.create_connection(("127.0.0.1", c.port)) for _ in range(20)]
+    for i, s in enumerate(gone):
+        s.sendall(post[: len(post) * (i + 1) // 20])
+        s.close()
+    n = len(streamed)
+    c.until("the stream beside goes on", 20, lambda: len(streamed) > n + 2)
+    slow.close()
+    ok("a slow reader, clients that leave in the middle of a request")
+    stop.set()
+    t.join()
+    assert all(streamed) and streamed, "the stream beside was disturbed"
+    c.wait_clean()
+    ok(f"{len(streamed)} streams beside, all undisturbed; every page back")
+print(f"{passed} passed, 0 failed")
