@@ -1,0 +1,87 @@
+"""What the hand-off costs, and how fast a cluster starts.
+
+    python tests/bench/handoff.py [--rounds 7] [--shape 1b] [--only start|handoff]
+
+start:   from exec of `tandem serve` on the demo model (built, page cache warm) to the first streamed byte of a request sent at once: < 1 s.
+handoff: time to the second token, disaggregated minus mixed, on an idle machine, 512 and 2,048 tokens of the shape: <= 5 % of TTFT;
+         transfer_exposed_ms <= 10 % of transfer_ms. Interleaved: one request to each cluster in turn.
+SPDX-License-Identifier: Apache-2.0
+"""
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from support.cluster import BIN, DEMO, ROOT, Cluster, free_port  # noqa: E402
+
+p = argparse.ArgumentParser()
+p.add_argument("--rounds", type=int, default=7)
+p.add_argument("--dir", default=os.path.join(ROOT, "build", "bench", "1b"))
+p.add_argument("--only", choices=["start", "handoff"])
+p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+a = p.parse_args()
+report = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --rounds %d" % a.rounds}
+
+
+def first_byte(port):
+    body = json.dumps({"model": "demo", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "Add 770 and 605."}]})
+    while True:
+        try:
+            h = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            h.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            r = h.getresponse()
+            while True:  # the first event that carries text
+                line = r.readline()
+                if not line:
+                    raise SystemExit("the stream ended without text")
+                if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                    return
+        except ConnectionRefusedError:
+            time.sleep(0.002)
+
+
+if a.only != "handoff":
+    times = []
+    for i in range(a.rounds + 1):
+        port = free_port()
+        t = time.monotonic()
+        s = subprocess.Popen([os.path.join(BIN, "tandem"), "serve", DEMO, "--served-model-name", "demo", "--port", str(port), "--grpc-port", "0", "--log-level", "warn"],
+                             stdout=subprocess.DEVNULL)
+        first_byte(port)
+        times.append(time.monotonic() - t)
+        s.terminate()
+        s.wait()
+    times = times[1:]  # the first one packs the weights
+    report["start_s"] = {"median": round(statistics.median(times), 3), "max": round(max(times), 3)}
+    print(f"exec of tandem serve to the first streamed byte: median {statistics.median(times):.3f} s, max {max(times):.3f} s of {a.rounds}")
+
+if a.only != "start":
+    extra = ["--max-model-len", "4096", "--kv-memory", "512M", "--no-prefix-cache", "--threads", "2"]
+    with Cluster(a.dir, prefill=1, decode=1, name="m", extra=extra, threads=2, ready=False) as dis, \
+            Cluster(a.dir, prefill=0, decode=0, mixed=1, name="m", extra=extra, threads=2, ready=False) as mix:
+        dis.wait_ready(300)
+        mix.wait_ready(300)
+        for n in (512, 2048):
+            rows = {"dis": [], "mix": []}
+            for r in range(a.rounds + 1):
+                ids = [(r * 7919 + i * 104729) % 100000 + 100 for i in range(n)]
+                for name, c in (("mix", mix), ("dis", dis)):
+                    rows[name].append(c.complete(ids, max_tokens=8, temperature=0, ignore_eos=True)["timings"])
+            med = {k: {f: statistics.median(x[f] for x in v[1:]) for f in ("ttft_ms", "second_token_ms", "prefill_ms", "transfer_ms", "transfer_exposed_ms", "kv_bytes_shipped")}
+                   for k, v in rows.items()}
+            extra_ms = statistics.median(d["second_token_ms"] - m["second_token_ms"] for d, m in zip(rows["dis"][1:], rows["mix"][1:]))
+            share = extra_ms / med["mix"]["ttft_ms"]
+            exposed = med["dis"]["transfer_exposed_ms"] / max(med["dis"]["transfer_ms"], 1e-9)
+            report[f"handoff_{n}"] = {"disaggregated": med["dis"], "mixed": med["mix"], "second_token_extra_ms": round(extra_ms, 2), "of_ttft": round(share, 4), "exposed_of_transfer": round(exposed, 4)}
+            print(f"{n} tokens: second token {med['dis']['second_token_ms']:.1f} ms disaggregated, {med['mix']['second_token_ms']:.1f} ms mixed: {extra_ms:+.1f} ms = {100 * share:.1f} % of TTFT; "
+                  f"transfer {med['dis']['transfer_ms']:.1f} ms, exposed {med['dis']['transfer_exposed_ms']:.1f} ms = {100 * exposed:.1f} %")
+os.makedirs(a.out, exist_ok=True)
+path = os.path.join(a.out, "handoff.json")
+old = json.load(open(path)) if os.path.exists(path) else {}
+old.update(report)
+json.dump(old, open(path, "w"), indent=1)
