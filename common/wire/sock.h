@@ -1,12 +1,12 @@
 /* common/wire/sock.h - ZeroMQ sockets as this project uses them: ROUTER that binds, DEALER that connects. The only user of zmq.h.
  *
  * Options set on every socket (reasons in README.md): ROUTER_MANDATORY, ROUTER_HANDOVER, IMMEDIATE, LINGER 0, bounded HWM and message size,
- * HANDSHAKE_IVL, TCP keepalive, no ZMTP heartbeats (ours are in control.proto), CURVE when keys are given.
+ * HANDSHAKE_IVL, RECONNECT_IVL with backoff, TCP keepalive, no ZMTP heartbeats (ours are in control.proto), CURVE when keys are given.
  *
  * Rules:     1. send and recv never block. send: AGAIN (peer's queue full), EGONE (no such peer). A message has 1 or 2 parts.
  *            2. Readiness: wait for td_sock_fd() to become readable, then recv until AGAIN; after every send and before every wait ask
  *               td_sock_ready() (ZMQ_FD is edge-triggered): if true, do not sleep.
- * Ownership: recv's parts are borrowed until the next recv on that socket, unless taken with td_sock_take.
+ * Ownership: recv's parts are borrowed until the next recv on (or the close of) that socket.
  * Threads:   a socket belongs to the thread that opened it; the context is shared. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_WIRE_SOCK_H
@@ -29,6 +29,7 @@ typedef struct td_sock_opts {
     size_t max_message_bytes;    /* per part; larger ones drop the peer. Control 8 MiB, bulk frame + 64 KiB */
     int hwm;                     /* messages queued per peer and direction. Control 10000, bulk 64 */
     const td_curve *curve;
+    int linger_ms;               /* how long close lets queued messages leave; 0: not at all */
 } td_sock_opts;
 
 td_zctx *td_zctx_open(void);
@@ -41,7 +42,7 @@ int td_sock_fd(const td_sock *s);
 bool td_sock_ready(td_sock *s);  /* something to receive now */
 
 typedef struct td_part { const void *p; size_t n; } td_part;
-/* ROUTER: id names the peer; DEALER: id NULL. */
+/* ROUTER: id names the peer; DEALER: id NULL. All or nothing. */
 td_status td_sock_send(td_sock *s, const void *id, size_t id_bytes, const td_part *part, int n_parts);
 /* Like send for one header part and one payload handed over without copying; free_fn(payload, hint) runs on a ZeroMQ thread, also on failure. */
 td_status td_sock_send_owned(td_sock *s, const void *id, size_t id_bytes, td_part head, void *payload, size_t n,
@@ -51,7 +52,10 @@ td_status td_sock_recv(td_sock *s, td_part *id, td_part part[2], int *n_parts);
 uint64_t td_sock_dropped(const td_sock *s);
 
 bool td_endpoint_is_local(const char *endpoint); /* ipc, or a loopback address */
+/* Keys. A cluster has one key pair: every process holds the secret, connects with it, and a bound socket accepts only clients that prove
+ * the same public key (ZAP). Files hold the 40 Z85 characters of a key; the public one is derived. server_public_file NULL: the own key. */
 td_status td_curve_load(td_curve *c, const char *secret_file, const char *server_public_file);
-void td_curve_generate(td_curve *c);
+void td_curve_generate(td_curve *c); /* server_key = its own public key */
+td_status td_curve_save(const td_curve *c, const char *secret_file, const char *public_file); /* mode 0600 / 0644; either may be NULL */
 
 #endif
