@@ -65,10 +65,16 @@ static void test_row(void)
     for (int s = 0; s < 4; s++)
         for (uint32_t id0 = 0; id0 < 9; id0++)
             for (uint32_t n = 0; n < N; n = n * 2 + 1) {
-                row[n] = scalar[n] = 42;
-                td_gumbel_row(seeds[s], 77 * id0, (3 << 8) | TD_RNG_DRAFT, id0 + 1000, n, row);
-                td_gumbel_row_scalar(seeds[s], 77 * id0, (3 << 8) | TD_RNG_DRAFT, id0 + 1000, n, scalar);
-                T_OK(!memcmp(row, scalar, n * sizeof *row) && row[n] == 42 && scalar[n] == 42, "seed %d id0 %u n %u", s, id0, n);
+                uint32_t position = 77 * id0, stream = (3 << 8) | TD_RNG_DRAFT;
+                scalar[n] = 42;
+                T_OK(td_gumbel_row_path(0, seeds[s], position, stream, id0 + 1000, n, scalar));
+                for (int path = 1; path <= 3; path++) { /* 3: the one chosen for this machine */
+                    row[n] = 42;
+                    if (path == 3) td_gumbel_row(seeds[s], position, stream, id0 + 1000, n, row);
+                    else if (!td_gumbel_row_path(path, seeds[s], position, stream, id0 + 1000, n, row)) continue;
+                    T_OK(!memcmp(row, scalar, n * sizeof *row) && row[n] == 42 && scalar[n] == 42,
+                         "path %d seed %d id0 %u n %u", path, s, id0, n);
+                }
                 for (uint32_t i = 0; i < n; i += 13) {
                     float g[4];
                     td_gumbel4(seeds[s], 77 * id0, (3 << 8) | TD_RNG_DRAFT, (id0 + 1000 + i) / 4, g);
