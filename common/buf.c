@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/buf.c - growable bytes; JSON strings and numbers are here because every writer of JSON writes into a td_buf. */
+/* common/buf.c - growable bytes; JSON strings and numbers are here because every writer of JSON writes into a
+ * td_buf. */
 #include "common/buf.h"
 #include "common/utf8.h"
 #include <math.h>
@@ -29,7 +30,7 @@ void td_buf_reset(td_buf *b)
     if (b->p) b->p[0] = '\0';
 }
 
-/* Room for n more bytes and the NUL; false marks the buffer full. Doubles, so appends cost O(1) on average. */
+/* Room for n more bytes and the NUL; false marks the buffer full. Doubles: appends cost O(1) on average. */
 static bool reserve(td_buf *b, size_t n)
 {
     if (b->full) return false;
@@ -128,8 +129,9 @@ void td_buf_json_str(td_buf *b, const char *s, size_t n)
     td_buf_chr(b, '"');
 }
 
-/* Digits of the shortest decimal that reads back as v > 0, and its exponent: v = 0.d1d2d3... * 10^*point. 15 digits always
- * survive a round trip unless v is subnormal, and %e drops nothing we need, so at most three tries in the common case. */
+/* Digits of the shortest decimal that reads back as v > 0, and its exponent: v = 0.d1d2d3... * 10^*point. 15
+ * digits always survive a round trip unless v is subnormal, and %e drops nothing we need, so at most three
+ * tries in the common case. */
 static int shortest_digits(double v, char digits[20], int *point)
 {
     char t[40];
@@ -163,7 +165,8 @@ void td_buf_json_num(td_buf *b, double v)
     char d[20];
     int point, n = shortest_digits(v, d, &point);
     if (point < -3 || point > 16) {
-        td_buf_fmt(b, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", d[0], d + 1, point < 1 ? '-' : '+', abs(point - 1));
+        char sign = point < 1 ? '-' : '+';
+        td_buf_fmt(b, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", d[0], d + 1, sign, abs(point - 1));
     } else if (point <= 0) {
         td_buf_fmt(b, "0.%.*s%s", -point, "000", d);
     } else if (n <= point) {

@@ -24,8 +24,8 @@ void td_buf_add(td_buf *b, const void *p, size_t n);
 void td_buf_str(td_buf *b, const char *s);
 void td_buf_chr(td_buf *b, char c);
 void td_buf_fmt(td_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void td_buf_json_str(td_buf *b, const char *s, size_t n); /* quoted and escaped; invalid UTF-8 becomes U+FFFD */
-void td_buf_json_num(td_buf *b, double v);                /* shortest form that reads back equal; NaN/inf -> null */
+void td_buf_json_str(td_buf *b, const char *s, size_t n); /* quoted, escaped; bad UTF-8 becomes U+FFFD */
+void td_buf_json_num(td_buf *b, double v); /* Python's repr: shortest that reads back; NaN/inf: null */
 void td_buf_drop_front(td_buf *b, size_t n);
 bool td_buf_ok(const td_buf *b);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/chan.c - head and tail count up without wrapping to the ring; each side keeps a stale copy of the other's counter, so
- * that the shared cache line is read only when the ring looks full or empty. Every push signals: a consumer that stops
- * early is woken by the next message. */
+/* common/chan.c - head and tail count up without wrapping to the ring; each side keeps a stale copy of the
+ * other's counter, so that the shared cache line is read only when the ring looks full or empty. Every push
+ * signals: a consumer that stops early is woken by the next message. */
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/status.h"

@@ -1,9 +1,11 @@
 /* common/chan.h - bounded single-producer single-consumer ring of pointers, with a wake-up.
  *
- * The pointed-to object moves with the message: the sender may not touch it after a successful push. The consumer waits on
- * td_chan_fd() (an eventfd, level-readable while anything may be queued); one eventfd may serve several channels.
- * Rules: 1. push fails (false) when full: the producer applies back-pressure. 2. drain: call td_chan_clear() first, then pop
- * until NULL; a message pushed in between signals again, so none is lost.
+ * The pointed-to object moves with the message: the sender may not touch it after a successful push. The
+ * consumer waits on td_chan_fd() (an eventfd, level-readable while anything may be queued); one eventfd may
+ * serve several channels.
+ * Rules: 1. push fails (false) when full: the producer applies back-pressure.
+ *        2. drain: call td_chan_clear() first, then pop until NULL; a message pushed in between signals again,
+ *           so none is lost.
  * Threads: exactly one producer and one consumer thread per channel. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_CHAN_H
@@ -13,8 +15,9 @@
 
 typedef struct td_chan td_chan;
 
-td_chan *td_chan_open(unsigned capacity, int wake_fd); /* wake_fd -1: own eventfd; else borrowed (shared wake-up) */
-void td_chan_close(td_chan *c);                        /* queued pointers are the caller's business: pop them first */
+/* wake_fd -1: own eventfd; else borrowed (shared wake-up). NULL: no eventfd to be had (td_reason). */
+td_chan *td_chan_open(unsigned capacity, int wake_fd);
+void td_chan_close(td_chan *c); /* queued pointers are the caller's business: pop them first */
 bool td_chan_push(td_chan *c, void *msg);
 void *td_chan_pop(td_chan *c);                         /* NULL: empty */
 int td_chan_fd(const td_chan *c);

@@ -1,5 +1,5 @@
-/* common/check.h - assertions for programmer errors, never for input. TD_CHECK is always on; TD_ASSERT only in
- * debug and sanitizer builds (TD_DEBUG). Both print file, line and expression, then abort. */
+/* common/check.h - assertions for programmer errors, never for input. TD_CHECK is always on; TD_ASSERT only
+ * in debug and sanitizer builds (TD_DEBUG). Both print file, line and expression, then abort. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_CHECK_H
 #define TD_COMMON_CHECK_H

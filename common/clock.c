@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/clock.c - see clock.h. A fake time replaces both clocks that decisions read; spinning always uses the real one. */
+/* common/clock.c - see clock.h. A fake time replaces both clocks that decisions read; spinning always uses
+ * the real one. */
 #include "common/clock.h"
 #include <stdatomic.h>
 #include <time.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/conf.c - a table made from TD_CONF_MAP and a few functions that walk it. Flags are read first (so that --help and their
- * errors do not depend on the environment), then the environment, then the file; a source never overrides a stronger one. */
+/* common/conf.c - a table made from TD_CONF_MAP and a few functions that walk it. Flags are read first (so
+ * that --help and their errors do not depend on the environment), then the environment, then the file; a
+ * source never overrides a stronger one. */
 #include "common/conf.h"
 #include "common/check.h"
 #include <ctype.h>
@@ -65,7 +66,8 @@ static td_status out_of_range(const option *o, const char *value)
     char lo[32], hi[32];
     number_text(o, o->lo, lo);
     number_text(o, o->hi, hi);
-    return td_refuse(TD_EBADREQ, "%s: %s is out of range: %s to %s%s%s", o->name, value, lo, hi, *o->unit ? " " : "", o->unit);
+    return td_refuse(TD_EBADREQ, "%s: %s is out of range: %s to %s%s%s", o->name, value, lo, hi,
+                     *o->unit ? " " : "", o->unit);
 }
 
 static td_status not_a(const option *o, const char *value, const char *what)
@@ -91,7 +93,8 @@ static td_status read_int(const option *o, const char *value, int64_t *out)
             if (*end == 'B') end++;
         }
     }
-    if (!numeric || *end) return not_a(o, value, o->type == BYTES ? "a number of bytes (such as 512M)" : "a whole number");
+    if (!numeric || *end)
+        return not_a(o, value, o->type == BYTES ? "a number of bytes (such as 512M)" : "a whole number");
     if (errno || v > INT64_MAX >> shift || v < -(INT64_MAX >> shift)) return out_of_range(o, value);
     *out = v * (1ll << shift);
     return (double)*out < o->lo || (double)*out > o->hi ? out_of_range(o, value) : TD_OK;
@@ -111,7 +114,8 @@ static td_status read_real(const option *o, const char *value, double *out)
 {
     char *end;
     double v = strtod(value, &end);
-    if (end == value || *end || isspace((unsigned char)*value) || isnan(v)) return not_a(o, value, "a number");
+    if (end == value || *end || isspace((unsigned char)*value) || isnan(v))
+        return not_a(o, value, "a number");
     if (v < o->lo || v > o->hi) return out_of_range(o, value);
     *out = v;
     return TD_OK;
@@ -179,7 +183,8 @@ static td_status assign(td_conf *c, const option *o, const char *value, td_conf_
 void td_conf_init(td_conf *c)
 {
     memset(c, 0, sizeof *c);
-    for (size_t i = 0; i < TD_CONF_COUNT; i++) TD_CHECK(assign(c, &options[i], options[i].dflt, TD_CONF_DEFAULT) == TD_OK);
+    for (size_t i = 0; i < TD_CONF_COUNT; i++)
+        TD_CHECK(assign(c, &options[i], options[i].dflt, TD_CONF_DEFAULT) == TD_OK);
 }
 
 void td_conf_deinit(td_conf *c)
@@ -211,9 +216,8 @@ static int distance(const char *a, size_t na, const char *b, size_t nb)
 
 static const option *find(const char *name, size_t n, unsigned programs)
 {
-    for (size_t i = 0; i < TD_CONF_COUNT; i++)
-        if ((options[i].programs & programs) && strlen(options[i].name) == n && !memcmp(options[i].name, name, n))
-            return &options[i];
+    for (const option *o = options; o < options + TD_CONF_COUNT; o++)
+        if ((o->programs & programs) && strlen(o->name) == n && !memcmp(o->name, name, n)) return o;
     return NULL;
 }
 
@@ -232,9 +236,12 @@ static const char *nearest(const char *name, size_t n, unsigned programs)
 }
 
 static const struct { unsigned bit; const char *name, *arguments; } programs[] = {
-    {TD_CONF_ROUTER, "tandem-router", ""},          {TD_CONF_WORKER, "tandem-worker", ""},
-    {TD_CONF_SERVE, "tandem serve", " [MODEL]"},     {TD_CONF_CHAT, "tandem chat", ""},
-    {TD_CONF_BENCH_ENGINE, "tandem bench engine", " [MODEL]"}, {TD_CONF_BENCH_SERVE, "tandem bench serve", ""},
+    {TD_CONF_ROUTER, "tandem-router", ""},
+    {TD_CONF_WORKER, "tandem-worker", ""},
+    {TD_CONF_SERVE, "tandem serve", " [MODEL]"},
+    {TD_CONF_CHAT, "tandem chat", ""},
+    {TD_CONF_BENCH_ENGINE, "tandem bench engine", " [MODEL]"},
+    {TD_CONF_BENCH_SERVE, "tandem bench serve", ""},
     {TD_CONF_LOGITS, "tandem logits", " [MODEL]"},
 };
 
@@ -276,8 +283,10 @@ static void print_option(const option *o)
 static void print_help(unsigned program)
 {
     size_t p = program_index(program);
-    printf("usage: %s [options]%s\n\nA flag wins over its environment variable, that over the --config file (`name: value` lines),\n"
-           "that over the default.\n\n", programs[p].name, programs[p].arguments);
+    printf("usage: %s [options]%s\n\n"
+           "A flag wins over its environment variable, that over the --config file (`name: value` lines),\n"
+           "that over the default.\n\n",
+           programs[p].name, programs[p].arguments);
     for (size_t i = 0; i < TD_CONF_COUNT; i++)
         if (options[i].programs & program) print_option(&options[i]);
     printf("  -h, --help\n          print this\n      --version\n          print the version\n");
@@ -325,8 +334,8 @@ static td_status take_flag(td_conf *c, unsigned program, int argc, char **argv, 
     return assign(c, o, value, TD_CONF_FLAG);
 }
 
-static td_status take_argv(td_conf *c, unsigned program, int argc, char **argv, const char **positional, int max,
-                           int *n_positional)
+static td_status take_argv(td_conf *c, unsigned program, int argc, char **argv, const char **positional,
+                           int max, int *n_positional)
 {
     bool flags = true;
     for (int i = 1; i < argc; i++) {
@@ -385,6 +394,12 @@ static td_status line_value(char **value)
     return TD_OK;
 }
 
+static td_status unknown_option(const char *name)
+{
+    return td_refuse(TD_EBADREQ, "unknown option '%.64s': did you mean %s?", name,
+                     nearest(name, strlen(name), ~0u));
+}
+
 static td_status take_line(td_conf *c, unsigned program, char *line)
 {
     line = trim(line, line + strlen(line));
@@ -395,8 +410,7 @@ static td_status take_line(td_conf *c, unsigned program, char *line)
     char *name = trim(line, colon);
     TD_TRY(line_value(&value));
     const option *o = find(name, strlen(name), ~0u);
-    if (!o)
-        return td_refuse(TD_EBADREQ, "unknown option '%.64s': did you mean %s?", name, nearest(name, strlen(name), ~0u));
+    if (!o) return unknown_option(name);
     if (o - options == TD_CONF_ID_config) return td_refuse(TD_EBADREQ, "a config file cannot name another");
     if (!(o->programs & program) || c->source[o - options] > TD_CONF_FILE) {
         td_conf scratch = {0}; /* checked all the same, so that one bad line stops every program alike */
@@ -418,8 +432,10 @@ static td_status read_file(const char *path, char **text)
         return TD_OK;
     }
     free(t);
-    return td_refuse(TD_EBADREQ, "config file %s: %s", path,
-                     failed ? "cannot be read" : n > FILE_BYTES ? "larger than 1 MiB" : "contains a zero byte");
+    const char *why = failed           ? "cannot be read"
+                      : n > FILE_BYTES ? "larger than 1 MiB"
+                                       : "contains a zero byte";
+    return td_refuse(TD_EBADREQ, "config file %s: %s", path, why);
 }
 
 static td_status take_file(td_conf *c, unsigned program)
@@ -436,8 +452,8 @@ static td_status take_file(td_conf *c, unsigned program)
     return TD_OK;
 }
 
-td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, const char **positional, int max_positional,
-                        int *n_positional)
+td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, const char **positional,
+                        int max_positional, int *n_positional)
 {
     td_conf_init(c);
     int count = 0;
@@ -458,8 +474,7 @@ td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, con
 td_status td_conf_set(td_conf *c, const char *name, const char *value)
 {
     const option *o = find(name, strlen(name), ~0u);
-    if (!o)
-        return td_refuse(TD_EBADREQ, "unknown option '%.64s': did you mean %s?", name, nearest(name, strlen(name), ~0u));
+    if (!o) return unknown_option(name);
     return assign(c, o, value, TD_CONF_FLAG);
 }
 
@@ -519,7 +534,8 @@ int td_conf_to_argv(const td_conf *c, unsigned program, td_arena *a, char **argv
         bool unchanged = same_value(o, field_const(c, o), field_const(&dflt, o));
         if (!(o->programs & program) || (o->programs & TD_CONF_OWN)) continue;
         if (unchanged && c->source[i] == TD_CONF_DEFAULT) continue;
-        if ((o->programs & TD_CONF_SECRET) && (c->source[i] == TD_CONF_ENV || c->source[i] == TD_CONF_FILE)) continue;
+        bool hidden = c->source[i] == TD_CONF_ENV || c->source[i] == TD_CONF_FILE;
+        if ((o->programs & TD_CONF_SECRET) && hidden) continue;
         char *word = n + 1 < max ? render(c, o, a) : NULL;
         if (!word) return -1;
         argv[n++] = word;

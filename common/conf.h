@@ -1,16 +1,22 @@
-/* common/conf.h - every option of every program in one list: TD_CONF_MAP makes the struct, the parser, the help text and the argv
- * handed to child processes.
+/* common/conf.h - every option of every program in one list: TD_CONF_MAP makes the struct, the parser, the
+ * help text and the argv handed to child processes.
  *
- * Rules:     1. Precedence: flag (`--max-num-seqs 8`, `--max-num-seqs=8`, `-p 8`; booleans `--insecure`, `--no-insecure`,
- *               `--insecure=false`), then environment (TANDEM_MAX_NUM_SEQS; empty counts as unset), then the file of
- *               --config (lines `max-num-seqs: 8`, `#` comments, optional quotes), then the default.
- *            2. An unknown flag or key is an error that names the nearest known one. A file or environment may hold options of
- *               other programs (one file for a cluster); a flag may not. Every value is checked, wherever it came from.
- *            3. Numbers take their unit from the list; bytes take K, M, G, T (powers of 1024); "auto" is stored as 0.
- *            4. Secret options that came from the environment or a file never go to a child's argv: it reads them there too.
- * Ownership: strings belong to argv, the environment, or the config text kept in td_conf (freed by td_conf_deinit).
+ * Rules:     1. Precedence: flag (`--max-num-seqs 8`, `--max-num-seqs=8`, `-p 8`; booleans `--insecure`,
+ *               `--no-insecure`, `--insecure=false`), then environment (TANDEM_MAX_NUM_SEQS; empty counts as
+ *               unset), then the file of --config (lines `max-num-seqs: 8`, `#` comments, optional quotes),
+ *               then the default.
+ *            2. An unknown flag or key is an error that names the nearest known one. A file or environment
+ *               may hold options of other programs (one file for a cluster); a flag may not. Every value is
+ *               checked, wherever it came from.
+ *            3. Numbers take their unit from the list; bytes take K, M, G, T (powers of 1024); "auto" is
+ *               stored as 0.
+ *            4. Secret options that came from the environment or a file never go to a child's argv: it reads
+ *               them there too.
+ * Ownership: strings belong to argv, the environment, or the config text kept in td_conf (freed by
+ *            td_conf_deinit).
  * Threads:   parse on one thread, then read-only.
- * Errors:    TD_EBADREQ with td_reason(); TD_AGAIN after --help or --version printed: exit 0. Limits: config file 1 MiB. */
+ * Errors:    TD_EBADREQ with td_reason(); TD_AGAIN after --help or --version printed: exit 0. Limits: config
+ *            file 1 MiB. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_CONF_H
 #define TD_COMMON_CONF_H
@@ -38,7 +44,8 @@ enum {
 #define TD_CONF_INT_MAX 2147483647
 
 /* X(type, field, name, short flag, default, lowest, highest, unit (choices for CHOICE), programs, help)
- * Types: INT int; AUTO int, 0 = "auto"; POW2 int, a power of two; U64; REAL double; BOOL; STR; CHOICE string; BYTES int64_t. */
+ * Types: INT int; AUTO int, 0 = "auto"; POW2 int, a power of two; U64; REAL double; BOOL; STR; CHOICE string;
+ *        BYTES int64_t. */
 #define TD_CONF_MAP(X) \
     X(STR, config, "config", 0, "", 0, 4096, "file", TD_C_ALL, "read options from this file") \
     X(CHOICE, log_level, "log-level", 0, "info", 0, 0, "error|warn|info|debug|trace", TD_C_ALL, \
@@ -191,14 +198,16 @@ typedef struct td_conf {
 
 void td_conf_init(td_conf *c); /* all defaults */
 void td_conf_deinit(td_conf *c);
-/* program: one TD_CONF_<PROGRAM>. argv[0] is skipped. Positional arguments (anything after "--" too) are counted in
- * *n_positional; more than max_positional is an error. c is initialized here; td_conf_deinit it even after an error. */
-td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, const char **positional, int max_positional,
-                        int *n_positional);
+/* program: one TD_CONF_<PROGRAM>. argv[0] is skipped. Positional arguments (anything after "--" too) are
+ * counted in *n_positional; more than max_positional is an error. c is initialized here; td_conf_deinit it
+ * even after an error. */
+td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, const char **positional,
+                        int max_positional, int *n_positional);
 /* Set one option by name, as its flag would (value is borrowed). */
 td_status td_conf_set(td_conf *c, const char *name, const char *value);
-/* The arguments (no argv[0]) that make `program` see the values of c: all its options that differ from the default or were
- * given explicitly. NULL-terminated, strings in the arena; returns the count, or -1 if max or the arena is too small. */
+/* The arguments (no argv[0]) that make `program` see the values of c: all its options that differ from the
+ * default or were given explicitly. NULL-terminated, strings in the arena; returns the count, or -1 if max or
+ * the arena is too small. */
 int td_conf_to_argv(const td_conf *c, unsigned program, td_arena *a, char **argv, int max);
 
 #endif

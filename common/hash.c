@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/hash.c - SipHash-2-4-128; CRC32C by tables (8 bytes a step) or by the SSE4.2 instruction in three streams, because one
- * stream is bound by the instruction's latency of 3 cycles. */
+/* common/hash.c - SipHash-2-4-128; CRC32C by tables (8 bytes a step) or by the SSE4.2 instruction in three
+ * streams, because one stream is bound by the instruction's latency of 3 cycles. */
 #include "common/hash.h"
 #include "common/check.h"
 #include <pthread.h>
@@ -81,7 +81,7 @@ static const uint32_t poly = 0x82F63B78; /* 0x1EDC6F41, bits reversed */
 enum { LONG = 2048, SHORT = 128 };
 
 static uint32_t table[8][256];              /* table[k][b]: byte b followed by k zero bytes */
-static uint32_t skip_long[4][256], skip_short[4][256]; /* register byte b, moved over LONG or SHORT zero bytes */
+static uint32_t skip_long[4][256], skip_short[4][256]; /* a byte, moved over so many zeros */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static inline uint32_t skip(uint32_t z[4][256], uint32_t crc)
@@ -129,8 +129,9 @@ uint32_t td_crc32c_tables(uint32_t crc, const void *data, size_t n)
 
 #ifdef __x86_64__
 /* Three streams of `len` bytes side by side, then joined: a's register is moved over b's bytes, and so on. */
-__attribute__((target("sse4.2"))) static const unsigned char *three(uint64_t *crc, const unsigned char *p, size_t *n,
-                                                                    size_t len, uint32_t z[4][256])
+#define SSE42 __attribute__((target("sse4.2")))
+SSE42 static const unsigned char *three(uint64_t *crc, const unsigned char *p, size_t *n, size_t len,
+                                        uint32_t z[4][256])
 {
     while (*n >= 3 * len) {
         uint64_t a = *crc, b = 0, c = 0;
@@ -146,7 +147,7 @@ __attribute__((target("sse4.2"))) static const unsigned char *three(uint64_t *cr
     return p;
 }
 
-__attribute__((target("sse4.2"))) static uint32_t crc_hardware(uint32_t crc, const unsigned char *p, size_t n)
+SSE42 static uint32_t crc_hardware(uint32_t crc, const unsigned char *p, size_t n)
 {
     uint64_t r = ~crc;
     p = three(&r, p, &n, LONG, skip_long);

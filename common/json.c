@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/json.c - one pass, no recursion: while a container is open, its `next` points to the container around it and its
- * `s` to its last child, so nesting needs no stack and no second structure. */
+/* common/json.c - one pass, no recursion: while a container is open, its `next` points to the container
+ * around it and its `s` to its last child, so nesting needs no stack and no second structure. */
 #include "common/json.h"
 #include "common/check.h"
 #include "common/hash.h"
@@ -223,7 +223,8 @@ static td_status read_number(reader *r, td_json *v)
 static td_status read_word(reader *r, td_json *v, const char *word, td_json_type type, bool truth)
 {
     size_t n = strlen(word);
-    if ((size_t)(r->end - r->p) < n || memcmp(r->p, word, n)) return bad_at(r, r->p, TD_EPROTO, "expected a value");
+    if ((size_t)(r->end - r->p) < n || memcmp(r->p, word, n))
+        return bad_at(r, r->p, TD_EPROTO, "expected a value");
     r->p += n;
     v->type = type;
     v->truth = truth;
@@ -289,7 +290,8 @@ static inline bool same_key(const td_json *a, const td_json *b)
     return a->key_len == b->key_len && !memcmp(a->key, b->key, a->key_len);
 }
 
-/* `later` repeats the key of `first`: its value moves there and the node leaves the list (before = its predecessor). */
+/* `later` repeats the key of `first`: its value moves there and the node leaves the list (before = its
+ * predecessor). */
 static void replace_member(td_json *obj, td_json *first, td_json *before, td_json *later)
 {
     before->next = later->next;
@@ -303,7 +305,7 @@ static td_hkey table_key;
 static pthread_once_t table_once = PTHREAD_ONCE_INIT;
 static void fill_table_key(void)
 {
-    /* A client must not be able to choose keys that collide; without entropy, addresses are the next best thing. */
+    /* A client must not be able to choose keys that collide; without entropy, addresses are the next best. */
     if (getrandom(&table_key, sizeof table_key, GRND_NONBLOCK) != (ssize_t)sizeof table_key)
         table_key = (td_hkey){(uintptr_t)&table_key, (uintptr_t)&errno};
 }
@@ -353,7 +355,8 @@ static td_status close_container(reader *r, td_json *open)
     return TD_OK;
 }
 
-/* A value is complete: close what ends here; afterwards either *open is NULL (all done) or the next element follows. */
+/* A value is complete: close what ends here; afterwards either *open is NULL (all done) or the next element
+ * follows. */
 static td_status after_value(reader *r, td_json **open, int *depth)
 {
     while (*open) {
@@ -365,7 +368,8 @@ static td_status after_value(reader *r, td_json **open, int *depth)
             skip_space(r);
             return TD_OK;
         }
-        if (r->p >= r->end || *r->p != (object ? '}' : ']')) return bad(r, object ? "expected ',' or '}'" : "expected ',' or ']'");
+        if (r->p >= r->end || *r->p != (object ? '}' : ']'))
+            return bad(r, object ? "expected ',' or '}'" : "expected ',' or ']'");
         r->p++;
         *open = c->next;
         --*depth;

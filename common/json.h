@@ -1,8 +1,9 @@
 /* common/json.h - strict, bounded JSON (RFC 8259) into a tree in an arena.
  *
- * Rules:    1. Text must be valid UTF-8 and escapes well-formed UTF-16; duplicate keys: the last value wins, at the first one's place.
- *            2. Limits: depth, nodes, and the arena's bytes; over a limit is EFULL, bad syntax EPROTO; td_reason() has
- *               "line L column C: what".
+ * Rules:    1. Text must be valid UTF-8 and escapes well-formed UTF-16; duplicate keys: the last value wins,
+ *              at the first one's place.
+ *            2. Limits: depth, nodes, and the arena's bytes; over a limit is EFULL, bad syntax EPROTO;
+ *               td_reason() has "line L column C: what".
  *            3. Getters never fail: a missing or differently typed member yields NULL or the default.
  * Ownership: nodes and strings live in the arena; the source text is not referenced afterwards.
  * Threads:   pure. */
@@ -17,7 +18,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { TD_JSON_NULL, TD_JSON_BOOL, TD_JSON_INT, TD_JSON_REAL, TD_JSON_STR, TD_JSON_ARR, TD_JSON_OBJ } td_json_type;
+typedef enum {
+    TD_JSON_NULL, TD_JSON_BOOL, TD_JSON_INT, TD_JSON_REAL, TD_JSON_STR, TD_JSON_ARR, TD_JSON_OBJ
+} td_json_type;
 
 typedef struct td_json {
     td_json_type type;
@@ -29,7 +32,7 @@ typedef struct td_json {
     bool truth;
     int64_t i;                   /* TD_JSON_INT: integer that fits i64 (1.0 and 1e3 are REAL) */
     double num;                  /* INT and REAL */
-    const char *s;               /* STR: unescaped, NUL-terminated (may contain NULs: use n); REAL: the number as written */
+    const char *s;               /* STR: unescaped, NUL-terminated (may hold NULs: use n); REAL: as written */
 } td_json;
 
 typedef struct td_json_limits { int max_depth; size_t max_nodes; } td_json_limits; /* 0: 64 and 4 million */
@@ -42,7 +45,8 @@ int64_t td_json_int(const td_json *obj, const char *key, int64_t dflt);
 double td_json_num(const td_json *obj, const char *key, double dflt);
 bool td_json_bool(const td_json *obj, const char *key, bool dflt);
 bool td_json_is_null(const td_json *v); /* absent or null */
-/* Serialize as Python's json.dumps(ensure_ascii=False) does: ", " and ": " separators, or indented when indent > 0. */
+/* Serialize as Python's json.dumps(ensure_ascii=False) does: ", " and ": " separators, or indented when
+ * indent > 0. */
 void td_json_write(td_buf *b, const td_json *v, int indent);
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/map.c - key 0 marks an empty slot; the entry whose key is 0 lives in one extra slot behind the table. */
+/* common/map.c - key 0 marks an empty slot; the entry whose key is 0 lives in one extra slot behind the
+ * table. */
 #include "common/map.h"
 #include "common/check.h"
 #include "common/hash.h"

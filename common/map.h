@@ -1,5 +1,5 @@
-/* common/map.h - u64 -> u64 open-addressing hash map (linear probing, backward-shift deletion). Any key is allowed.
- * Grows up to max entries, then put returns false. Threads: one owner. */
+/* common/map.h - u64 -> u64 open-addressing hash map (linear probing, backward-shift deletion). Any key is
+ * allowed. Grows up to max entries, then put returns false. Threads: one owner. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_MAP_H
 #define TD_COMMON_MAP_H

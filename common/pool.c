@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/pool.c - a job is open while the caller hands out items; helpers may join an open job and must leave before the caller
- * returns, but nobody waits for a helper that never woke up: on a shared machine a sleeping helper costs nothing.
+/* common/pool.c - a job is open while the caller hands out items; helpers may join an open job and must leave
+ * before the caller returns, but nobody waits for a helper that never woke up: on a shared machine a sleeping
+ * helper costs nothing.
  *
- * One word holds it all: state = job number << 32 | OPEN | helpers inside. A helper enters by compare-and-swap on an open
- * job, so it can never see the fields of a job that is over. */
+ * One word holds it all: state = job number << 32 | OPEN | helpers inside. A helper enters by
+ * compare-and-swap on an open job, so it can never see the fields of a job that is over. */
 #include "common/pool.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -72,7 +73,8 @@ static bool enter(td_pool *p)
 {
     uint64_t s = atomic_load_explicit(&p->state, memory_order_relaxed);
     while (s & OPEN)
-        if (atomic_compare_exchange_weak_explicit(&p->state, &s, s + 1, memory_order_acquire, memory_order_relaxed))
+        if (atomic_compare_exchange_weak_explicit(&p->state, &s, s + 1, memory_order_acquire,
+                                                  memory_order_relaxed))
             return true;
     return false;
 }
@@ -173,7 +175,7 @@ td_pool *td_pool_open(int n_threads)
     for (int i = 1; i < n_threads; i++) {
         helper *h = &p->helpers[i - 1];
         *h = (helper){.pool = p, .member = i};
-        if (pthread_create(&h->thread, NULL, helper_main, h)) break; /* a smaller team gives the same results */
+        if (pthread_create(&h->thread, NULL, helper_main, h)) break; /* a smaller team: same results */
         char name[16];
         snprintf(name, sizeof name, "pool-%d", i & 255);
         pthread_setname_np(h->thread, name);

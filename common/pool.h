@@ -1,8 +1,8 @@
 /* common/pool.h - fixed team of compute threads; the caller is member 0.
  *
- * td_pool_for runs fn(arg, i, member) once for each i in [0, n). Items are handed out dynamically, so n should be a few times
- * the team size; results must not depend on who ran what. Members spin at most 50 us for the next job, then block (workers
- * share machines). Fork+join about 0.5 us while spinning.
+ * td_pool_for runs fn(arg, i, member) once for each i in [0, n). Items are handed out dynamically, so n
+ * should be a few times the team size; results must not depend on who ran what. Members spin at most 50 us
+ * for the next job, then block (workers share machines). Fork+join about 0.5 us while spinning.
  * Threads: one caller at a time. Limits: 256 members. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_POOL_H

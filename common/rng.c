@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/rng.c - every operation below is an IEEE f32 operation written out once (the build forbids contraction), and fma is exact
- * wherever it runs: as an instruction, in libm, in 8 lanes. The AVX2 path therefore has the scalar path's bits. */
+/* common/rng.c - every operation below is an IEEE f32 operation written out once (the build forbids
+ * contraction), and fma is exact wherever it runs: as an instruction, in libm, in 8 or 16 lanes. The vector
+ * paths therefore have the scalar path's bits. */
 #include "common/rng.h"
 #include <math.h>
 #include <string.h>
@@ -15,8 +16,8 @@
 #define PHILOX_W1 0xBB67AE85u
 enum { ROUNDS = 10 };
 
-/* log(1+f) = f + f^2 (-1/2 + f P(f)) for f in [sqrt(1/2)-1, sqrt(2)-1]: minimax of the relative error (0.013 ulp before
- * rounding), highest power first. log(2) is split so that e * LN2_HI is exact for |e| < 2^8. */
+/* log(1+f) = f + f^2 (-1/2 + f P(f)) for f in [sqrt(1/2)-1, sqrt(2)-1]: minimax of the relative error (0.013
+ * ulp before rounding), highest power first. log(2) is split so that e * LN2_HI is exact for |e| < 2^8. */
 #define LN2_HI 0x1.62e4p-1f
 #define LN2_LO 0x1.7f7d1cp-20f
 #define SQRT_HALF_BITS 0x3f3504f3
@@ -100,8 +101,8 @@ INLINE void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4]
 
 INLINE void gumbel4(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
 {
-    uint32_t x[4];
-    philox((uint32_t[4]){block, position, stream, 0}, (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, x);
+    uint32_t ctr[4] = {block, position, stream, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, x[4];
+    philox(ctr, key, x);
     for (int i = 0; i < 4; i++) out[i] = gumbel_f32(x[i]);
 }
 
@@ -194,10 +195,12 @@ FMA static inline void mul_8(__m256i x, uint32_t m, __m256i *hi, __m256i *lo)
 }
 
 /* 8 blocks, 32 tokens. */
-FMA static inline void gumbel_32(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float *out)
+FMA static inline void gumbel_32(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block,
+                                 float *out)
 {
     __m256i a = _mm256_add_epi32(_mm256_set1_epi32((int)block), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    __m256i b = _mm256_set1_epi32((int)position), c = _mm256_set1_epi32((int)stream), d = _mm256_setzero_si256();
+    __m256i b = _mm256_set1_epi32((int)position), c = _mm256_set1_epi32((int)stream);
+    __m256i d = _mm256_setzero_si256();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int r = 0; r < ROUNDS; r++) {
         __m256i ph, pl, qh, ql;
@@ -221,16 +224,18 @@ FMA static inline void gumbel_32(uint64_t seed, uint32_t position, uint32_t stre
     _mm256_storeu_ps(out + 24, gumbel_8(_mm256_permute2x128_si256(r2, r3, 0x31)));
 }
 
-/* Whole groups of `step` tokens by the vector path; ids that start inside a block, and the rest, by the scalar one. */
-#define ROW(name, target, step, group)                                                                               \
-    target static void name(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id, uint32_t n, float *out) \
-    {                                                                                                                \
-        uint32_t head = (4 - id % 4) % 4;                                                                            \
-        if (head > n) head = n;                                                                                      \
-        row_scalar(seed, position, stream, id, head, out);                                                           \
-        for (id += head, n -= head, out += head; n >= step; id += step, n -= step, out += step)                      \
-            group(seed, position, stream, id / 4, out);                                                              \
-        row_scalar(seed, position, stream, id, n, out);                                                              \
+/* Whole groups of `step` tokens by the vector path; ids that start inside a block, and the rest, by the
+ * scalar one. */
+#define ROW(name, target, step, group)                                                                     \
+    target static void name(uint64_t seed, uint32_t position, uint32_t stream, uint32_t id, uint32_t n,    \
+                            float *out)                                                                    \
+    {                                                                                                      \
+        uint32_t head = (4 - id % 4) % 4;                                                                  \
+        if (head > n) head = n;                                                                            \
+        row_scalar(seed, position, stream, id, head, out);                                                 \
+        for (id += head, n -= head, out += head; n >= step; id += step, n -= step, out += step)            \
+            group(seed, position, stream, id / 4, out);                                                    \
+        row_scalar(seed, position, stream, id, n, out);                                                    \
     }
 ROW(row_avx2, FMA, 32, gumbel_32)
 
@@ -284,11 +289,13 @@ WIDE static inline void mul_16(__m512i x, uint32_t m, __m512i *hi, __m512i *lo)
 }
 
 /* 16 blocks, 64 tokens. */
-WIDE static inline void gumbel_64(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float *out)
+WIDE static inline void gumbel_64(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block,
+                                  float *out)
 {
     __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i a = _mm512_add_epi32(_mm512_set1_epi32((int)block), count);
-    __m512i b = _mm512_set1_epi32((int)position), c = _mm512_set1_epi32((int)stream), d = _mm512_setzero_si512();
+    __m512i b = _mm512_set1_epi32((int)position), c = _mm512_set1_epi32((int)stream);
+    __m512i d = _mm512_setzero_si512();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int r = 0; r < ROUNDS; r++) {
         __m512i ph, pl, qh, ql;

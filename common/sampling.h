@@ -1,7 +1,8 @@
-/* common/sampling.h - how one request wants its tokens chosen and when it ends. Plain values, used by router and worker.
+/* common/sampling.h - how one request wants its tokens chosen and when it ends. Plain values, used by router
+ * and worker.
  *
- * Order of operations (Hugging Face's): logit_bias, min_tokens, repetition, presence/frequency, temperature, top_k, top_p, min_p,
- * then the exponential race (common/rng.h). Source: algorithms notes 13.
+ * Order of operations (Hugging Face's): logit_bias, min_tokens, repetition, presence/frequency, temperature,
+ * top_k, top_p, min_p, then the exponential race (common/rng.h). Source: algorithms notes 13.
  * Ownership: arrays are borrowed from whoever owns the request. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_SAMPLING_H
@@ -10,7 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { TD_MAX_CHOICES = 128, TD_MAX_TOP_LOGPROBS = 20, TD_MAX_LOGIT_BIAS = 1024, TD_MAX_STOP_IDS = 64, TD_MAX_STOP_STRINGS = 16 };
+enum {
+    TD_MAX_CHOICES = 128, TD_MAX_TOP_LOGPROBS = 20, TD_MAX_LOGIT_BIAS = 1024, TD_MAX_STOP_IDS = 64,
+    TD_MAX_STOP_STRINGS = 16
+};
 
 typedef struct td_bias { uint32_t id; float add; } td_bias;
 
@@ -26,16 +30,19 @@ typedef struct td_sampling {
     uint32_t min_tokens;      /* no EOS or stop id before this many */
     bool ignore_eos;
     uint32_t n;               /* choices, 1..TD_MAX_CHOICES */
-    int32_t logprobs;         /* -1: none; else 0..TD_MAX_TOP_LOGPROBS alternatives besides the chosen token */
+    int32_t logprobs;         /* -1: none; else 0..TD_MAX_TOP_LOGPROBS alternatives to the chosen token */
     int32_t prompt_logprobs;  /* -1: none; else as above, for every prompt position after the first */
     uint32_t n_bias, n_stop_ids;
     const td_bias *bias;
-    const uint32_t *stop_ids; /* end of sequence ids included (the router adds the model's) unless ignore_eos */
+    const uint32_t *stop_ids; /* with the model's EOS ids (the router adds them) unless ignore_eos */
 } td_sampling;
 
-typedef enum { TD_FINISH_NONE, TD_FINISH_STOP, TD_FINISH_LENGTH, TD_FINISH_CANCEL, TD_FINISH_ERROR } td_finish;
+typedef enum {
+    TD_FINISH_NONE, TD_FINISH_STOP, TD_FINISH_LENGTH, TD_FINISH_CANCEL, TD_FINISH_ERROR
+} td_finish;
 
-/* Log probability report of one position: the token itself, then n alternatives in descending order (raw logits' softmax). */
+/* Log probability report of one position: the token itself, then n alternatives in descending order (raw
+ * logits' softmax). */
 typedef struct td_top { uint32_t id; float logprob; } td_top;
 
 #endif

@@ -1,6 +1,7 @@
 /* common/utf8.h - one strict UTF-8 decoder for everything that reads or checks text.
  *
- * Strict as Unicode 15 table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF. Threads: any (pure). */
+ * Strict as Unicode 15 table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF. Threads: any
+ * (pure). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_UTF8_H
 #define TD_COMMON_UTF8_H
@@ -9,8 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Decodes the sequence at p < end. Returns its length 1..4 and sets *cp; or, if it is ill-formed or cut off, returns minus
- * the length of its maximal subpart (what one U+FFFD stands for), *cp untouched. */
+/* Decodes the sequence at p < end. Returns its length 1..4 and sets *cp; or, if it is ill-formed or cut off,
+ * returns minus the length of its maximal subpart (what one U+FFFD stands for), *cp untouched. */
 static inline int td_utf8_next(const char *p, const char *end, uint32_t *cp)
 {
     const unsigned char *s = (const unsigned char *)p;

@@ -1,4 +1,5 @@
-/* common/vocab.h - token id -> bytes and flags. The tokenizer fills it; the worker's grammar masks read it too.
+/* common/vocab.h - token id -> bytes and flags. The tokenizer fills it; the worker's grammar masks read it
+ * too.
  * Ownership: owns its bytes. Threads: read-only after filling. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_VOCAB_H
