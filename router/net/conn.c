@@ -281,6 +281,7 @@ void conn_turn(td_conn *c)
     if (!c->dead) conn_write(c);
     if (!c->dead) conn_settle(c);
     if (c->dead) conn_free(c);
+    else if (c->readable && !c->eof && wants_input(c)) conn_touch(c); /* was paused: no edge will tell of what is already there */
 }
 
 /* ---- time ---- */

@@ -2,7 +2,8 @@
 /* HTTP/2 on a connection, by nghttp2: a stream is an exchange. Frames are made only TD_NET_H2_FILL_BYTES ahead of the socket, so
  * that body bytes stay in their stream's queue, where they are counted and can be dropped.
  * Ends of streams: the client's END_STREAM hands the request over; ours is on the last DATA, on the trailers, or on the only
- * HEADERS; if ours comes first (an error while the body still arrives) RST_STREAM(NO_ERROR) follows (RFC 9113 8.1). */
+ * HEADERS; if ours comes first (an error while the body still arrives) RST_STREAM(NO_ERROR) follows (RFC 9113 8.1), for gRPC at
+ * once, for others after TD_NET_LINGER_US of discarded upload. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -274,7 +275,9 @@ static int on_frame_sent(nghttp2_session *s, const nghttp2_frame *f, void *arg)
     (void)arg;
     if ((f->hd.type != NGHTTP2_HEADERS && f->hd.type != NGHTTP2_DATA) || !(f->hd.flags & NGHTTP2_FLAG_END_STREAM)) return 0;
     td_exchange *x = nghttp2_session_get_stream_user_data(s, f->hd.stream_id);
-    if (x && !x->client_end && !x->reset) h2_reset(x, NGHTTP2_NO_ERROR);
+    if (!x || x->client_end || x->reset) return 0;
+    if (td_grpc_is(x)) h2_reset(x, NGHTTP2_NO_ERROR);
+    else x->ended_us = td_now_us(); /* some clients drop an answer followed by RST: first give the upload time to end */
     return 0;
 }
 
@@ -355,6 +358,8 @@ static void sweep_stream(td_exchange *x, int64_t now)
     } else if (!x->client_end && !x->finished && now - x->created_us > o->body_us) {
         c->n->counts.timeouts++;
         h2_error(x, 408, "request body took too long");
+    } else if (x->ended_us && now - x->ended_us > TD_NET_LINGER_US) {
+        h2_reset(x, NGHTTP2_NO_ERROR);
     } else if (conn_slow(c, &x->slow, outq_len(&x->out), x->out.sent, x->finished, now)) {
         if (outq_len(&c->out) && now - c->progress_us > o->slow_reader_us) c->dead = true; /* not one slow stream: the peer */
         h2_reset(x, NGHTTP2_CANCEL);

@@ -70,6 +70,7 @@ struct td_exchange {
     td_buf body;
     size_t body_held; /* bytes counted in n->body_bytes */
     int64_t created_us, received_us;
+    int64_t ended_us; /* h2: our END_STREAM is sent, the client's is missing */
     bool head_done;   /* h2: the header block is complete */
     bool client_end;  /* h2: END_STREAM received */
     bool handed;      /* the handler has it: on_close is owed until finish */

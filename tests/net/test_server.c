@@ -245,6 +245,23 @@ static void test_big(void)
     close(fd);
 }
 
+/* Bodies larger than one read, sent in one burst: input is paused and taken up again without a new edge. */
+static void test_big_body(void)
+{
+    td_buf b;
+    td_buf_init(&b, 0);
+    for (int round = 0; round < 20; round++) {
+        size_t n = 60000 + (size_t)round * 30000;
+        td_buf_reset(&b);
+        td_buf_fmt(&b, "POST /headers HTTP/1.1\r\nHost: a\r\nContent-Length: %zu\r\n\r\n", n);
+        for (size_t i = 0; i < n; i++) td_buf_chr(&b, 'x');
+        char want[32];
+        snprintf(want, sizeof want, "body=%zu", n);
+        T_OK(ask(b.p, "peer=1") > 0 && has(want), "%zu: %s", n, got);
+    }
+    td_buf_deinit(&b);
+}
+
 static void test_slow_reader(void)
 {
     int lost = T.lost;
@@ -410,6 +427,7 @@ int main(void)
     test_disconnect();
     test_errors();
     test_big();
+    test_big_body();
     test_slow_reader();
     test_post();
     test_fd_exhaustion();
