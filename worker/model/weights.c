@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+/* worker/model/weights.c - the plan: which tensors, of which shape, joined how and placed where. Filling is in weights_fill.c. */
+#include "worker/model/weights.h"
+#include "common/check.h"
+#include "common/log.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { PIECES_PER_LAYER = 12, PIECES_AROUND = 3, ALIGN = 64 };
+
+/* ---- the list ---- */
+
+typedef struct builder { td_plan *p; int layer; } builder;
+
+static td_piece *add(builder *b, td_piece_kind kind, int K)
+{
+    td_piece *e = &b->p->piece[b->p->n++];
+    *e = (td_piece){ .kind = kind, .K = K };
+    return e;
+}
+
+static void add_part(builder *b, td_piece *e, const char *name, const char *suffix, int rows)
+{
+    td_part *part = &e->part[e->n_parts++];
+    if (b->layer < 0) snprintf(part->name, sizeof part->name, "%s%s", name, suffix);
+    else snprintf(part->name, sizeof part->name, "model.layers.%d.%s%s", b->layer, name, suffix);
+    part->rows = rows;
+    e->N += rows;
+}
+
+static void add_norm(builder *b, const char *name, int rows, const float **to)
+{
+    td_piece *e = add(b, TD_PIECE_VECTOR, 1);
+    add_part(b, e, name, ".weight", rows);
+    e->dummy = 1.0f;
+    e->vector = to;
+}
+
+typedef struct named_rows { const char *name; int rows; } named_rows;
+
+/* A linear layer of up to three parts, and its bias. */
+static void add_linear(builder *b, const named_rows *parts, int n, int K, bool bias, td_weight *to)
+{
+    td_piece *e = add(b, TD_PIECE_MATRIX, K);
+    for (int i = 0; i < n; i++) add_part(b, e, parts[i].name, ".weight", parts[i].rows);
+    e->weight = to;
+    if (!bias) return;
+    e = add(b, TD_PIECE_VECTOR, 1);
+    for (int i = 0; i < n; i++) add_part(b, e, parts[i].name, ".bias", parts[i].rows);
+    e->vector = &to->bias;
+}
+
+static void add_layer(builder *b, td_layer *l)
+{
+    const td_model_desc *d = b->p->desc;
+    const named_rows qkv[] = { { "self_attn.q_proj", d->H * d->D }, { "self_attn.k_proj", d->G * d->D },
+                               { "self_attn.v_proj", d->G * d->D } };
+    const named_rows o[] = { { "self_attn.o_proj", d->E } }, down[] = { { "mlp.down_proj", d->E } };
+    const named_rows gate_up[] = { { "mlp.gate_proj", d->F }, { "mlp.up_proj", d->F } };
+    add_norm(b, "input_layernorm", d->E, &l->attn_norm);
+    add_linear(b, qkv, 3, d->E, d->qkv_bias, &l->qkv);
+    if (d->qk_norm) {
+        add_norm(b, "self_attn.q_norm", d->D, &l->q_norm);
+        add_norm(b, "self_attn.k_norm", d->D, &l->k_norm);
+    }
+    add_linear(b, o, 1, d->H * d->D, d->o_bias, &l->o);
+    add_norm(b, "post_attention_layernorm", d->E, &l->ffn_norm);
+    add_linear(b, gate_up, 2, d->E, d->mlp_bias, &l->gate_up);
+    add_linear(b, down, 1, d->F, d->mlp_bias, &l->down);
+}
+
+static void build(td_plan *p, td_weights *w)
+{
+    const td_model_desc *d = p->desc;
+    builder b = { p, -1 };
+    if (!d->tied) {
+        td_piece *e = add(&b, TD_PIECE_TABLE, d->E);
+        add_part(&b, e, "model.embed_tokens", ".weight", d->V);
+        e->table = &w->table;
+    }
+    for (b.layer = 0; b.layer < d->L; b.layer++) add_layer(&b, &w->layer[b.layer]);
+    b.layer = -1;
+    add_norm(&b, "model.norm", d->E, &w->final_norm);
+    const named_rows head[] = { { d->tied ? "model.embed_tokens" : "lm_head", d->V } };
+    add_linear(&b, head, 1, d->E, false, &w->head);
+}
+
+/* ---- binding to the files ---- */
+
+static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t, const td_piece *e, int rows)
+{
+    char got[160] = "";
+    for (int i = 0, n = 0; i < t->rank; i++)
+        n += snprintf(got + n, sizeof got - (size_t)n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
+    char want[40];
+    snprintf(want, sizeof want, e->kind == TD_PIECE_VECTOR ? "%d" : "%d, %d", rows, e->K);
+    return td_fail(TD_EPROTO, "%s: tensor \"%.200s\" has shape [%s], config.json makes it [%s]",
+                   td_safetensors_file(files, t->file), t->name, got, want);
+}
+
+static td_status bind_part(td_plan *p, td_piece *e, int i)
+{
+    td_part *part = &e->part[i];
+    const td_st_tensor *t = td_safetensors_find(p->files, part->name);
+    if (!t) return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\"", part->name);
+    bool vector = e->kind == TD_PIECE_VECTOR;
+    if (t->rank != (vector ? 1 : 2) || t->shape[0] != part->rows || (!vector && t->shape[1] != e->K))
+        return wrong_shape(p->files, t, e, part->rows);
+    td_dtype from;
+    if (!td_st_weight_dtype(t, &from))
+        return td_fail(TD_ENOSUP, "%s: tensor \"%s\": dtype %s is not supported (F32, BF16 and F16 are)",
+                       td_safetensors_file(p->files, t->file), t->name, td_st_dtype_name(t->dtype));
+    if (i > 0 && !vector && from != e->from)
+        return td_fail(TD_ENOSUP, "%s: tensor \"%s\" is %s, but the parts joined with it are %s",
+                       td_safetensors_file(p->files, t->file), t->name, td_dtype_name(from), td_dtype_name(e->from));
+    e->from = from;
+    part->src = t;
+    return TD_OK;
+}
+
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+
+static bool ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+/* One line for all tensors that nobody asked for. */
+static void report_extra(const td_plan *p)
+{
+    size_t n = 0, extra = 0;
+    const char **names = td_xalloc(3 * p->n * sizeof *names), *first = NULL;
+    for (size_t i = 0; i < p->n; i++)
+        for (int k = 0; k < p->piece[i].n_parts; k++) names[n++] = p->piece[i].part[k].name;
+    qsort(names, n, sizeof *names, by_text);
+    for (size_t i = 0; i < td_safetensors_count(p->files); i++) {
+        const char *name = td_safetensors_at(p->files, i)->name;
+        if (bsearch(&name, names, n, sizeof *names, by_text) || ends_with(name, "rotary_emb.inv_freq")) continue;
+        if (p->desc->tied && !strcmp(name, "lm_head.weight")) continue;
+        if (!extra++) first = name;
+    }
+    if (extra) TD_WARN("ignoring %zu tensors that %s does not have, such as \"%.200s\"", extra, p->desc->arch, first);
+    free(names);
+}
+
+static td_status bind(td_plan *p)
+{
+    for (size_t i = 0; i < p->n; i++)
+        for (int k = 0; k < p->piece[i].n_parts; k++) TD_TRY(bind_part(p, &p->piece[i], k));
+    report_extra(p);
+    return TD_OK;
+}
+
+static void bind_dummy(td_plan *p)
+{
+    td_dtype from = !strcmp(p->desc->dtype, "f32") ? TD_F32 : !strcmp(p->desc->dtype, "f16") ? TD_F16 : TD_BF16;
+    for (size_t i = 0; i < p->n; i++) p->piece[i].from = from;
+}
+
+/* ---- placing ---- */
+
+/* May the kernels read the stored bytes? Tables: any family; matrices: ref, whose packed order is the stored one. */
+static bool usable_as_stored(const td_plan *p, const td_piece *e)
+{
+    const td_st_tensor *t = e->part[0].src;
+    if (!t || e->kind == TD_PIECE_VECTOR || e->n_parts != 1) return false;
+    if (e->kind == TD_PIECE_MATRIX && strcmp(p->ops->family, "ref")) return false;
+    return (uintptr_t)t->data % td_dtype_bytes(e->from) == 0;
+}
+
+static void place(td_plan *p)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        td_piece *e = &p->piece[i];
+        size_t elements = (size_t)e->N * (size_t)e->K;
+        e->as_stored = usable_as_stored(p, e);
+        e->to = e->kind == TD_PIECE_MATRIX ? p->ops->packed_dtype(e->from) : e->kind == TD_PIECE_TABLE ? e->from : TD_F32;
+        if (e->as_stored) continue;
+        e->offset = at;
+        e->bytes = e->kind == TD_PIECE_MATRIX ? p->ops->packed_bytes(e->N, e->K, e->from) : elements * td_dtype_bytes(e->to);
+        at += (e->bytes + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    p->image_bytes = at;
+}
+
+td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files, td_weights *w)
+{
+    size_t most = (size_t)d->L * PIECES_PER_LAYER + PIECES_AROUND;
+    *p = (td_plan){ .desc = d, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece) };
+    build(p, w);
+    TD_CHECK(p->n <= most);
+    td_status st = TD_OK;
+    if (files) st = bind(p);
+    else bind_dummy(p);
+    if (st < 0) td_plan_close(p);
+    else place(p);
+    return st;
+}
+
+void td_plan_close(td_plan *p)
+{
+    free(p->piece);
+    *p = (td_plan){ 0 };
+}
+
+/* ---- facts about a plan ---- */
+
+td_h128 td_plan_digest(const td_plan *p)
+{
+    typedef struct fact { uint64_t offset, bytes; int32_t kind, N, K, from, to, as_stored; } fact;
+    const td_hkey key = { 0x74616e64656d2d70ull, 0x6c616e2d30303031ull };
+    fact *facts = td_xalloc(p->n * sizeof *facts);
+    for (size_t i = 0; i < p->n; i++) {
+        const td_piece *e = &p->piece[i];
+        facts[i] = (fact){ e->offset, e->bytes, (int32_t)e->kind, e->N, e->K, (int32_t)e->from, (int32_t)e->to, e->as_stored };
+    }
+    td_h128 h = td_siphash128(key, facts, p->n * sizeof *facts);
+    free(facts);
+    return h;
+}
+
+bool td_plan_uses_files(const td_plan *p)
+{
+    for (size_t i = 0; i < p->n; i++)
+        if (p->piece[i].as_stored) return true;
+    return false;
+}
+
+size_t td_plan_row_bytes(const td_plan *p)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        const td_piece *e = &p->piece[i];
+        if (e->kind == TD_PIECE_TABLE) continue;
+        bytes += e->as_stored ? (size_t)e->N * (size_t)e->K * td_dtype_bytes(e->to) : e->bytes;
+    }
+    return bytes;
+}
+
+void td_plan_attach(const td_plan *p, const uint8_t *image)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        const td_piece *e = &p->piece[i];
+        const void *at = e->as_stored ? (const void *)e->part[0].src->data : (const void *)(image + e->offset);
+        switch (e->kind) {
+        case TD_PIECE_VECTOR: *e->vector = at; break;
+        case TD_PIECE_TABLE: *e->table = (td_table){ e->N, e->K, e->to, at }; break;
+        case TD_PIECE_MATRIX: *e->weight = (td_weight){ e->N, e->K, e->to, at, e->weight->bias }; break;
+        }
+    }
+}
