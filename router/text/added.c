@@ -173,8 +173,12 @@ bool td_added_next(const td_added *a, bool cooked, bool parse_special, const cha
             continue;
         }
         *from = e;
-        *start = x->lstrip ? spaces_before(p, i, TD_MIN(done, i)) : i;
+        *start = x->lstrip ? TD_MAX(spaces_before(p, i, 0), done) : i;
         *end = x->rstrip ? spaces_after(p, n, e) : e;
+        if (*start >= *end) { /* all of it was swallowed by the token before */
+            i = e;
+            continue;
+        }
         *id = x->id;
         return true;
     }

@@ -7,6 +7,11 @@
 
 enum { NESTING = 8, CUTS_MAX = 1 << 24 };
 
+/* \w+|[^\w\s]+ with \w as the Rust regex library has it (UTS #18 with joiners), which the library uses for this one. */
+#define RUST_WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}" \
+                  "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+static const char WHITESPACE[] = "[" RUST_WORD "]+|[^" RUST_WORD "\\s]+";
+
 typedef enum { P_SPACE_FIRST, P_BYTES, P_METASPACE, P_SPLIT } kind;
 typedef enum { REMOVED, ISOLATED, WITH_PREVIOUS, WITH_NEXT, CONTIGUOUS } behavior;
 typedef enum { FIRST, ALWAYS, NEVER } scheme;
@@ -136,7 +141,7 @@ static td_status add_node(td_pretok *t, const td_json *node, const char *file, i
         TD_TRY(take_behavior(td_json_str(node, "behavior", "Isolated"), file, &b));
         return split_class(t, file, TD_UC_PUNCT, b);
     }
-    if (!strcmp(type, "Whitespace")) return split_on(t, file, "\\w+|[^\\w\\s]+", REMOVED, true);
+    if (!strcmp(type, "Whitespace")) return split_on(t, file, WHITESPACE, REMOVED, true);
     if (!strcmp(type, "WhitespaceSplit")) return split_class(t, file, TD_UC_SPACE, REMOVED);
     if (!strcmp(type, "CharDelimiterSplit")) {
         const char *d = td_json_str(node, "delimiter", "");

@@ -16,20 +16,22 @@ struct td_match { pcre2_match_data *data; pcre2_match_context *ctx; };
 static const char SPACE_SET[] = "\\x{09}-\\x{0d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}"
                                 "\\x{202f}\\x{205f}\\x{3000}";
 
+/* PCRE2's \w is letters, numbers, underscore; Oniguruma's follows UTS #18, and counts Latin-1's digits-like characters. */
+static const char WORD_SET[] = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}"
+                               "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
+
 static void rewrite_escape(td_buf *b, char c, bool in_class)
 {
-    if (c == 's') {
-        if (!in_class) td_buf_chr(b, '[');
-        td_buf_str(b, SPACE_SET);
-        if (!in_class) td_buf_chr(b, ']');
-    } else if (c == 'S' && !in_class) {
-        td_buf_str(b, "[^");
-        td_buf_str(b, SPACE_SET);
-        td_buf_chr(b, ']');
-    } else {
+    const char *set = c == 's' || c == 'S' ? SPACE_SET : c == 'w' || c == 'W' ? WORD_SET : NULL;
+    bool negated = c == 'S' || c == 'W';
+    if (!set || (negated && in_class)) {
         td_buf_chr(b, '\\');
         td_buf_chr(b, c);
+        return;
     }
+    if (!in_class) td_buf_str(b, negated ? "[^" : "[");
+    td_buf_str(b, set);
+    if (!in_class) td_buf_chr(b, ']');
 }
 
 static void rewrite(td_buf *b, const char *p, size_t n)

@@ -76,7 +76,7 @@ static unsigned category_class(int cat)
     case UTF8PROC_CATEGORY_MC:
     case UTF8PROC_CATEGORY_ME: return TD_UC_MARK | TD_UC_WORD;
     case UTF8PROC_CATEGORY_ND: return TD_UC_NUMBER | TD_UC_WORD | TD_UC_DIGIT;
-    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_NL: return TD_UC_NUMBER | TD_UC_WORD;
     case UTF8PROC_CATEGORY_NO: return TD_UC_NUMBER;
     case UTF8PROC_CATEGORY_PC: return TD_UC_PUNCT | TD_UC_WORD;
     case UTF8PROC_CATEGORY_PD:
@@ -97,6 +97,13 @@ static unsigned category_class(int cat)
     }
 }
 
+/* Joiners and letters in circles and squares: words by UTS #18 though no letters by category. */
+static bool other_word(uint32_t c)
+{
+    return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
+           (c >= 0x1F170 && c <= 0x1F189);
+}
+
 unsigned td_uc_class(uint32_t cp)
 {
     if (cp < 0x80) {
@@ -105,7 +112,10 @@ unsigned td_uc_class(uint32_t cp)
         if (cp - 'A' < 26u) return TD_UC_LETTER | TD_UC_WORD | TD_UC_UPPER;
         if (cp - '0' < 10u) return TD_UC_NUMBER | TD_UC_WORD | TD_UC_DIGIT;
     }
-    return category_class(utf8proc_category((utf8proc_int32_t)cp)) | (white_space(cp) ? (unsigned)TD_UC_SPACE : 0u);
+    unsigned c = category_class(utf8proc_category((utf8proc_int32_t)cp));
+    if (white_space(cp)) c |= TD_UC_SPACE;
+    if (other_word(cp)) c |= TD_UC_WORD;
+    return c;
 }
 
 uint32_t td_uc_lower(uint32_t cp) { return (uint32_t)utf8proc_tolower((utf8proc_int32_t)cp); }

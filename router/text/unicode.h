@@ -25,7 +25,7 @@ enum {
     TD_UC_MARK = 8,     /* M* */
     TD_UC_NONSPACING = 16, /* Mn */
     TD_UC_PUNCT = 32,   /* P* */
-    TD_UC_WORD = 64,    /* \w: letter, mark, decimal number, connector punctuation */
+    TD_UC_WORD = 64,    /* \w of UTS #18: letter, mark, number (Nd, Nl), connector, joiner */
     TD_UC_UPPER = 128,  /* Lu, Lt */
     TD_UC_LOWER = 256,  /* Ll */
     TD_UC_DIGIT = 512,  /* Nd */
