@@ -89,6 +89,7 @@ static void test_refusals(void)
         {TD_CONF_SERVE, "--max-body-bytes 99999999999999999999", "max-body-bytes: 99999999999999999999 is out of range: 1K to 1G bytes"},
         {TD_CONF_SERVE, "--kv-memory 9223372036854775807G", "kv-memory: 9223372036854775807G is out of range: 0 to 16T bytes"},
         {TD_CONF_SERVE, "--kv-memory -9223372036854775808", "kv-memory: -9223372036854775808 is out of range: 0 to 16T bytes"},
+        {TD_CONF_SERVE, "--kv-memory 17179869185G", "kv-memory: 17179869185G is out of range: 0 to 16T bytes"},
         {TD_CONF_SERVE, "--max-body-bytes auto", "max-body-bytes: 'auto' is not a number of bytes (such as 512M)"},
         {TD_CONF_SERVE, "--kv-memory 5X", "kv-memory: '5X' is not a number of bytes (such as 512M)"},
         {TD_CONF_SERVE, "--max-num-seqs 8x", "max-num-seqs: '8x' is not a whole number"},
