@@ -31,8 +31,49 @@ static void fill_ref(td_ops *t)
     td_sample_fill_ref(t);
 }
 
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+}
+
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+static void fill_avx2(td_ops *t)
+{
+    td_gemm_fill_avx2(t);
+    td_sample_fill_avx2(t);
+}
+
+static void fill_avx512(td_ops *t)
+{
+    td_gemm_fill_avx512(t);
+    td_sample_fill_avx512(t);
+}
+
+static void fill_avx512bf16(td_ops *t)
+{
+    fill_avx512(t);
+    td_gemm_fill_avx512bf16(t);
+}
+#endif
+
 static const family families[] = {
     {"ref", "cpu-ref-f32", "nothing", always, fill_ref},
+#if defined(__x86_64__)
+    {"avx2", "cpu-x86-bf16", "AVX2 and FMA", has_avx2, fill_avx2},
+    {"avx512", "cpu-x86-bf16", "AVX-512 F, BW, CD, DQ and VL", has_avx512, fill_avx512},
+    {"avx512bf16", "cpu-x86-bf16", "AVX-512 BF16", has_avx512bf16, fill_avx512bf16},
+#endif
 };
 
 static td_ops tables[MAX_FAMILIES];

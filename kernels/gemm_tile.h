@@ -1,0 +1,250 @@
+/* kernels/gemm_tile.h - y = W x for the x86 families; included once per instruction set by gemm_avx*.c.
+ *
+ * The includer defines:  NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds with the same bits (w even = dword << 16, w odd = dword's top half)
+ *                        MR_MAX      rows per tile: what the registers hold beside MR_MAX x 2 accumulators
+ *                        MR_WIDE     largest tile that covers the whole panel at once; above it, the panel goes in NV_HALF vectors
+ *                        GEMM_FILL   name of the fill function
+ * An output is one chain over k pairs whatever the tile: the matrix law of ops.h. Loop order: panels (outer), row blocks (inner); whole K in registers. */
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/simd.h"
+#include "kernels/x86.h"
+
+enum { NV_FULL = TD_PANEL / LANES, XD = NATIVE_DP ? 1 : 2, MAX_CHUNKS = 512 };
+
+typedef struct tile_arg {
+    const uint32_t *a;     /* packed x: [steps][XD][MR] */
+    const uint8_t *b;      /* panel: [steps][32] dwords, from the tile's first column */
+    size_t steps;
+    float *c;
+    size_t ldc;
+    const float *bias;     /* or NULL */
+    bool add;
+    const char *prefetch;  /* next panel, or NULL; walked by prefetch_step bytes per step */
+    size_t prefetch_step;
+} tile_arg;
+
+TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
+{
+    float *c = t->c + (size_t)m * t->ldc + v * LANES;
+    if (t->bias) s = vec_add(s, vec_load(t->bias + v * LANES));
+    vec_store(c, t->add ? vec_add(vec_load(c), s) : s);
+}
+
+TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
+{
+    vec s[MR_MAX][NV_FULL];
+    const uint32_t *a = t->a;
+    const uint8_t *b = t->b;
+    const char *next = t->prefetch;
+    TD_UNROLL for (int m = 0; m < MR; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_zero();
+    TD_ONCE for (size_t k = t->steps; k; k--) {
+        veci w[NV_FULL];
+        TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES * 4);
+        if (next) {
+            _mm_prefetch(next, _MM_HINT_T1);
+            if (t->prefetch_step == 128) _mm_prefetch(next + 64, _MM_HINT_T1);
+            next += t->prefetch_step;
+        }
+#if NATIVE_DP
+        TD_UNROLL for (int m = 0; m < MR; m++) {
+            veci x = veci_set1(a[m]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
+        }
+#else
+        vec half[NV_FULL];
+        const float *f = (const float *)a;
+        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_odd(w[v]);
+        TD_UNROLL for (int m = 0; m < MR; m++) {
+            vec x = vec_set1(f[m]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
+        }
+        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_even(w[v]);
+        TD_UNROLL for (int m = 0; m < MR; m++) {
+            vec x = vec_set1(f[MR + m]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
+        }
+#endif
+        a += XD * MR;
+        b += TD_PANEL * 4;
+    }
+    TD_UNROLL for (int m = 0; m < MR; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) finish(t, m, v, s[m][v]);
+}
+
+#define NV_OF(MR) ((MR) <= MR_WIDE ? NV_FULL : NV_HALF)
+#define TILE(MR) \
+    TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR)); }
+TILE(1) TILE(2) TILE(3) TILE(4) TILE(5)
+#if MR_MAX > 5
+TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#endif
+
+typedef void tile_fn(const tile_arg *t);
+static tile_fn *const tiles[] = {
+    NULL, tile_1, tile_2, tile_3, tile_4, tile_5,
+#if MR_MAX > 5
+    tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
+#endif
+};
+
+/* ---- driver ---- */
+
+typedef struct gemm_job {
+    const td_weight *w;
+    const float *x;
+    size_t ldx, ldy, steps;
+    float *y;
+    uint32_t *packed;
+    int T, n_blocks, strips, pairs_per_strip;
+    bool add;
+    int n_chunks, chunk[MAX_CHUNKS + 1]; /* first panel of each item */
+} gemm_job;
+
+/* Rows are split evenly (16 = 8 + 8, 32 = 11 + 11 + 10): first row of block b. */
+TD_INLINE int block_row(const gemm_job *j, int b)
+{
+    int each = j->T / j->n_blocks, more = j->T % j->n_blocks;
+    return b * each + (b < more ? b : more);
+}
+
+/* The 16 dwords at `from` are one pair of each row of the block; `rows` of them are real. */
+TD_INLINE void store_pair(uint32_t *to, const uint32_t *from, int rows)
+{
+#if NATIVE_DP
+    _mm512_mask_storeu_epi32(to, mask16(rows), _mm512_loadu_si512(from));
+#else
+    for (int m = 0; m < rows; m++) {
+        to[m] = from[m] & 0xffff0000u; /* odd first: the order of the chain */
+        to[rows + m] = from[m] << 16;
+    }
+#endif
+}
+
+/* Rounds pairs [p0, p1) of the rows of block b to bf16 and interleaves them, 16 pairs at a time. */
+TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
+{
+    int row = block_row(j, b), rows = block_row(j, b + 1) - row, K = j->w->K;
+    uint32_t in[16][16] __attribute__((aligned(64))) = {{0}}, out[16][16] __attribute__((aligned(64)));
+    const uint32_t *lines[16];
+    for (int i = 0; i < 16; i++) lines[i] = in[i];
+    uint32_t *to = j->packed + (size_t)row * j->steps * XD;
+    for (int p = p0; p < p1; p += 16) {
+        for (int m = 0; m < rows; m++) {
+            const float *x = j->x + (size_t)(row + m) * j->ldx + 2 * p;
+            bool whole = 2 * p + 32 <= K;
+            store_bf16_16((uint16_t *)in[m], whole ? v16_load(x) : v16_load_n(x, K - 2 * p));
+            store_bf16_16((uint16_t *)in[m] + 16, whole ? v16_load(x + 16) : v16_load_n(x + 16, K - 2 * p - 16));
+        }
+        transpose_16x16(lines, &out[0][0], 16);
+        for (int k = 0; k < 16 && p + k < p1; k++) store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
+    }
+}
+
+static void pack_item(void *arg, int i, int member)
+{
+    (void)member;
+    const gemm_job *j = arg;
+    int p0 = i % j->strips * j->pairs_per_strip, p1 = p0 + j->pairs_per_strip;
+    unsigned fp = td_fp_enter();
+    pack_strip(j, i / j->strips, p0, p1 < (int)j->steps ? p1 : (int)j->steps);
+    td_fp_leave(fp);
+}
+
+/* Sums of a ragged last panel go through a buffer; same additions in the same order. */
+static void store_ragged(const gemm_job *j, int row, int rows, int n0, const float *buf)
+{
+    const float *bias = j->w->bias;
+    for (int m = 0; m < rows; m++)
+        for (int n = n0; n < j->w->N; n++) {
+            float *y = j->y + (size_t)(row + m) * j->ldy + n, v = buf[m * TD_PANEL + n - n0];
+            if (bias) v = v + bias[n];
+            *y = j->add ? *y + v : v;
+        }
+}
+
+/* All rows against one panel; `next` is prefetched evenly over the row blocks, or NULL. */
+static void run_panel(const gemm_job *j, int p, const char *next)
+{
+    float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
+    int n0 = p * TD_PANEL;
+    bool ragged = n0 + TD_PANEL > j->w->N;
+    size_t bytes = td_panel_bytes(j->w->K), step = (size_t)(128 + j->n_blocks - 1) / (size_t)j->n_blocks;
+    const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)p * bytes;
+    for (int b = 0; b < j->n_blocks; b++) {
+        int row = block_row(j, b), rows = block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
+        size_t ahead = (size_t)b * j->steps * step;
+        tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .steps = j->steps, .add = j->add && !ragged};
+        t.prefetch = next && ahead < bytes ? next + ahead : NULL;
+        t.prefetch_step = step;
+        t.ldc = ragged ? TD_PANEL : j->ldy;
+        for (int col = 0; col < TD_PANEL; col += width) {
+            t.b = panel + col * 4;
+            t.c = ragged ? buf + col : j->y + (size_t)row * j->ldy + n0 + col;
+            t.bias = j->w->bias && !ragged ? j->w->bias + n0 + col : NULL;
+            tiles[rows](&t);
+            t.prefetch = NULL;
+        }
+        if (ragged) store_ragged(j, row, rows, n0, buf);
+    }
+}
+
+static void panels_item(void *arg, int i, int member)
+{
+    (void)member;
+    const gemm_job *j = arg;
+    unsigned fp = td_fp_enter();
+    for (int p = j->chunk[i]; p < j->chunk[i + 1]; p++) {
+        /* Up to four rows the stream itself is the limit and the hardware prefetcher is better alone. */
+        bool ahead = j->T > 4 && p + 1 < j->chunk[i + 1];
+        run_panel(j, p, ahead ? (const char *)j->w->p + (size_t)(p + 1) * td_panel_bytes(j->w->K) : NULL);
+    }
+    td_fp_leave(fp);
+}
+
+/* Long runs first (a run is one sequential stream), then ever shorter ones, so that a member which lost its core for a while
+ * does not hold up the others. */
+static void plan_chunks(gemm_job *j, int members)
+{
+    int P = (int)td_panels(j->w->N), least = (P + MAX_CHUNKS - 1) / MAX_CHUNKS, at = 0;
+    j->n_chunks = 0;
+    while (at < P) {
+        int left = P - at, n = j->n_chunks < members ? P * 3 / (4 * members) : left / (2 * members);
+        if (n < least) n = least;
+        j->chunk[j->n_chunks++] = at;
+        at += n < left ? n : left;
+    }
+    j->chunk[j->n_chunks] = P;
+}
+
+enum { PACK_SERIAL = 1 << 15 }; /* elements of x below which forking costs more than packing */
+
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
+                   size_t ldy, bool add)
+{
+    if (T <= 0) return;
+    int members = td_pool_size(pool);
+    gemm_job j = {.w = w, .x = x, .ldx = ldx, .ldy = ldy, .steps = td_pairs(w->K), .y = y, .packed = scratch, .T = T, .add = add};
+    j.n_blocks = (T + MR_MAX - 1) / MR_MAX;
+    j.strips = j.n_blocks >= 2 * members ? 1 : (2 * members + j.n_blocks - 1) / j.n_blocks;
+    j.pairs_per_strip = ((int)j.steps + j.strips - 1) / j.strips;
+    j.pairs_per_strip = (j.pairs_per_strip + 63) & ~63; /* strips end on a cache line for any number of rows */
+    j.strips = ((int)j.steps + j.pairs_per_strip - 1) / j.pairs_per_strip;
+    plan_chunks(&j, members);
+    if ((size_t)T * (size_t)w->K < PACK_SERIAL)
+        for (int i = 0; i < j.n_blocks * j.strips; i++) pack_item(&j, i, 0);
+    else td_pool_for(pool, j.n_blocks * j.strips, pack_item, &j);
+    td_pool_for(pool, j.n_chunks, panels_item, &j);
+}
+
+void GEMM_FILL(td_ops *t)
+{
+    t->weight_dtype = TD_BF16;
+    t->layout = TD_LAYOUT_PANEL32_BF16;
+    t->packed_dtype = td_panel_dtype;
+    t->packed_bytes = td_panel_packed_bytes;
+    t->pack = td_panel_pack;
+    t->scratch_bytes = td_x86_scratch_bytes;
+    t->embed_packed = td_panel_embed;
+    t->linear = linear;
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Matrix products of every family of this CPU: the matrix law bit for bit (x86), double within tolerance (ref), row invariance. */
+#include "tests/kernels/case_gemm.h"
+#include "tests/kernels/support.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { MAX_M = 40, PAD = 3 };
+
+typedef struct problem {
+    int N, K;
+    float *w, *bias, *x; /* x: MAX_M rows */
+    void *packed, *scratch;
+    td_weight weight;
+} problem;
+
+static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float scale)
+{
+    problem p = {.N = c.N, .K = c.K};
+    size_t n = (size_t)c.N * (size_t)c.K;
+    p.w = floats(n), p.bias = floats((size_t)c.N), p.x = floats((size_t)MAX_M * (size_t)c.K);
+    rnd_fill(p.w, n, 1, scale), rnd_fill(p.bias, (size_t)c.N, 2, scale), rnd_fill(p.x, (size_t)MAX_M * (size_t)c.K, 3, scale);
+    void *stored = block_alloc(n * 4);
+    td_convert(stored, from, p.w, TD_F32, n);
+    td_convert(p.w, TD_F32, stored, from, n);
+    p.packed = block_alloc(o->packed_bytes(c.N, c.K, from));
+    for (int n0 = 0; n0 < c.N; n0 += 32) o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
+    p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
+    p.weight = (td_weight){c.N, c.K, o->packed_dtype(from), p.packed, p.bias};
+    free(stored);
+    return p;
+}
+
+static void problem_close(problem *p)
+{
+    free(p->w), free(p->bias), free(p->x), free(p->packed), free(p->scratch);
+}
+
+/* The matrix law, one output at a time. */
+static float law(const problem *p, const float *x, int n, float old, bool add)
+{
+    float acc = 0;
+    for (int k = 0; k < p->K; k += 2) {
+        float x0 = td_bf16_to_f32(td_f32_to_bf16(x[k])), w0 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k]));
+        float x1 = 0, w1 = 0;
+        if (k + 1 < p->K) {
+            x1 = td_bf16_to_f32(td_f32_to_bf16(x[k + 1]));
+            w1 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k + 1]));
+        }
+        acc = fmaf(x0, w0, fmaf(x1, w1, acc));
+    }
+    if (p->weight.bias) acc = acc + p->bias[n];
+    return add ? old + acc : acc;
+}
+
+static double exact(const problem *p, const float *x, int n, float old, bool add, double *size)
+{
+    double s = p->weight.bias ? (double)p->bias[n] : 0;
+    *size = fabs(s);
+    for (int k = 0; k < p->K; k++) {
+        double t = (double)x[k] * (double)p->w[(size_t)n * (size_t)p->K + (size_t)k];
+        s += t, *size += fabs(t);
+    }
+    return add ? s + (double)old : s;
+}
+
+static void run(const td_ops *o, const problem *p, int threads, const float *x, int M, float *y, size_t ldy, bool add)
+{
+    o->linear(team(threads), p->scratch, &p->weight, x, (size_t)p->K, M, y, ldy, add);
+}
+
+static unsigned flush_denormals(void)
+{
+#if defined(__x86_64__)
+    unsigned old = _mm_getcsr();
+    _mm_setcsr(old | 0x8040);
+    return old;
+#else
+    return 0;
+#endif
+}
+
+static void restore(unsigned csr)
+{
+#if defined(__x86_64__)
+    _mm_setcsr(csr);
+#else
+    (void)csr;
+#endif
+}
+
+/* Every M, add and no add, against the law (x86) or double (ref: half an ulp of f32, 1e-7 of the sum of magnitudes). */
+static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
+{
+    problem p = problem_open(o, c, from, scale);
+    size_t ldy = (size_t)c.N + PAD;
+    float *y = floats(MAX_M * ldy);
+    for (int M = 1; M <= MAX_M; M++) {
+        bool add = M % 2;
+        p.weight.bias = M % 3 ? p.bias : NULL;
+        for (size_t i = 0; i < MAX_M * ldy; i++) y[i] = add ? (float)(i % 7) : NAN;
+        run(o, &p, M % MAX_TEAM + 1, p.x, M, y, ldy, add);
+        int bad = 0, outside = 0;
+        unsigned csr = is_ref(o) ? 0 : flush_denormals();
+        for (int m = 0; m < M; m++)
+            for (size_t n = 0; n < ldy; n++) {
+                float got = y[(size_t)m * ldy + n], old = (float)(((size_t)m * ldy + n) % 7);
+                const float *x = p.x + (size_t)m * (size_t)c.K;
+                if (n >= (size_t)c.N) {
+                    outside += add ? got != old : got == got;
+                } else if (is_ref(o)) {
+                    double size, want = exact(&p, x, (int)n, old, add, &size);
+                    bad += !(fabs((double)got - want) <= 1e-7 * (size + fabs(want)) + 1e-44);
+                } else {
+                    float want = law(&p, x, (int)n, old, add);
+                    bad += memcmp(&got, &want, 4) != 0;
+                }
+            }
+        if (!is_ref(o)) restore(csr);
+        T_OK(!bad, "%s N=%d K=%d M=%d scale %g: %d outputs differ", o->family, c.N, c.K, M, (double)scale, bad);
+        T_OK(!outside, "%s N=%d K=%d M=%d: wrote outside", o->family, c.N, c.K, M);
+    }
+    free(y);
+    problem_close(&p);
+}
+
+/* Each row alone, at any place of any batch and by any team: the same bits. */
+static void invariance(const td_ops *o, gemm_case c)
+{
+    problem p = problem_open(o, c, TD_BF16, 1);
+    size_t N = (size_t)c.N;
+    float *alone = floats(MAX_M * N), *y = floats(MAX_M * N);
+    for (int m = 0; m < MAX_M; m++) run(o, &p, 1, p.x + (size_t)m * (size_t)c.K, 1, alone + (size_t)m * N, N, false);
+    for (int M = 1; M <= MAX_M; M++)
+        for (int threads = 1; threads <= MAX_TEAM; threads++) {
+            int at = (M * 7 + threads) % (MAX_M - M + 1);
+            run(o, &p, threads, p.x + (size_t)at * (size_t)c.K, M, y, N, false);
+            T_OK(!memcmp(y, alone + (size_t)at * N, (size_t)M * N * 4), "%s N=%d M=%d threads=%d", o->family, c.N, M, threads);
+        }
+    free(alone), free(y);
+    problem_close(&p);
+}
+
+static void nan_stays(const td_ops *o)
+{
+    problem p = problem_open(o, (gemm_case){70, 66}, TD_F32, 1);
+    float *y = floats(30 * 70), *clean = floats(30 * 70);
+    run(o, &p, 2, p.x, 30, clean, 70, false);
+    p.x[13 * 66 + 5] = NAN, p.x[20 * 66] = INFINITY;
+    run(o, &p, 2, p.x, 30, y, 70, false);
+    for (int m = 0; m < 30; m++) {
+        if (m == 13) T_EQ(count_nan(y + m * 70, 70), 70);
+        else if (m != 20) T_OK(!memcmp(y + m * 70, clean + m * 70, 70 * 4), "%s row %d", o->family, m);
+    }
+    free(y), free(clean);
+    problem_close(&p);
+}
+
+/* A packed matrix read back row by row. */
+static void embed(const td_ops *o)
+{
+    problem p = problem_open(o, (gemm_case){67, 35}, TD_BF16, 1);
+    int32_t ids[] = {0, 66, 31, 32, 67, -1};
+    float *out = floats(6 * 36);
+    o->embed_packed(team(2), &p.weight, ids, 6, out, 36);
+    for (int t = 0; t < 6; t++)
+        for (int k = 0; k < 35; k++) T_OK(out[t * 36 + k] == (t < 4 ? p.w[ids[t] * 35 + k] : 0), "%s id %d k %d", o->family, ids[t], k);
+    free(out);
+    problem_close(&p);
+}
+
+int main(void)
+{
+    const td_ops *o;
+    for (int f = 0; (o = td_ops_family(f)); f++) {
+        for (size_t i = 0; i < TD_COUNT(gemm_odd); i++) {
+            values(o, gemm_odd[i], i % 3 == 0 ? TD_F32 : i % 3 == 1 ? TD_BF16 : TD_F16, 1);
+            if (i % 4 == 2) values(o, gemm_odd[i], TD_F32, 1e-19f); /* products and sums around the smallest normal */
+            if (i % 4 == 3) values(o, gemm_odd[i], TD_F32, 1e-38f); /* denormal inputs */
+            if (i % 3 == 2) invariance(o, gemm_odd[i]);
+        }
+        nan_stays(o);
+        embed(o);
+    }
+    const td_ops *best;
+    T_EQ(td_ops_open("auto", &best), TD_OK);
+    T_OK(best == td_ops_family(0) || !is_ref(best));
+    T_EQ(td_ops_open("nonsense", &best), TD_ENOSUP);
+    return T_DONE();
+}
