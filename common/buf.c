@@ -129,6 +129,16 @@ void td_buf_json_str(td_buf *b, const char *s, size_t n)
     td_buf_chr(b, '"');
 }
 
+/* The last digit of d.ddde+xx one up; false where it would carry. Below a power of two doubles are twice as
+ * dense, so the nearest 16 digits may lie just outside v's interval and the next ones above inside. */
+static bool next_decimal(char *t)
+{
+    char *last = strchr(t, 'e') - 1;
+    if (*last == '9') return false;
+    ++*last;
+    return true;
+}
+
 /* Digits of the shortest decimal that reads back as v > 0, and its exponent: v = 0.d1d2d3... * 10^*point. 15
  * digits always survive a round trip unless v is subnormal, and %e drops nothing we need, so at most three
  * tries in the common case. */
@@ -138,6 +148,7 @@ static int shortest_digits(double v, char digits[20], int *point)
     for (int prec = v < 2.3e-308 ? 1 : 15; prec <= 17; prec++) {
         snprintf(t, sizeof t, "%.*e", prec - 1, v);
         if (strtod(t, NULL) == v || prec == 17) break;
+        if (prec == 16 && next_decimal(t) && strtod(t, NULL) == v) break;
     }
     char *e = strchr(t, 'e');
     *point = atoi(e + 1) + 1;
