@@ -4,8 +4,8 @@
  * consumer waits on td_chan_fd() (an eventfd, level-readable while anything may be queued); one eventfd may
  * serve several channels.
  * Rules: 1. push fails (false) when full: the producer applies back-pressure.
- *        2. drain: call td_chan_clear() first, then pop until NULL; what is pushed in between signals again, so
- *           none is lost.
+ *        2. drain: call td_chan_clear() first, then pop until NULL; what is pushed in between signals again,
+ *           so none is lost.
  * Threads: exactly one producer and one consumer thread per channel. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_CHAN_H
