@@ -7,8 +7,13 @@
  * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, token) is written at most once per epoch.
  *         2. A frame whose epoch is not live is dropped before any page is touched.
  *         3. crc32c covers the payload; head_crc32c covers the header with that field zero.
- *         4. COMMIT's payload: first tokens, uint32_t[n_first]; its digest is the XOR over frames of td_mix64(crc << 32 | index).
- *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged frames; CREDIT returns some. */
+ *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the number of choices or 0), td_kvtop of all
+ *            first tokens in order. Its digest is the XOR over frames of td_mix64(payload_crc32c << 32 | index).
+ *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged frames; CREDIT returns some.
+ *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an empty payload, NACK a short text.
+ *         7. ACK, NACK or ABORT end an epoch: what comes after that is dropped and answered with NACK; after ACK, a COMMIT seen again gets
+ *            ACK again and a FRAME nothing.
+ *         8. ABORT's index: 0, the request is over, free the pages; 1, the pages will not come, compute them yourself. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_PROTO_KVFRAME_H
 #define TD_PROTO_KVFRAME_H
@@ -25,7 +30,7 @@ typedef struct td_kvframe {
     uint16_t version, type;
     uint64_t epoch;          /* the reservation, unique in the decode worker's incarnation */
     uint64_t incarnation;    /* of the decode worker */
-    uint32_t index;          /* FRAME: 0, 1, 2 ... in sending order; COMMIT: number of frames; CREDIT: frames returned */
+    uint32_t index;          /* FRAME: 0, 1, 2 ... in sending order; COMMIT: number of frames; CREDIT: frames returned; ABORT: rule 8 */
     uint16_t group, dtype;   /* page group; td_dtype of the elements */
     uint16_t layer0, n_layers;
     uint32_t tok0, n_tok;
@@ -37,11 +42,20 @@ typedef struct td_kvframe {
     int64_t sent_us;         /* COMMIT: microseconds from the first frame to the COMMIT at the sender */
 } td_kvframe;
 
+typedef struct td_kvcommit {
+    int64_t exposed_us;      /* from the end of the prompt's computation to the COMMIT at the sender */
+    uint32_t n_top;          /* of all first tokens together */
+    uint32_t logprobs;       /* 1: td_kvfirst.logprob was asked for */
+} td_kvcommit;
+typedef struct td_kvfirst { uint32_t token; float logprob; uint32_t n_top; } td_kvfirst;
+typedef struct td_kvtop { uint32_t id; float logprob; } td_kvtop;
+
 static_assert(offsetof(td_kvframe, epoch) == 8, "kvframe layout");
 static_assert(offsetof(td_kvframe, index) == 24, "kvframe layout");
 static_assert(offsetof(td_kvframe, tok0) == 36, "kvframe layout");
 static_assert(offsetof(td_kvframe, digest) == 56 - 0, "kvframe layout");
 static_assert(offsetof(td_kvframe, payload_crc32c) == 72, "kvframe layout");
 static_assert(sizeof(td_kvframe) == 88, "kvframe layout");
+static_assert(sizeof(td_kvcommit) == 16 && sizeof(td_kvfirst) == 12 && sizeof(td_kvtop) == 8, "kvframe layout");
 
 #endif

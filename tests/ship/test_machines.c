@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+/* tests/ship/test_machines.c - sender and receiver over a simulated link that loses, repeats, reorders and damages messages, from a seed.
+ * Whatever happens: either every page is right, or the hand-off failed and nothing is written afterwards; and both ends come to an end. */
+#include "common/check.h"
+#include "common/hash.h"
+#include "proto/kvframe.h"
+#include "tests/ship/support_kv.h"
+#include "tests/t.h"
+#include "worker/ship/codec.h"
+#include "worker/ship/receiver.h"
+#include "worker/ship/sender.h"
+
+enum { TIMEOUT = 5000000, FRAMES_MAX = 1 << 20, LINK_MAX = 512 };
+
+typedef struct { int64_t at; td_kvframe head; uint8_t *payload; bool to_sender; } packet;
+typedef struct {
+    uint64_t seed;
+    packet q[LINK_MAX];
+    uint32_t n;
+    int loss, dup, corrupt, reorder; /* of 1000 */
+    uint32_t in_flight, most_in_flight, corrupted;
+} link;
+
+static void link_put(link *l, int64_t now, td_kvframe h, const void *payload, bool to_sender)
+{
+    for (int copies = 1 + ((int)kv_rnd(&l->seed, 1000) < l->dup); copies--;) {
+        if ((int)kv_rnd(&l->seed, 1000) < l->loss || l->n == LINK_MAX) continue;
+        packet p = {.at = now + 100 + ((int)kv_rnd(&l->seed, 1000) < l->reorder ? (int64_t)kv_rnd(&l->seed, 300000) : 0), .head = h, .to_sender = to_sender};
+        if (h.payload_bytes) {
+            p.payload = malloc(h.payload_bytes);
+            memcpy(p.payload, payload, h.payload_bytes);
+        }
+        if ((int)kv_rnd(&l->seed, 1000) < l->corrupt) {
+            l->corrupted++;
+            if (h.payload_bytes && kv_rnd(&l->seed, 2)) p.payload[kv_rnd(&l->seed, (uint32_t)h.payload_bytes)] ^= (uint8_t)(1u << kv_rnd(&l->seed, 8));
+            else ((uint8_t *)&p.head)[kv_rnd(&l->seed, sizeof h)] ^= (uint8_t)(1u << kv_rnd(&l->seed, 8));
+        }
+        l->q[l->n++] = p;
+    }
+}
+
+static bool link_get(link *l, int64_t now, packet *out)
+{
+    uint32_t best = l->n;
+    for (uint32_t i = 0; i < l->n; i++)
+        if (l->q[i].at <= now && (best == l->n || l->q[i].at < l->q[best].at)) best = i;
+    if (best == l->n) return false;
+    *out = l->q[best];
+    memmove(&l->q[best], &l->q[best + 1], (l->n - best - 1) * sizeof *l->q);
+    l->n--;
+    return true;
+}
+
+typedef struct {
+    td_model_desc d;
+    kv_side src, dst;
+    td_sender s;
+    td_receiver *r;
+    link l;
+    int64_t now;
+    td_epoch_state recv_state;
+    bool recv_done, over, computing;
+    uint32_t n, hit, n_first, written;
+    td_plan plan;
+    const char *why;
+} world;
+
+static void on_rect(void *arg, const td_rect *r)
+{
+    world *w = arg;
+    td_send_event e = {.type = TD_SEND_RECT, .rect = *r};
+    (void)td_sender_step(&w->s, w->now, &e);
+}
+
+static void pump_sender(world *w, td_send_event e)
+{
+    static uint8_t payload[TD_KVF_FRAME_BYTES];
+    td_send_action a = td_sender_step(&w->s, w->now, &e);
+    while (a.type != TD_SEND_NOTHING) {
+        if (kv_rnd(&w->l.seed, 100) < 5) return; /* no room: the same action is offered at the next step */
+        td_send_event p = {.type = TD_SEND_POSTED};
+        if (a.type == TD_SEND_DO_FRAME) {
+            const td_kv *kv = &w->src.kv[a.rect.group];
+            p.bytes = td_codec_bytes(kv, &a.rect);
+            TD_CHECK(td_codec_gather(kv, w->src.pages[a.rect.group], 0, w->src.n_pages, &a.rect, payload));
+            a.head.group = a.rect.group;
+            a.head.dtype = TD_BF16;
+            a.head.layer0 = a.rect.layer0;
+            a.head.n_layers = a.rect.n_layers;
+            a.head.tok0 = a.rect.tok0;
+            a.head.n_tok = a.rect.n_tok;
+            a.head.kv_heads = (uint16_t)kv->G;
+            a.head.head_dim = (uint16_t)kv->D;
+            td_frame_seal(&a.head, payload, p.bytes);
+            p.digest = td_frame_digest(&a.head);
+            link_put(&w->l, w->now, a.head, payload, false);
+        } else {
+            td_buf b;
+            td_buf_init(&b, 0);
+            td_top top[2] = {{7, -1}, {8, -2}};
+            td_first first[4] = {{1, -0.5f, 2, top}, {2, -1, 0, NULL}, {3, -1, 1, top}, {4, -1, 0, NULL}};
+            td_commit c = {.n_first = a.head.n_first, .logprobs = true, .first = first};
+            if (a.type == TD_SEND_DO_COMMIT) td_commit_write(&b, &c);
+            td_frame_seal(&a.head, b.p, b.len);
+            link_put(&w->l, w->now, a.head, b.p, false);
+            td_buf_deinit(&b);
+        }
+        a = td_sender_step(&w->s, w->now, &p);
+    }
+}
+
+static void settle(world *w, td_epoch *e)
+{
+    if (e->state == TD_EPOCH_LANDED) {
+        td_arena arena;
+        td_arena_init(&arena, 1 << 16);
+        td_commit c;
+        T_EQ(td_commit_read(&arena, e->commit, e->commit_bytes, e->n_first, &c), TD_OK);
+        T_OK(c.first[0].token == 1 && c.first[0].n_top == 2 && c.first[0].top[1].id == 8);
+        td_arena_deinit(&arena);
+        for (int g = 0; g < w->d.n_groups; g++)
+            T_EQ(kv_side_wrong(&w->dst, &w->d, g, td_plan_first(w->d.group[g].window, w->hit, w->n), w->n, 0x55), 0);
+    }
+    w->recv_done = true;
+    w->recv_state = e->state;
+    w->why = e->why;
+    w->over = e->over;
+    td_receiver_close(w->r, e);
+    /* the pages belong to someone else from now on: nobody may write them */
+    for (int g = 0; g < w->d.n_groups; g++) memset(w->dst.kv[g].base, 0x33, w->dst.bytes[g]);
+}
+
+static void deliver(world *w, packet *p)
+{
+    td_kvframe f;
+    if (td_frame_parse(&p->head, sizeof p->head, p->head.payload_bytes > FRAMES_MAX ? 0 : p->head.payload_bytes, &f) != TD_OK) return;
+    if (p->to_sender) {
+        td_send_event e = {.n = f.index};
+        if (f.type == TD_KVF_CREDIT) e.type = TD_SEND_CREDIT;
+        else if (f.type == TD_KVF_ACK) e.type = TD_SEND_ACK;
+        else if (f.type == TD_KVF_NACK) e.type = TD_SEND_NACK;
+        pump_sender(w, e);
+        return;
+    }
+    td_recv_action a = td_receiver_message(w->r, w->now, &f, p->payload);
+    if (a.write) {
+        T_OK(td_codec_scatter(&w->dst.kv[a.rect.group], w->dst.pages[a.rect.group], 0, w->dst.n_pages, &a.rect, p->payload));
+        w->written++;
+        T_OK(!w->recv_done, "a page was written after the end");
+    }
+    if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) settle(w, a.epoch);
+    if (a.answer) {
+        td_kvframe h;
+        td_frame_init(&h, a.answer, f.epoch, f.incarnation);
+        h.index = a.credits;
+        td_frame_seal(&h, NULL, 0);
+        link_put(&w->l, w->now, h, NULL, true);
+    }
+}
+
+typedef struct { int loss, dup, corrupt, reorder, cancel, slow; } faults;
+
+static void run(uint64_t seed, faults f, int counts[4])
+{
+    world w = {.l = {.seed = seed, .loss = f.loss, .dup = f.dup, .corrupt = f.corrupt, .reorder = f.reorder}, .now = 1000, .computing = true};
+    uint64_t *sd = &w.l.seed;
+    const int sizes[] = {1, 3, 4, 8, 16, 64};
+    kv_desc(&w.d, 2 + (int)kv_rnd(sd, 4), 1 + (int)kv_rnd(sd, 2), 8, kv_rnd(sd, 3) == 0 ? 30 : 0, 2);
+    w.n = 20 + kv_rnd(sd, 150);
+    w.hit = kv_rnd(sd, 2) ? kv_rnd(sd, w.n) : 0;
+    w.n_first = 1 + kv_rnd(sd, 4);
+    kv_side_open(&w.src, &w.d, sizes[kv_rnd(sd, 6)], w.n, 0xAA, seed);
+    kv_side_open(&w.dst, &w.d, sizes[kv_rnd(sd, 6)], w.n, 0x55, seed + 9);
+    kv_side_tag(&w.src, &w.d, 0, w.n);
+    uint32_t credits = 1 + kv_rnd(sd, 8);
+    td_sender_init(&w.s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
+    w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .credits = credits, .timeout_us = TIMEOUT});
+    T_EQ(td_receiver_add(w.r, w.now, 5, w.hit, w.n, w.n_first, NULL), TD_OK);
+    T_EQ(td_plan_open(&w.plan, &w.d, TD_BF16, w.hit, w.n), TD_OK);
+    uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0, cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
+    int layer = 0;
+    for (; steps < 20000; steps++) {
+        w.now += 500 + kv_rnd(sd, 3000);
+        bool sender_over = td_sender_done(&w.s);
+        if (w.computing && !sender_over && kv_rnd(sd, 4)) { /* one more layer */
+            td_plan_add(&w.plan, layer, layer + 1, tok, TD_MIN(tok + chunk, w.n), on_rect, &w);
+            if (++layer == w.d.L) {
+                layer = 0;
+                tok += chunk;
+            }
+            if (tok >= w.n) {
+                w.computing = false;
+                pump_sender(&w, (td_send_event){.type = TD_SEND_COMMIT, .n = w.n_first});
+            }
+        }
+        if (f.slow && kv_rnd(sd, 1000) < (uint32_t)f.slow) w.now += TIMEOUT / 2;
+        if (steps == cancel_at && cancel_at) pump_sender(&w, (td_send_event){.type = TD_SEND_CANCEL, .n = kv_rnd(sd, 2), .reason = "cancelled"});
+        packet p;
+        while (link_get(&w.l, w.now, &p)) {
+            deliver(&w, &p);
+            free(p.payload);
+        }
+        pump_sender(&w, (td_send_event){.type = TD_SEND_TICK});
+        td_epoch *e = td_receiver_tick(w.r, w.now);
+        if (e) settle(&w, e);
+        if (td_sender_done(&w.s) && w.recv_done && !w.l.n) break;
+    }
+    T_OK(steps < 20000, "seed %llu does not end", (unsigned long long)seed);
+    bool landed = w.recv_state == TD_EPOCH_LANDED;
+    T_OK(w.s.state != TD_SENDER_ACKED || landed, "seed %llu: acknowledged but not landed", (unsigned long long)seed);
+    if (!f.loss && !f.corrupt && !f.cancel && !f.slow) T_OK(landed && w.s.state == TD_SENDER_ACKED, "seed %llu: %s %s", (unsigned long long)seed, w.why, w.s.reason);
+    for (int g = 0; g < w.d.n_groups; g++) { /* rule: nothing is written after the end */
+        uint64_t dirty = 0;
+        for (size_t i = 0; i < w.dst.bytes[g]; i++) dirty += w.dst.kv[g].base[i] != 0x33;
+        T_EQ(dirty, 0);
+    }
+    counts[landed ? 0 : 1]++;
+    counts[2] += w.s.state == TD_SENDER_ACKED;
+    counts[3] += w.l.corrupted > 0;
+    td_sender_deinit(&w.s, NULL);
+    td_receiver_free(w.r);
+    kv_side_close(&w.src, &w.d);
+    kv_side_close(&w.dst, &w.d);
+}
+
+static void test_model(int rounds)
+{
+    int c[4] = {0};
+    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003, (faults){0}, c);
+    T_OK(c[0] == rounds && c[2] == rounds);
+    memset(c, 0, sizeof c);
+    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 1, (faults){.dup = 200, .reorder = 300}, c);
+    T_OK(c[0] == rounds, "repeats and reordering are harmless: %d", c[0]);
+    memset(c, 0, sizeof c);
+    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 2, (faults){.loss = 20, .dup = 50, .corrupt = 20, .reorder = 100}, c);
+    T_OK(c[0] > rounds / 20 && c[1] > rounds / 20 && c[3] > 0, "%d landed, %d failed", c[0], c[1]);
+    memset(c, 0, sizeof c);
+    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 3, (faults){.dup = 50, .reorder = 300, .cancel = 700, .slow = 30}, c);
+    T_OK(c[1] > rounds / 20);
+}
+
+/* Single steps that the random walk may not hit. */
+static td_kvframe frame_of(const td_model_desc *d, uint32_t index, int layer0, int n_layers, uint32_t tok0, uint32_t n_tok, const void *payload)
+{
+    td_kvframe f;
+    td_frame_init(&f, TD_KVF_FRAME, 5, 77);
+    f.index = index;
+    f.dtype = TD_BF16;
+    f.layer0 = (uint16_t)layer0;
+    f.n_layers = (uint16_t)n_layers;
+    f.tok0 = tok0;
+    f.n_tok = n_tok;
+    f.kv_heads = (uint16_t)d->G;
+    f.head_dim = (uint16_t)d->D;
+    td_frame_seal(&f, payload, 4u * (size_t)n_layers * n_tok * (size_t)d->G * (size_t)d->D);
+    return f;
+}
+
+static void expect_failed(const char *why, td_kvframe f, const void *payload)
+{
+    td_model_desc d;
+    kv_desc(&d, 2, 1, 8, 0, 1);
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .credits = 4, .timeout_us = 100});
+    T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
+    T_EQ(td_receiver_add(r, 0, 6, 4, 20, 1, NULL), TD_EFULL);
+    td_recv_action a = td_receiver_message(r, 1, &f, payload);
+    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && a.answer == TD_KVF_NACK && !a.write && a.bad, "%s", why);
+    T_STR(a.why, why);
+    td_receiver_free(r);
+}
+
+static void test_refusals(void)
+{
+    td_model_desc d;
+    kv_desc(&d, 2, 1, 8, 0, 1);
+    static uint8_t pay[4096];
+    td_kvframe good = frame_of(&d, 0, 0, 2, 4, 8, pay), f;
+    f = good, f.group = 1, expect_failed("no such page group", f, pay);
+    f = good, f.dtype = TD_F32, expect_failed("another KV type", f, pay);
+    f = good, f.kv_heads = 2, expect_failed("other heads or head size", f, pay);
+    f = good, f.head_dim = 16, expect_failed("other heads or head size", f, pay);
+    f = good, f.layer0 = 1, expect_failed("layers outside the group", f, pay);
+    f = good, f.tok0 = 3, expect_failed("tokens outside the reservation", f, pay);
+    f = good, f.tok0 = 13, expect_failed("tokens outside the reservation", f, pay);
+    f = good, f.n_tok = 0xffffffffu, expect_failed("tokens outside the reservation", f, pay);
+    f = good, f.n_tok = 7, expect_failed("payload size", f, pay);
+    f = good, f.index = 1u << 30, expect_failed("frame index", f, pay);
+    f = good, f.payload_crc32c ^= 1, expect_failed("payload checksum", f, pay);
+    td_frame_init(&f, TD_KVF_COMMIT, 5, 77);
+    td_frame_seal(&f, NULL, 0);
+    f.n_first = 2, expect_failed("not one first token per choice", f, NULL);
+
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .credits = 4, .timeout_us = 100});
+    T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
+    f = good, f.incarnation = 78; /* of an earlier process: dropped, the epoch is untouched */
+    td_recv_action a = td_receiver_message(r, 1, &f, pay);
+    T_OK(!a.epoch && !a.write && a.answer == TD_KVF_NACK);
+    a = td_receiver_message(r, 1, &good, pay);
+    T_OK(a.write && a.epoch->state == TD_EPOCH_OPEN);
+    a = td_receiver_message(r, 1, &good, pay); /* again: nothing */
+    T_OK(!a.write && a.epoch && a.epoch->state == TD_EPOCH_OPEN);
+    f = frame_of(&d, 1, 0, 2, 11, 2, pay); /* another index, one token of it is here already */
+    a = td_receiver_message(r, 1, &f, pay);
+    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && !a.write);
+    T_STR(a.why, "a part came twice");
+    td_receiver_close(r, a.epoch);
+    T_EQ(td_receiver_live(r), 0);
+    T_OK(td_receiver_message(r, 1, &good, pay).epoch == NULL);
+    /* COMMIT with too few frames: FAILED by the deadline; ABORT with index 0: over */
+    T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
+    td_frame_init(&f, TD_KVF_COMMIT, 5, 77);
+    f.index = 3;
+    f.n_first = 1;
+    td_frame_seal(&f, NULL, 0);
+    a = td_receiver_message(r, 50, &f, NULL);
+    T_OK(a.epoch->state == TD_EPOCH_COMMITTED && !a.answer);
+    T_OK(!td_receiver_tick(r, 149));
+    T_EQ(td_receiver_deadline(r), 150);
+    td_epoch *e = td_receiver_tick(r, 150);
+    T_OK(e && e->state == TD_EPOCH_FAILED);
+    td_receiver_close(r, e);
+    td_receiver_free(r);
+}
+
+int main(int argc, char **argv)
+{
+    test_refusals();
+    test_model(argc > 1 ? atoi(argv[1]) : 300);
+    return T_DONE();
+}

@@ -1,0 +1,81 @@
+/* worker/ship/receiver.h - the receiving end: the table of live epochs, as a pure machine.
+ *
+ *   OPEN --frame--> OPEN --COMMIT--> COMMITTED --all frames in, count and digest equal--> LANDED
+ *     |                                  |
+ *     +--- bad frame, ABORT, deadline ---+----------------------------------------------> FAILED
+ *
+ * td_receiver_message is given one message and says what to do: write the rectangle, and what to answer; td_receiver_tick finds epochs whose time
+ * is up. An epoch that LANDED or FAILED is out of the table: whatever comes for it later is dropped before a page is
+ * touched, and answered: NACK, or, if it LANDED, ACK to a repeated COMMIT and nothing to a repeated frame.
+ *
+ * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the group's, its payload checksum is right, and
+ *             every (slot, token) of it is still missing. The same index again is ignored. Anything else ends the epoch: it is recomputed.
+ *          2. LANDED means: every (slot, token) of every group exactly once, as many frames as COMMIT says, equal digest, and one first token per
+ *             choice. Frames and COMMIT may come in any order.
+ *          3. An epoch that makes no progress for timeout_us FAILS, in every state.
+ * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; bitmaps of slots x tokens bits per epoch. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_SHIP_RECEIVER_H
+#define TD_WORKER_SHIP_RECEIVER_H
+
+#include "common/map.h"
+#include "worker/ship/frame.h"
+#include "worker/ship/plan.h"
+
+enum { TD_RECV_RECENT = 256 };
+
+typedef struct td_receiver_opts {
+    const td_model_desc *desc;      /* borrowed */
+    td_dtype kv_dtype;
+    uint64_t incarnation;
+    uint32_t max_epochs, credits;
+    int64_t timeout_us;
+} td_receiver_opts;
+
+typedef enum { TD_EPOCH_OPEN, TD_EPOCH_COMMITTED, TD_EPOCH_LANDED, TD_EPOCH_FAILED } td_epoch_state;
+
+typedef struct td_epoch {
+    uint64_t id;
+    td_epoch_state state;
+    void *user;                     /* the caller's */
+    uint32_t n_tokens, first_tok[TD_MAX_GROUPS];
+    uint64_t *have[TD_MAX_GROUPS];  /* bit (slot * width + token - first_tok) */
+    uint64_t missing;               /* (slot, token) pairs */
+    uint64_t *seen;                 /* bit per frame index */
+    uint32_t seen_words, frames, n_first, to_return;
+    uint32_t commit_frames, max_frames;
+    uint64_t digest, commit_digest, bytes;
+    int64_t progress_us, first_us, commit_us, sender_us; /* sender_us: COMMIT's sent_us */
+    bool over;                      /* ABORT said: the request is over */
+    uint8_t *commit;                /* COMMIT's payload, kept until LANDED */
+    size_t commit_bytes;
+    const char *why;                /* of FAILED; static text */
+} td_epoch;
+
+typedef struct td_receiver td_receiver;
+
+/* What a message led to. Do it in this order: write, then (epoch in a final state) settle and td_receiver_close, then answer. */
+typedef struct td_recv_action {
+    td_epoch *epoch;                /* NULL: unknown epoch, dropped */
+    bool write;                     /* scatter the payload to `rect` */
+    td_rect rect;
+    uint16_t answer;                /* 0, TD_KVF_CREDIT, TD_KVF_ACK or TD_KVF_NACK */
+    uint32_t credits;               /* with CREDIT */
+    const char *why;                /* with NACK */
+    bool bad;                       /* counts as a bad frame */
+} td_recv_action;
+
+td_receiver *td_receiver_open(const td_receiver_opts *o);
+void td_receiver_free(td_receiver *r);
+
+/* n_first: choices, each of which needs a first token. EFULL: table full. */
+td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens, uint32_t n_first, void *user);
+td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload);
+td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);
+/* Next epoch whose deadline has passed (it is FAILED now; settle and close it); NULL: none. */
+td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us);
+int64_t td_receiver_deadline(const td_receiver *r);
+void td_receiver_close(td_receiver *r, td_epoch *e);
+uint32_t td_receiver_live(const td_receiver *r);
+
+#endif
