@@ -51,12 +51,14 @@ static bool has_avx512bf16(void)
 static void fill_avx2(td_ops *t)
 {
     td_gemm_fill_avx2(t);
+    td_attn_fill_avx2(t);
     td_sample_fill_avx2(t);
 }
 
 static void fill_avx512(td_ops *t)
 {
     td_gemm_fill_avx512(t);
+    td_attn_fill_avx512(t);
     td_sample_fill_avx512(t);
 }
 
@@ -64,6 +66,7 @@ static void fill_avx512bf16(td_ops *t)
 {
     fill_avx512(t);
     td_gemm_fill_avx512bf16(t);
+    td_attn_fill_avx512bf16(t);
 }
 #endif
 

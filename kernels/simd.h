@@ -145,6 +145,16 @@ TD_INLINE void transpose_16x16(const uint32_t *const rows[16], uint32_t *dst, si
     TD_UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(dst + (size_t)i * stride, r[i]);
 }
 
+/* to[d] = a[d] | b[d] << 16 for 16 elements; nonzero when one is infinite or NaN. */
+TD_INLINE unsigned interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
+{
+    __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)), big = _mm512_set1_epi16(0x7f80);
+    __m512i hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b)), w = _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
+    _mm512_storeu_si512(to, w);
+    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(w, big), big);
+}
+TD_INLINE float v16_first(v16 v) { return _mm512_cvtss_f32(v); }
+
 #else /* AVX2 */
 
 enum { LANES = 8 };
@@ -269,6 +279,21 @@ TD_INLINE void transpose_16x16(const uint32_t *const rows[16], uint32_t *dst, si
     for (int k0 = 0; k0 < 16; k0 += 8)
         for (int i0 = 0; i0 < 16; i0 += 8) transpose_8x8(rows + i0, k0, dst + (size_t)k0 * stride + i0, stride);
 }
+
+/* to[d] = a[d] | b[d] << 16 for 16 elements; nonzero when one is infinite or NaN. */
+TD_INLINE unsigned interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
+{
+    unsigned found = 0;
+    for (int d = 0; d < 16; d += 8) {
+        __m128i x = _mm_loadu_si128((const void *)(a + d)), y = _mm_loadu_si128((const void *)(b + d)), big = _mm_set1_epi16(0x7f80);
+        __m128i ix = _mm_cmpeq_epi16(_mm_and_si128(x, big), big), iy = _mm_cmpeq_epi16(_mm_and_si128(y, big), big);
+        _mm_storeu_si128((void *)(to + d), _mm_unpacklo_epi16(x, y));
+        _mm_storeu_si128((void *)(to + d + 4), _mm_unpackhi_epi16(x, y));
+        found |= (unsigned)_mm_movemask_epi8(_mm_or_si128(ix, iy));
+    }
+    return found;
+}
+TD_INLINE float v16_first(v16 v) { return _mm256_cvtss_f32(v.lo); }
 
 #endif
 

@@ -1,0 +1,377 @@
+/* kernels/attn_tile.h - paged attention for the x86 families; included once per instruction set by attn_avx*.c.
+ *
+ * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
+ *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
+ *                        ATTN_FILL  name of the fill function
+ * An item is (sequence, kv head, up to 128 rows); a row is one query head of one token. For each tile of 64 keys at an absolute multiple of 64
+ * the item copies K as [D/2][64] pairs and V as [32][D] pairs into its scratch, whatever the page size, and runs its rows over it
+ * four at a time.
+ * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains over key pairs in order, tiles in
+ *             order, state in f32. 2. A masked key contributes an exact 0 to the sum and to P V, so a tile that is all masked for a row
+ *             leaves its bits alone, computed or skipped. 3. A masked key that is not finite never meets a row (see guarded).
+ *          4. Keys outside [first key of the item, last key] are zeros, never read.
+ * Source:  online softmax, algorithms notes 7.2, in base 2: scale x log2 e is folded into q before it is rounded to bf16. */
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/simd.h"
+#include "kernels/x86.h"
+#include <math.h>
+
+enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS };
+#define M_START -1e30f /* finite: a row that has seen only masked keys must not compute inf - inf */
+
+typedef struct space {
+    uint32_t *k, *v;   /* [D/2][64], [32][D]: pairs of bf16 */
+    uint16_t *q;       /* [ROWS][D] */
+    float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS] */
+    float *s;          /* [MR][64] scores */
+    uint16_t *p;       /* [MR][64] */
+} space;
+
+typedef struct attn_job {
+    const td_attn_args *a;
+    char *scratch;
+    size_t member_bytes;
+    int32_t *first_item; /* [n_seq + 1] */
+    int group;           /* query heads per kv head */
+} attn_job;
+
+/* What an item works on. Keys are absolute; k0 of a tile is a multiple of 64. */
+typedef struct item {
+    const td_attn_args *a;
+    const td_attn_seq *seq;
+    space sp;
+    int g, group, row0, n_rows; /* rows of the sequence's (token, head) list */
+    int key_lo, key_hi;         /* of all rows together */
+} item;
+
+static const uint16_t zero_row[TD_MAX_HEAD_DIM] __attribute__((aligned(64)));
+
+static space carve(char *at, int D)
+{
+    size_t d = (size_t)D;
+    space s;
+    s.k = (uint32_t *)at, at += TILE * d * 2;
+    s.v = (uint32_t *)at, at += TILE * d * 2;
+    s.o = (float *)at, at += ROWS * d * 4;
+    s.q = (uint16_t *)at, at += ROWS * d * 2;
+    s.s = (float *)at, at += MR * TILE * 4;
+    s.p = (uint16_t *)at, at += MR * TILE * 2;
+    s.m = (float *)at, at += ROWS * 4;
+    s.l = (float *)at;
+    return s;
+}
+
+/* ---- inner products: c[m][.] = c[m][.] * scale[m] (or 0) + sum over steps of pair a[m][k] . pair b[k][.] ---- */
+
+typedef struct dots_arg {
+    const uint32_t *a; /* row m at a + m * lda, one dword per step */
+    size_t lda;
+    const uint32_t *b;
+    size_t ldb;
+    int steps;
+    float *c;
+    size_t ldc;
+    const float *scale; /* NULL: start at 0 */
+} dots_arg;
+
+TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
+{
+    vec s[MR][NV_MAX];
+    const uint32_t *a = t->a, *b = t->b;
+    TD_UNROLL for (int m = 0; m < rows; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++)
+            s[m][v] = t->scale ? vec_mul(vec_load(t->c + (size_t)m * t->ldc + v * LANES), vec_set1(t->scale[m])) : vec_zero();
+    TD_ONCE for (int k = 0; k < t->steps; k++) {
+        veci w[NV_MAX];
+        TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES);
+        TD_UNROLL for (int m = 0; m < rows; m++) {
+            veci x = veci_set1(a[(size_t)m * t->lda]);
+#if NATIVE_DP
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
+#else
+            vec odd = vec_odd(x), even = vec_even(x);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_odd(w[v]), odd, s[m][v]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_even(w[v]), even, s[m][v]);
+#endif
+        }
+        a++;
+        b += t->ldb;
+    }
+    TD_UNROLL for (int m = 0; m < rows; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) vec_store(t->c + (size_t)m * t->ldc + v * LANES, s[m][v]);
+}
+
+#define DOTS(rows, NV) TD_NOINLINE void dots_##rows##_##NV(const dots_arg *t) { dots(t, rows, NV); }
+#define DOTS_ROWS(NV) DOTS(1, NV) DOTS(2, NV) DOTS(3, NV) DOTS(4, NV)
+#define DOTS_NAMES(NV) {dots_1_##NV, dots_2_##NV, dots_3_##NV, dots_4_##NV}
+typedef void dots_fn(const dots_arg *t);
+DOTS_ROWS(1) DOTS_ROWS(2)
+#if NV_MAX > 2
+DOTS_ROWS(3) DOTS_ROWS(4)
+static dots_fn *const dots_of[NV_MAX][MR] = {DOTS_NAMES(1), DOTS_NAMES(2), DOTS_NAMES(3), DOTS_NAMES(4)};
+#else
+static dots_fn *const dots_of[NV_MAX][MR] = {DOTS_NAMES(1), DOTS_NAMES(2)};
+#endif
+
+/* All columns (a multiple of 16), as many vectors at a time as the registers take. */
+TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
+{
+    for (int left = columns / LANES, n; left > 0; left -= n) {
+        n = left < NV_MAX ? left : NV_MAX;
+        dots_of[n - 1][rows - 1](&t);
+        t.b += n * LANES;
+        t.c += n * LANES;
+    }
+}
+
+/* ---- one tile of keys and values into scratch ---- */
+
+/* Pointers to the K rows of keys k0 .. k0+63 (V lies v_half elements behind), zero_row outside the item's keys; touches the tile two ahead. */
+static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
+{
+    const td_kv *kv = it->a->kv;
+    int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0, hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
+    for (int i = 0; i < lo; i++) rows[i] = zero_row;
+    for (int i = hi; i < TILE; i++) rows[i] = zero_row;
+    for (int i = lo; i < hi;) {
+        int page = it->seq->pages[(k0 + i) / P], in = (k0 + i) % P, n = P - in < hi - i ? P - in : hi - i;
+        const uint16_t *row = zero_row;
+        size_t step = 0;
+        if (page >= 0) {
+            step = (size_t)kv->D;
+            row = (const uint16_t *)td_kv_page(kv, it->a->slot, page) + ((size_t)it->g * (size_t)P + (size_t)in) * step;
+        }
+        for (int e = i + n; i < e; i++, row += step) rows[i] = row;
+    }
+}
+
+static void prefetch_tile(const item *it, int k0)
+{
+    const td_kv *kv = it->a->kv;
+    int P = kv->P, hi = it->key_hi < k0 + TILE ? it->key_hi : k0 + TILE;
+    size_t v_half = (size_t)kv->G * (size_t)P * (size_t)kv->D * 2;
+    for (int key = k0; key < hi;) {
+        int page = it->seq->pages[key / P], in = key % P, n = P - in < hi - key ? P - in : hi - key;
+        key += n;
+        if (page < 0) continue;
+        const char *k = (const char *)td_kv_page(kv, it->a->slot, page) + ((size_t)it->g * (size_t)P + (size_t)in) * (size_t)kv->D * 2;
+        for (const char *e = k + (size_t)n * (size_t)kv->D * 2; k < e; k += 64) {
+            _mm_prefetch(k, _MM_HINT_T1);
+            _mm_prefetch(k + v_half, _MM_HINT_T1);
+        }
+    }
+}
+
+static void copy_k(const item *it, const uint16_t *const rows[TILE])
+{
+    int pairs = it->a->D / 2;
+    uint32_t small[16][16] __attribute__((aligned(64))) = {{0}};
+    const uint32_t *lines[16];
+    for (int c = 0; c < TILE; c += 16) {
+        if (pairs < 16) { /* D = 16: a line is half a vector */
+            for (int i = 0; i < 16; i++) {
+                memcpy(small[i], rows[c + i], (size_t)pairs * 4);
+                lines[i] = small[i];
+            }
+            uint32_t out[16][16] __attribute__((aligned(64)));
+            transpose_16x16(lines, &out[0][0], 16);
+            for (int k = 0; k < pairs; k++) memcpy(it->sp.k + k * TILE + c, out[k], sizeof out[k]);
+            continue;
+        }
+        for (int k = 0; k < pairs; k += 16) {
+            int at = k + 16 <= pairs ? k : pairs - 16; /* a last half block repeats what is there */
+            for (int i = 0; i < 16; i++) lines[i] = (const uint32_t *)(const void *)rows[c + i] + at;
+            transpose_16x16(lines, it->sp.k + at * TILE + c, TILE);
+        }
+    }
+}
+
+/* Returns whether a value is infinite or NaN. */
+static bool copy_v(const item *it, const uint16_t *const rows[TILE])
+{
+    const td_kv *kv = it->a->kv;
+    int D = it->a->D;
+    size_t v_half = (size_t)kv->G * (size_t)kv->P * (size_t)D;
+    unsigned found = 0;
+    for (int j = 0; j < PAIRS; j++) {
+        const uint16_t *a = rows[2 * j], *b = rows[2 * j + 1];
+        if (a != zero_row) a += v_half;
+        if (b != zero_row) b += v_half;
+        uint32_t *to = it->sp.v + (size_t)j * (size_t)D;
+        for (int d = 0; d < D; d += 16) found |= interleave_16(to + d, a + d, b + d);
+    }
+    return found != 0;
+}
+
+/* ---- rows ---- */
+
+/* Valid keys of row r in the tile at k0, as a range of 0..64; empty: lo >= hi. */
+TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
+{
+    int pos = it->seq->pos0 + (it->row0 + r) / it->group, w = it->a->window;
+    int first = w > 0 && pos + 1 > w ? pos + 1 - w : 0;
+    *lo = first > k0 ? first - k0 : 0;
+    *hi = pos + 1 - k0 < TILE ? pos + 1 - k0 : TILE;
+    if (*lo > TILE) *lo = TILE;
+    if (*hi < 0) *hi = 0;
+}
+
+/* Scores to P, running maximum and sum of one row; returns what the output so far must be multiplied by. */
+TD_INLINE float softmax_row(const space *sp, int i, int r, int lo, int hi)
+{
+    const float *s = sp->s + i * TILE;
+    v16 x[4], none = v16_set1(-INFINITY);
+    bool whole = lo <= 0 && hi >= TILE;
+    TD_UNROLL for (int c = 0; c < 4; c++) {
+        x[c] = v16_load(s + 16 * c);
+        if (!whole) x[c] = v16_keep(x[c], lo - 16 * c, hi - 16 * c, none);
+    }
+    float top = v16_top(v16_max(v16_max(x[0], x[1]), v16_max(x[2], x[3]))), old = sp->m[r], m = top > old ? top : old;
+    v16 vm = v16_set1(m);
+    TD_UNROLL for (int c = 0; c < 4; c++) {
+        x[c] = v16_exp2(v16_sub(x[c], vm));
+        if (!whole) x[c] = v16_keep(x[c], lo - 16 * c, hi - 16 * c, v16_zero());
+        store_bf16_16(sp->p + i * TILE + 16 * c, x[c]);
+    }
+    float alpha = v16_first(v16_exp2(v16_set1(old - m)));
+    sp->m[r] = m;
+    sp->l[r] = sp->l[r] * alpha + v16_sum(v16_add(v16_add(x[0], x[1]), v16_add(x[2], x[3])));
+    return alpha;
+}
+
+/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi). */
+static void row_group(const item *it, int r, int n, int k0, int lo, int hi)
+{
+    const space *sp = &it->sp;
+    size_t D = (size_t)it->a->D;
+    float alpha[MR] = {0};
+    dots_arg t = {(const uint32_t *)(const void *)(sp->q + (size_t)r * D), D / 2, sp->k, TILE, (int)D / 2, sp->s, TILE, NULL};
+    dots_wide(t, n, (hi + 15) / 16 * 16);
+    for (int i = 0; i < n; i++) {
+        int row_lo, row_hi;
+        valid_keys(it, r + i, k0, &row_lo, &row_hi);
+        alpha[i] = softmax_row(sp, i, r + i, row_lo, row_hi);
+    }
+    int pair = lo / 2;
+    dots_arg pv = {(const uint32_t *)(const void *)sp->p + pair, PAIRS, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair,
+                   sp->o + (size_t)r * D, D, alpha};
+    dots_wide(pv, n, (int)D);
+}
+
+/* One row over a tile that holds a value which is not finite: 0 x NaN is NaN, so the masked halves of the row's two border pairs are taken out for
+ * its time (whole pairs outside its range are never multiplied). */
+static void guarded_row(const item *it, int r, int k0, int lo, int hi)
+{
+    size_t D = (size_t)it->a->D;
+    uint32_t saved[2][TD_MAX_HEAD_DIM], *first = it->sp.v + (size_t)(lo / 2) * D, *last = it->sp.v + (size_t)(hi / 2) * D;
+    memcpy(saved[0], first, D * 4);
+    if (hi & 1) memcpy(saved[1], last, D * 4);
+    for (size_t d = 0; d < D; d++) {
+        if (lo & 1) first[d] &= 0xffff0000u;
+        if (hi & 1) last[d] &= 0x0000ffffu;
+    }
+    row_group(it, r, 1, k0, lo, hi);
+    if (hi & 1) memcpy(last, saved[1], D * 4);
+    memcpy(first, saved[0], D * 4);
+}
+
+static void run_tile(const item *it, int k0)
+{
+    const uint16_t *rows[TILE];
+    find_rows(it, k0, rows);
+    if (k0 + 2 * TILE < it->key_hi) prefetch_tile(it, k0 + 2 * TILE);
+    copy_k(it, rows);
+    bool bad = copy_v(it, rows);
+    for (int r = 0; r < it->n_rows; r += MR) {
+        int n = it->n_rows - r < MR ? it->n_rows - r : MR, lo, hi, first, last;
+        valid_keys(it, r, k0, &lo, &last);
+        valid_keys(it, r + n - 1, k0, &first, &hi); /* later rows see later keys: [lo, hi) spans the group */
+        if (lo >= hi) continue;
+        if (!bad) {
+            row_group(it, r, n, k0, lo, hi);
+            continue;
+        }
+        for (int i = 0; i < n; i++) {
+            valid_keys(it, r + i, k0, &lo, &hi);
+            if (lo < hi) guarded_row(it, r + i, k0, lo, hi);
+        }
+    }
+}
+
+static void start_rows(const item *it)
+{
+    const td_attn_args *a = it->a;
+    int D = a->D;
+    v16 scale = v16_set1(a->scale * 1.44269504f);
+    for (int r = 0; r < it->n_rows; r++) {
+        int at = it->row0 + r;
+        const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq + (size_t)(it->g * it->group + at % it->group) * (size_t)D;
+        for (int d = 0; d < D; d += 16) {
+            store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
+            v16_store(it->sp.o + r * D + d, v16_zero());
+        }
+        it->sp.m[r] = M_START;
+        it->sp.l[r] = 0;
+    }
+}
+
+static void finish_rows(const item *it)
+{
+    const td_attn_args *a = it->a;
+    int D = a->D;
+    for (int r = 0; r < it->n_rows; r++) {
+        int at = it->row0 + r;
+        float *out = a->out + (size_t)(it->seq->row0 + at / it->group) * a->ldo + (size_t)(it->g * it->group + at % it->group) * (size_t)D;
+        v16 inverse = v16_set1(1.0f / it->sp.l[r]);
+        for (int d = 0; d < D; d += 16) /* + 0: one sign of zero, whatever zeros were added on the way */
+            v16_store(out + d, v16_add(v16_mul(v16_load(it->sp.o + r * D + d), inverse), v16_zero()));
+    }
+}
+
+TD_INLINE int blocks_of(const attn_job *j, const td_attn_seq *s)
+{
+    return (s->n_rows * j->group + ROWS - 1) / ROWS;
+}
+
+static void run_item(void *arg, int i, int member)
+{
+    const attn_job *j = arg;
+    const td_attn_args *a = j->a;
+    int lo = 0, hi = a->n_seq; /* the sequence: last with first_item <= i */
+    while (hi - lo > 1) {
+        int mid = (lo + hi) / 2;
+        if (j->first_item[mid] <= i) lo = mid;
+        else hi = mid;
+    }
+    const td_attn_seq *seq = &a->seq[lo];
+    int at = i - j->first_item[lo], block = blocks_of(j, seq) - 1 - at / a->G; /* longest first */
+    item it = {.a = a, .seq = seq, .g = at % a->G, .group = j->group, .row0 = block * ROWS};
+    it.n_rows = seq->n_rows * j->group - it.row0 < ROWS ? seq->n_rows * j->group - it.row0 : ROWS;
+    int first_pos = seq->pos0 + it.row0 / it.group;
+    it.key_hi = seq->pos0 + (it.row0 + it.n_rows - 1) / it.group + 1;
+    it.key_lo = a->window > 0 && first_pos + 1 > a->window ? first_pos + 1 - a->window : 0;
+    it.sp = carve(j->scratch + (size_t)member * j->member_bytes, a->D);
+    unsigned fp = td_fp_enter();
+    start_rows(&it);
+    for (int k0 = it.key_lo / TILE * TILE; k0 < it.key_hi; k0 += TILE) run_tile(&it, k0);
+    finish_rows(&it);
+    td_fp_leave(fp);
+}
+
+static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
+{
+    attn_job j = {.a = a, .scratch = scratch, .member_bytes = td_round64(td_attn_member_bytes(a->D)), .group = a->H / a->G};
+    j.first_item = (int32_t *)(void *)(j.scratch + (size_t)td_pool_size(pool) * j.member_bytes);
+    int n = 0;
+    for (int s = 0; s < a->n_seq; s++) {
+        j.first_item[s] = n;
+        n += blocks_of(&j, &a->seq[s]) * a->G;
+    }
+    td_pool_for(pool, n, run_item, &j);
+}
+
+void ATTN_FILL(td_ops *t)
+{
+    t->kv_dtype = TD_BF16;
+    t->attention = attention;
+}

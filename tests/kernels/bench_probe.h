@@ -1,0 +1,16 @@
+/* tests/kernels/bench_probe.h - the two limits a kernel is measured against: a sequential read by all members, and their best
+ * dot product loop (vdpbf16ps where the CPU has it, else f32 FMA counted as two). */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_TESTS_KERNELS_BENCH_PROBE_H
+#define TD_TESTS_KERNELS_BENCH_PROBE_H
+
+#include "common/pool.h"
+
+typedef struct probe {
+    double gb_s, gf_s;
+} probe;
+
+double probe_now(void);
+probe probe_run(td_pool *pool); /* about 60 ms */
+
+#endif
