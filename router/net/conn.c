@@ -40,6 +40,8 @@ static void set_socket(int fd)
 {
     int one = 1, idle_s = 60, every_s = 15, count = 4;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    int notsent = TD_NET_NOTSENT_BYTES;
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent, sizeof notsent);
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one); /* a peer that vanished without FIN: found within 2 minutes */
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof every_s);
@@ -83,6 +85,7 @@ void conn_free(td_conn *c)
         exchange_free(c->xs);
     }
     if (c->h2) nghttp2_session_del(c->h2);
+    body_hold(n, &c->body_held, 0);
     if (c->h1) td_http1_deinit(c->h1);
     free(c->h1);
     event_del(&c->ev);
@@ -185,9 +188,11 @@ static bool wants_input(const td_conn *c)
     return c->in.len < TD_NET_PIPELINE_BYTES;
 }
 
-/* While input is paused an edge tells of new bytes and of a lost peer alike; only the second matters. */
+/* While input is paused an edge tells of new bytes and of a lost peer alike; only the second matters. The edge may also have come
+ * in the turn that paused. */
 static bool peer_left(td_conn *c)
 {
+    if (!c->xs || !c->readable || c->eof || wants_input(c)) return false;
     if (c->check_hup) {
         struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
         c->check_hup = false;
@@ -216,8 +221,6 @@ static void conn_read(td_conn *c)
             c->dead = true;
         }
     }
-    if (c->readable && !c->eof && !wants_input(c) && c->xs && peer_left(c)) c->dead = true;
-    c->check_hup = false;
 }
 
 /* The client's FIN: it will not read what is pending (most clients never half-close), so a pending answer is cancelled; an
@@ -277,6 +280,7 @@ void conn_turn(td_conn *c)
 {
     if (!c->dead) conn_read(c);
     if (!c->dead && c->proto == PROTO_H1) h1_turn(c);
+    if (!c->dead && peer_left(c)) c->dead = true;
     if (!c->dead && c->eof) conn_eof(c);
     if (!c->dead) conn_write(c);
     if (!c->dead) conn_settle(c);

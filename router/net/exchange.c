@@ -31,7 +31,7 @@ void exchange_free(td_exchange *x)
     if (x->next) x->next->prev = x->prev;
     c->n_xs--;
     c->n->n_exchanges--;
-    c->n->body_bytes -= x->body_held;
+    body_hold(c->n, &x->body_held, 0);
     td_head_deinit(&x->req);
     td_head_deinit(&x->trailers);
     td_buf_deinit(&x->body);
@@ -40,12 +40,10 @@ void exchange_free(td_exchange *x)
     free(x);
 }
 
-bool exchange_hold(td_exchange *x)
+bool body_hold(td_net *n, size_t *held, size_t now)
 {
-    td_net *n = x->c->n;
-    size_t now = x->body.len;
-    n->body_bytes = n->body_bytes - x->body_held + now;
-    x->body_held = now;
+    n->body_bytes = n->body_bytes - *held + now;
+    *held = now;
     return n->body_bytes <= n->o.max_body_bytes * TD_NET_BODY_BUDGET;
 }
 
@@ -86,7 +84,7 @@ const char *td_exchange_body(const td_exchange *x, size_t *n)
 void td_exchange_drop_body(td_exchange *x)
 {
     td_buf_deinit(&x->body);
-    exchange_hold(x);
+    body_hold(x->c->n, &x->body_held, 0);
 }
 
 void td_exchange_set_user(td_exchange *x, void *user, void (*on_close)(void *user))

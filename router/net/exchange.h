@@ -61,7 +61,7 @@ void td_net_get_counts(const td_net *n, td_net_counts *out);
 void td_net_ports(const td_net *n, int *port, int *grpc_port); /* as bound */
 void td_net_run(td_net *n);                                /* the thread's body: returns after td_net_stop */
 void td_net_stop(td_net *n);                               /* any thread: stop accepting, GOAWAY, close idle, return when drained or at grace */
-void td_net_close(td_net *n);
+void td_net_close(td_net *n); /* after td_net_run returned (or without it) */
 /* Run fn(arg) on the net thread soon; any thread; never lost. */
 void td_net_post(td_net *n, void (*fn)(void *), void *arg);
 /* Watch an eventfd (a td_chan's): fn runs on the net thread whenever it is readable. Before td_net_run. */

@@ -21,12 +21,9 @@ static void hand_over(td_conn *c)
     c->v11 = p->v11;
     td_http1_reset(p);
     c->since_us = c->head_us = 0;
-    if (exchange_hold(x)) {
-        exchange_hand(x);
-        return;
-    }
-    exchange_free(x);
-    h1_error(c, 503, "too many request bytes in flight");
+    body_hold(c->n, &c->body_held, 0);
+    body_hold(c->n, &x->body_held, x->body.len);
+    exchange_hand(x);
 }
 
 size_t h1_consume(td_conn *c, const char *p, size_t n)
@@ -50,6 +47,8 @@ size_t h1_consume(td_conn *c, const char *p, size_t n)
         if (c->h1->head_done && !c->head_us) c->head_us = td_now_us();
         if (r == TD_HTTP1_ERROR) {
             h1_error(c, c->h1->status, c->h1->what);
+        } else if (!body_hold(c->n, &c->body_held, c->h1->body.len)) {
+            h1_error(c, 503, "too many request bytes in flight");
         } else if (r == TD_HTTP1_DONE) {
             hand_over(c);
             requests++;
@@ -74,6 +73,8 @@ void h1_error(td_conn *c, int status, const char *what)
     td_buf_deinit(&body);
     td_buf_deinit(&fields);
     n->counts.errors++;
+    body_hold(n, &c->body_held, 0);
+    if (c->h1) td_http1_reset(c->h1);
     c->closing = c->linger = true;
     conn_touch(c);
 }

@@ -160,7 +160,7 @@ void h2_error(td_exchange *x, int status, const char *what)
     }
     n->counts.errors++;
     td_buf_deinit(&x->body);
-    exchange_hold(x);
+    body_hold(n, &x->body_held, 0);
     x->started = x->finished = true;
     if (td_grpc_is(x)) {
         refuse_grpc(x, status, what);
@@ -255,7 +255,7 @@ static int on_data(nghttp2_session *s, uint8_t flags, int32_t id, const uint8_t 
         return 0;
     }
     td_buf_add(&x->body, p, n);
-    if (!exchange_hold(x)) h2_error(x, 503, "too many request bytes in flight");
+    if (!body_hold(c->n, &x->body_held, x->body.len)) h2_error(x, 503, "too many request bytes in flight");
     return 0;
 }
 
@@ -360,7 +360,7 @@ static void sweep_stream(td_exchange *x, int64_t now)
         h2_error(x, 408, "request body took too long");
     } else if (x->ended_us && now - x->ended_us > TD_NET_LINGER_US) {
         h2_reset(x, NGHTTP2_NO_ERROR);
-    } else if (conn_slow(c, &x->slow, outq_len(&x->out), x->out.sent, x->finished, now)) {
+    } else if (!x->ended_us && conn_slow(c, &x->slow, outq_len(&x->out) + x->finished, x->out.sent, x->finished, now)) {
         if (outq_len(&c->out) && now - c->progress_us > o->slow_reader_us) c->dead = true; /* not one slow stream: the peer */
         h2_reset(x, NGHTTP2_CANCEL);
     }

@@ -27,9 +27,10 @@
 enum {
     TD_NET_READ_BYTES = 64 << 10,     /* one recv */
     TD_NET_READS_PER_TURN = 4,
-    TD_NET_PIPELINE_BYTES = 64 << 10, /* unparsed bytes kept while a response is pending */
+    TD_NET_PIPELINE_BYTES = 32 << 10, /* unparsed bytes kept while a response is pending */
     TD_NET_REQUESTS_PER_TURN = 16,    /* of one connection, then the others get their turn */
     TD_NET_WRITE_PER_TURN = 1 << 20,
+    TD_NET_NOTSENT_BYTES = 256 << 10, /* unsent bytes in the kernel per socket; more stays here, where it is counted */
     TD_NET_H2_FILL_BYTES = 64 << 10,  /* frames made ahead of the socket: what cannot be dropped any more */
     TD_NET_OVERFLOW_MARKS = 16,       /* unsent above this many high marks: the connection is dropped */
     TD_NET_REFUSED_CONNECTIONS = 64,  /* over max_connections, being told 503 */
@@ -116,6 +117,7 @@ struct td_conn {
     td_exchange *xs;
     int n_xs;
     td_http1 *h1;
+    size_t body_held; /* h1: bytes of an incomplete body counted in n->body_bytes */
     nghttp2_session *h2;
     bool h2_notice, h2_goaway; /* GOAWAYs sent */
 };
@@ -179,7 +181,7 @@ td_exchange *exchange_new(td_conn *c, int32_t stream_id);
 void exchange_free(td_exchange *x);
 void exchange_hand(td_exchange *x);  /* complete: counts, stamps, calls the handler */
 void exchange_lost(td_exchange *x);  /* on_close if owed */
-bool exchange_hold(td_exchange *x);  /* count the request's bytes; false: the thread's budget is spent */
+bool body_hold(td_net *n, size_t *held, size_t now); /* count request bytes held; false: the thread's budget is spent */
 void exchange_write_parts(td_exchange *x, const char *a, size_t na, const char *b, size_t nb, const char *c, size_t nc);
 /* h1.c */
 size_t h1_consume(td_conn *c, const char *p, size_t n); /* returns bytes used */

@@ -155,7 +155,7 @@ static void test_pipeline_bound(void)
         memset(block, 'a', sizeof block);
         fcntl(fd, F_SETFL, O_NONBLOCK);
         size_t total = 0;
-        for (int idle = 0; idle < 20 && (how || total < 150000);) {
+        for (int idle = 0; idle < 20 && (how || total < 40000);) {
             ssize_t r = send(fd, block, sizeof block, MSG_NOSIGNAL);
             if (r > 0) total += (size_t)r, idle = 0;
             else usleep(5000), idle++;
@@ -393,6 +393,36 @@ static void test_post(void)
     WAIT(count == 200000);
 }
 
+/* Incomplete bodies count too: the thread holds at most 32 x max_body_bytes of requests, then says 503. */
+static void test_body_budget(void)
+{
+    td_net_opts o = {.grpc_port = -1, .max_body_bytes = 10000, .drain_us = 100000};
+    int fd[40], refused = 0;
+    char part[9000];
+    memset(part, 'x', sizeof part);
+    toy_open(&T, o);
+    for (int i = 0; i < 40; i++) {
+        fd[i] = dial();
+        put(fd[i], "POST /hang HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n");
+        T_EQ(send(fd[i], part, sizeof part, 0), sizeof part);
+        for (int ms = 0; i >= 30 && ms < 100; ms++) {
+            struct pollfd p = {.fd = fd[i], .events = POLLIN};
+            if (poll(&p, 1, 1) == 1) {
+                get(fd[i], NULL);
+                T_OK(has("503 ") && has("in flight"), "%s", got);
+                refused++;
+                break;
+            }
+        }
+    }
+    T_OK(refused >= 1 && refused <= 6, "%d refused", refused);
+    T_OK(T.body_bytes > 300000 && T.body_bytes <= 320000, "%ld", (long)T.body_bytes);
+    T_EQ(send(fd[0], part, 1000, 0), 1000); /* complete and handed over; /hang drops its body */
+    for (int i = 0; i < 40; i++) close(fd[i]);
+    WAIT(T.body_bytes == 0);
+    toy_close(&T);
+}
+
 static void test_drain(td_net_opts o)
 {
     o.drain_us = 1000000;
@@ -439,5 +469,6 @@ int main(void)
     test_connection_limit();
     toy_close(&T);
     test_drain(o);
+    test_body_budget();
     return T_DONE();
 }
