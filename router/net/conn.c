@@ -309,6 +309,7 @@ void conn_sweep(td_conn *c, int64_t now)
     const td_net_opts *o = &c->n->o;
     bool dead = c->lingering && now > c->linger_us;
     if (conn_slow(c, &c->slow, outq_len(&c->out), c->out.sent, !c->xs, now)) dead = true;
+    if (c->ssl && !SSL_is_init_finished(c->ssl) && now - c->opened_us > o->header_us) dead = true;
     if (c->proto == PROTO_UNKNOWN && !c->closing)
         dead = dead || (c->since_us ? now - c->since_us > o->header_us : now - c->opened_us > o->idle_us);
     if (dead) {

@@ -43,6 +43,8 @@ typedef struct td_net_opts {
     size_t high_mark_bytes;      /* 1 MiB unsent response bytes */
     int64_t drain_us;            /* 30 s: after td_net_stop, how long running exchanges may go on */
     bool reuse_port;             /* several net threads on one port; otherwise a second server on the port is an error */
+    const char *tls_cert_file, *tls_key_file; /* PEM; both: TLS 1.2+ on both ports, read again when they change; NULL: plain */
+    const char *tls_client_ca_file;           /* PEM; clients must show a certificate of this authority; NULL: no */
     void (*handler)(void *arg, td_exchange *x);
     void (*error_body)(void *arg, int status, const char *what, td_buf *out); /* JSON body for net's own errors */
     void *arg;

@@ -72,7 +72,9 @@ static void on_accept(evutil_socket_t fd, short what, void *arg)
         }
         char peer[64];
         peer_name(&a, peer, sizeof peer);
-        conn_open(n, s, NULL, peer, over >= 0);
+        SSL *ssl = n->tls ? tls_accept(n, s) : NULL;
+        if (n->tls && !ssl) close(s);
+        else conn_open(n, s, ssl, peer, over >= 0);
     }
 }
 

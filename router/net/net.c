@@ -70,6 +70,7 @@ static void on_sweep(evutil_socket_t fd, short what, void *arg)
     td_net *n = arg;
     (void)fd, (void)what;
     int64_t now = td_now_us();
+    tls_sweep(n, now);
     for (td_conn *c = n->conns; c; c = c->next) conn_sweep(c, now);
 }
 
@@ -154,6 +155,9 @@ td_status td_net_open(const td_net_opts *o, td_net **out)
     set_defaults(&n->o);
     n->host = td_xstrdup(o->host ? o->host : "");
     n->o.host = n->host;
+    const char **file[] = {&n->o.tls_cert_file, &n->o.tls_key_file, &n->o.tls_client_ca_file};
+    for (int i = 0; i < 3; i++)
+        if (*file[i]) *file[i] = n->tls_file[i] = td_xstrdup(*file[i]);
     n->listen_fd[0] = n->listen_fd[1] = n->wake_fd = n->reserve_fd = -1;
     n->dirty_tail = &n->dirty;
     n->date_s = -1;
@@ -161,6 +165,7 @@ td_status td_net_open(const td_net_opts *o, td_net **out)
     pthread_cond_init(&n->room, NULL);
     td_status s = open_loop(n);
     if (s == TD_OK) s = h2_setup(n);
+    if (s == TD_OK) s = tls_open(n);
     if (s == TD_OK) s = listen_open(n);
     if (s != TD_OK) {
         td_net_close(n);
@@ -189,6 +194,8 @@ void td_net_close(td_net *n)
     if (n->h2_opt) nghttp2_option_del(n->h2_opt);
     pthread_mutex_destroy(&n->mutex);
     pthread_cond_destroy(&n->room);
+    tls_close(n);
+    for (int i = 0; i < 3; i++) free(n->tls_file[i]);
     free(n->posts);
     free(n->host);
     free(n);

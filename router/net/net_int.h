@@ -149,6 +149,9 @@ struct td_net {
     char date[40];
     nghttp2_session_callbacks *h2_cb;
     nghttp2_option *h2_opt;
+    SSL_CTX *tls; /* NULL: plain */
+    char *tls_file[3];
+    int64_t tls_changed_us, tls_looked_us;
     td_net_counts counts;
     char scratch[TD_NET_READ_BYTES];
 
@@ -168,6 +171,11 @@ const char *net_date(td_net *n);
 /* listen.c */
 td_status listen_open(td_net *n);
 void listen_close(td_net *n);
+/* tls.c */
+td_status tls_open(td_net *n);
+void tls_close(td_net *n);
+void tls_sweep(td_net *n, int64_t now);
+SSL *tls_accept(td_net *n, int fd); /* NULL: out of memory */
 /* conn.c */
 td_conn *conn_open(td_net *n, int fd, SSL *ssl, const char *peer, bool refused); /* takes fd and ssl; NULL: they are closed */
 void conn_touch(td_conn *c);

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -396,6 +397,59 @@ def test_stuck_peer():
     check(end["live"] == 0 and end["max_unsent"] < 3 << 20, end)
 
 
+def make_cert(d, name):
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext",
+                    "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", f"{d}/key.new", "-out", f"{d}/cert.new"], check=True, capture_output=True)
+    os.replace(f"{d}/key.new", f"{d}/key.pem")
+    os.replace(f"{d}/cert.new", f"{d}/cert.pem")
+
+
+def test_tls():
+    if not shutil.which("openssl") or not shutil.which("curl"):
+        return
+    with tempfile.TemporaryDirectory() as d:
+        make_cert(d, "first")
+        s = Server(cert=f"{d}/cert.pem", key=f"{d}/key.pem", idle=500000, header_us=300000)
+
+        def curl(*args, data=None):
+            return subprocess.run(["curl", "-s", "--max-time", "20", "--cacert", f"{d}/cert.pem", *args], input=data, capture_output=True).stdout
+        url = f"https://localhost:{s.port}"
+        check(curl("--http1.1", f"{url}/headers").startswith(b"GET /headers"), "TLS, HTTP/1.1")
+        check(b"h2=1" in curl(f"{url}/headers"), "ALPN h2")
+        for v in ("--http1.1", "--http2"):
+            data = os.urandom(3_000_000)
+            check(curl(v, "--data-binary", "@-", f"{url}/echo", data=data) == data, "echo over TLS", v)
+            check(curl(v, f"{url}/stream?200,100,1000").count(b"data: ") == 201, "stream over TLS", v)
+        cred = grpc.ssl_channel_credentials(open(f"{d}/cert.pem", "rb").read())
+        ch = grpc.secure_channel(f"localhost:{s.grpc_port}", cred)
+        gen = ch.unary_stream("/t.T/Gen", request_serializer=bytes, response_deserializer=bytes)
+        check(len(list(gen(b"1000 1000 0", timeout=10))) == 1000, "gRPC over TLS")
+        it = gen(b"100000 16 1000")
+        next(it)
+        it.cancel()
+        lost = ch.unary_unary("/t.T/Lost", request_serializer=bytes, response_deserializer=bytes)
+        wait(lambda: lost(b"", timeout=5) == b"1", "cancel over TLS")
+        ch.close()
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=10)
+        k.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")  # plain bytes on a TLS port
+        try:
+            k.recv(1000)
+        except OSError:
+            pass
+        k.close()
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=10)  # no handshake at all
+        begin = time.time()
+        check(k.recv(1) == b"" and time.time() - begin < 5, "handshake timeout")
+        make_cert(d, "second")  # renewal: picked up without a restart; curl trusts only the new one now
+        wait(lambda: b"GET" in curl("--http1.1", f"{url}/headers"), "new certificate")
+        check(s.stop()["live"] == 0, "end")
+        s = Server(cert=f"{d}/cert.pem", key=f"{d}/key.pem", ca=f"{d}/cert.pem")
+        url = f"https://localhost:{s.port}/headers"
+        check(curl(url) == b"", "no client certificate")
+        check(b"GET" in curl("--cert", f"{d}/cert.pem", "--key", f"{d}/key.pem", url), "with one")
+        s.stop()
+
+
 def main():
     if not os.path.exists(TOOL):
         print("SKIP:", TOOL, "is not built")
@@ -411,6 +465,7 @@ def main():
     check(end["live"] == 0, end)
     test_times()
     test_stuck_peer()
+    test_tls()
     print("failed" if failed else "passed", failed)
     sys.exit(1 if failed else 0)
 
