@@ -3,15 +3,33 @@
  * foreign ids). Tables are read once per token: one code for all families. */
 #include "kernels/family.h"
 
+typedef struct job {
+    const td_table *w;
+    const int32_t *ids;
+    float *out;
+    size_t ldo;
+    int T, rows;
+} job;
+
+static void rows(void *arg, int i, int member)
+{
+    (void)member;
+    const job *j = arg;
+    const td_table *w = j->w;
+    size_t row = (size_t)w->K * td_dtype_bytes(w->dtype);
+    int t1 = (i + 1) * j->rows < j->T ? (i + 1) * j->rows : j->T;
+    for (int t = i * j->rows; t < t1; t++) {
+        float *o = j->out + (size_t)t * j->ldo;
+        int id = j->ids[t];
+        if (id < 0 || id >= w->N) memset(o, 0, (size_t)w->K * sizeof *o);
+        else td_convert(o, TD_F32, (const char *)w->p + (size_t)id * row, w->dtype, (size_t)w->K);
+    }
+}
+
 static void embed_table(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
 {
-    (void)pool;
-    for (int t = 0; t < T; t++) {
-        float *o = out + (size_t)t * ldo;
-        size_t row = (size_t)w->K * td_dtype_bytes(w->dtype);
-        if (ids[t] < 0 || ids[t] >= w->N) memset(o, 0, (size_t)w->K * 4);
-        else td_convert(o, TD_F32, (const char *)w->p + (size_t)ids[t] * row, w->dtype, (size_t)w->K);
-    }
+    job j = {w, ids, out, ldo, T, td_rows_per_item(T, (size_t)w->K)};
+    td_pool_for(pool, (T + j.rows - 1) / j.rows, rows, &j);
 }
 
 static void embed_packed(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo)

@@ -52,6 +52,8 @@ static void fill_avx2(td_ops *t)
 {
     td_gemm_fill_avx2(t);
     td_attn_fill_avx2(t);
+    td_norm_rope_fill_avx2(t);
+    td_act_fill_avx2(t);
     td_sample_fill_avx2(t);
 }
 
@@ -59,6 +61,8 @@ static void fill_avx512(td_ops *t)
 {
     td_gemm_fill_avx512(t);
     td_attn_fill_avx512(t);
+    td_norm_rope_fill_avx512(t);
+    td_act_fill_avx512(t);
     td_sample_fill_avx512(t);
 }
 

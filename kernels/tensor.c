@@ -53,6 +53,12 @@ void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n
         memcpy(dst, src, n * td_dtype_bytes(to));
         return;
     }
+    if (from == TD_BF16 && to == TD_F32) { /* the common case, as a loop that becomes vectors */
+        const uint16_t *s = src;
+        uint32_t *d = dst;
+        for (size_t i = 0; i < n; i++) d[i] = (uint32_t)s[i] << 16;
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         float f = td_load_f32(src, from, i);
         switch (to) {

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/act_avx2.c - the gated activation for AVX2. */
+#if defined(__x86_64__)
+#define ACT_FILL td_act_fill_avx2
+#include "kernels/act_tile.h"
+#endif
