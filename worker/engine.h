@@ -46,6 +46,7 @@ typedef struct td_engine_opts {
     bool prefix_cache;
     td_hkey hash_key;
     const char *numerics;           /* id that enters the hash domain */
+    int max_logits;                 /* logit rows per step, as the model was opened with; 0: td_engine_logit_rows(max_seqs) */
 } td_engine_opts;
 
 typedef enum { TD_LEG_MIXED, TD_LEG_PREFILL, TD_LEG_DECODE } td_leg_kind;
@@ -60,6 +61,7 @@ typedef struct td_leg {
     const void *salt; uint32_t salt_bytes; /* tenant's cache salt */
     int64_t deadline_us;            /* monotonic; 0: none */
     uint32_t hit_tokens;            /* PREFILL: tokens the decode side already has (not shipped) */
+    bool all_logits;                /* hand every prompt row's logits to td_engine_on_logits (tools); reads no cache */
 } td_leg;
 
 typedef struct td_engine_tokens {   /* tokens of one choice, in order */
@@ -101,6 +103,9 @@ typedef struct td_engine_stats {
     td_engine_ledger_row ledger[TD_MAX_GROUPS];
 } td_engine_stats;
 
+/* Logit rows a step may have: one per sequence and 64 for prompt logprobs. What td_model_opts.max_logits should be. */
+static inline int td_engine_logit_rows(int max_seqs) { return max_seqs + 64; }
+
 td_status td_engine_open(const td_engine_opts *o, td_engine **out);
 void td_engine_close(td_engine *e);
 
@@ -125,6 +130,8 @@ typedef void td_engine_kv_fn(void *arg, uint64_t key, int layer0, int layer1, ui
 void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg);
 /* Each submitted step, for traces and the step log (before it runs). */
 void td_engine_on_step(td_engine *e, void (*fn)(void *arg, const td_step *s), void *arg);
+/* Rows of legs with all_logits, as they are computed: logits[V] of the leg's position. */
+void td_engine_on_logits(td_engine *e, void (*fn)(void *arg, uint64_t key, uint32_t position, const float *logits), void *arg);
 
 /* Pages of a leg's prompt: page table of a group; -1: not held (before a window). Valid while the leg is held. */
 const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n);

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/boot.h"
+#include "common/check.h"
+#include "common/log.h"
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_THREADS = 256, LEGS_PER_SEQ = 4, MIN_LEGS = 64 };
+
+int td_boot_cores(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set)) return 1;
+    int n = CPU_COUNT(&set);
+    return n < 1 ? 1 : TD_MIN(n, MAX_THREADS);
+}
+
+/* The family by name; with a pinned numerics id, the best family that has it. */
+static td_status choose_ops(const td_conf *c, const td_ops **out)
+{
+    const td_ops *found = NULL;
+    TD_TRY(td_ops_open(c->ops, &found));
+    if (c->numerics[0] && strcmp(found->numerics, c->numerics)) {
+        if (strcmp(c->ops, "auto"))
+            return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", found->family, found->numerics, c->numerics);
+        found = NULL;
+        for (int i = 0; td_ops_family(i); i++)
+            if (!strcmp(td_ops_family(i)->numerics, c->numerics)) found = td_ops_family(i);
+        if (!found) return td_fail(TD_ENOSUP, "no kernel family of this CPU computes as %s", c->numerics);
+    }
+    *out = found;
+    return TD_OK;
+}
+
+/* NULL: keep packed weights in memory only. */
+static const char *cache_dir(const td_conf *c, char *buf, size_t n)
+{
+    if (!c->pack_cache) return NULL;
+    if (c->cache_dir[0]) return c->cache_dir;
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int w = -1;
+    if (xdg && xdg[0] == '/') w = snprintf(buf, n, "%s/tandem", xdg);
+    else if (home && home[0] == '/') w = snprintf(buf, n, "%s/.cache/tandem", home);
+    return w > 0 && (size_t)w < n ? buf : NULL;
+}
+
+static void progress(void *arg, const char *what, double fraction)
+{
+    int *last = arg, tenth = (int)(fraction * 10);
+    if (tenth == *last) return;
+    *last = tenth;
+    TD_DEBUG_LOG("model: %s, %d %%", what, tenth * 10);
+}
+
+static td_status open_model(const td_conf *c, const char *dir, int max_logits, td_boot *b)
+{
+    char cache[4096];
+    int last = -1;
+    bool dummy = !strcmp(c->load_format, "dummy"), has_dir = dir && dir[0];
+    if (!dummy && !has_dir) return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
+    td_model_opts o = {.dir = has_dir ? dir : NULL, .dummy_shape = dummy ? c->shape : NULL, .ops = b->ops, .pool = b->pool,
+                       .max_rows = c->max_num_batched_tokens,
+                       .max_logits = max_logits ? max_logits : td_engine_logit_rows(c->max_num_seqs),
+                       .cache_dir = cache_dir(c, cache, sizeof cache), .progress = progress, .arg = &last};
+    TD_TRY(td_model_open(&o, &b->model));
+    b->opts = (td_engine_opts){.model = b->model, .ops = b->ops, .pool = b->pool, .page_size = c->page_size, .kv_pages = c->kv_pages,
+                               .kv_memory_bytes = c->kv_memory, .max_model_len = c->max_model_len,
+                               .max_batched_tokens = c->max_num_batched_tokens, .max_seqs = c->max_num_seqs,
+                               .max_legs = TD_MAX((int)MIN_LEGS, LEGS_PER_SEQ * c->max_num_seqs),
+                               .max_prefill_chunk = c->max_prefill_chunk, .prefix_cache = c->prefix_cache, .max_logits = o.max_logits};
+    return TD_OK;
+}
+
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boot *out)
+{
+    td_boot b = {0};
+    TD_TRY(choose_ops(c, &b.ops));
+    b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
+    td_status s = open_model(c, dir, max_logits, &b);
+    if (s < 0) {
+        td_boot_close(&b);
+        return s;
+    }
+    TD_INFO("model %s, kernels %s, %d threads", td_model_descr(b.model)->arch, b.ops->family, td_pool_size(b.pool));
+    *out = b;
+    return TD_OK;
+}
+
+void td_boot_close(td_boot *b)
+{
+    td_model_close(b->model);
+    if (b->pool) td_pool_close(b->pool);
+    *b = (td_boot){0};
+}

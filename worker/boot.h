@@ -1,0 +1,26 @@
+/* worker/boot.h - from options to an engine: threads, kernel family, model, and the engine's options, for every program that runs one.
+ *
+ * Use: td_boot_open, then change b.opts where the program knows better (hash key, pages), then td_engine_open(&b.opts, &e).
+ * Ownership: td_boot owns pool and model; the engine borrows them and is closed first. Threads: one, before the others start.
+ * Errors: as td_ops_open and td_model_open. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_BOOT_H
+#define TD_WORKER_BOOT_H
+
+#include "common/conf.h"
+#include "worker/engine.h"
+
+typedef struct td_boot {
+    const td_ops *ops;
+    td_pool *pool;
+    td_model *model;
+    td_engine_opts opts;
+} td_boot;
+
+/* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boot *out);
+void td_boot_close(td_boot *b);
+/* Cores this process may run on, at most 256. */
+int td_boot_cores(void);
+
+#endif

@@ -1,0 +1,456 @@
+/* Legs: how they come, what is told about them, how they end. The step itself is in engine_step.c.
+ *
+ * Everything a leg holds goes through td_engine_drop_tables, and every leg ends through td_engine_leg_end: one place each. A held leg stays
+ * in the table as ENDED until its last hold is gone, with its page tables, so that a transfer can go on reading them. */
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/engine.h"
+#include "common/buf.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "worker/engine_int.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- open ---- */
+
+static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
+{
+    size_t sum = 0;
+    for (int g = 0; g < d->n_groups; g++) {
+        td_kv kv = {.dtype = o->ops->kv_dtype, .P = o->page_size, .G = d->group[g].G, .D = d->group[g].D};
+        sum += td_kv_page_bytes(&kv) * (size_t)d->group[g].n_slots;
+    }
+    return sum;
+}
+
+/* Pages per group: as told; else from the memory told; else a quarter of what is free now, but no more than could ever be used. */
+static int64_t choose_pages(const td_engine_opts *o, const td_model_desc *d)
+{
+    if (o->kv_pages > 0) return o->kv_pages;
+    int64_t page = (int64_t)bytes_per_page(o, d), memory = o->kv_memory_bytes;
+    int64_t len = o->max_model_len > 0 ? o->max_model_len : d->max_positions;
+    int64_t useful = (len / o->page_size + 2) * TD_MAX(o->max_seqs, 1);
+    if (memory > 0) return memory / page;
+    memory = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    return TD_MIN(memory / page, useful);
+}
+
+static void open_tables(td_engine *e)
+{
+    const td_engine_opts *o = &e->o;
+    uint32_t seqs = (uint32_t)o->max_seqs;
+    e->leg = td_xalloc((size_t)o->max_legs * sizeof *e->leg);
+    td_map_init(&e->by_key, (size_t)o->max_legs);
+    e->item = td_xalloc(seqs * sizeof *e->item);
+    e->sched = td_xalloc(seqs * sizeof *e->sched);
+    e->cap_draw = seqs + (uint32_t)e->max_logits + TD_MAX_CHOICES;
+    e->draw = td_xalloc(e->cap_draw * sizeof *e->draw);
+    e->res = td_xalloc(e->cap_draw * sizeof *e->res);
+    e->logits = td_xalloc((size_t)e->max_logits * (size_t)e->desc->V * sizeof(float));
+    e->sampler = td_sampler_open(o->ops, o->pool, e->desc->V);
+    e->build = td_step_build_open((uint32_t)o->max_batched_tokens, (uint32_t)e->max_logits, e->desc->n_groups, o->page_size);
+}
+
+td_status td_engine_open(const td_engine_opts *o, td_engine **out)
+{
+    const td_model_desc *d = td_model_descr(o->model);
+    if (o->max_seqs < 1 || o->max_legs < 1 || o->max_batched_tokens < 1) return td_fail(TD_EBADREQ, "max_seqs, max_legs and max_batched_tokens must be at least 1");
+    td_engine *e = td_xalloc(sizeof *e);
+    e->o = *o;
+    e->desc = d;
+    e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
+    int64_t pages = choose_pages(o, d);
+    int64_t least = (e->o.max_model_len > 0 ? e->o.max_model_len : 2) / o->page_size + 2;
+    if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
+        free(e);
+        return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld are needed for one sequence", (long long)pages, o->page_size, (long long)least);
+    }
+    e->max_len = (int)TD_MIN((int64_t)d->max_positions, (pages - 1) * o->page_size);
+    if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
+    td_kvpool_opts k = {.n_groups = d->n_groups, .page_size = o->page_size, .n_pages = (int)pages, .max_seqs = 2 * o->max_seqs,
+                        .max_pages_per_seq = e->max_len / o->page_size + 2, .kv_dtype = o->ops->kv_dtype, .prefix_cache = o->prefix_cache, .hash_key = o->hash_key};
+    memcpy(k.group, d->group, sizeof k.group);
+    td_status s = td_kvpool_open(&k, &e->pool);
+    if (s < 0) {
+        free(e);
+        return s;
+    }
+    open_tables(e);
+    *out = e;
+    return TD_OK;
+}
+
+static void news_reset(td_engine_news *n)
+{
+    for (uint32_t i = 0; i < n->n_prompt; i++) free(n->scores[i]);
+    n->n_tokens = n->n_prompt = n->n_end = 0;
+}
+
+void td_engine_close(td_engine *e)
+{
+    if (!e) return;
+    while (e->n_leg) {
+        td_seq *q = e->leg[e->n_leg - 1];
+        for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+        td_seq_close(q);
+        e->n_leg--;
+    }
+    for (int i = 0; i < 2; i++) {
+        td_engine_news *n = &e->news[i];
+        news_reset(n);
+        free(n->tokens), free(n->prompt), free(n->end), free(n->token), free(n->sample), free(n->scores), free(n->reason);
+    }
+    td_sampler_close(e->sampler);
+    td_step_build_close(e->build);
+    td_kvpool_close(e->pool);
+    td_map_deinit(&e->by_key);
+    free(e->leg), free(e->item), free(e->sched), free(e->draw), free(e->res), free(e->logits);
+    free(e);
+}
+
+/* ---- what is told ---- */
+
+#define GROW(n, field, cap) ((n)->field = td_xrealloc((n)->field, (cap) * sizeof *(n)->field))
+
+void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish finish)
+{
+    td_engine_news *n = &e->news[e->filling];
+    if (n->n_tokens == n->cap_tokens) {
+        n->cap_tokens = n->cap_tokens ? 2 * n->cap_tokens : 64;
+        GROW(n, tokens, n->cap_tokens), GROW(n, token, n->cap_tokens), GROW(n, sample, n->cap_tokens);
+    }
+    const td_choice *x = &q->choice[c];
+    uint32_t i = n->n_tokens++;
+    n->token[i] = x->n_out ? x->out[x->n_out - 1] : 0;
+    if (drawn) n->sample[i] = *drawn;
+    bool lp = drawn && q->d.sampling.logprobs >= 0;
+    n->tokens[i] = (td_engine_tokens){.key = q->d.key, .choice = c, .base_index = x->n_out - (drawn ? 1 : 0), .n = drawn ? 1 : 0, .n_top = lp ? (uint32_t)drawn->n_top : 0,
+                                      .finish = finish, .stop_token = finish == TD_FINISH_STOP ? n->token[i] : 0};
+    n->tokens[i].logprob = lp ? &n->sample[i].logprob : NULL; /* addresses are made good when the news are handed out */
+}
+
+void td_engine_tell_prompt(td_engine *e, td_seq *q)
+{
+    if (q->prompt_told) return;
+    q->prompt_told = true;
+    td_engine_news *n = &e->news[e->filling];
+    if (n->n_prompt == n->cap_prompt) {
+        n->cap_prompt = n->cap_prompt ? 2 * n->cap_prompt : 16;
+        GROW(n, prompt, n->cap_prompt), GROW(n, scores, n->cap_prompt);
+    }
+    int64_t now = td_now_us(), first = q->first_row_us ? q->first_row_us : now;
+    n->scores[n->n_prompt] = q->score;
+    n->prompt[n->n_prompt++] = (td_engine_prompt){.key = q->d.key, .cached_tokens = q->hit, .queued_us = first - q->arrived_us, .prefill_us = now - first,
+                                                  .n_scores = q->score ? q->d.n_prompt - 1 : 0, .scores = q->score};
+    q->score = NULL;
+}
+
+static void tell_end(td_engine *e, uint64_t key, td_finish finish, td_status status, const char *reason)
+{
+    td_engine_news *n = &e->news[e->filling];
+    if (n->n_end == n->cap_end) {
+        n->cap_end = n->cap_end ? 2 * n->cap_end : 16;
+        GROW(n, end, n->cap_end), GROW(n, reason, n->cap_end);
+    }
+    snprintf(n->reason[n->n_end], sizeof n->reason[0], "%s", reason ? reason : "");
+    n->end[n->n_end++] = (td_engine_end){.key = key, .finish = finish, .status = status};
+}
+
+static void hand_out(td_engine *e, td_engine_out *out)
+{
+    td_engine_news *n = &e->news[e->filling];
+    e->filling ^= 1;
+    news_reset(&e->news[e->filling]);
+    for (uint32_t i = 0; i < n->n_tokens; i++) {
+        n->tokens[i].token = &n->token[i];
+        if (n->tokens[i].logprob) {
+            n->tokens[i].logprob = &n->sample[i].logprob;
+            n->tokens[i].top = n->sample[i].top;
+        }
+    }
+    for (uint32_t i = 0; i < n->n_end; i++) n->end[i].reason = n->reason[i];
+    out->tokens = n->tokens, out->n_tokens = n->n_tokens;
+    out->prompt = n->prompt, out->n_prompt = n->n_prompt;
+    out->end = n->end, out->n_end = n->n_end;
+}
+
+/* ---- legs ---- */
+
+td_seq *td_engine_find(const td_engine *e, uint64_t key)
+{
+    uint64_t v;
+    return td_map_get(&e->by_key, key, &v) ? (td_seq *)(uintptr_t)v : NULL;
+}
+
+void td_engine_drop_tables(td_engine *e, td_seq *q)
+{
+    if (q->state == TD_LEG_RUNNING || q->state == TD_LEG_RESERVED) e->slots -= td_seq_slots(q);
+    if (q->holds) return;
+    for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+}
+
+static void forget(td_engine *e, td_seq *q)
+{
+    uint32_t i = 0;
+    while (i < e->n_leg && e->leg[i] != q) i++;
+    TD_CHECK(i < e->n_leg);
+    memmove(&e->leg[i], &e->leg[i + 1], (--e->n_leg - i) * sizeof *e->leg);
+    td_map_del(&e->by_key, q->d.key);
+    td_seq_close(q);
+}
+
+void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status status, const char *reason)
+{
+    if (q->state == TD_LEG_ENDED) return;
+    td_engine_drop_tables(e, q);
+    q->state = TD_LEG_ENDED;
+    tell_end(e, q->d.key, finish, status, reason);
+    if (!q->holds) forget(e, q);
+}
+
+void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
+{
+    q->choice[c].done = true;
+    /* An unforked choice 0 is the trunk of the others; a held leg keeps all it has. */
+    if (q->forked && !q->holds) td_kvseq_release(e->pool, &q->choice[c].kv);
+}
+
+static td_h128 root_of(const td_engine *e, const td_leg *leg)
+{
+    td_buf b;
+    td_buf_init(&b, 1 << 20);
+    const char *numerics = e->o.numerics ? e->o.numerics : e->o.ops->numerics;
+    uint64_t sizes[2] = {strlen(numerics), leg->salt_bytes};
+    td_buf_add(&b, "tandem kv 1", 11); /* tagged and length-prefixed, so that no field can pose as another */
+    td_buf_add(&b, &e->desc->digest, sizeof e->desc->digest);
+    td_buf_add(&b, sizes, sizeof sizes);
+    td_buf_add(&b, numerics, sizes[0]);
+    td_buf_add(&b, leg->salt, leg->salt_bytes);
+    td_h128 h = td_blockhash_root(e->o.hash_key, b.p, b.len);
+    td_buf_deinit(&b);
+    return h;
+}
+
+static td_status check_leg(const td_engine *e, const td_leg *leg)
+{
+    const td_sampling *s = &leg->sampling;
+    uint32_t longest = 0;
+    if (td_engine_find(e, leg->key)) return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
+    if (e->n_leg >= (uint32_t)e->o.max_legs) return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
+    if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES)) return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n, TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES));
+    for (uint32_t i = 0; i < leg->n_prompt; i++)
+        if (leg->prompt[i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "token id %u at position %u is outside the vocabulary of %d", leg->prompt[i], i, e->desc->V);
+    for (uint32_t c = 0; leg->n_resume && c < s->n; c++) {
+        longest = TD_MAX(longest, leg->n_resume[c]);
+        for (uint32_t i = 0; i < leg->n_resume[c]; i++)
+            if (leg->resume[c][i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "resumed token id %u is outside the vocabulary of %d", leg->resume[c][i], e->desc->V);
+    }
+    for (uint32_t i = 0; i < s->n_bias; i++)
+        if (s->bias[i].id >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "biased token id %u is outside the vocabulary of %d", s->bias[i].id, e->desc->V);
+    uint64_t most = (uint64_t)leg->n_prompt + TD_MAX(longest, 1);
+    if (most > (uint64_t)e->max_len) return td_refuse(TD_EBADREQ, "%llu tokens are more than the %d that fit", (unsigned long long)most, e->max_len);
+    uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len), P = (uint64_t)e->o.page_size;
+    uint64_t prompt_pages = leg->n_prompt / P, each = (len + P - 1) / P - prompt_pages + 1;
+    td_kv_ledger l;
+    td_kvpool_ledger(e->pool, 0, &l);
+    if (leg->kind != TD_LEG_PREFILL && prompt_pages + s->n * each > (uint64_t)l.total + (s->n == 1))
+        return td_refuse(TD_EBADREQ, "%u choices of up to %llu tokens need more than the %lld KV pages there are", s->n, (unsigned long long)len, (long long)l.total);
+    return TD_OK;
+}
+
+static td_status add_leg(td_engine *e, const td_leg *leg, td_seq **out)
+{
+    TD_TRY(check_leg(e, leg));
+    td_seq *q;
+    td_leg bounded = *leg; /* the log is allocated for max_tokens */
+    bounded.sampling.max_tokens = TD_MIN(bounded.sampling.max_tokens, (uint32_t)e->max_len);
+    TD_TRY(td_seq_open(&bounded, &q));
+    q->root = root_of(e, leg);
+    q->arrived_us = td_now_us();
+    e->leg[e->n_leg++] = q;
+    td_map_put(&e->by_key, leg->key, (uint64_t)(uintptr_t)q);
+    *out = q;
+    return TD_OK;
+}
+
+/* Resumed tokens may already contain the end. */
+static void settle_resumed(td_engine *e, td_seq *q)
+{
+    for (uint32_t c = 0; c < q->d.sampling.n; c++) {
+        td_finish f = td_seq_ended(q, c, (uint32_t)e->max_len);
+        if (f == TD_FINISH_NONE) continue;
+        q->choice[c].done = true;
+        td_engine_tell_tokens(e, q, c, NULL, f);
+    }
+    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+}
+
+td_status td_engine_start(td_engine *e, const td_leg *leg)
+{
+    td_seq *q;
+    TD_TRY(add_leg(e, leg, &q));
+    settle_resumed(e, q);
+    return TD_OK;
+}
+
+td_status td_engine_reserve(td_engine *e, const td_leg *leg, uint32_t *out_hit)
+{
+    td_seq *q;
+    TD_TRY(add_leg(e, leg, &q));
+    td_status s = e->slots + td_seq_slots(q) > (uint32_t)e->o.max_seqs ? td_refuse(TD_EFULL, "all %d sequences are in use", e->o.max_seqs) : td_engine_take_pages(e, q, true);
+    if (s < 0) {
+        forget(e, q);
+        return s;
+    }
+    q->state = TD_LEG_RESERVED;
+    e->slots += td_seq_slots(q);
+    *out_hit = q->hit;
+    return TD_OK;
+}
+
+td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint32_t n)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
+    if (n && n != q->d.sampling.n) return td_refuse(TD_EPROTO, "%u first tokens for %u choices", n, q->d.sampling.n);
+    for (uint32_t c = 0; c < n; c++)
+        if (first[c] >= (uint32_t)e->desc->V) return td_refuse(TD_EPROTO, "first token %u is outside the vocabulary", first[c]);
+    td_choice *trunk = &q->choice[0];
+    q->state = TD_LEG_RUNNING;
+    q->prompt_told = true;
+    td_kvseq_landed(e->pool, &trunk->kv);
+    /* Without first tokens the prompt's last row is computed again, to draw from. */
+    trunk->computed = n ? td_seq_length(q, 0) : q->d.n_prompt - 1;
+    for (uint32_t c = 0; c < n; c++) {
+        if (q->choice[c].done) continue;
+        td_finish f = td_seq_append(q, c, first[c], (uint32_t)e->max_len);
+        if (f == TD_FINISH_NONE) continue;
+        q->choice[c].done = true;
+        td_engine_tell_tokens(e, q, c, NULL, f);
+    }
+    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    else td_engine_fork(e, q);
+    return TD_OK;
+}
+
+td_status td_engine_recompute(td_engine *e, uint64_t key)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
+    q->state = TD_LEG_RUNNING;
+    q->d.kind = TD_LEG_MIXED;
+    td_kvseq_landed(e->pool, &q->choice[0].kv);
+    settle_resumed(e, q);
+    return TD_OK;
+}
+
+td_status td_engine_cancel(td_engine *e, uint64_t key)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q || q->state == TD_LEG_ENDED) return td_refuse(TD_EGONE, "no leg %llx", (unsigned long long)key);
+    td_engine_leg_end(e, q, TD_FINISH_CANCEL, TD_OK, NULL);
+    return TD_OK;
+}
+
+td_status td_engine_cancel_choice(td_engine *e, uint64_t key, uint32_t choice)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q || q->state == TD_LEG_ENDED || choice >= q->d.sampling.n) return td_refuse(TD_EGONE, "no leg %llx, choice %u", (unsigned long long)key, choice);
+    if (!q->choice[choice].done) td_engine_choice_done(e, q, choice);
+    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    return TD_OK;
+}
+
+td_status td_engine_hold(td_engine *e, uint64_t key)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q) return td_refuse(TD_EGONE, "no leg %llx", (unsigned long long)key);
+    q->holds++;
+    return TD_OK;
+}
+
+void td_engine_unhold(td_engine *e, uint64_t key)
+{
+    td_seq *q = td_engine_find(e, key);
+    if (!q || !q->holds || --q->holds) return;
+    if (q->state != TD_LEG_ENDED) {
+        for (uint32_t c = 0; c < q->d.sampling.n; c++)
+            if (q->forked && q->choice[c].done) td_kvseq_release(e->pool, &q->choice[c].kv);
+        return;
+    }
+    for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+    forget(e, q);
+}
+
+/* ---- turn ---- */
+
+static void end_overdue(td_engine *e)
+{
+    int64_t now = 0;
+    for (uint32_t i = e->n_leg; i-- > 0;) {
+        td_seq *q = e->leg[i];
+        if (!q->d.deadline_us || q->state == TD_LEG_ENDED) continue;
+        if (!now) now = td_now_us();
+        if (now >= q->d.deadline_us) td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_ETIME, "the request's deadline has passed");
+    }
+}
+
+td_status td_engine_turn(td_engine *e, td_engine_out *out)
+{
+    *out = (td_engine_out){0};
+    end_overdue(e);
+    td_status s = td_engine_step(e);
+    if (s == TD_OK) out->step = e->step;
+    const td_engine_news *n = &e->news[e->filling];
+    bool told = n->n_tokens || n->n_prompt || n->n_end;
+    hand_out(e, out);
+#ifdef TD_DEBUG
+    TD_CHECK(td_kvpool_check(e->pool));
+#endif
+    return s < 0 ? s : s == TD_AGAIN && !told ? TD_AGAIN : TD_OK;
+}
+
+/* ---- views ---- */
+
+void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg) { e->on_kv = fn, e->kv_arg = arg; }
+void td_engine_on_step(td_engine *e, void (*fn)(void *, const td_step *), void *arg) { e->on_step = fn, e->step_arg = arg; }
+void td_engine_on_logits(td_engine *e, void (*fn)(void *, uint64_t, uint32_t, const float *), void *arg) { e->on_logits = fn, e->logits_arg = arg; }
+const td_kv *td_engine_kv(const td_engine *e, int group) { return td_kvpool_kv(e->pool, group); }
+const td_model_desc *td_engine_descr(const td_engine *e) { return e->desc; }
+int td_engine_max_model_len(const td_engine *e) { return e->max_len; }
+
+const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n)
+{
+    const td_seq *q = td_engine_find(e, key);
+    *n = q ? (uint32_t)q->choice[0].kv.n_pages : 0;
+    return q ? q->choice[0].kv.pages[group] : NULL;
+}
+
+int64_t td_engine_capacity_tokens(const td_engine *e) { return (int64_t)td_engine_kv(e, 0)->n_pages * e->o.page_size; }
+
+void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
+{
+    *out = e->stats;
+    out->evictions = td_kvpool_evictions(e->pool);
+    out->legs_waiting = out->legs_running = out->seqs_running = 0;
+    out->waiting_tokens = 0;
+    int64_t pinned = 0;
+    for (uint32_t i = 0; i < e->n_leg; i++) {
+        const td_seq *q = e->leg[i];
+        out->legs_waiting += q->state == TD_LEG_WAITING || q->state == TD_LEG_RESERVED;
+        if (q->state == TD_LEG_RUNNING) out->legs_running++, out->seqs_running += td_seq_slots(q);
+        if (q->state == TD_LEG_WAITING || q->state == TD_LEG_RUNNING) {
+            uint32_t length = td_seq_length(q, 0), done = q->choice[0].computed;
+            if (length > done + 1) out->waiting_tokens += length - done;
+        }
+        if (q->holds) pinned += q->choice[0].kv.n_pages;
+    }
+    for (int g = 0; g < e->desc->n_groups; g++) {
+        td_kv_ledger l;
+        td_kvpool_ledger(e->pool, g, &l);
+        out->ledger[g] = (td_engine_ledger_row){.total = l.total, .free = l.free, .private_ = l.private_, .shared = l.shared, .cached = l.cached, .in_transit = l.transit, .pinned = pinned};
+    }
+}

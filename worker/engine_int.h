@@ -1,0 +1,76 @@
+/* worker/engine_int.h - the engine's insides, shared by its two halves: engine.c (legs: start, reserve, land, cancel, end, events) and
+ * engine_step.c (admit, plan, submit, collect). Not for anyone else. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_ENGINE_INT_H
+#define TD_WORKER_ENGINE_INT_H
+
+#include "worker/engine.h"
+#include "worker/kvpool.h"
+#include "worker/sampler.h"
+#include "worker/sched.h"
+#include "worker/seq.h"
+#include "worker/step_build.h"
+
+/* What a turn tells, in growable arrays bounded by the engine's limits; two of them: one being filled, one lent to the caller. */
+typedef struct td_engine_news {
+    td_engine_tokens *tokens;
+    td_engine_prompt *prompt;
+    td_engine_end *end;
+    uint32_t *token;                 /* storage of tokens[i].token: index i */
+    td_sample_out *sample;           /* storage of logprob and top: index i */
+    td_sample_out **scores;          /* [n_prompt]: owned until the buffer is filled again */
+    char (*reason)[256];             /* storage of end[i].reason */
+    uint32_t n_tokens, n_prompt, n_end, cap_tokens, cap_prompt, cap_end;
+} td_engine_news;
+
+/* A sequence's part in the step being computed. */
+typedef struct td_engine_item {
+    td_seq *q;
+    uint32_t c, pos0, n_rows;
+    bool ends;                       /* its last row completes the log: draw from it */
+} td_engine_item;
+
+typedef struct td_engine_draw { uint32_t item, c; int32_t score_at; } td_engine_draw; /* score_at: prompt position, -1: a draw */
+
+struct td_engine {
+    td_engine_opts o;
+    const td_model_desc *desc;
+    td_kvpool *pool;
+    td_sampler *sampler;
+    td_step_build *build;
+    int max_len, max_logits;
+    td_seq **leg;                    /* in order of arrival, live and held ones */
+    uint32_t n_leg;
+    td_map by_key;                   /* key -> td_seq pointer */
+    uint32_t slots;                  /* sequences in use by running and reserved legs */
+    float *logits;
+    td_sample_out *res;
+    td_engine_item *item;            /* [max_seqs * 2] */
+    td_sched_item *sched;
+    td_engine_draw *draw;
+    uint32_t n_item, n_draw, cap_draw;
+    td_engine_news news[2];
+    int filling;
+    uint64_t step;
+    td_engine_stats stats;
+    td_engine_kv_fn *on_kv;
+    void (*on_step)(void *, const td_step *);
+    void (*on_logits)(void *, uint64_t, uint32_t, const float *);
+    void *kv_arg, *step_arg, *logits_arg;
+};
+
+td_seq *td_engine_find(const td_engine *e, uint64_t key);
+/* The choice is over: its tables go back (unless held). The leg ends with its last choice. */
+void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c);
+void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status status, const char *reason);
+void td_engine_drop_tables(td_engine *e, td_seq *q);
+void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish finish);
+void td_engine_tell_prompt(td_engine *e, td_seq *q);
+/* Pages for the leg's log (hits taken first) and what its first step needs. EFULL: not now, nothing taken. */
+td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit);
+/* Once the prompt of several choices is here, each gets tables of its own. */
+void td_engine_fork(td_engine *e, td_seq *q);
+/* Plan, submit and collect one step. TD_AGAIN: no rows. */
+td_status td_engine_step(td_engine *e);
+
+#endif

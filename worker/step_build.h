@@ -1,0 +1,27 @@
+/* worker/step_build.h - makes the flat td_step from what the scheduler chose. All of a step's facts about sampling are worked out here.
+ *
+ * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the builder's, reused every step.
+ * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases grow the buffer up to 256 MiB. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_STEP_BUILD_H
+#define TD_WORKER_STEP_BUILD_H
+
+#include "common/rng.h"
+#include "worker/seq.h"
+
+typedef struct td_step_build td_step_build;
+
+td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_groups, int page_size);
+void td_step_build_close(td_step_build *b);
+void td_step_build_begin(td_step_build *b, uint64_t number);
+/* Choice c computes positions [pos0, pos0 + n_rows) in the tables kv. Returns the index of its first row. */
+uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0, uint32_t n_rows);
+/* Logits of a row, in ascending order of rows. Returns the index among the step's logits. */
+uint32_t td_step_build_logit(td_step_build *b, uint32_t row);
+/* Draw the token at `position` for choice c from logits `logit`. */
+void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position);
+/* Log probability of the prompt's token at `position` from logits `logit`. */
+void td_step_build_score(td_step_build *b, const td_seq *q, uint32_t logit, uint32_t position);
+const td_step *td_step_build_finish(td_step_build *b); /* valid until begin */
+
+#endif
