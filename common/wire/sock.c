@@ -156,12 +156,22 @@ int td_sock_fd(const td_sock *s)
     return fd;
 }
 
-bool td_sock_ready(td_sock *s)
+static int events_of(td_sock *s)
 {
     int events = 0;
     size_t n = sizeof events;
     while (zmq_getsockopt(s->s, ZMQ_EVENTS, &events, &n) && errno == EINTR) {}
-    return events & ZMQ_POLLIN;
+    return events;
+}
+
+bool td_sock_ready(td_sock *s)
+{
+    return events_of(s) & ZMQ_POLLIN;
+}
+
+bool td_sock_writable(td_sock *s)
+{
+    return events_of(s) & ZMQ_POLLOUT;
 }
 
 /* ---- sending ---- */

@@ -40,6 +40,7 @@ td_status td_sock_connect_dealer(td_zctx *z, const char *endpoint, const void *i
 void td_sock_close(td_sock *s);
 int td_sock_fd(const td_sock *s);
 bool td_sock_ready(td_sock *s);  /* something to receive now */
+bool td_sock_writable(td_sock *s); /* DEALER: its peer is connected and has room (worth preparing a payload) */
 
 typedef struct td_part { const void *p; size_t n; } td_part;
 /* ROUTER: id names the peer; DEALER: id NULL. All or nothing. */

@@ -218,7 +218,7 @@ static void run(uint64_t seed, faults f, int counts[4])
     counts[2] += w.s.state == TD_SENDER_ACKED;
     counts[3] += w.l.corrupted > 0;
     td_sender_deinit(&w.s, NULL);
-    td_receiver_free(w.r);
+    td_receiver_free(w.r, NULL);
     kv_side_close(&w.src, &w.d);
     kv_side_close(&w.dst, &w.d);
 }
@@ -266,7 +266,7 @@ static void expect_failed(const char *why, td_kvframe f, const void *payload)
     td_recv_action a = td_receiver_message(r, 1, &f, payload);
     T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && a.answer == TD_KVF_NACK && !a.write && a.bad, "%s", why);
     T_STR(a.why, why);
-    td_receiver_free(r);
+    td_receiver_free(r, NULL);
 }
 
 static void test_refusals(void)
@@ -319,7 +319,7 @@ static void test_refusals(void)
     td_epoch *e = td_receiver_tick(r, 150);
     T_OK(e && e->state == TD_EPOCH_FAILED);
     td_receiver_close(r, e);
-    td_receiver_free(r);
+    td_receiver_free(r, NULL);
 }
 
 int main(int argc, char **argv)

@@ -27,12 +27,16 @@ static void epoch_free(td_epoch *e)
     free(e);
 }
 
-void td_receiver_free(td_receiver *r)
+void td_receiver_free(td_receiver *r, void (*drop)(void *user))
 {
     if (!r) return;
     size_t it = 0;
     uint64_t k, v;
-    while (td_map_next(&r->live, &it, &k, &v)) epoch_free((td_epoch *)(uintptr_t)v);
+    while (td_map_next(&r->live, &it, &k, &v)) {
+        td_epoch *e = (td_epoch *)(uintptr_t)v;
+        if (drop) drop(e->user);
+        epoch_free(e);
+    }
     td_map_deinit(&r->live);
     free(r);
 }

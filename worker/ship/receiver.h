@@ -66,7 +66,7 @@ typedef struct td_recv_action {
 } td_recv_action;
 
 td_receiver *td_receiver_open(const td_receiver_opts *o);
-void td_receiver_free(td_receiver *r);
+void td_receiver_free(td_receiver *r, void (*drop)(void *user)); /* drop (or NULL): called for each live epoch's user */
 
 /* n_first: choices, each of which needs a first token. EFULL: table full. */
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens, uint32_t n_first, void *user);

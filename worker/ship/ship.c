@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+/* worker/ship/ship.c - commands from the engine, events to it, and the thread's loop. */
+#include "worker/ship/ship.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "worker/ship/ship_int.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BULK_HWM = 64, MAX_WAIT_US = 500000 };
+
+/* ---- engine thread ---- */
+static cmd *command(cmd_type type, uint64_t key)
+{
+    cmd *c = td_xalloc(sizeof *c);
+    c->type = type;
+    c->key = key;
+    return c;
+}
+
+static void command_free(cmd *c)
+{
+    td_buf_deinit(&c->payload);
+    free(c->ref);
+    for (int g = 0; g < TD_MAX_GROUPS; g++) free(c->pages[g]);
+    free(c);
+}
+
+void td_ship_flush(td_ship *s)
+{
+    while (s->wait_first) {
+        cmd *c = s->wait_first, *next = c->next;
+        if (!td_chan_push(s->commands, c)) return;
+        s->wait_first = next;
+    }
+    s->wait_last = &s->wait_first;
+}
+
+static void post(td_ship *s, cmd *c)
+{
+    *s->wait_last = c;
+    s->wait_last = &c->next;
+    td_ship_flush(s);
+}
+
+static int32_t *copy_pages(const int32_t *pages, uint32_t n)
+{
+    int32_t *p = td_xalloc(n * sizeof *p + 1);
+    if (n) memcpy(p, pages, n * sizeof *p);
+    return p;
+}
+
+void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens)
+{
+    cmd *c = command(CMD_SEND_OPEN, key);
+    c->sink = *sink;
+    c->n_tokens = n_tokens;
+    snprintf(c->text, sizeof c->text, "%s", sink->endpoint);
+    post(s, c);
+}
+
+void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0, uint32_t n_pages)
+{
+    cmd *c = command(CMD_SEND_RECT, key);
+    c->rect = *r;
+    c->ref = td_xalloc(sizeof *c->ref + n_pages * sizeof *pages);
+    c->ref->page0 = page0;
+    c->ref->n_pages = n_pages;
+    memcpy(c->ref->pages, pages, n_pages * sizeof *pages);
+    post(s, c);
+}
+
+void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *commit, int64_t prompt_end_us)
+{
+    cmd *c = command(CMD_SEND_COMMIT, key);
+    c->n_first = commit->n_first;
+    c->prompt_end_us = prompt_end_us;
+    td_buf_init(&c->payload, 0);
+    td_commit_write(&c->payload, commit);
+    post(s, c);
+}
+
+void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const char *reason)
+{
+    cmd *c = command(CMD_SEND_CANCEL, key);
+    c->abort_index = abort_index;
+    snprintf(c->text, sizeof c->text, "%s", reason);
+    post(s, c);
+}
+
+void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens, uint32_t n_first,
+                       const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS])
+{
+    cmd *c = command(CMD_RECV_OPEN, key);
+    c->hit = hit;
+    c->n_tokens = n_tokens;
+    c->n_first = n_first;
+    for (int g = 0; g < s->o.desc->n_groups; g++) {
+        c->pages[g] = copy_pages(pages[g], n_pages[g]);
+        c->n_pages[g] = n_pages[g];
+    }
+    post(s, c);
+}
+
+void td_ship_recv_close(td_ship *s, uint64_t key)
+{
+    post(s, command(CMD_RECV_CLOSE, key));
+}
+
+td_ship_event *td_ship_poll(td_ship *s)
+{
+    return td_chan_pop(s->events);
+}
+
+void td_ship_event_free(td_ship_event *e)
+{
+    td_arena_deinit(&e->arena);
+    free(e);
+}
+
+void td_ship_stats_get(td_ship *s, td_ship_stats *out)
+{
+    *out = (td_ship_stats){.frames_sent = s->frames_sent, .frames_received = s->frames_received, .bytes_sent = s->bytes_sent,
+                           .bytes_received = s->bytes_received, .frames_bad = s->frames_bad, .epochs_open = s->epochs_open};
+}
+
+/* ---- ship thread ---- */
+td_ship_event *ship_event(td_ship_event_type type, uint64_t key)
+{
+    td_ship_event *e = td_xalloc(sizeof *e);
+    e->type = type;
+    e->key = key;
+    td_arena_init(&e->arena, 1 << 20);
+    return e;
+}
+
+/* The ring has room for one event of every open key, and a key has one. */
+void ship_emit(td_ship *s, td_ship_event *e)
+{
+    TD_CHECK(td_chan_push(s->events, e));
+}
+
+void ship_drain(td_ship *s, int64_t now)
+{
+    cmd *c;
+    while ((c = td_chan_pop(s->commands))) {
+        if (c->type == CMD_STOP) s->stop = true;
+        else if (c->type == CMD_RECV_OPEN || c->type == CMD_RECV_CLOSE) ship_in_command(s, now, c);
+        else ship_out_command(s, now, c);
+        command_free(c);
+    }
+}
+
+static int64_t wait_us(const td_ship *s, int64_t now)
+{
+    int64_t due = TD_MIN(td_receiver_deadline(s->receiver), ship_out_deadline(s, now));
+    if (due == INT64_MAX) return -1;
+    return due <= now ? 0 : TD_MIN(due - now, (int64_t)MAX_WAIT_US);
+}
+
+static void loop(td_ship *s)
+{
+    while (!s->stop) {
+        int64_t now = td_now_us();
+        td_chan_clear(s->commands);
+        ship_drain(s, now);
+        bool more = ship_in_receive(s, now);
+        ship_out_receive(s, now);
+        more |= ship_out_pump(s, now);
+        ship_in_tick(s, now);
+        s->epochs_open = td_receiver_live(s->receiver);
+        if (!more && !s->stop) td_loop_wait(&s->loop, wait_us(s, td_now_us()));
+    }
+}
+
+static td_status start(td_ship *s)
+{
+    td_loop_init(&s->loop);
+    td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
+    if (!s->o.bulk_bind) return TD_OK;
+    td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = BULK_HWM, .curve = s->o.curve};
+    TD_TRY(td_sock_bind_router(s->o.z, s->o.bulk_bind, &so, s->endpoint, sizeof s->endpoint, &s->router));
+    td_loop_add_sock(&s->loop, s->router);
+    return TD_OK;
+}
+
+static void *thread_main(void *arg)
+{
+    td_ship *s = arg;
+    s->start_status = start(s);
+    snprintf(s->reason, sizeof s->reason, "%s", s->start_status == TD_OK ? "" : td_reason());
+    bool ok = s->start_status == TD_OK;
+    sem_post(&s->started); /* from here on open() may read what start wrote */
+    if (ok) loop(s);
+    ship_out_close(s);
+    ship_in_close(s);
+    td_sock_close(s->router);
+    return NULL;
+}
+
+static td_status parse_fault(const char *text, fault *f)
+{
+    static const struct { const char *name; int what; } known[] = {{"flip:", FAULT_FLIP}, {"drop:", FAULT_DROP}, {"delay-commit:", FAULT_DELAY_COMMIT}};
+    *f = (fault){0};
+    if (!text || !text[0]) return TD_OK;
+    for (size_t i = 0; i < TD_COUNT(known); i++) {
+        size_t n = strlen(known[i].name);
+        char *end;
+        if (strncmp(text, known[i].name, n)) continue;
+        long long v = strtoll(text + n, &end, 10);
+        if (end == text + n || *end || v < 0) break;
+        f->what = known[i].what;
+        f->n = v;
+        TD_WARN("fault injection is on: %s", text);
+        return TD_OK;
+    }
+    return td_fail(TD_EBADREQ, "fault \"%s\": flip:N, drop:N or delay-commit:MS", text);
+}
+
+static void destroy(td_ship *s)
+{
+    cmd *c;
+    td_ship_event *e;
+    while ((c = td_chan_pop(s->commands))) command_free(c);
+    while ((e = td_chan_pop(s->events))) td_ship_event_free(e);
+    while ((c = s->wait_first)) {
+        s->wait_first = c->next;
+        command_free(c);
+    }
+    td_chan_close(s->commands);
+    td_chan_close(s->events);
+    td_receiver_free(s->receiver, NULL);
+    sem_destroy(&s->started);
+    free(s);
+}
+
+td_status td_ship_open(const td_ship_opts *o, td_ship **out)
+{
+    fault f;
+    TD_TRY(parse_fault(o->fault, &f));
+    td_ship *s = td_xalloc(sizeof *s);
+    s->o = *o;
+    s->fault = f;
+    s->wait_last = &s->wait_first;
+    s->commands = td_chan_open(1024, -1);
+    s->events = td_chan_open(o->max_keys + 1, o->wake_fd);
+    s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype, .incarnation = o->incarnation,
+                                                       .max_epochs = o->max_keys, .credits = o->credits, .timeout_us = o->timeout_us});
+    sem_init(&s->started, 0, 0);
+    if (pthread_create(&s->thread, NULL, thread_main, s)) {
+        destroy(s);
+        return td_fail(TD_EIO, "ship thread: %s", strerror(errno));
+    }
+    while (sem_wait(&s->started) && errno == EINTR) {}
+    if (s->start_status != TD_OK) {
+        td_status st = td_refuse(s->start_status, "%s", s->reason);
+        pthread_join(s->thread, NULL);
+        destroy(s);
+        return st;
+    }
+    *out = s;
+    return TD_OK;
+}
+
+void td_ship_close(td_ship *s)
+{
+    if (!s) return;
+    post(s, command(CMD_STOP, 0));
+    while (s->wait_first) { /* the thread is draining */
+        td_loop_wait(&(td_loop){.n_sock = 0, .n_fd = 0}, 1000);
+        td_ship_flush(s);
+    }
+    pthread_join(s->thread, NULL);
+    destroy(s);
+}
+
+const char *td_ship_endpoint(const td_ship *s)
+{
+    return s->endpoint;
+}

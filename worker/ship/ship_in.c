@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+/* worker/ship/ship_in.c - the receiving half: frames into pages, answers, and what the engine is told. */
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "worker/ship/codec.h"
+#include "worker/ship/ship_int.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RECV_PER_TURN = 32 };
+static const char BAD_FIRST[] = "COMMIT's first tokens are malformed";
+
+static void receiving_free(receiving *r)
+{
+    for (int g = 0; g < TD_MAX_GROUPS; g++) free(r->pages[g]);
+    free(r);
+}
+
+static void drop_user(void *r)
+{
+    receiving_free(r);
+}
+
+/* The epoch is over: tell the engine, take it out of the table. A COMMIT that cannot be read turns LANDED into FAILED.
+ * True: landed. */
+static bool settle(td_ship *s, td_epoch *e, int64_t now)
+{
+    receiving *r = e->user;
+    td_ship_event *ev = ship_event(TD_SHIP_LANDED, r->key);
+    if (e->state == TD_EPOCH_LANDED && td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first, &ev->commit) != TD_OK) {
+        e->state = TD_EPOCH_FAILED;
+        e->why = BAD_FIRST;
+    }
+    bool landed = e->state == TD_EPOCH_LANDED;
+    ev->bytes = e->bytes;
+    ev->frames = e->frames;
+    if (landed) {
+        ev->transfer_us = e->first_us < 0 ? 0 : now - e->first_us;
+        ev->exposed_us = TD_MAX(ev->commit.exposed_us, (int64_t)0) + (now - e->commit_us);
+        td_trace_event(s->o.trace, "landed", ",\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu", (unsigned long long)e->id, e->frames,
+                       (unsigned long long)e->bytes);
+    } else {
+        ev->type = TD_SHIP_LOST;
+        ev->over = e->over;
+        snprintf(ev->reason, sizeof ev->reason, "%s", e->why ? e->why : "failed");
+        td_trace_event(s->o.trace, "lost", ",\"epoch\":%llu,\"why\":\"%s\"", (unsigned long long)e->id, ev->reason);
+    }
+    td_receiver_close(s->receiver, e);
+    receiving_free(r);
+    ship_emit(s, ev);
+    return landed;
+}
+
+void ship_in_command(td_ship *s, int64_t now, cmd *c)
+{
+    if (c->type == CMD_RECV_CLOSE) {
+        td_epoch *e = td_receiver_find(s->receiver, c->key);
+        if (!e) return; /* LANDED or LOST is on the way to the engine */
+        receiving_free(e->user);
+        td_receiver_close(s->receiver, e);
+        ship_emit(s, ship_event(TD_SHIP_CLOSED, c->key));
+        return;
+    }
+    receiving *r = td_xalloc(sizeof *r);
+    r->key = c->key;
+    for (int g = 0; g < TD_MAX_GROUPS; g++) {
+        r->pages[g] = c->pages[g];
+        r->n_pages[g] = c->n_pages[g];
+        c->pages[g] = NULL;
+    }
+    if (td_receiver_add(s->receiver, now, c->key, c->hit, c->n_tokens, c->n_first, r) == TD_OK) return;
+    receiving_free(r);
+    td_ship_event *ev = ship_event(TD_SHIP_LOST, c->key);
+    snprintf(ev->reason, sizeof ev->reason, "%s", td_reason());
+    ship_emit(s, ev);
+}
+
+static void answer(td_ship *s, td_part id, const td_kvframe *f, uint16_t type, uint32_t credits, const char *why)
+{
+    td_kvframe h;
+    td_frame_init(&h, type, f->epoch, f->incarnation);
+    h.index = credits;
+    size_t n = why ? strlen(why) : 0;
+    td_frame_seal(&h, why, n);
+    td_part part[2] = {{&h, sizeof h}, {why, n}};
+    if (td_sock_send(s->router, id.p, id.n, part, n ? 2 : 1) < 0) TD_DEBUG_LOG("an answer did not leave: the sender is gone");
+}
+
+static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2])
+{
+    td_kvframe f;
+    if (td_frame_parse(part[0].p, part[0].n, part[1].n, &f) != TD_OK) {
+        s->frames_bad++;
+        TD_WARN("a message on the bulk endpoint was dropped: %s", td_reason());
+        return;
+    }
+    /* Its reservation may still be in the ring: the router told the sender of it before we looked. */
+    if (!td_receiver_find(s->receiver, f.epoch)) ship_drain(s, now);
+    td_recv_action a = td_receiver_message(s->receiver, now, &f, part[1].p);
+    if (f.type == TD_KVF_FRAME) {
+        s->frames_received++;
+        s->bytes_received += part[1].n;
+    }
+    if (a.bad) {
+        s->frames_bad++;
+        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch, a.why ? a.why : "message for a sender");
+    }
+    if (a.write) {
+        const receiving *r = a.epoch->user;
+        if (!td_codec_scatter(s->o.kv[a.rect.group], r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect, part[1].p)) {
+            a.epoch->state = TD_EPOCH_FAILED;
+            a.epoch->why = a.why = "a page of the reservation is missing";
+            a.answer = TD_KVF_NACK;
+        }
+    }
+    if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED && !settle(s, a.epoch, now) && a.answer == TD_KVF_ACK) {
+        a.answer = TD_KVF_NACK;
+        a.why = BAD_FIRST;
+    }
+    if (a.answer) answer(s, id, &f, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
+}
+
+bool ship_in_receive(td_ship *s, int64_t now)
+{
+    if (!s->router) return false;
+    for (int k = 0; k < RECV_PER_TURN; k++) {
+        td_part id, part[2];
+        int n;
+        if (td_sock_recv(s->router, &id, part, &n) != TD_OK) return false;
+        on_message(s, now, id, part);
+    }
+    return true;
+}
+
+void ship_in_tick(td_ship *s, int64_t now)
+{
+    td_epoch *e;
+    while ((e = td_receiver_tick(s->receiver, now))) {
+        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)e->id, e->why);
+        (void)settle(s, e, now);
+    }
+}
+
+void ship_in_close(td_ship *s)
+{
+    td_receiver_free(s->receiver, drop_user);
+    s->receiver = NULL;
+}
