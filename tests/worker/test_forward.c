@@ -131,7 +131,8 @@ static int argmax(const float *x, int n)
     return best;
 }
 
-/* All cases as one batch: prefill together, then one row each per step. */
+/* All cases as one batch: prefill together, then one row each per step, along the golden's path; a token counts where the golden's margin
+ * is beyond our error. */
 static void check_greedy(td_model *m, const golden *g, const char *name, const td_ops *ops, double err)
 {
     const td_model_desc *d = td_model_descr(m);
@@ -140,7 +141,6 @@ static void check_greedy(td_model *m, const golden *g, const char *name, const t
     float *logits = malloc((size_t)MAX_ROWS * (size_t)d->V * sizeof *logits);
     int32_t next[CASES];
     ts_seq q[CASES];
-    bool live[CASES] = { true, true, true, true, true };
     int compared = 0;
     for (int k = 0; k < CASES; k++) q[k] = (ts_seq){ k, 0, g->n[k], g->ids[k] };
     for (int i = 0; i < GREEDY; i++) {
@@ -149,14 +149,14 @@ static void check_greedy(td_model *m, const golden *g, const char *name, const t
         free(s);
         for (int k = 0; k < CASES; k++) {
             next[k] = argmax(logits + (size_t)k * (size_t)d->V, d->V);
-            live[k] = live[k] && (double)g->margin[k][i] > 2 * err * (double)g->max_logit;
-            if (live[k]) T_EQ(next[k], g->greedy[k][i]);
-            compared += live[k];
-            next[k] = g->greedy[k][i]; /* stay on the golden's path */
+            bool sure = (double)g->margin[k][i] > 2 * err * (double)g->max_logit;
+            if (sure) T_EQ(next[k], g->greedy[k][i]);
+            compared += sure;
+            next[k] = g->greedy[k][i];
             q[k] = (ts_seq){ k, g->n[k] + i, 1, &next[k] };
         }
     }
-    T_OK(compared > 3, "%s %s: %d tokens compared", name, ops->family, compared);
+    T_OK(compared > (strcmp(ops->family, "ref") ? 0 : 100), "%s %s: %d tokens compared", name, ops->family, compared);
     free(logits);
     ts_kv_close(&kv);
 }

@@ -20,12 +20,13 @@ typedef struct header {
     char magic[8];
     uint32_t version, header_crc;   /* of the header with this field and boot at zero */
     td_image_key key;
-    uint32_t crc_of_crcs;
+    uint32_t crc_of_crcs, pad_;
     uint64_t bytes, data_offset;
     char boot[40];
 } header;
 
 static const char magic[8] = "tdimage";
+_Static_assert(sizeof(td_image_key) == 48 && sizeof(header) == 128 && offsetof(header, boot) == 88, "no padding: it is in the CRC");
 
 static size_t n_chunks(size_t bytes) { return (bytes + CHUNK - 1) / CHUNK; }
 static size_t round_page(size_t n) { return (n + PAGE - 1) / PAGE * PAGE; }
@@ -50,10 +51,11 @@ static uint32_t header_crc(header h)
 static header make_header(const td_image_key *key, size_t bytes)
 {
     header h;
-    memset(&h, 0, sizeof h); /* padding too: it is in the CRC */
+    memset(&h, 0, sizeof h);
     memcpy(h.magic, magic, sizeof magic);
     h.version = VERSION;
     memcpy(&h.key, key, sizeof *key);
+    h.key.pad_ = 0;
     h.bytes = bytes;
     h.data_offset = data_offset(bytes);
     return h;

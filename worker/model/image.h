@@ -24,6 +24,7 @@ typedef struct td_image_key {
     td_h128 model, plan;         /* whose bytes, in which arrangement */
     uint32_t layout;             /* of the kernel family */
     uint32_t shard, n_shards;
+    uint32_t pad_;               /* keys are compared as bytes: no padding of the compiler's */
 } td_image_key;
 
 typedef struct td_image {

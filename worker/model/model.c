@@ -49,7 +49,7 @@ static void fill(void *arg, uint8_t *data)
 
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
 {
-    td_image_key key = { m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, 0, 1 };
+    td_image_key key = { m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, 0, 1, 0 };
     fill_call call = { plan, o };
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
