@@ -333,13 +333,14 @@ void td_kvseq_landed(td_kvpool *p, td_kvseq *s)
             if (s->pages[g][j] >= 0) p->g[g].page[s->pages[g][j]].transit = false;
 }
 
-/* May these pages become a node: all here, in none yet, nothing still arriving. */
+/* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this one holds them: one that
+ * goes on differently would keep them when the node is evicted (a fork inside a block, with pages smaller than it). */
 static bool unit_whole(const td_kvpool *p, const td_kvseq *s, int first)
 {
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
             int32_t k = s->pages[g][first + j];
-            if (k < 0 || p->g[g].page[k].node >= 0 || p->g[g].page[k].transit) return false;
+            if (k < 0 || p->g[g].page[k].node >= 0 || p->g[g].page[k].transit || p->g[g].page[k].refs > 1) return false;
         }
     return true;
 }
