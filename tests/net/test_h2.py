@@ -361,8 +361,10 @@ def test_times():
     r.request(1, "/echo", 0)  # no END_HEADERS
     check(r.until(lambda f: False) is not None, "header timeout closes")
     r = Raw(s.port, window=1000)  # never opens its window: the stream is reset, on_close is called, a new stream works
-    r.request(1, "/flood?100000,20000,5000")
+    begin = time.time()
+    r.request(1, "/flood?100000,20000,40000")
     f = r.until(lambda f: f[0] == 3)
+    check(0.3 < time.time() - begin < 1.5, "by time, not by 16 marks", time.time() - begin)
     check(f and f[-1][0] == 3 and f[-1][2] == 1, "slow stream is reset", f[-1:])
     r.request(3, "/tick?1")
     check(any(x[0] == 0 and x[3] == b"ticked" for x in r.until(lambda f: f[2] == 3 and f[1] & 1)), "others go on")
@@ -381,20 +383,21 @@ def test_times():
 
 
 def test_stuck_peer():
-    """A peer that stops reading its socket altogether: RST_STREAM cannot reach it, but on_close must come."""
-    s = Server(slow=300000, mark=65536)
-    k = socket.socket()
-    k.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    k.connect(("127.0.0.1", s.port))
-    r = Raw.__new__(Raw)
-    r.s, r.buf = k, b""
-    k.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Raw.frame(4, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF)) + Raw.frame(8, 0, 0, b"\x7f\0\0\0"))
-    r.request(1, "/flood?100000,20000,1000")
-    c = Client(s.grpc_port)
-    wait(lambda: c.lost() == 1, "lost")
-    k.close()
-    end = s.stop()
-    check(end["live"] == 0 and end["max_unsent"] < 3 << 20, end)
+    """A peer that stops reading its socket altogether: RST_STREAM cannot reach it, but on_close must come, by time or by size."""
+    for slow, gap in ((300000, 30000), (30000000, 1000)):
+        s = Server(slow=slow, mark=65536)
+        k = socket.socket()
+        k.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        k.connect(("127.0.0.1", s.port))
+        r = Raw.__new__(Raw)
+        r.s, r.buf = k, b""
+        k.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Raw.frame(4, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF)) + Raw.frame(8, 0, 0, b"\x7f\0\0\0"))
+        r.request(1, f"/flood?100000,20000,{gap}")
+        c = Client(s.grpc_port)
+        wait(lambda: c.lost() == 1, "lost")
+        k.close()
+        end = s.stop()
+        check(end["live"] == 0 and end["lost"] == 1 and end["max_unsent"] < 3 << 20, end)
 
 
 def make_cert(d, name):
