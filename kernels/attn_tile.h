@@ -16,7 +16,7 @@
 #include "kernels/x86.h"
 #include <math.h>
 
-enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS };
+enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS, AHEAD = 2 /* tiles prefetched */ };
 #define M_START -1e30f /* finite: a row that has seen only masked keys must not compute inf - inf */
 
 typedef struct space {
@@ -42,6 +42,7 @@ typedef struct item {
     space sp;
     int g, group, row0, n_rows; /* rows of the sequence's (token, head) list */
     int key_lo, key_hi;         /* of all rows together */
+    int pos[ROWS];              /* of each row */
 } item;
 
 static const uint16_t zero_row[TD_MAX_HEAD_DIM] __attribute__((aligned(64)));
@@ -56,7 +57,7 @@ static space carve(char *at, int D)
     s.q = (uint16_t *)at, at += ROWS * d * 2;
     s.s = (float *)at, at += MR * TILE * 4;
     s.p = (uint16_t *)at, at += MR * TILE * 2;
-    s.m = (float *)at, at += ROWS * 4;
+    s.m = (float *)at, at += (ROWS + MR) * 4; /* softmax_rows reads four */
     s.l = (float *)at;
     return s;
 }
@@ -126,7 +127,7 @@ TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
 
 /* ---- one tile of keys and values into scratch ---- */
 
-/* Pointers to the K rows of keys k0 .. k0+63 (V lies v_half elements behind), zero_row outside the item's keys; touches the tile two ahead. */
+/* Pointers to the K rows of keys k0 .. k0+63 (V lies v_half elements behind), zero_row outside the item's keys. */
 static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
 {
     const td_kv *kv = it->a->kv;
@@ -145,62 +146,63 @@ static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
     }
 }
 
-static void prefetch_tile(const item *it, int k0)
+/* The copies touch the same lines of the tile two ahead: one burst of prefetches would only queue up in front of the work. */
+TD_INLINE void touch(const uint16_t *p, size_t elements)
 {
-    const td_kv *kv = it->a->kv;
-    int P = kv->P, hi = it->key_hi < k0 + TILE ? it->key_hi : k0 + TILE;
-    size_t v_half = (size_t)kv->G * (size_t)P * (size_t)kv->D * 2;
-    for (int key = k0; key < hi;) {
-        int page = it->seq->pages[key / P], in = key % P, n = P - in < hi - key ? P - in : hi - key;
-        key += n;
-        if (page < 0) continue;
-        const char *k = (const char *)td_kv_page(kv, it->a->slot, page) + ((size_t)it->g * (size_t)P + (size_t)in) * (size_t)kv->D * 2;
-        for (const char *e = k + (size_t)n * (size_t)kv->D * 2; k < e; k += 64) {
-            _mm_prefetch(k, _MM_HINT_T1);
-            _mm_prefetch(k + v_half, _MM_HINT_T1);
-        }
-    }
+    _mm_prefetch((const char *)((uintptr_t)p + elements * 2), _MM_HINT_T1);
 }
 
-static void copy_k(const item *it, const uint16_t *const rows[TILE])
+/* D = 16: a row is half a vector, so the rows pass through a block of whole vectors. */
+TD_NOINLINE void copy_k_16(const item *it, const uint16_t *const rows[TILE])
 {
-    int pairs = it->a->D / 2;
-    uint32_t small[16][16] __attribute__((aligned(64))) = {{0}};
+    uint32_t in[16][16] __attribute__((aligned(64))) = {{0}}, out[16][16] __attribute__((aligned(64)));
     const uint32_t *lines[16];
     for (int c = 0; c < TILE; c += 16) {
-        if (pairs < 16) { /* D = 16: a line is half a vector */
-            for (int i = 0; i < 16; i++) {
-                memcpy(small[i], rows[c + i], (size_t)pairs * 4);
-                lines[i] = small[i];
-            }
-            uint32_t out[16][16] __attribute__((aligned(64)));
-            transpose_16x16(lines, &out[0][0], 16);
-            for (int k = 0; k < pairs; k++) memcpy(it->sp.k + k * TILE + c, out[k], sizeof out[k]);
-            continue;
-        }
-        for (int k = 0; k < pairs; k += 16) {
-            int at = k + 16 <= pairs ? k : pairs - 16; /* a last half block repeats what is there */
-            for (int i = 0; i < 16; i++) lines[i] = (const uint32_t *)(const void *)rows[c + i] + at;
-            transpose_16x16(lines, it->sp.k + at * TILE + c, TILE);
+        for (int i = 0; i < 16; i++) lines[i] = memcpy(in[i], rows[c + i], 32);
+        transpose_16x16(lines, 0, &out[0][0], 16);
+        for (int k = 0; k < 8; k++) memcpy(it->sp.k + k * TILE + c, out[k], sizeof out[k]);
+    }
+}
+
+/* Pairs in the outer loop: the other way round the compiler keeps 16 row pointers alive across it. */
+static void copy_k(const item *it, const uint16_t *const rows[TILE], const uint16_t *const ahead[TILE])
+{
+    int pairs = it->a->D / 2;
+    for (int k = 0; k < pairs; k += 16) {
+        int at = k + 16 <= pairs ? k : pairs - 16; /* a last half block repeats what is there */
+        uint32_t *to = it->sp.k + at * TILE;
+        for (int c = 0; c < TILE; c += 16) {
+            if (ahead)
+                TD_UNROLL for (int i = 0; i < 16; i++) touch(ahead[c + i], 2 * (size_t)at);
+            transpose_16x16((const uint32_t *const *)(const void *)(rows + c), (size_t)at, to + c, TILE);
         }
     }
 }
 
-/* Returns whether a value is infinite or NaN. */
-static bool copy_v(const item *it, const uint16_t *const rows[TILE])
+static void copy_v(const item *it, const uint16_t *const rows[TILE], const uint16_t *const ahead[TILE])
 {
     const td_kv *kv = it->a->kv;
-    int D = it->a->D;
+    int D = it->a->D, wide = D & ~31;
     size_t v_half = (size_t)kv->G * (size_t)kv->P * (size_t)D;
-    unsigned found = 0;
-    for (int j = 0; j < PAIRS; j++) {
+    uint32_t *to = it->sp.v;
+    for (int j = 0; j < PAIRS; j++, to += D) {
         const uint16_t *a = rows[2 * j], *b = rows[2 * j + 1];
         if (a != zero_row) a += v_half;
         if (b != zero_row) b += v_half;
-        uint32_t *to = it->sp.v + (size_t)j * (size_t)D;
-        for (int d = 0; d < D; d += 16) found |= interleave_16(to + d, a + d, b + d);
+        for (int d = 0; d < wide; d += 32) {
+            if (ahead) touch(ahead[2 * j], v_half + (size_t)d), touch(ahead[2 * j + 1], v_half + (size_t)d);
+            interleave_32(to + d, a + d, b + d);
+        }
+        if (wide < D) interleave_16(to + wide, a + wide, b + wide);
     }
-    return found != 0;
+}
+
+/* Is a value of the copied V tile infinite or NaN? */
+static bool v_special(const item *it)
+{
+    bool found = false;
+    for (int i = 0; i < PAIRS * it->a->D; i += 16) found |= special_32(it->sp.v + i);
+    return found;
 }
 
 /* ---- rows ---- */
@@ -208,7 +210,7 @@ static bool copy_v(const item *it, const uint16_t *const rows[TILE])
 /* Valid keys of row r in the tile at k0, as a range of 0..64; empty: lo >= hi. */
 TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
 {
-    int pos = it->seq->pos0 + (it->row0 + r) / it->group, w = it->a->window;
+    int pos = it->pos[r], w = it->a->window;
     int first = w > 0 && pos + 1 > w ? pos + 1 - w : 0;
     *lo = first > k0 ? first - k0 : 0;
     *hi = pos + 1 - k0 < TILE ? pos + 1 - k0 : TILE;
@@ -216,42 +218,49 @@ TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
     if (*hi < 0) *hi = 0;
 }
 
-/* Scores to P, running maximum and sum of one row; returns what the output so far must be multiplied by. */
-TD_INLINE float softmax_row(const space *sp, int i, int r, int lo, int hi)
+/* Scores of four rows to P, running maxima and sums; alpha: what each output so far must be multiplied by. All four are computed (rows from n
+ * on from whatever lies in the buffer), n are kept. lo, hi: valid keys of each row. */
+TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, const int *hi, bool whole, float *alpha)
 {
-    const float *s = sp->s + i * TILE;
-    v16 x[4], none = v16_set1(-INFINITY);
-    bool whole = lo <= 0 && hi >= TILE;
-    TD_UNROLL for (int c = 0; c < 4; c++) {
-        x[c] = v16_load(s + 16 * c);
-        if (!whole) x[c] = v16_keep(x[c], lo - 16 * c, hi - 16 * c, none);
+    v16 x[MR][4], fold[MR], none = v16_set1(-INFINITY);
+    TD_UNROLL for (int i = 0; i < MR; i++) {
+        TD_UNROLL for (int c = 0; c < 4; c++) {
+            x[i][c] = v16_load(sp->s + i * TILE + 16 * c);
+            if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, none);
+        }
+        fold[i] = v16_max(v16_max(x[i][0], x[i][1]), v16_max(x[i][2], x[i][3]));
     }
-    float top = v16_top(v16_max(v16_max(x[0], x[1]), v16_max(x[2], x[3]))), old = sp->m[r], m = top > old ? top : old;
-    v16 vm = v16_set1(m);
-    TD_UNROLL for (int c = 0; c < 4; c++) {
-        x[c] = v16_exp2(v16_sub(x[c], vm));
-        if (!whole) x[c] = v16_keep(x[c], lo - 16 * c, hi - 16 * c, v16_zero());
-        store_bf16_16(sp->p + i * TILE + 16 * c, x[c]);
+    __m128 old = _mm_loadu_ps(sp->m + r), m = _mm_max_ps(v16_max4(fold), old); /* old where a score is NaN */
+    __m128 a = v16_first4(v16_exp2(v16_from4(_mm_sub_ps(old, m)))), each[MR];
+    each[0] = m, each[1] = _mm_shuffle_ps(m, m, 0x55), each[2] = _mm_shuffle_ps(m, m, 0xaa), each[3] = _mm_shuffle_ps(m, m, 0xff);
+    TD_UNROLL for (int i = 0; i < MR; i++) {
+        v16 vm = v16_lane(each[i]);
+        TD_UNROLL for (int c = 0; c < 4; c++) {
+            x[i][c] = v16_exp2(v16_sub(x[i][c], vm));
+            if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, v16_zero());
+        }
+        store_bf16_32(sp->p + i * TILE, x[i][0], x[i][1]);
+        store_bf16_32(sp->p + i * TILE + 32, x[i][2], x[i][3]);
+        fold[i] = v16_add(v16_add(x[i][0], x[i][1]), v16_add(x[i][2], x[i][3]));
     }
-    float alpha = v16_first(v16_exp2(v16_set1(old - m)));
-    sp->m[r] = m;
-    sp->l[r] = sp->l[r] * alpha + v16_sum(v16_add(v16_add(x[0], x[1]), v16_add(x[2], x[3])));
-    return alpha;
+    float new_m[MR], new_l[MR];
+    _mm_storeu_ps(alpha, a);
+    _mm_storeu_ps(new_m, m);
+    _mm_storeu_ps(new_l, _mm_add_ps(_mm_mul_ps(_mm_loadu_ps(sp->l + r), a), v16_sum4(fold)));
+    for (int i = 0; i < n; i++) sp->m[r + i] = new_m[i], sp->l[r + i] = new_l[i];
 }
 
-/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi). */
-static void row_group(const item *it, int r, int n, int k0, int lo, int hi)
+/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi); whole: every key is valid for every row. */
+static void row_group(const item *it, int r, int n, int k0, int lo, int hi, bool whole)
 {
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
     float alpha[MR] = {0};
     dots_arg t = {(const uint32_t *)(const void *)(sp->q + (size_t)r * D), D / 2, sp->k, TILE, (int)D / 2, sp->s, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
-    for (int i = 0; i < n; i++) {
-        int row_lo, row_hi;
-        valid_keys(it, r + i, k0, &row_lo, &row_hi);
-        alpha[i] = softmax_row(sp, i, r + i, row_lo, row_hi);
-    }
+    int row_lo[MR] = {0}, row_hi[MR] = {0};
+    for (int i = 0; !whole && i < n; i++) valid_keys(it, r + i, k0, &row_lo[i], &row_hi[i]);
+    softmax_rows(sp, r, n, row_lo, row_hi, whole, alpha);
     int pair = lo / 2;
     dots_arg pv = {(const uint32_t *)(const void *)sp->p + pair, PAIRS, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair,
                    sp->o + (size_t)r * D, D, alpha};
@@ -270,25 +279,30 @@ static void guarded_row(const item *it, int r, int k0, int lo, int hi)
         if (lo & 1) first[d] &= 0xffff0000u;
         if (hi & 1) last[d] &= 0x0000ffffu;
     }
-    row_group(it, r, 1, k0, lo, hi);
+    row_group(it, r, 1, k0, lo, hi, false);
     if (hi & 1) memcpy(last, saved[1], D * 4);
     memcpy(first, saved[0], D * 4);
 }
 
-static void run_tile(const item *it, int k0)
+static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE], const uint16_t *const ahead[TILE])
 {
-    const uint16_t *rows[TILE];
-    find_rows(it, k0, rows);
-    if (k0 + 2 * TILE < it->key_hi) prefetch_tile(it, k0 + 2 * TILE);
-    copy_k(it, rows);
-    bool bad = copy_v(it, rows);
+    if (it->a->D < 32) copy_k_16(it, rows);
+    else copy_k(it, rows, ahead);
+    copy_v(it, rows, ahead);
+    int first_pos = it->pos[0], last_pos = it->pos[it->n_rows - 1];
+    bool whole = k0 + TILE <= first_pos + 1 && (it->a->window <= 0 || last_pos - it->a->window + 1 <= k0);
+    bool bad = !whole && first_pos != last_pos && v_special(it); /* rows of one token share their keys, and the rest are zeros */
     for (int r = 0; r < it->n_rows; r += MR) {
         int n = it->n_rows - r < MR ? it->n_rows - r : MR, lo, hi, first, last;
+        if (whole) {
+            row_group(it, r, n, k0, 0, TILE, true);
+            continue;
+        }
         valid_keys(it, r, k0, &lo, &last);
         valid_keys(it, r + n - 1, k0, &first, &hi); /* later rows see later keys: [lo, hi) spans the group */
         if (lo >= hi) continue;
         if (!bad) {
-            row_group(it, r, n, k0, lo, hi);
+            row_group(it, r, n, k0, lo, hi, false);
             continue;
         }
         for (int i = 0; i < n; i++) {
@@ -298,13 +312,14 @@ static void run_tile(const item *it, int k0)
     }
 }
 
-static void start_rows(const item *it)
+static void start_rows(item *it)
 {
     const td_attn_args *a = it->a;
     int D = a->D;
     v16 scale = v16_set1(a->scale * 1.44269504f);
     for (int r = 0; r < it->n_rows; r++) {
         int at = it->row0 + r;
+        it->pos[r] = it->seq->pos0 + at / it->group;
         const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq + (size_t)(it->g * it->group + at % it->group) * (size_t)D;
         for (int d = 0; d < D; d += 16) {
             store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
@@ -345,7 +360,8 @@ static void run_item(void *arg, int i, int member)
     }
     const td_attn_seq *seq = &a->seq[lo];
     int at = i - j->first_item[lo], block = blocks_of(j, seq) - 1 - at / a->G; /* longest first */
-    item it = {.a = a, .seq = seq, .g = at % a->G, .group = j->group, .row0 = block * ROWS};
+    item it;
+    it.a = a, it.seq = seq, it.g = at % a->G, it.group = j->group, it.row0 = block * ROWS;
     it.n_rows = seq->n_rows * j->group - it.row0 < ROWS ? seq->n_rows * j->group - it.row0 : ROWS;
     int first_pos = seq->pos0 + it.row0 / it.group;
     it.key_hi = seq->pos0 + (it.row0 + it.n_rows - 1) / it.group + 1;
@@ -353,7 +369,14 @@ static void run_item(void *arg, int i, int member)
     it.sp = carve(j->scratch + (size_t)member * j->member_bytes, a->D);
     unsigned fp = td_fp_enter();
     start_rows(&it);
-    for (int k0 = it.key_lo / TILE * TILE; k0 < it.key_hi; k0 += TILE) run_tile(&it, k0);
+    const uint16_t *rows[AHEAD + 1][TILE];
+    int k0 = it.key_lo / TILE * TILE;
+    for (int t = 0; t < AHEAD && k0 + t * TILE < it.key_hi; t++) find_rows(&it, k0 + t * TILE, rows[t]);
+    for (int t = 0; k0 < it.key_hi; k0 += TILE, t = (t + 1) % (AHEAD + 1)) {
+        const uint16_t **ahead = k0 + AHEAD * TILE < it.key_hi ? rows[(t + AHEAD) % (AHEAD + 1)] : NULL;
+        if (ahead) find_rows(&it, k0 + AHEAD * TILE, ahead);
+        run_tile(&it, k0, rows[t], ahead);
+    }
     finish_rows(&it);
     td_fp_leave(fp);
 }

@@ -136,7 +136,7 @@ TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
             store_bf16_16((uint16_t *)in[m], whole ? v16_load(x) : v16_load_n(x, K - 2 * p));
             store_bf16_16((uint16_t *)in[m] + 16, whole ? v16_load(x + 16) : v16_load_n(x + 16, K - 2 * p - 16));
         }
-        transpose_16x16(lines, &out[0][0], 16);
+        transpose_16x16(lines, 0, &out[0][0], 16);
         for (int k = 0; k < 16 && p + k < p1; k++) store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
     }
 }

@@ -11,6 +11,7 @@
 
 #include "kernels/tensor.h"
 #include <immintrin.h>
+#include <stdbool.h>
 
 #define TD_INLINE static inline __attribute__((always_inline, unused))
 #define TD_NOINLINE static __attribute__((noinline))
@@ -27,7 +28,7 @@ TD_INLINE unsigned td_fp_enter(void)
 }
 TD_INLINE void td_fp_leave(unsigned old) { _mm_setcsr(old); }
 
-/* ---- sums and maxima of eight lanes: the common end of both families' trees ---- */
+/* ---- sums and maxima of lanes: the common end of both families' trees ---- */
 
 TD_INLINE float sum8(__m256 v)
 {
@@ -35,11 +36,16 @@ TD_INLINE float sum8(__m256 v)
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
-TD_INLINE float max8(__m256 v)
+/* lo holds lanes 0-7 and hi lanes 8-15 of four interleaved rows, four to a group: the last two steps. */
+TD_INLINE __m128 fold_add(__m256 lo, __m256 hi)
 {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+    __m256 s = _mm256_add_ps(lo, hi);
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+TD_INLINE __m128 fold_max(__m256 lo, __m256 hi)
+{
+    __m256 s = _mm256_max_ps(lo, hi);
+    return _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
 #if defined(__AVX512F__)
@@ -76,19 +82,26 @@ TD_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
 TD_INLINE v16 v16_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
 TD_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); } /* b where either is NaN */
 TD_INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
-/* p * 2^n for integral n, the result normal: exponent arithmetic. */
-TD_INLINE v16 v16_scale(v16 p, v16 n)
+/* p * 2^n for the n in the low bits of t = n + 1.5 x 2^23, the result normal: exponent arithmetic. */
+TD_INLINE v16 v16_scale(v16 p, v16 t)
 {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
-TD_INLINE v16 v16_round(v16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 /* Lanes [lo, hi) of v, `other` elsewhere. */
 TD_INLINE v16 v16_keep(v16 v, int lo, int hi, v16 other)
 {
     return _mm512_mask_mov_ps(other, (__mmask16)(mask16(hi) & ~mask16(lo)), v);
 }
 TD_INLINE float v16_sum(v16 v) { return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
-TD_INLINE float v16_top(v16 v) { return max8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+/* The sums (maxima) of four vectors at once, in the order of fold4 below. */
+#define V16_FOLD4(name, op, end)                                                                                       \
+    TD_INLINE __m128 name(const v16 v[4])                                                                              \
+    {                                                                                                                  \
+        v16 a = op(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));                                    \
+        v16 b = op(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));                                    \
+        v16 c = op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));                                      \
+        return end(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));                                           \
+    }
 TD_INLINE v16 v16_from_bf16(__m256i b)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
@@ -136,24 +149,40 @@ TD_INLINE void transpose16(__m512i r[16])
     }
 }
 
-/* dst[k * stride + i] = rows[i][k]: 16 dwords of 16 rows. */
-TD_INLINE void transpose_16x16(const uint32_t *const rows[16], uint32_t *dst, size_t stride)
+/* dst[k * stride + i] = rows[i][k0 + k]: 16 dwords of 16 rows. */
+TD_INLINE void transpose_16x16(const uint32_t *const rows[16], size_t k0, uint32_t *dst, size_t stride)
 {
     __m512i r[16];
-    TD_UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows[i]);
+    TD_UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows[i] + k0);
     transpose16(r);
     TD_UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(dst + (size_t)i * stride, r[i]);
 }
 
-/* to[d] = a[d] | b[d] << 16 for 16 elements; nonzero when one is infinite or NaN. */
-TD_INLINE unsigned interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
+/* to[d] = a[d] | b[d] << 16 for 16 or 32 elements. */
+TD_INLINE void interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
 {
-    __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)), big = _mm512_set1_epi16(0x7f80);
-    __m512i hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b)), w = _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
-    _mm512_storeu_si512(to, w);
-    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(w, big), big);
+    __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)), hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
+    _mm512_storeu_si512(to, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
 }
-TD_INLINE float v16_first(v16 v) { return _mm512_cvtss_f32(v); }
+TD_INLINE void interleave_32(uint32_t *to, const uint16_t *a, const uint16_t *b)
+{
+    __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b), step = _mm512_set1_epi32(0x00010001);
+    __m512i first = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009, 0x00280008,
+                                     0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002, 0x00210001, 0x00200000);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(x, first, y));
+    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(x, _mm512_add_epi32(first, _mm512_slli_epi32(step, 4)), y));
+}
+/* Is one of the 32 bf16 values at p infinite or NaN? */
+TD_INLINE bool special_32(const void *p)
+{
+    __m512i big = _mm512_set1_epi16(0x7f80);
+    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(_mm512_loadu_si512(p), big), big) != 0;
+}
+TD_INLINE __m128 v16_first4(v16 v) { return _mm512_castps512_ps128(v); }
+TD_INLINE v16 v16_from4(__m128 v) { return _mm512_broadcast_f32x4(v); }
+TD_INLINE v16 v16_lane(__m128 v) { return _mm512_broadcastss_ps(v); }
+V16_FOLD4(v16_sum4, _mm512_add_ps, fold_add)
+V16_FOLD4(v16_max4, _mm512_max_ps, fold_max)
 
 #else /* AVX2 */
 
@@ -210,16 +239,11 @@ TD_INLINE v16 v16_fnma(v16 a, v16 b, v16 c)
 {
     return (v16){_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
 }
-TD_INLINE __m256 scale8(__m256 p, __m256 n)
+TD_INLINE __m256 scale8(__m256 p, __m256 t)
 {
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
-TD_INLINE v16 v16_scale(v16 p, v16 n) { return (v16){scale8(p.lo, n.lo), scale8(p.hi, n.hi)}; }
-TD_INLINE v16 v16_round(v16 a)
-{
-    return (v16){_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
-                 _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+TD_INLINE v16 v16_scale(v16 p, v16 t) { return (v16){scale8(p.lo, t.lo), scale8(p.hi, t.hi)}; }
 TD_INLINE __m256 keep8(__m256 v, int lo, int hi, int first, __m256 other)
 {
     __m256i in = _mm256_andnot_si256(mask8(lo, first), mask8(hi, first));
@@ -230,7 +254,16 @@ TD_INLINE v16 v16_keep(v16 v, int lo, int hi, v16 other)
     return (v16){keep8(v.lo, lo, hi, 0, other.lo), keep8(v.hi, lo, hi, 8, other.hi)};
 }
 TD_INLINE float v16_sum(v16 v) { return sum8(_mm256_add_ps(v.lo, v.hi)); }
-TD_INLINE float v16_top(v16 v) { return max8(_mm256_max_ps(v.lo, v.hi)); }
+#define FOLD8(op, a, b, c, d)                                                                                          \
+    op(_mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)),                                       \
+                         op(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)), 0x44),                                \
+       _mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)),                                       \
+                         op(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)), 0xee))
+#define V16_FOLD4(name, op, end)                                                                                       \
+    TD_INLINE __m128 name(const v16 v[4])                                                                              \
+    {                                                                                                                  \
+        return end(FOLD8(op, v[0].lo, v[1].lo, v[2].lo, v[3].lo), FOLD8(op, v[0].hi, v[1].hi, v[2].hi, v[3].hi));      \
+    }
 TD_INLINE v16 v16_from_bf16(__m256i b)
 {
     __m256i lo = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(b)), hi = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(b, 1));
@@ -255,7 +288,7 @@ TD_INLINE __m256i v16_to_bf16(v16 v)
 }
 
 /* dst[k * stride + i] = rows[i][k0 + k]: 8 dwords of 8 rows. */
-TD_INLINE void transpose_8x8(const uint32_t *const rows[8], int k0, uint32_t *dst, size_t stride)
+TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t *dst, size_t stride)
 {
     __m256 r[8], t[8];
     TD_UNROLL for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float *)rows[i] + k0);
@@ -274,37 +307,57 @@ TD_INLINE void transpose_8x8(const uint32_t *const rows[8], int k0, uint32_t *ds
         _mm256_storeu_ps((float *)dst + (size_t)(i + 4) * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
     }
 }
-TD_INLINE void transpose_16x16(const uint32_t *const rows[16], uint32_t *dst, size_t stride)
+TD_INLINE void transpose_16x16(const uint32_t *const rows[16], size_t k0, uint32_t *dst, size_t stride)
 {
-    for (int k0 = 0; k0 < 16; k0 += 8)
-        for (int i0 = 0; i0 < 16; i0 += 8) transpose_8x8(rows + i0, k0, dst + (size_t)k0 * stride + i0, stride);
+    for (size_t k = 0; k < 16; k += 8)
+        for (int i = 0; i < 16; i += 8) transpose_8x8(rows + i, k0 + k, dst + k * stride + i, stride);
 }
 
-/* to[d] = a[d] | b[d] << 16 for 16 elements; nonzero when one is infinite or NaN. */
-TD_INLINE unsigned interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
+TD_INLINE void interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
 {
-    unsigned found = 0;
     for (int d = 0; d < 16; d += 8) {
-        __m128i x = _mm_loadu_si128((const void *)(a + d)), y = _mm_loadu_si128((const void *)(b + d)), big = _mm_set1_epi16(0x7f80);
-        __m128i ix = _mm_cmpeq_epi16(_mm_and_si128(x, big), big), iy = _mm_cmpeq_epi16(_mm_and_si128(y, big), big);
+        __m128i x = _mm_loadu_si128((const void *)(a + d)), y = _mm_loadu_si128((const void *)(b + d));
         _mm_storeu_si128((void *)(to + d), _mm_unpacklo_epi16(x, y));
         _mm_storeu_si128((void *)(to + d + 4), _mm_unpackhi_epi16(x, y));
-        found |= (unsigned)_mm_movemask_epi8(_mm_or_si128(ix, iy));
     }
-    return found;
 }
-TD_INLINE float v16_first(v16 v) { return _mm256_cvtss_f32(v.lo); }
+TD_INLINE void interleave_32(uint32_t *to, const uint16_t *a, const uint16_t *b)
+{
+    interleave_16(to, a, b);
+    interleave_16(to + 16, a + 16, b + 16);
+}
+TD_INLINE bool special_32(const void *p)
+{
+    __m256i big = _mm256_set1_epi16(0x7f80), x = _mm256_loadu_si256(p), y = _mm256_loadu_si256((const __m256i *)p + 1);
+    x = _mm256_cmpeq_epi16(_mm256_and_si256(x, big), big), y = _mm256_cmpeq_epi16(_mm256_and_si256(y, big), big);
+    return _mm256_movemask_epi8(_mm256_or_si256(x, y)) != 0;
+}
+TD_INLINE __m128 v16_first4(v16 v) { return _mm256_castps256_ps128(v.lo); }
+TD_INLINE v16 v16_from4(__m128 v) { return (v16){_mm256_set_m128(v, v), _mm256_set_m128(v, v)}; }
+TD_INLINE v16 v16_lane(__m128 v) { return (v16){_mm256_broadcastss_ps(v), _mm256_broadcastss_ps(v)}; }
+V16_FOLD4(v16_sum4, _mm256_add_ps, fold_add)
+V16_FOLD4(v16_max4, _mm256_max_ps, fold_max)
 
 #endif
 
 TD_INLINE void store_bf16_16(uint16_t *p, v16 v) { _mm256_storeu_si256((void *)p, v16_to_bf16(v)); }
+/* 32 values to bf16. */
+TD_INLINE void store_bf16_32(uint16_t *p, v16 a, v16 b)
+{
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+#else
+    store_bf16_16(p, a);
+    store_bf16_16(p + 16, b);
+#endif
+}
 TD_INLINE v16 load_bf16_16(const uint16_t *p) { return v16_from_bf16(_mm256_loadu_si256((const void *)p)); }
 
 /* exp2(t) for t <= 0 (or NaN), clamped at 2^-125; exact at 0. Least maximal relative error on [-1/2, 1/2]: 1.6e-7 with rounding. */
 TD_INLINE v16 v16_exp2(v16 t)
 {
     t = v16_max(v16_set1(-125.0f), t); /* this order keeps NaN */
-    v16 n = v16_round(t), f = v16_sub(t, n);
+    v16 magic = v16_set1(0x1.8p23f), n = v16_add(t, magic), f = v16_sub(t, v16_sub(n, magic));
     v16 p = v16_set1(0x1.5bba14p-10f);
     p = v16_fma(p, f, v16_set1(0x1.3cea88p-7f));
     p = v16_fma(p, f, v16_set1(0x1.c6b752p-5f));
@@ -318,9 +371,9 @@ TD_INLINE v16 v16_exp2(v16 t)
 TD_INLINE v16 v16_exp(v16 x)
 {
     x = v16_min(v16_set1(88.0f), v16_max(v16_set1(-87.0f), x));
-    v16 n = v16_round(v16_mul(x, v16_set1(0x1.715476p+0f)));
-    v16 r = v16_fnma(n, v16_set1(0x1.62e4p-1f), x);
-    r = v16_fnma(n, v16_set1(0x1.7f7d1cp-20f), r);
+    v16 magic = v16_set1(0x1.8p23f), n = v16_fma(x, v16_set1(0x1.715476p+0f), magic), whole = v16_sub(n, magic);
+    v16 r = v16_fnma(whole, v16_set1(0x1.62e4p-1f), x);
+    r = v16_fnma(whole, v16_set1(0x1.7f7d1cp-20f), r);
     v16 p = v16_set1(0x1.6ae73p-10f);
     p = v16_fma(p, r, v16_set1(0x1.126782p-7f));
     p = v16_fma(p, r, v16_set1(0x1.555822p-5f));

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|attn|rows|sample|all] [threads]
+/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|attn|rows|sample|all] [threads] [part of the name]
  * Each line: best of many short calls; bytes and flops; share of the roofline max(bytes / read stream, flops / dot product loop), the
  * two limits being measured right before the group (the machine's bandwidth changes by the minute). */
 #include "tests/kernels/bench_probe.h"
+#include "tests/kernels/case_attn.h"
 #include "tests/kernels/case_gemm.h"
+#include "tests/kernels/case_sample.h"
 #include "tests/kernels/support.h"
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 
 static probe limits;
 static td_pool *pool;
 static double budget_s = 0.15; /* per case */
+static const char *only = ""; /* part of a case's name */
 
 static void *huge_alloc(size_t bytes)
 {
@@ -93,14 +99,181 @@ static void bench_gemm(const td_ops *o)
     free(b.weights), free(b.x), free(b.y), free(b.scratch);
 }
 
+/* ---- attention: many layers of one context, so that decode reads its KV from memory ---- */
+
+typedef struct attn_bench {
+    const td_ops *o;
+    td_attn_args a;
+    td_attn_seq seq[8];
+    int layers;
+    void *scratch;
+} attn_bench;
+
+static void attn_call(void *arg, int i)
+{
+    attn_bench *b = arg;
+    b->a.slot = i % b->layers;
+    b->o->attention(pool, b->scratch, &b->a);
+}
+
+static void attn_line(attn_bench *b, const char *name, int n_seq, int rows, int pos0)
+{
+    double flops = 0, bytes = 0;
+    const attn_case *c = &attn_model;
+    if (!strstr(name, only)) return;
+    for (int s = 0; s < n_seq; s++) {
+        b->seq[s].row0 = s * rows, b->seq[s].n_rows = rows, b->seq[s].pos0 = pos0;
+        flops += 4.0 * c->D * c->H * (rows * (pos0 + 0.5 * (rows + 1)));
+        bytes += 2.0 * c->G * c->D * (double)td_dtype_bytes(b->o->kv_dtype) * (pos0 + rows);
+    }
+    b->a.n_seq = n_seq;
+    line(name, best_of(attn_call, b), bytes, flops);
+}
+
+static void bench_attn(const td_ops *o, int P)
+{
+    const attn_case *c = &attn_model;
+    size_t HD = (size_t)(c->H * c->D);
+    attn_bench b = {.o = o, .layers = 4};
+    td_kv kv = {.dtype = o->kv_dtype, .P = P, .G = c->G, .D = c->D, .n_pages = c->tokens / P};
+    size_t bytes = (size_t)b.layers * (size_t)kv.n_pages * td_kv_page_bytes(&kv);
+    kv.base = huge_alloc(bytes);
+    float value[256];
+    rnd_fill(value, 256, 3, 1);
+    for (size_t i = 0; i < bytes; i += 256 * td_dtype_bytes(kv.dtype)) td_convert(kv.base + i, kv.dtype, value, TD_F32, 256);
+    int32_t *table = malloc((size_t)kv.n_pages * 4);
+    for (int i = 0; i < kv.n_pages; i++) table[i] = (i * 37) % kv.n_pages;
+    float *q = huge_alloc(512 * HD * 4), *out = huge_alloc(512 * HD * 4);
+    rnd_fill(q, 512 * HD, 4, 1);
+    b.scratch = huge_alloc(o->scratch_bytes(512, 64, c->D, td_pool_size(pool)));
+    for (int s = 0; s < 8; s++) b.seq[s].pages = table;
+    b.a = (td_attn_args){.q = q, .ldq = HD, .out = out, .ldo = HD, .kv = &kv, .seq = b.seq, .H = c->H, .G = c->G, .D = c->D, .scale = 0.125f};
+    char title[64];
+    snprintf(title, sizeof title, "%s attention, 32/8 heads of 64, P=%d", o->family, P);
+    group(title);
+    attn_line(&b, "decode, context 8192", 1, 1, 8191);
+    attn_line(&b, "decode, context 1024", 1, 1, 1023);
+    attn_line(&b, "decode, 8 x context 1024", 8, 1, 1023);
+    attn_line(&b, "prefill 512 from empty", 1, 512, 0);
+    attn_line(&b, "prefill 512 at 8192", 1, 512, 7680);
+    free(kv.base), free(table), free(q), free(out), free(b.scratch);
+}
+
+/* ---- row-wise operations, for the shape of a 1b model ---- */
+
+typedef struct rows_bench {
+    const td_ops *o;
+    int T;
+    float *x, *y, *w;
+    td_rope_args rope;
+} rows_bench;
+
+static void call_norm(void *arg, int i)
+{
+    rows_bench *b = arg;
+    (void)i;
+    b->o->rmsnorm(pool, b->x, 2048, b->w, 1e-5f, b->T, 2048, b->y, 2048);
+}
+static void call_rope(void *arg, int i)
+{
+    rows_bench *b = arg;
+    (void)i;
+    b->rope.T = b->T;
+    b->o->rope_append(pool, &b->rope);
+}
+static void call_silu(void *arg, int i)
+{
+    rows_bench *b = arg;
+    (void)i;
+    b->o->silu_mul(pool, b->x, 16384, b->T, 8192, b->y, 8192);
+}
+
+static void bench_rows(const td_ops *o)
+{
+    rows_bench b = {.o = o, .x = huge_alloc(512 * 16384 * 4), .y = huge_alloc(512 * 16384 * 4), .w = huge_alloc(8192 * 4)};
+    float *cs = huge_alloc(512 * 64 * 4);
+    static int32_t page[512], in[512];
+    td_kv kv = {.dtype = o->kv_dtype, .P = 16, .G = 8, .D = 64, .n_pages = 32};
+    kv.base = huge_alloc(32 * td_kv_page_bytes(&kv));
+    rnd_fill(b.x, 512 * 16384, 1, 1), rnd_fill(b.w, 8192, 2, 1);
+    for (int i = 0; i < 512 * 32; i++) cs[2 * i] = 1, cs[2 * i + 1] = 0; /* no rotation: values stay what they are, call after call */
+    for (int t = 0; t < 512; t++) page[t] = t / 16, in[t] = t % 16;
+    b.rope = (td_rope_args){b.y, 3072, 0, cs, NULL, NULL, NULL, 1e-5f, 32, 8, 64, 64, &kv, 0, page, in};
+    group(o->family);
+    for (b.T = 1; b.T <= 512; b.T *= 8) {
+        char name[64];
+        snprintf(name, sizeof name, "norm 2048, T=%d", b.T);
+        line(name, best_of(call_norm, &b), b.T * 2048 * 8.0, 0);
+        snprintf(name, sizeof name, "rope and append 32/8 x 64, T=%d", b.T);
+        line(name, best_of(call_rope, &b), b.T * 3072 * 8.0, 0);
+        snprintf(name, sizeof name, "silu 8192, T=%d", b.T);
+        line(name, best_of(call_silu, &b), b.T * 8192 * 12.0, 0);
+    }
+    free(b.x), free(b.y), free(b.w), free(cs), free(kv.base);
+}
+
+/* ---- token choice over 128256 logits ---- */
+
+enum { VOCAB = 128256 };
+typedef struct sample_bench {
+    const td_ops *o;
+    float *logits;
+    td_sample_row row;
+} sample_bench;
+
+static void call_sample(void *arg, int i)
+{
+    sample_bench *b = arg;
+    td_sample_out out;
+    b->row.position = (uint32_t)i;
+    b->o->sample(pool, b->logits, VOCAB, VOCAB, &b->row, 1, &out);
+}
+
+static void bench_sample(const td_ops *o)
+{
+    sample_bench b = {.o = o, .logits = huge_alloc(VOCAB * 4)};
+    rnd_fill(b.logits, VOCAB, 5, 2);
+    group("token choice, one row of 128256 logits");
+    for (size_t c = 0; c < TD_COUNT(sample_cases); c++)
+        for (int logprobs = -1; logprobs < (c ? 0 : 21); logprobs += 21) {
+            const sample_case *s = &sample_cases[c];
+            b.row = (td_sample_row){.temperature = s->temperature, .top_p = s->top_p, .min_p = s->min_p, .top_k = s->top_k,
+                                    .repetition_penalty = 1, .seed = 1, .logprobs = logprobs};
+            char name[64];
+            snprintf(name, sizeof name, "T=%g k=%d p=%g min %g lp %d", (double)s->temperature, s->top_k, (double)s->top_p, (double)s->min_p, logprobs);
+            line(name, best_of(call_sample, &b), VOCAB * 4.0, 0);
+        }
+    free(b.logits);
+}
+
+/* One member per CPU: left alone, both can share a CPU for seconds. */
+static void pin_member(void *arg, int i, int member)
+{
+    (void)i;
+    atomic_int *pinned = arg;
+    static _Thread_local bool done;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((unsigned)member, &set);
+    if (!done && !pthread_setaffinity_np(pthread_self(), sizeof set, &set)) atomic_fetch_add(pinned, 1);
+    done = true;
+    for (int64_t until = (int64_t)(probe_now() * 1e6) + 2000; (int64_t)(probe_now() * 1e6) < until;) {}
+}
+
 int main(int argc, char **argv)
 {
     const td_ops *o;
     if (td_ops_open(argc > 1 ? argv[1] : "auto", &o)) return 1;
     const char *what = argc > 2 ? argv[2] : "all";
     pool = td_pool_open(argc > 3 ? atoi(argv[3]) : 2);
+    if (argc > 4) only = argv[4];
+    atomic_int pinned = 0;
+    for (int i = 0; i < 50 && atomic_load(&pinned) < td_pool_size(pool); i++) td_pool_for(pool, 2 * td_pool_size(pool), pin_member, &pinned);
     bool all = !strcmp(what, "all");
     if (all || !strcmp(what, "gemm")) bench_gemm(o);
+    if (all || !strcmp(what, "attn")) bench_attn(o, 16), bench_attn(o, 64);
+    if (all || !strcmp(what, "rows")) bench_rows(o);
+    if (all || !strcmp(what, "sample")) bench_sample(o);
     td_pool_close(pool);
     return 0;
 }
