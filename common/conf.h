@@ -92,6 +92,14 @@ enum {
     X(STR, curve_public_file, "curve-public-file", 0, "", 0, 4096, "file", TD_C_CLUSTER, \
       "the router's CURVE public key") \
     X(INT, credits, "credits", 0, "64", 1, 4096, "frames", TD_C_BACK, "KV frames in flight per shipment") \
+    X(STR, bulk_advertise, "bulk-advertise", 0, "", 0, 255, "endpoint", TD_CONF_WORKER, \
+      "how other workers reach bulk-bind (default: as bound, with this host's name for a wildcard)") \
+    X(INT, ship_timeout_ms, "ship-timeout-ms", 0, "30000", 10, 3600000, "ms", TD_C_BACK, \
+      "a hand-off without progress for this long is given up and recomputed") \
+    X(INT, drain_s, "drain-s", 0, "30", 0, 86400, "s", TD_CONF_WORKER, \
+      "after SIGTERM, requests still running after this are handed back to the router") \
+    X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
+      "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS)") \
     /* worker */ \
     X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_CONF_WORKER, \
       "which phase this worker serves") \
@@ -164,9 +172,8 @@ enum {
     X(STR, json, "json", 0, "", 0, 4096, "file", TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_SERVE, \
       "write results as JSON; -: to standard output") \
     /* tandem logits */ \
-    X(STR, ids, "ids", 0, "", 0, 16777216, "list", TD_CONF_LOGITS, "token ids, comma separated, or @FILE") \
-    X(STR, out, "out", 0, "-", 1, 4096, "file", TD_CONF_LOGITS, \
-      "where the logits go (f32, row by row); -: standard output") \
+    X(STR, ids, "ids", 0, "", 0, 4096, "file", TD_CONF_LOGITS, "safetensors with the cases: int32 tensors ids_K")      \
+    X(STR, out, "out", 0, "", 0, 4096, "file", TD_CONF_LOGITS, "safetensors to write: f32 logits_K [n, vocabulary]")   \
     X(INT, chunk, "chunk", 0, "0", 0, 1048576, "tokens", TD_CONF_LOGITS, "tokens in a step; 0: all at once")
 
 #define TD_CONF_C_INT int

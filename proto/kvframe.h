@@ -7,7 +7,8 @@
  * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, token) is written at most once per epoch.
  *         2. A frame whose epoch is not live is dropped before any page is touched.
  *         3. crc32c covers the payload; head_crc32c covers the header with that field zero.
- *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the number of choices or 0), td_kvtop of all
+ *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the number of choices, or 0 when
+ *            choices resume at different lengths: the decode side draws; token TD_KVF_NO_TOKEN: that choice was cancelled), td_kvtop of all
  *            first tokens in order. Its digest is the XOR over frames of td_mix64(payload_crc32c << 32 | index).
  *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged frames; CREDIT returns some.
  *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an empty payload, NACK a short text.
@@ -23,6 +24,7 @@
 #include <stdint.h>
 
 enum { TD_KVF_MAGIC = 0x4656544bu /* "KTVF" */, TD_KVF_VERSION = 1, TD_KVF_FRAME_BYTES = 256 * 1024 };
+#define TD_KVF_NO_TOKEN 0xffffffffu
 enum { TD_KVF_FRAME = 1, TD_KVF_COMMIT, TD_KVF_ABORT, TD_KVF_CREDIT, TD_KVF_ACK, TD_KVF_NACK };
 
 typedef struct td_kvframe {

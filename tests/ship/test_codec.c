@@ -14,22 +14,22 @@ static void collect(void *arg, const td_rect *r)
     l->n++;
 }
 
-static void run_plan(td_plan *p, const td_model_desc *d, uint32_t n, uint32_t chunk, int step, rects *out)
+static void run_plan(td_ship_plan *p, const td_model_desc *d, uint32_t n, uint32_t chunk, int step, rects *out)
 {
     out->n = 0;
     for (uint32_t t = 0; t < n; t += chunk)
-        for (int l = 0; l < d->L; l += step) td_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
+        for (int l = 0; l < d->L; l += step) td_ship_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
 }
 
 static void check_cover(const td_model_desc *d, uint32_t hit, uint32_t n, const rects *l)
 {
     for (int g = 0; g < d->n_groups; g++) {
-        uint32_t first = td_plan_first(d->group[g].window, hit, n), bad = 0;
+        uint32_t first = td_ship_plan_first(d->group[g].window, hit, n), bad = 0;
         uint8_t *count = calloc((size_t)d->group[g].n_slots * n + 1, 1);
         for (uint32_t i = 0; i < l->n; i++) {
             const td_rect *r = &l->r[i];
             if (r->group != g) continue;
-            T_OK(td_plan_token_bytes(d, g, TD_BF16) * r->n_layers * r->n_tok <= TD_KVF_FRAME_BYTES);
+            T_OK(td_ship_plan_token_bytes(d, g, TD_BF16) * r->n_layers * r->n_tok <= TD_KVF_FRAME_BYTES);
             T_OK(r->n_layers && r->n_tok);
             for (uint32_t s = r->layer0; s < (uint32_t)r->layer0 + r->n_layers; s++)
                 for (uint32_t t = r->tok0; t < r->tok0 + r->n_tok; t++) count[s * n + t]++;
@@ -45,38 +45,38 @@ static void test_plan(void)
 {
     static rects l;
     td_model_desc d;
-    td_plan p;
+    td_ship_plan p;
     const uint32_t chunks[] = {1, 7, 16, 64, 1000};
     for (int w = 0; w < 3; w++) {
         kv_desc(&d, 6, 2, 64, w ? 20 * w : 0, 2);
         for (size_t c = 0; c < TD_COUNT(chunks); c++)
             for (uint32_t hit = 0; hit < 200; hit += 48) {
-                T_EQ(td_plan_open(&p, &d, TD_BF16, hit, 199), TD_OK);
+                T_EQ(td_ship_plan_open(&p, &d, TD_BF16, hit, 199), TD_OK);
                 run_plan(&p, &d, 199, chunks[c], 1 + (int)c % 3, &l);
                 check_cover(&d, TD_MIN(hit, 199u), 199, &l);
-                T_OK(l.n <= td_plan_max_frames(&d, 199));
+                T_OK(l.n <= td_ship_plan_max_frames(&d, 199));
             }
     }
     /* gathering: 512 B per token and layer, 100 tokens: 50 KiB a layer, five layers to a frame, the last one goes with the last layer */
     kv_desc(&d, 12, 2, 64, 0, 1);
-    T_EQ(td_plan_open(&p, &d, TD_BF16, 0, 100), TD_OK);
+    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 100), TD_OK);
     run_plan(&p, &d, 100, 100, 1, &l);
     T_EQ(l.n, 3);
     T_OK(l.r[0].n_layers == 5 && l.r[1].n_layers == 5 && l.r[2].n_layers == 2 && l.r[1].layer0 == 5);
     /* cutting: 2000 tokens of one layer are 1000 KiB: four pieces */
-    T_EQ(td_plan_open(&p, &d, TD_BF16, 0, 2000), TD_OK);
+    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 2000), TD_OK);
     run_plan(&p, &d, 2000, 2000, 1, &l);
     T_EQ(l.n, 12 * 4);
     T_OK(l.r[0].n_tok == 500 && l.r[3].tok0 == 1500);
     check_cover(&d, 0, 2000, &l);
     /* one layer exactly at the limit goes at once, not with the next */
-    T_EQ(td_plan_open(&p, &d, TD_BF16, 0, 512), TD_OK);
+    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 512), TD_OK);
     l.n = 0;
-    td_plan_add(&p, 0, 1, 0, 512, collect, &l);
+    td_ship_plan_add(&p, 0, 1, 0, 512, collect, &l);
     T_EQ(l.n, 1);
     d.group[0].D = 1 << 20;
-    T_EQ(td_plan_open(&p, &d, TD_BF16, 0, 512), TD_ENOSUP);
-    T_OK(td_plan_first(8, 0, 100) == 93 && td_plan_first(8, 95, 100) == 95 && td_plan_first(8, 0, 7) == 0 && td_plan_first(8, 0, 8) == 1);
+    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 512), TD_ENOSUP);
+    T_OK(td_ship_plan_first(8, 0, 100) == 93 && td_ship_plan_first(8, 95, 100) == 95 && td_ship_plan_first(8, 0, 7) == 0 && td_ship_plan_first(8, 0, 8) == 1);
 }
 
 static void test_codec(void)
@@ -93,19 +93,19 @@ static void test_codec(void)
             kv_side_open(&src, &d, sizes[a], n, 0xAA, a);
             kv_side_open(&dst, &d, sizes[b], n, 0x55, b + 100);
             kv_side_tag(&src, &d, 0, n);
-            td_plan p;
-            T_EQ(td_plan_open(&p, &d, TD_BF16, hit, n), TD_OK);
+            td_ship_plan p;
+            T_EQ(td_ship_plan_open(&p, &d, TD_BF16, hit, n), TD_OK);
             run_plan(&p, &d, n, chunk, 1, &l);
             for (uint32_t i = 0; i < l.n; i++) {
                 const td_rect *r = &l.r[i];
                 const td_kv *ks = &src.kv[r->group], *kd = &dst.kv[r->group];
                 uint32_t p0 = r->tok0 / (uint32_t)ks->P, np = (r->tok0 + r->n_tok - 1) / (uint32_t)ks->P - p0 + 1;
-                T_EQ(td_codec_bytes(ks, r), td_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
+                T_EQ(td_codec_bytes(ks, r), td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
                 T_OK(td_codec_gather(ks, src.pages[r->group] + p0, p0, np, r, payload));
                 T_OK(td_codec_scatter(kd, dst.pages[r->group], 0, dst.n_pages, r, payload));
             }
             for (int g = 0; g < d.n_groups; g++)
-                T_EQ(kv_side_wrong(&dst, &d, g, td_plan_first(d.group[g].window, hit, n), n, 0x55), 0);
+                T_EQ(kv_side_wrong(&dst, &d, g, td_ship_plan_first(d.group[g].window, hit, n), n, 0x55), 0);
             /* pages that are not there are refused, not touched */
             td_rect r = {.n_layers = 1, .tok0 = 0, .n_tok = n};
             dst.pages[0][dst.n_pages / 2] = -1;

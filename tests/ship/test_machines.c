@@ -61,7 +61,7 @@ typedef struct {
     td_epoch_state recv_state;
     bool recv_done, over, computing;
     uint32_t n, hit, n_first, written;
-    td_plan plan;
+    td_ship_plan plan;
     const char *why;
 } world;
 
@@ -119,7 +119,7 @@ static void settle(world *w, td_epoch *e)
         T_OK(c.first[0].token == 1 && c.first[0].n_top == 2 && c.first[0].top[1].id == 8);
         td_arena_deinit(&arena);
         for (int g = 0; g < w->d.n_groups; g++)
-            T_EQ(kv_side_wrong(&w->dst, &w->d, g, td_plan_first(w->d.group[g].window, w->hit, w->n), w->n, 0x55), 0);
+            T_EQ(kv_side_wrong(&w->dst, &w->d, g, td_ship_plan_first(w->d.group[g].window, w->hit, w->n), w->n, 0x55), 0);
     }
     w->recv_done = true;
     w->recv_state = e->state;
@@ -176,14 +176,14 @@ static void run(uint64_t seed, faults f, int counts[4])
     td_sender_init(&w.s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
     w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .credits = credits, .timeout_us = TIMEOUT});
     T_EQ(td_receiver_add(w.r, w.now, 5, w.hit, w.n, w.n_first, NULL), TD_OK);
-    T_EQ(td_plan_open(&w.plan, &w.d, TD_BF16, w.hit, w.n), TD_OK);
+    T_EQ(td_ship_plan_open(&w.plan, &w.d, TD_BF16, w.hit, w.n), TD_OK);
     uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0, cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
     int layer = 0;
     for (; steps < 20000; steps++) {
         w.now += 500 + kv_rnd(sd, 3000);
         bool sender_over = td_sender_done(&w.s);
         if (w.computing && !sender_over && kv_rnd(sd, 4)) { /* one more layer */
-            td_plan_add(&w.plan, layer, layer + 1, tok, TD_MIN(tok + chunk, w.n), on_rect, &w);
+            td_ship_plan_add(&w.plan, layer, layer + 1, tok, TD_MIN(tok + chunk, w.n), on_rect, &w);
             if (++layer == w.d.L) {
                 layer = 0;
                 tok += chunk;

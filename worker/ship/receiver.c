@@ -55,9 +55,9 @@ td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32
     e->n_first = n_first;
     e->progress_us = now_us;
     e->first_us = -1;
-    e->max_frames = td_plan_max_frames(r->o.desc, n_tokens);
+    e->max_frames = td_ship_plan_max_frames(r->o.desc, n_tokens);
     for (int g = 0; g < r->o.desc->n_groups; g++) {
-        e->first_tok[g] = td_plan_first(r->o.desc->group[g].window, hit, n_tokens);
+        e->first_tok[g] = td_ship_plan_first(r->o.desc->group[g].window, hit, n_tokens);
         uint64_t bits = (uint64_t)(n_tokens - e->first_tok[g]) * (uint64_t)r->o.desc->group[g].n_slots;
         e->missing += bits;
         e->have[g] = td_xalloc((size_t)((bits + 63) / 64 + 1) * 8);
@@ -127,7 +127,7 @@ static const char *geometry(const td_receiver *r, const td_epoch *e, const td_kv
     if (!f->n_layers || f->layer0 + f->n_layers > g->n_slots) return "layers outside the group";
     if (!f->n_tok || f->tok0 < e->first_tok[f->group] || f->n_tok > e->n_tokens || f->tok0 > e->n_tokens - f->n_tok)
         return "tokens outside the reservation";
-    uint64_t bytes = (uint64_t)td_plan_token_bytes(d, f->group, r->o.kv_dtype) * f->n_layers * f->n_tok;
+    uint64_t bytes = (uint64_t)td_ship_plan_token_bytes(d, f->group, r->o.kv_dtype) * f->n_layers * f->n_tok;
     if (bytes != f->payload_bytes || bytes > TD_KVF_FRAME_BYTES) return "payload size";
     if (f->index >= e->max_frames) return "frame index";
     return NULL;
@@ -200,9 +200,9 @@ static td_recv_action on_commit(td_epoch *e, int64_t now, const td_kvframe *f, c
 {
     if (e->state == TD_EPOCH_COMMITTED) return (td_recv_action){.epoch = e};
     if (!td_frame_payload_ok(f, payload)) return failed(e, "COMMIT checksum", true);
-    if (!f->n_first) return failed(e, "no first tokens", false);
-    if (f->n_first != e->n_first) return failed(e, "not one first token per choice", true);
+    if (f->n_first && f->n_first != e->n_first) return failed(e, "not one first token per choice", true);
     e->state = TD_EPOCH_COMMITTED;
+    e->n_first = f->n_first;
     e->commit_frames = f->index;
     e->commit_digest = f->digest;
     e->commit_us = e->progress_us = now;

@@ -11,7 +11,7 @@
  * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the group's, its payload checksum is right, and
  *             every (slot, token) of it is still missing. The same index again is ignored. Anything else ends the epoch: it is recomputed.
  *          2. LANDED means: every (slot, token) of every group exactly once, as many frames as COMMIT says, equal digest, and one first token per
- *             choice. Frames and COMMIT may come in any order.
+ *             choice or none (the decode side draws them itself). Frames and COMMIT may come in any order.
  *          3. An epoch that makes no progress for timeout_us FAILS, in every state.
  * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; bitmaps of slots x tokens bits per epoch. */
 // SPDX-License-Identifier: Apache-2.0
@@ -68,7 +68,7 @@ typedef struct td_recv_action {
 td_receiver *td_receiver_open(const td_receiver_opts *o);
 void td_receiver_free(td_receiver *r, void (*drop)(void *user)); /* drop (or NULL): called for each live epoch's user */
 
-/* n_first: choices, each of which needs a first token. EFULL: table full. */
+/* n_first: choices. EFULL: table full. */
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens, uint32_t n_first, void *user);
 td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload);
 td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);

@@ -217,7 +217,7 @@ static void open_sending(td_ship *s, int64_t now, const cmd *c)
     x->key = c->key;
     td_buf_init(&x->commit, 0);
     td_sender_init(&x->m, &(td_sender_opts){.epoch = c->sink.epoch, .incarnation = c->sink.incarnation, .credits = c->sink.credits,
-                                            .max_frames = td_plan_max_frames(s->o.desc, c->n_tokens), .timeout_us = s->o.timeout_us});
+                                            .max_frames = td_ship_plan_max_frames(s->o.desc, c->n_tokens), .timeout_us = s->o.timeout_us});
     x->next = s->sendings;
     s->sendings = x;
     if (dest_open(s, c, &x->to) != TD_OK) {

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+/* worker/main.c - the tandem-worker program: options, model, engine, and the three threads around it.
+ *
+ * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or SIGINT ends at once (1). */
+#include "common/chan.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/conf.h"
+#include "common/log.h"
+#include "worker/boot.h"
+#include "worker/control_thread.h"
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+typedef struct worker {
+    td_conf conf;
+    uint64_t incarnation;
+    td_curve curve;
+    bool has_curve;
+    char name[64], model_name[256], endpoint[256];
+    int signal_fd, done_fd;
+    td_zctx *z;
+    td_trace *trace;
+    td_control_thread *control;
+    td_boot boot;
+    td_engine *engine;
+    td_wengine *wengine;
+    td_ship *ship;
+    td_msg_hello hello;
+} worker;
+
+/* Beyond this machine: keys, or the operator says that it may be open. */
+static td_status check_link(worker *w, const char *what, const char *endpoint)
+{
+    if (td_endpoint_is_local(endpoint) || w->has_curve || w->conf.insecure) return TD_OK;
+    return td_fail(TD_EBADREQ, "--%s %s leaves this machine: give --curve-secret-file, or --insecure for a network that is trusted", what, endpoint);
+}
+
+static td_status prepare(worker *w)
+{
+    const td_conf *c = &w->conf;
+    if (getrandom(&w->incarnation, sizeof w->incarnation, 0) != sizeof w->incarnation) return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
+    w->incarnation |= 1; /* never 0 */
+    if (c->curve_secret_file[0]) {
+        TD_TRY(td_curve_load(&w->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+        w->has_curve = true;
+    }
+    TD_TRY(check_link(w, "router", c->router));
+    if (strcmp(c->role, "prefill")) TD_TRY(check_link(w, "bulk-bind", c->bulk_bind));
+    if (c->name[0]) snprintf(w->name, sizeof w->name, "%s", c->name);
+    else snprintf(w->name, sizeof w->name, "%s-%06llx", c->role, (unsigned long long)(w->incarnation >> 40));
+    const char *dir = c->load_format[0] == 'd' && !c->model[0] ? c->shape : c->model;
+    size_t n = strlen(dir);
+    while (n > 1 && dir[n - 1] == '/') n--;
+    size_t at = n;
+    while (at && dir[at - 1] != '/') at--;
+    snprintf(w->model_name, sizeof w->model_name, "%.*s", (int)(n - at), dir + at);
+    if (c->served_model_name[0]) snprintf(w->model_name, sizeof w->model_name, "%s", c->served_model_name);
+    if (c->trace_file[0]) TD_TRY(td_trace_open(c->trace_file, &w->trace));
+    return TD_OK;
+}
+
+/* What others are told: as bound, with this host's name where it was bound to all addresses. */
+static void advertise(worker *w)
+{
+    const char *bound = td_ship_endpoint(w->ship), *port = strrchr(bound, ':');
+    char host[128] = "";
+    bool wild = !strncmp(bound, "tcp://0.0.0.0:", 14) || !strncmp(bound, "tcp://[::]:", 11) || !strncmp(bound, "tcp://*:", 8);
+    if (w->conf.bulk_advertise[0]) snprintf(w->endpoint, sizeof w->endpoint, "%s", w->conf.bulk_advertise);
+    else if (wild && !gethostname(host, sizeof host - 1)) snprintf(w->endpoint, sizeof w->endpoint, "tcp://%s%s", host, port);
+    else snprintf(w->endpoint, sizeof w->endpoint, "%s", bound);
+}
+
+static void fill_hello(worker *w)
+{
+    const td_model_desc *d = td_engine_descr(w->engine);
+    const td_conf *c = &w->conf;
+    td_msg_hello *h = &w->hello;
+    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION, .page_size = (uint32_t)c->page_size,
+                        .role = !strcmp(c->role, "prefill") ? TD_ROLE_PREFILL : !strcmp(c->role, "decode") ? TD_ROLE_DECODE : TD_ROLE_MIXED,
+                        .max_seqs = (uint32_t)c->max_num_seqs, .max_batched_tokens = (uint32_t)c->max_num_batched_tokens,
+                        .kv_tokens = (uint64_t)td_engine_capacity_tokens(w->engine), .has_bulk_key = w->has_curve};
+    if (w->has_curve) memcpy(h->bulk_public_key, w->curve.public_key, 32);
+    for (int i = 0; i < d->n_eos && i < TD_MSG_MAX_EOS; i++) h->eos[h->n_eos++] = (uint32_t)d->eos[i];
+    h->id = (td_identity){.model_digest = d->digest, .model = w->model_name, .kv_dtype = td_dtype_name(w->boot.ops->kv_dtype),
+                          .numerics = w->boot.ops->numerics, .layers = (uint32_t)d->L, .kv_heads = (uint32_t)d->G, .head_dim = (uint32_t)d->D,
+                          .vocab = (uint32_t)d->V, .max_model_len = (uint32_t)td_engine_max_model_len(w->engine)};
+}
+
+static td_status load(worker *w)
+{
+    const td_conf *c = &w->conf;
+    TD_TRY(td_boot_open(c, c->model, 0, &w->boot));
+    if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0) return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
+    w->boot.opts.numerics = w->boot.ops->numerics;
+    TD_TRY(td_engine_open(&w->boot.opts, &w->engine));
+    uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
+    td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs, .credits = (uint32_t)c->credits,
+                          .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};
+    w->wengine = td_wengine_open(&wo);
+    td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation, .credits = (uint32_t)c->credits,
+                       .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL, .curve = w->has_curve ? &w->curve : NULL,
+                       .max_keys = max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine),
+                       .trace = w->trace, .fault = c->fault};
+    for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
+    TD_TRY(td_ship_open(&so, &w->ship));
+    td_wengine_start(w->wengine, w->ship);
+    advertise(w);
+    fill_hello(w);
+    td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
+    TD_INFO("worker %s ready: %s, %lld KV tokens, %d sequences%s%s", w->name, c->role, (long long)td_engine_capacity_tokens(w->engine),
+            c->max_num_seqs, w->endpoint[0] ? ", pages at " : "", w->endpoint);
+    if (c->ready_fd >= 0 && dprintf(c->ready_fd, "ready %s\n", w->name) < 0) TD_WARN("ready-fd %d: %s", c->ready_fd, strerror(errno));
+    return TD_OK;
+}
+
+/* Until the control machine is over, or a second signal. */
+static int wait_end(worker *w)
+{
+    for (int signals = 0;;) {
+        struct pollfd p[2] = {{.fd = w->signal_fd, .events = POLLIN}, {.fd = w->done_fd, .events = POLLIN}};
+        if (poll(p, 2, -1) < 0 && errno != EINTR) return 1;
+        struct signalfd_siginfo si;
+        if (p[0].revents && read(w->signal_fd, &si, sizeof si) == (ssize_t)sizeof si) {
+            if (++signals > 1) return 1;
+            TD_INFO("signal %u", si.ssi_signo);
+            td_control_thread_drain(w->control);
+        }
+        if (p[1].revents) return td_control_thread_over(w->control) == TD_CONTROL_REFUSED ? 3 : 0;
+    }
+}
+
+static void block_signals(worker *w)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* before any thread exists */
+    w->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static int run(worker *w)
+{
+    w->done_fd = td_wake_open();
+    if (w->signal_fd < 0 || w->done_fd < 0 || prepare(w) < 0) return 2;
+    w->z = td_zctx_open();
+    td_control_thread_opts co = {.z = w->z, .router = w->conf.router, .curve = w->has_curve ? &w->curve : NULL, .incarnation = w->incarnation,
+                                 .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs), .drain_us = (int64_t)w->conf.drain_s * 1000000,
+                                 .done_fd = w->done_fd};
+    if (td_control_thread_open(&co, &w->control) < 0) return 1;
+    if (load(w) == TD_OK) return wait_end(w);
+    TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
+    return 1;
+}
+
+static void stop(worker *w)
+{
+    td_control_thread_close(w->control); /* first: it talks to the other two */
+    td_wengine_close(w->wengine);
+    td_ship_close(w->ship);              /* nothing touches pages after this */
+    td_engine_close(w->engine);
+    td_boot_close(&w->boot);
+    td_zctx_close(w->z);
+    td_trace_close(w->trace);
+    td_conf_deinit(&w->conf);
+}
+
+int main(int argc, char **argv)
+{
+    static worker w;
+    const char *positional[1];
+    int n_positional = 0;
+    td_log_open("worker", TD_LOG_INFO);
+    block_signals(&w);
+    td_status s = td_conf_parse(&w.conf, TD_CONF_WORKER, argc, argv, positional, 0, &n_positional);
+    if (s != TD_OK) {
+        if (s < 0) fprintf(stderr, "tandem-worker: %s\n", td_reason());
+        td_conf_deinit(&w.conf);
+        return s < 0 ? 2 : 0;
+    }
+    td_log_open("worker", td_log_parse(w.conf.log_level));
+    int rc = run(&w);
+    stop(&w);
+    return rc;
+}
