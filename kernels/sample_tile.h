@@ -237,41 +237,69 @@ static inline bool kept(cut c, float x, int id)
     return k > c.key || (k == c.key && id <= c.id);
 }
 
-/* Walks descending keys until the weight before a token reaches `target`: the last token with less weight before it is the cut. weight(i) = w
- * ? w[i] : 1. Members of the crossing bin are refined by the next 11 key bits; after the third pass they are equal: id order. */
-static cut find_cut(space *s, int V, const float *w, double target, cut within)
+static inline float value_of(uint32_t key)
 {
-    static const int shift[3] = {21, 10, 0}, width[3] = {11, 11, 10};
-    double before_bin = 0;
-    uint32_t prefix = 0;
-    int n = 0;
+    uint32_t u = key ^ (key >> 31 ? UINT32_C(0x80000000) : UINT32_MAX);
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+/* The descending bin in which the weight reaches `target`; *before: the weight of the bins above it. -1: no weight at all. */
+static int crossing_bin(const double *mass, int bins, double target, double *before)
+{
+    int crossing = -1;
+    double sum = *before;
+    for (int b = bins - 1; b >= 0; b--) {
+        if (mass[b] == 0) continue;
+        crossing = b; /* the last bin with weight, when rounding keeps the sum below the target */
+        *before = sum;
+        sum += mass[b];
+        if (sum >= target) break;
+    }
+    return crossing;
+}
+
+/* Walks descending keys until the weight before a token reaches `target`: the last token with less weight before it is the cut. The weight of i is
+ * w ? w[i] : 1, of those >= floor. Radix passes over 11, 11 and 10 key bits, each over the crossing bin of the one before; after the
+ * third its members are equal and follow each other by id. */
+static cut find_cut(space *s, int V, const float *w, double target, float floor)
+{
+    enum { TOP_SHIFT = 21, MID_SHIFT = 10, MID_BINS = 1 << 11, LOW_BINS = 1 << 10 };
+    double before = 0, mass[BINS] = {0};
+    const float *x = s->x;
     for (int i = 0; i < V; i++)
-        if (kept(within, s->x[i], i)) s->ids[n++] = (uint32_t)i;
-    for (int pass = 0; pass < 3; pass++) {
-        double mass[BINS] = {0};
-        uint32_t in_bin = (1u << width[pass]) - 1;
-        int crossing = -1;
-        double sum = before_bin;
+        if (x[i] >= floor) mass[key_of(x[i]) >> TOP_SHIFT] += w ? (double)w[i] : 1.0;
+    int top = crossing_bin(mass, BINS, target, &before), n = 0;
+    if (top < 0) return (cut){0, V};
+    float lo = value_of((uint32_t)top << TOP_SHIFT), hi = value_of(((uint32_t)top << TOP_SHIFT) | ((1u << TOP_SHIFT) - 1));
+    if (lo != lo) lo = -INFINITY; /* the outermost bins begin or end among NaN patterns */
+    if (hi != hi) hi = INFINITY;
+    if (lo < floor) lo = floor;
+    for (int i0 = 0; i0 < V; i0 += LANES) {
+        int c = V - i0 < LANES ? V - i0 : LANES, any = 0;
+        if (c == LANES)
+            for (int j = 0; j < LANES; j++) any |= (x[i0 + j] >= lo) & (x[i0 + j] <= hi);
+        else any = 1;
+        for (int i = i0; any && i < i0 + c; i++)
+            if (x[i] >= lo && x[i] <= hi) s->ids[n++] = (uint32_t)i;
+    }
+    uint32_t prefix = (uint32_t)top << TOP_SHIFT;
+    for (int pass = 0; pass < 2; pass++) {
+        int shift = pass ? 0 : MID_SHIFT, bins = pass ? LOW_BINS : MID_BINS, m = 0;
+        memset(mass, 0, sizeof mass);
+        for (int i = 0; i < n; i++) mass[key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)] += w ? (double)w[s->ids[i]] : 1.0;
+        int bin = crossing_bin(mass, bins, target, &before);
+        if (bin < 0) return (cut){0, V};
         for (int i = 0; i < n; i++)
-            mass[key_of(s->x[s->ids[i]]) >> shift[pass] & in_bin] += w ? (double)w[s->ids[i]] : 1.0;
-        for (int b = (int)in_bin; b >= 0; b--) {
-            if (mass[b] == 0) continue;
-            crossing = b; /* the last bin with weight, when rounding keeps the sum below the target */
-            before_bin = sum;
-            sum += mass[b];
-            if (sum >= target) break;
-        }
-        if (crossing < 0) return within;
-        int m = 0;
-        for (int i = 0; i < n; i++)
-            if ((key_of(s->x[s->ids[i]]) >> shift[pass] & in_bin) == (uint32_t)crossing) s->ids[m++] = s->ids[i];
+            if ((key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)) == (uint32_t)bin) s->ids[m++] = s->ids[i];
         n = m;
-        prefix |= (uint32_t)crossing << shift[pass];
+        prefix |= (uint32_t)bin << shift;
     }
     int last = 0;
-    for (int i = 0; i < n && (i == 0 || before_bin < target); i++) {
+    for (int i = 0; i < n && (i == 0 || before < target); i++) {
         last = (int)s->ids[i];
-        before_bin += w ? (double)w[s->ids[i]] : 1.0;
+        before += w ? (double)w[s->ids[i]] : 1.0;
     }
     return (cut){prefix, last};
 }
@@ -282,6 +310,7 @@ typedef struct race {
     const td_sample_row *row;
     const float *x;
     float max, floor_w; /* floor_w: min_p */
+    float floor;        /* no candidate lies below */
     cut cut;
     bool filtered;
     float best;
@@ -311,7 +340,7 @@ static void run_chunk(race *r, int i0, int n)
     const td_sample_row *s = r->row;
     int open[CHUNK], count = 0;
     for (int i = i0; i < i0 + n; i++)
-        if (r->x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
+        if (r->x[i] >= r->floor && r->x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
     if (count > CHUNK / 8) {
         td_gumbel_row(s->seed, s->position, s->stream, (uint32_t)i0, (uint32_t)n, noise);
         for (int k = 0; k < count; k++) offer(r, open[k], noise[open[k] - i0]);
@@ -330,7 +359,8 @@ static int run_race(race *r, int V, int first)
     offer(r, first, noise[first % 4]); /* the likeliest token sets a bar that most others cannot reach */
     for (int i0 = 0; i0 < V; i0 += CHUNK) {
         int n = V - i0 < CHUNK ? V - i0 : CHUNK;
-        if (scan_max(r->x + i0, n) + NOISE_MAX >= r->best) run_chunk(r, i0, n);
+        float top = scan_max(r->x + i0, n);
+        if (top >= r->floor && top + NOISE_MAX >= r->best) run_chunk(r, i0, n);
     }
     return r->token;
 }
@@ -344,16 +374,20 @@ static int choose_random(space *s, int V, const td_sample_row *row, float max)
     if (isinf(max) || isinf(r.max)) return first;
     bool by_k = row->top_k > 0 && row->top_k < V, by_p = row->top_p < 1.0f;
     r.filtered = by_k || by_p || row->min_p > 0;
+    r.floor = -INFINITY;
     if (by_k) {
-        r.cut = find_cut(s, V, NULL, (double)row->top_k, r.cut);
+        r.cut = find_cut(s, V, NULL, (double)row->top_k, r.floor);
         r.cut.id = V; /* ties with the k-th stay */
+        r.floor = value_of(r.cut.key);
     }
     if (by_p) {
-        float floor = -INFINITY;
-        uint32_t bits = r.cut.key ^ (r.cut.key >> 31 ? UINT32_C(0x80000000) : UINT32_MAX);
-        if (by_k) memcpy(&floor, &bits, 4);
-        double total = scan_exp(s->w, s->x, V, r.max, floor);
-        r.cut = find_cut(s, V, s->w, (double)row->top_p * total, r.cut);
+        double total = scan_exp(s->w, s->x, V, r.max, r.floor);
+        r.cut = find_cut(s, V, s->w, (double)row->top_p * total, r.floor);
+        r.floor = value_of(r.cut.key);
+    }
+    if (row->min_p > 0) { /* a bound that is surely below the exact test's */
+        float bound = r.max + logf(row->min_p) - 0.01f;
+        if (bound > r.floor) r.floor = bound;
     }
     return run_race(&r, V, first);
 }
