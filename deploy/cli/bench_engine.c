@@ -1,0 +1,250 @@
+/* tandem bench engine - prefill and decode speed of the server's own engine, with shares of the machine's limits.
+ *
+ *   ppN    one leg of N prompt tokens until its first token             tgN      one leg makes N tokens from a prompt of one token
+ *                                                                       tgNxB    B legs at once
+ *
+ * Shares: bytes (packed weights once a step, KV once a sequence and step) against the best read stream, and operations against the
+ * family's multiply-add loop. Both limits are measured in this process before and after the tests, and the better one is used. */
+// SPDX-License-Identifier: Apache-2.0
+#include "common/buf.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/rng.h"
+#include "deploy/cli/cli.h"
+#include "worker/boot.h"
+#include "worker/profile.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_BATCHES = 32, STREAM_PASSES = 5, STREAM_MEGABYTES = 1024 };
+
+typedef struct test {
+    char name[48];
+    uint32_t prompt, gen, batch;
+    double tok_s[1001], best_s;         /* sorted when reported */
+    double bytes, ops;                  /* of one run */
+    uint64_t steps;
+} test;
+
+typedef struct bench {
+    td_conf conf;
+    td_boot boot;
+    td_engine *engine;
+    int batch[MAX_BATCHES], n_batch;
+    test *tests;
+    int n_tests;
+    uint64_t key, steps;
+    double bytes, ops;                  /* of the steps so far, by on_step */
+    double read_s, multiply_s;          /* limits */
+} bench;
+
+/* ---- what is run ---- */
+
+static td_status parse_batches(bench *b)
+{
+    for (const char *p = b->conf.batch; *p;) {
+        char *end;
+        long v = strtol(p, &end, 10);
+        if (end == p || v < 1 || v > 1024 || (*end && *end != ',')) return td_refuse(TD_EBADREQ, "--batch: '%s' is not a list of 1 to 1024", b->conf.batch);
+        if (b->n_batch == MAX_BATCHES) return td_refuse(TD_EBADREQ, "--batch: more than %d sizes", MAX_BATCHES);
+        b->batch[b->n_batch++] = (int)v;
+        p = *end ? end + 1 : end;
+    }
+    return TD_OK;
+}
+
+static void plan_tests(bench *b)
+{
+    b->tests = td_xalloc((size_t)(1 + b->n_batch) * sizeof *b->tests);
+    if (b->conf.prompt_len) {
+        test *t = &b->tests[b->n_tests++];
+        *t = (test){.prompt = (uint32_t)b->conf.prompt_len, .gen = 1, .batch = 1};
+        snprintf(t->name, sizeof t->name, "pp%u", t->prompt);
+    }
+    for (int i = 0; i < b->n_batch && b->conf.gen_len; i++) {
+        test *t = &b->tests[b->n_tests++];
+        *t = (test){.prompt = 1, .gen = (uint32_t)b->conf.gen_len, .batch = (uint32_t)b->batch[i]};
+        if (t->batch == 1) snprintf(t->name, sizeof t->name, "tg%u", t->gen);
+        else snprintf(t->name, sizeof t->name, "tg%uxB%u", t->gen, t->batch);
+    }
+}
+
+static uint32_t draw(const bench *b, uint32_t i, uint32_t V)
+{
+    uint32_t key[2] = {(uint32_t)b->conf.seed, (uint32_t)(b->conf.seed >> 32)}, ctr[4] = {i, 0, 0, 0}, out[4];
+    td_philox4x32(ctr, key, out);
+    return out[0] % V;
+}
+
+/* ---- one run ---- */
+
+static void on_step(void *arg, const td_step *s)
+{
+    bench *b = arg;
+    const td_step_seq *q = td_step_seqs(s);
+    const int32_t *want = td_step_logit_rows(s);
+    uint32_t at = 0;
+    b->bytes += (double)td_model_weight_bytes(b->boot.model);
+    for (uint32_t i = 0; i < s->n_seqs; i++) {
+        uint32_t n = 0;
+        for (; at < s->n_logits && (uint32_t)want[at] < q[i].row0 + q[i].n_rows; at++) n++;
+        td_work w = td_profile_work(td_model_descr(b->boot.model), b->boot.ops->kv_dtype, q[i].pos0, q[i].n_rows, n);
+        b->ops += w.ops;
+        b->bytes += w.kv_bytes;
+    }
+    b->steps++;
+}
+
+static td_status start_legs(bench *b, const test *t, uint32_t *ids)
+{
+    uint32_t V = (uint32_t)td_model_descr(b->boot.model)->V;
+    for (uint32_t i = 0; i < t->batch; i++) {
+        for (uint32_t k = 0; k < t->prompt; k++) ids[k] = draw(b, i * t->prompt + k, V);
+        td_leg leg = {.key = ++b->key, .kind = TD_LEG_MIXED, .prompt = ids, .n_prompt = t->prompt,
+                      .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = t->gen, .n = 1, .ignore_eos = true, .logprobs = -1, .prompt_logprobs = -1}};
+        TD_TRY(td_engine_start(b->engine, &leg));
+    }
+    return TD_OK;
+}
+
+/* Seconds from the first turn to the last leg's end. */
+static td_status run_once(bench *b, const test *t, double *out)
+{
+    uint32_t *ids = td_xalloc(t->prompt * sizeof *ids), left = t->batch;
+    td_status s = start_legs(b, t, ids);
+    free(ids);
+    int64_t start = td_now_us();
+    while (s == TD_OK && left) {
+        td_engine_out o;
+        s = td_engine_turn(b->engine, &o);
+        if (s == TD_AGAIN) s = td_refuse(TD_EPROTO, "the engine stands still with %u sequences left", left);
+        for (uint32_t i = 0; s == TD_OK && i < o.n_end; i++, left--)
+            if (o.end[i].status < 0) s = td_refuse(o.end[i].status, "%s", o.end[i].reason ? o.end[i].reason : "a sequence failed");
+    }
+    *out = (double)TD_MAX(td_now_us() - start, 1) * 1e-6;
+    return s;
+}
+
+static td_status run_test(bench *b, test *t)
+{
+    double s;
+    TD_TRY(run_once(b, t, &s)); /* pages and weights are in memory from here on */
+    for (int i = 0; i < b->conf.repeats; i++) {
+        b->bytes = b->ops = 0;
+        b->steps = 0;
+        TD_TRY(run_once(b, t, &s));
+        t->tok_s[i] = (t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt) / s;
+        t->bytes = b->bytes;
+        t->ops = b->ops;
+        t->steps = b->steps;
+        if (!i || s < t->best_s) t->best_s = s;
+    }
+    return TD_OK;
+}
+
+static td_status measure_limits(bench *b)
+{
+    double v;
+    TD_TRY(td_profile_read(b->boot.pool, (size_t)STREAM_MEGABYTES << 20, STREAM_PASSES, &v));
+    b->read_s = TD_MAX(b->read_s, v);
+    v = td_profile_multiply(b->boot.pool, b->boot.ops);
+    b->multiply_s = TD_MAX(b->multiply_s, v);
+    return TD_OK;
+}
+
+/* ---- the report ---- */
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void json_line(const bench *b, const test *t, double median, double of_read, double of_multiply, FILE *f)
+{
+    td_buf o;
+    td_buf_init(&o, 0);
+    td_buf_fmt(&o, "{\"test\":\"%s\",\"tok_s\":%.3f,\"all\":[", t->name, median);
+    for (int i = 0; i < b->conf.repeats; i++) td_buf_fmt(&o, "%s%.3f", i ? "," : "", t->tok_s[i]);
+    td_buf_fmt(&o, "],\"of_bandwidth\":%.4f,\"of_arithmetic\":%.4f,\"of_roofline\":%.4f", of_read, of_multiply, TD_MAX(of_read, of_multiply));
+    td_buf_fmt(&o, ",\"read_gb_s\":%.2f,\"peak_gflop_s\":%.1f", b->read_s * 1e-9, b->multiply_s * 1e-9);
+    td_buf_fmt(&o, ",\"steps\":%llu,\"gbytes\":%.4f,\"gflop\":%.3f", (unsigned long long)t->steps, t->bytes * 1e-9, t->ops * 1e-9);
+    td_buf_fmt(&o, ",\"family\":\"%s\",\"numerics\":\"%s\",\"threads\":%d,\"arch\":", b->boot.ops->family, b->boot.ops->numerics, td_pool_size(b->boot.pool));
+    const char *arch = td_model_descr(b->boot.model)->arch;
+    td_buf_json_str(&o, arch, strlen(arch));
+    td_buf_str(&o, "}\n");
+    fwrite(o.p, 1, o.len, f);
+    td_buf_deinit(&o);
+}
+
+static td_status report(const bench *b)
+{
+    bool to_stdout = !strcmp(b->conf.json, "-");
+    FILE *json = !b->conf.json[0] ? NULL : to_stdout ? stdout : fopen(b->conf.json, "w"), *table = to_stdout ? stderr : stdout;
+    if (b->conf.json[0] && !json) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));
+    fprintf(table, "kernels %s, %d threads; read %.1f GB/s, multiply-add %.0f GFLOP/s; weights %.3f GB a step; median of %d\n", b->boot.ops->family,
+            td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9, (double)td_model_weight_bytes(b->boot.model) * 1e-9, b->conf.repeats);
+    fprintf(table, "%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
+    for (int i = 0; i < b->n_tests; i++) {
+        test *t = &b->tests[i];
+        int n = b->conf.repeats;
+        qsort(t->tok_s, (size_t)n, sizeof *t->tok_s, ascending);
+        double median = n % 2 ? t->tok_s[n / 2] : (t->tok_s[n / 2 - 1] + t->tok_s[n / 2]) / 2;
+        double tokens = t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt, seconds = tokens / median;
+        double of_read = t->bytes / seconds / b->read_s, of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
+        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%\n", t->name, median, 100 * of_read, 100 * of_multiply);
+        if (json) json_line(b, t, median, of_read, of_multiply, json);
+    }
+    if (json && !to_stdout && fclose(json)) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));
+    return TD_OK;
+}
+
+/* Rows, sequences and pages that the tests need; what the command line says more, stays. */
+static void fit(bench *b)
+{
+    int most = 1;
+    for (int i = 0; i < b->n_batch; i++) most = TD_MAX(most, b->batch[i]);
+    td_conf *c = &b->conf;
+    c->max_num_seqs = TD_MAX(c->max_num_seqs, most);
+    c->max_num_batched_tokens = TD_MAX(c->max_num_batched_tokens, c->max_num_seqs);
+    c->prefix_cache = false; /* every run computes everything */
+    if (!c->kv_pages && !c->kv_memory) {
+        int64_t P = c->page_size, one = (c->prompt_len + 1) / P + 2, each = (c->gen_len + 1) / P + 2;
+        c->kv_pages = (int)TD_MIN(TD_MAX(one, each * most), (int64_t)TD_CONF_INT_MAX);
+    }
+}
+
+static td_status run(bench *b, const char *dir)
+{
+    TD_TRY(parse_batches(b));
+    plan_tests(b);
+    if (!b->n_tests) return td_refuse(TD_EBADREQ, "nothing to do: --prompt-len and --gen-len are 0");
+    fit(b);
+    TD_TRY(td_boot_open(&b->conf, dir, 0, &b->boot));
+    TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
+    td_engine_on_step(b->engine, on_step, b);
+    TD_TRY(measure_limits(b));
+    for (int i = 0; i < b->n_tests; i++) TD_TRY(run_test(b, &b->tests[i]));
+    TD_TRY(measure_limits(b));
+    return report(b);
+}
+
+int cmd_bench_engine(int argc, char **argv)
+{
+    bench *b = td_xalloc(sizeof *b);
+    const char *dir = NULL;
+    int n_dir = 0;
+    td_status s = td_conf_parse(&b->conf, TD_CONF_BENCH_ENGINE, argc, argv, &dir, 1, &n_dir);
+    td_log_open("bench", s == TD_OK ? td_log_parse(b->conf.log_level) : TD_LOG_WARN);
+    if (s == TD_OK) s = run(b, n_dir ? dir : b->conf.model);
+    if (s < 0) fprintf(stderr, "tandem bench engine: %s\n", td_reason());
+    if (b->engine) td_engine_close(b->engine);
+    td_boot_close(&b->boot);
+    td_conf_deinit(&b->conf);
+    free(b->tests);
+    free(b);
+    return s == TD_EBADREQ ? 2 : s < 0;
+}
