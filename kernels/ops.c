@@ -114,19 +114,73 @@ static const td_ops *find(const char *name)
     return NULL;
 }
 
+/* ---- the check before use: a CPU, or an emulator, whose dot product rounds otherwise would silently leave the numerics id ---- */
+
+enum { CHECK_M = 13, CHECK_N = 40, CHECK_K = 35 };
+
+static float law(const float *x, const float *w)
+{
+    float acc = 0;
+    for (int k = 0; k < CHECK_K; k += 2) {
+        float x1 = k + 1 < CHECK_K ? x[k + 1] : 0, w1 = k + 1 < CHECK_K ? w[k + 1] : 0;
+        acc = fmaf(x[k], w[k], fmaf(x1, w1, acc));
+    }
+    return acc;
+}
+
+static bool keeps_law(const td_ops *t)
+{
+    static float w[CHECK_N * CHECK_K], x[CHECK_M * CHECK_K];
+    float y[CHECK_M * CHECK_N];
+    uint32_t u = 1;
+    for (size_t i = 0; i < TD_COUNT(w) + TD_COUNT(x); i++) {
+        u = u * 1664525u + 1013904223u;
+        float v = td_bf16_to_f32(td_f32_to_bf16(((float)(u >> 8) * 0x1p-24f - 0.5f) * (float)(1 << (u & 7))));
+        if (i < TD_COUNT(w)) w[i] = v;
+        else x[i - TD_COUNT(w)] = v;
+    }
+    void *packed = aligned_alloc(64, td_round64(t->packed_bytes(CHECK_N, CHECK_K, TD_F32)));
+    void *scratch = aligned_alloc(64, td_round64(t->scratch_bytes(CHECK_M, CHECK_K, 16, 1)));
+    td_pool *pool = td_pool_open(1);
+    TD_CHECK(packed && scratch);
+    t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 0, CHECK_N);
+    td_weight weight = {CHECK_N, CHECK_K, t->packed_dtype(TD_F32), packed, NULL};
+    t->linear(pool, scratch, &weight, x, CHECK_K, CHECK_M, y, CHECK_N, false);
+    bool same = true;
+    for (int m = 0; m < CHECK_M; m++)
+        for (int n = 0; n < CHECK_N; n++) {
+            float want = law(x + m * CHECK_K, w + n * CHECK_K);
+            same = same && !memcmp(&want, &y[m * CHECK_N + n], sizeof want);
+        }
+    td_pool_close(pool);
+    free(packed);
+    free(scratch);
+    return same;
+}
+
+static bool usable(const td_ops *t)
+{
+    if (t->layout == TD_LAYOUT_ROWS || keeps_law(t)) return true;
+    TD_WARN("kernel family %s does not keep the matrix law on this CPU: not used", t->family);
+    return false;
+}
+
 td_status td_ops_open(const char *name, const td_ops **out)
 {
     pthread_once(&once, fill_tables);
-    if (strcmp(name, "auto")) {
-        for (size_t i = 0; i < TD_COUNT(families); i++) {
-            if (strcmp(families[i].name, name)) continue;
-            const td_ops *t = find(name);
-            if (!t) return td_fail(TD_ENOSUP, "kernel family \"%s\" needs a CPU with %s", name, families[i].needs);
-            *out = t;
-            return TD_OK;
-        }
-        return td_fail(TD_ENOSUP, "kernel family \"%s\" is not in this build", name);
+    if (!strcmp(name, "auto")) {
+        int i = n_available - 1;
+        while (i > 0 && !usable(available[i])) i--; /* ref, the first, needs no check */
+        *out = available[i];
+        return TD_OK;
     }
-    *out = available[n_available - 1];
-    return TD_OK;
+    for (size_t i = 0; i < TD_COUNT(families); i++) {
+        if (strcmp(families[i].name, name)) continue;
+        const td_ops *t = find(name);
+        if (!t) return td_fail(TD_ENOSUP, "kernel family \"%s\" needs a CPU with %s", name, families[i].needs);
+        if (!usable(t)) return td_fail(TD_ENOSUP, "kernel family \"%s\" computes otherwise than its numerics id on this CPU", name);
+        *out = t;
+        return TD_OK;
+    }
+    return td_fail(TD_ENOSUP, "kernel family \"%s\" is not in this build", name);
 }
