@@ -59,6 +59,7 @@ uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const
         s.n_pages[g] = n;
         s.pages[g] = (uint32_t)b->pages.len;
         td_buf_add(&b->pages, kv->pages[g], n * sizeof(int32_t));
+        while (b->pages.len % 8) td_buf_chr(&b->pages, 0); /* every offset of a step is 8-byte aligned */
     }
     td_buf_add(&b->seqs, &s, sizeof s);
     b->head.n_rows += n_rows;
