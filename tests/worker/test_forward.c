@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_forward.c - the forward pass against the golden logits of the five architectures, for every kernel family: in one
- * go, in chunks of 7, at two page sizes, batched; and greedy continuations. */
+/* tests/worker/test_forward.c - the forward pass against the golden logits of the five architectures, for
+ * every kernel family: in one go, in chunks of 7, at two page sizes, batched; and greedy continuations. */
 #include "common/log.h"
 #include "tests/t.h"
 #include "tests/worker/support_step.h"
@@ -8,9 +8,10 @@
 
 enum { MAX_ROWS = 256, CASES = 5, GREEDY = 24, MAX_TOKENS = 200 };
 
-static const char *const models[] = { "llama-gqa", "llama-gqa-v4", "llama-mha-tied", "llama-mqa", "llama3-rope", "llama3-rope-v4",
-                                      "llama-yarn", "llama-yarn-v4", "llama-linear", "llama-linear-v4", "llama-f16", "llama-bias",
-                                      "mistral-swa", "ministral3", "qwen2", "qwen3" };
+static const char *const models[] = {"llama-gqa",    "llama-gqa-v4",    "llama-mha-tied", "llama-mqa",
+                                     "llama3-rope",  "llama3-rope-v4",  "llama-yarn",     "llama-yarn-v4",
+                                     "llama-linear", "llama-linear-v4", "llama-f16",      "llama-bias",
+                                     "mistral-swa",  "ministral3",      "qwen2",          "qwen3"};
 
 typedef struct golden {
     int n[CASES], V;
@@ -32,7 +33,7 @@ static void golden_open(golden *g, const char *dir, int V)
 {
     char path[300];
     td_safetensors *f = NULL;
-    *g = (golden){ .V = V };
+    *g = (golden){.V = V};
     snprintf(path, sizeof path, "%s/golden.safetensors", dir);
     if (td_safetensors_open(path, &f) < 0) {
         T_OK(0, "%s: %s", path, td_reason());
@@ -64,7 +65,7 @@ static void run_case(td_model *m, const ts_kv *kv, const golden *g, int k, int c
     const td_model_desc *d = td_model_descr(m);
     for (int at = 0; at < g->n[k]; at += chunk) {
         int n = at + chunk > g->n[k] ? g->n[k] - at : chunk;
-        ts_seq q = { k, at, n, g->ids[k] + at };
+        ts_seq q = {k, at, n, g->ids[k] + at};
         td_step *s = ts_step(kv, d, &q, 1, true);
         td_status st = td_model_forward(m, s, kv->kv, out + (size_t)at * (size_t)d->V, NULL, NULL);
         T_OK(st == TD_OK, "%s", td_reason());
@@ -91,7 +92,8 @@ static void compare(const golden *g, int k, const float *got, double *err, doubl
     double sum = 0;
     for (int t = 0; t < g->n[k]; t++) {
         for (size_t i = 0; i < V; i++) {
-            double e = fabs((double)g->logits[k][(size_t)t * V + i] - (double)got[(size_t)t * V + i]) / (double)g->max_logit;
+            double e = fabs((double)g->logits[k][(size_t)t * V + i] - (double)got[(size_t)t * V + i]) /
+                       (double)g->max_logit;
             if (!(e <= *err)) *err = e; /* NaN too */
         }
         sum += kl(g->logits[k] + (size_t)t * V, got + (size_t)t * V, g->V);
@@ -100,10 +102,14 @@ static void compare(const golden *g, int k, const float *got, double *err, doubl
 }
 
 /* Whole and in chunks must be the same bits: row invariance. */
-static void check_cases(td_model *m, const golden *g, const char *name, const td_ops *ops, double tol, double tol_kl)
+static void check_cases(td_model *m, const golden *g, const char *name, const td_ops *ops, double tol,
+                        double tol_kl)
 {
-    float *first = malloc((size_t)MAX_ROWS * (size_t)g->V * sizeof *first), *got = malloc((size_t)MAX_ROWS * (size_t)g->V * sizeof *got);
-    static const struct { int P, chunk; } ways[] = { { 16, MAX_ROWS }, { 16, 7 }, { 8, MAX_ROWS }, { 8, 7 } };
+    float *first = malloc((size_t)MAX_ROWS * (size_t)g->V * sizeof *first),
+          *got = malloc((size_t)MAX_ROWS * (size_t)g->V * sizeof *got);
+    static const struct {
+        int P, chunk;
+    } ways[] = {{16, MAX_ROWS}, {16, 7}, {8, MAX_ROWS}, {8, 7}};
     double err = 0, div = 0;
     for (int k = 0; k < CASES; k++)
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
@@ -111,14 +117,18 @@ static void check_cases(td_model *m, const golden *g, const char *name, const td
             ts_kv_open(&kv, td_model_descr(m), ops, ways[w].P, MAX_TOKENS, CASES);
             kv.drop_window = ways[w].P == 8;
             run_case(m, &kv, g, k, ways[w].chunk, w ? got : first);
-            if (w == 0) compare(g, k, first, &err, &div);
-            else T_OK(!memcmp(first, got, (size_t)g->n[k] * (size_t)g->V * sizeof *got), "%s %s case %d: pages of %d, chunks of %d differ",
-                      name, ops->family, k, ways[w].P, ways[w].chunk);
+            if (w == 0)
+                compare(g, k, first, &err, &div);
+            else
+                T_OK(!memcmp(first, got, (size_t)g->n[k] * (size_t)g->V * sizeof *got),
+                     "%s %s case %d: pages of %d, chunks of %d differ", name, ops->family, k, ways[w].P,
+                     ways[w].chunk);
             ts_kv_close(&kv);
         }
     T_OK(err <= tol, "%s %s: error %g of the largest logit, allowed %g", name, ops->family, err, tol);
     T_OK(div <= tol_kl, "%s %s: KL %g, allowed %g", name, ops->family, div, tol_kl);
-    if (getenv("VERBOSE")) printf("%-16s %-12s error %.2e (allowed %.2e) KL %.2e\n", name, ops->family, err, tol, div);
+    if (getenv("VERBOSE"))
+        printf("%-16s %-12s error %.2e (allowed %.2e) KL %.2e\n", name, ops->family, err, tol, div);
     free(first);
     free(got);
 }
@@ -131,8 +141,8 @@ static int argmax(const float *x, int n)
     return best;
 }
 
-/* All cases as one batch: prefill together, then one row each per step, along the golden's path; a token counts where the golden's margin
- * is beyond our error. */
+/* All cases as one batch: prefill together, then one row each per step, along the golden's path; a token
+ * counts where the golden's margin is beyond our error. */
 static void check_greedy(td_model *m, const golden *g, const char *name, const td_ops *ops, double err)
 {
     const td_model_desc *d = td_model_descr(m);
@@ -142,7 +152,7 @@ static void check_greedy(td_model *m, const golden *g, const char *name, const t
     int32_t next[CASES];
     ts_seq q[CASES];
     int compared = 0;
-    for (int k = 0; k < CASES; k++) q[k] = (ts_seq){ k, 0, g->n[k], g->ids[k] };
+    for (int k = 0; k < CASES; k++) q[k] = (ts_seq){k, 0, g->n[k], g->ids[k]};
     for (int i = 0; i < GREEDY; i++) {
         td_step *s = ts_step(&kv, d, q, CASES, false);
         T_OK(td_model_forward(m, s, kv.kv, logits, NULL, NULL) == TD_OK, "%s", td_reason());
@@ -153,15 +163,17 @@ static void check_greedy(td_model *m, const golden *g, const char *name, const t
             if (sure) T_EQ(next[k], g->greedy[k][i]);
             compared += sure;
             next[k] = g->greedy[k][i];
-            q[k] = (ts_seq){ k, g->n[k] + i, 1, &next[k] };
+            q[k] = (ts_seq){k, g->n[k] + i, 1, &next[k]};
         }
     }
-    T_OK(compared > (strcmp(ops->family, "ref") ? 0 : 100), "%s %s: %d tokens compared", name, ops->family, compared);
+    T_OK(compared > (strcmp(ops->family, "ref") ? 0 : 100), "%s %s: %d tokens compared", name, ops->family,
+         compared);
     free(logits);
     ts_kv_close(&kv);
 }
 
-/* The chosen rows' logits do not depend on which others are wanted; with none, keys are written all the same. */
+/* The chosen rows' logits do not depend on which others are wanted; with none, keys are written all the same.
+ */
 static void check_logit_rows(td_model *m, const golden *g, const td_ops *ops)
 {
     const td_model_desc *d = td_model_descr(m);
@@ -169,20 +181,21 @@ static void check_logit_rows(td_model *m, const golden *g, const td_ops *ops)
     float *all = malloc(64 * V * sizeof *all), *one = malloc(64 * V * sizeof *one);
     ts_kv kv;
     ts_kv_open(&kv, d, ops, 16, MAX_TOKENS, 2);
-    ts_seq q = { 0, 0, 64, g->ids[3] };
+    ts_seq q = {0, 0, 64, g->ids[3]};
     td_step *s = ts_step(&kv, d, &q, 1, true);
     T_OK(td_model_forward(m, s, kv.kv, all, NULL, NULL) == TD_OK);
     int32_t *want = (int32_t *)(void *)((char *)s + s->logit_rows);
     want[0] = 5, want[1] = 31, want[2] = 63, s->n_logits = 3;
     T_OK(td_model_forward(m, s, kv.kv, one, NULL, NULL) == TD_OK);
-    for (int i = 0; i < 3; i++) T_OK(!memcmp(one + (size_t)i * V, all + (size_t)want[i] * V, V * sizeof *one));
+    for (int i = 0; i < 3; i++)
+        T_OK(!memcmp(one + (size_t)i * V, all + (size_t)want[i] * V, V * sizeof *one));
     free(s);
-    q = (ts_seq){ 1, 0, 63, g->ids[3] };
+    q = (ts_seq){1, 0, 63, g->ids[3]};
     s = ts_step(&kv, d, &q, 1, true);
     s->n_logits = 0;
     T_OK(td_model_forward(m, s, kv.kv, NULL, NULL, NULL) == TD_OK);
     free(s);
-    q = (ts_seq){ 1, 63, 1, g->ids[3] + 63 };
+    q = (ts_seq){1, 63, 1, g->ids[3] + 63};
     s = ts_step(&kv, d, &q, 1, true);
     T_OK(td_model_forward(m, s, kv.kv, one, NULL, NULL) == TD_OK);
     T_OK(!memcmp(one, all + 63 * V, V * sizeof *one));
@@ -198,7 +211,7 @@ static void check_model(const char *name, const td_ops *ops, td_pool *pool)
     td_model *m;
     golden g;
     snprintf(dir, sizeof dir, "tests/golden/models/%s", name);
-    td_model_opts o = { .dir = dir, .ops = ops, .pool = pool, .max_rows = MAX_ROWS, .max_logits = MAX_ROWS };
+    td_model_opts o = {.dir = dir, .ops = ops, .pool = pool, .max_rows = MAX_ROWS, .max_logits = MAX_ROWS};
     td_status st = td_model_open(&o, &m);
     T_OK(st == TD_OK, "%s: %s", name, td_reason());
     if (st < 0) return;
@@ -217,7 +230,8 @@ int main(void)
     td_log_open("test", TD_LOG_ERROR);
     td_pool *pool = td_pool_open(2);
     for (int f = 0; td_ops_family(f); f++)
-        for (size_t i = 0; i < sizeof models / sizeof *models; i++) check_model(models[i], td_ops_family(f), pool);
+        for (size_t i = 0; i < sizeof models / sizeof *models; i++)
+            check_model(models[i], td_ops_family(f), pool);
     td_pool_close(pool);
     return T_DONE();
 }

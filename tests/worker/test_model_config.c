@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_model_config.c - config.json: published configs, both generations of rope keys, what is refused and with which words,
- * windows and page groups, rope frequencies, mutations. */
+/* tests/worker/test_model_config.c - config.json: published configs, both generations of rope keys, what is
+ * refused and with which words, windows and page groups, rope frequencies, mutations. */
 #include "common/log.h"
 #include "common/rng.h"
 #include "tests/t.h"
@@ -8,8 +8,9 @@
 #include "worker/model/rope.h"
 #include <dirent.h>
 
-#define SIZES                                                                                                        \
-    "\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":4,\"num_attention_heads\":4," \
+#define SIZES                                                                                                \
+    "\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":4,\"num_"          \
+    "attention_heads\":4,"                                                                                   \
     "\"num_key_value_heads\":2,\"max_position_embeddings\":512"
 #define LLAMA "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"," SIZES
 #define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"]," SIZES
@@ -24,68 +25,86 @@ static td_status parse(const char *text, td_model_desc *d)
 
 /* ---- refusals: text and what the reason must say ---- */
 
-static const struct { const char *text; td_status st; const char *reason; } bad[] = {
-    { "", TD_EPROTO, "config.json: line 1" },
-    { "[]", TD_EPROTO, "not a JSON object" },
-    { "{}", TD_EPROTO, "neither architectures nor model_type" },
-    { "{\"architectures\":[\"Gemma2ForCausalLM\"]}", TD_ENOSUP, "architecture Gemma2ForCausalLM is not supported" },
-    { "{\"model_type\":\"mixtral\"}", TD_ENOSUP, "model_type mixtral is not supported" },
-    { "{\"architectures\":\"LlamaForCausalLM\"}", TD_EPROTO, "architectures is \"LlamaForCausalLM\", expected a list" },
-    { "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"mistral\"}", TD_EPROTO, "model_type mistral" },
-    { "{\"architectures\":[\"LlamaForCausalLM\"]}", TD_EPROTO, "vocab_size is missing" },
-    { LLAMA ",\"vocab_size\":0}", TD_EPROTO, "vocab_size is 0, expected an integer from 1" },
-    { LLAMA ",\"vocab_size\":1e9}", TD_EPROTO, "vocab_size is 1000000000" },
-    { LLAMA ",\"vocab_size\":\"100\"}", TD_EPROTO, "vocab_size is \"100\"" },
-    { LLAMA ",\"hidden_size\":64.5}", TD_EPROTO, "hidden_size is 64.5" },
-    { LLAMA ",\"num_hidden_layers\":257}", TD_EPROTO, "num_hidden_layers is 257" },
-    { LLAMA ",\"num_attention_heads\":-4}", TD_EPROTO, "num_attention_heads is -4" },
-    { LLAMA ",\"num_key_value_heads\":3}", TD_EPROTO, "no multiple of num_key_value_heads 3" },
-    { LLAMA ",\"num_key_value_heads\":8}", TD_EPROTO, "no multiple of num_key_value_heads 8" },
-    { LLAMA ",\"num_attention_heads\":6}", TD_EPROTO, "hidden_size 64 is no multiple of num_attention_heads 6" },
-    { LLAMA ",\"head_dim\":15}", TD_ENOSUP, "head_dim 15" },
-    { LLAMA ",\"rms_norm_eps\":0}", TD_EPROTO, "rms_norm_eps is 0" },
-    { LLAMA ",\"rms_norm_eps\":-1e-6}", TD_EPROTO, "rms_norm_eps" },
-    { LLAMA ",\"tie_word_embeddings\":1}", TD_EPROTO, "tie_word_embeddings is 1, expected true or false" },
-    { LLAMA ",\"hidden_act\":\"gelu\"}", TD_ENOSUP, "hidden_act = \"gelu\" is not supported for LlamaForCausalLM" },
-    { LLAMA ",\"hidden_activation\":\"gelu_pytorch_tanh\"}", TD_ENOSUP, "hidden_activation" },
-    { LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\"}}", TD_ENOSUP, "quantization_config" },
-    { LLAMA ",\"attn_logit_softcapping\":50.0}", TD_ENOSUP, "attn_logit_softcapping = 50.0" },
-    { LLAMA ",\"pretraining_tp\":2}", TD_ENOSUP, "pretraining_tp = 2" },
-    { LLAMA ",\"partial_rotary_factor\":0.5}", TD_ENOSUP, "partial_rotary_factor" },
-    { LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", TD_ENOSUP, "partial_rotary_factor = 0.5" },
-    { LLAMA ",\"num_local_experts\":8}", TD_ENOSUP, "num_local_experts" },
-    { LLAMA ",\"text_config\":{\"a\":1}}", TD_ENOSUP, "text_config" },
-    { LLAMA ",\"sliding_window\":128}", TD_ENOSUP, "sliding_window = 128" },
-    { MISTRAL ",\"attention_bias\":true}", TD_ENOSUP, "attention_bias" },
-    { QWEN2 ",\"mlp_bias\":true}", TD_ENOSUP, "mlp_bias" },
-    { LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", TD_ENOSUP, "rope type dynamic is not supported" },
-    { LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\"}}", TD_ENOSUP, "rope type longrope" },
-    { LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", TD_EPROTO, "factor is missing" },
-    { LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0.5}}", TD_EPROTO, "factor is 0.5" },
-    { LLAMA ",\"rope_scaling\":{\"rope_type\":\"default\",\"mrope_section\":[1,2]}}", TD_ENOSUP, "rope key mrope_section" },
-    { LLAMA ",\"rope_scaling\":[1]}", TD_EPROTO, "rope_scaling is no object" },
-    { LLAMA ",\"rope_theta\":0}", TD_EPROTO, "rope_theta is 0" },
-    { LLAMA ",\"rope_theta\":1e999}", TD_EPROTO, "" },
-    { LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}", TD_EPROTO,
-      "high_freq_factor must be greater" },
-    { LLAMA ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":1,\"beta_slow\":2}}", TD_EPROTO, "beta_fast" },
-    { LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":10000.0},\"sliding_attention\":{\"rope_theta\":5000.0}}}",
-      TD_ENOSUP, "differ by layer type" },
-    { LLAMA ",\"rope_parameters\":{\"llama_4_scaling_beta\":0.1}}", TD_ENOSUP, "llama_4_scaling_beta" },
-    { MINISTRAL "}", TD_EPROTO, "rope_parameters are missing" },
-    { LLAMA ",\"torch_dtype\":\"float64\"}", TD_EPROTO, "torch_dtype is \"float64\"" },
-    { LLAMA ",\"eos_token_id\":100}", TD_EPROTO, "eos_token_id is not a token id below vocab_size 100" },
-    { LLAMA ",\"eos_token_id\":[1,\"2\"]}", TD_EPROTO, "eos_token_id" },
-    { LLAMA ",\"bos_token_id\":2.5}", TD_EPROTO, "bos_token_id" },
-    { LLAMA ",\"eos_token_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}", TD_EFULL, "more than 16" },
-    { QWEN2 ",\"layer_types\":[\"full_attention\"]}", TD_EPROTO, "layer_types is not a list of num_hidden_layers = 4" },
-    { QWEN2 ",\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"linear_attention\"]}", TD_EPROTO,
-      "expected full_attention or sliding_attention" },
-    { QWEN2 ",\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"sliding_attention\"]}", TD_EPROTO,
-      "without a sliding_window" },
-    { MISTRAL ",\"sliding_window\":8,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"full_attention\"]}",
-      TD_ENOSUP, "layer_types[0]" },
-    { MISTRAL ",\"sliding_window\":-1}", TD_EPROTO, "sliding_window is -1" },
+static const struct {
+    const char *text;
+    td_status st;
+    const char *reason;
+} bad[] = {
+    {"", TD_EPROTO, "config.json: line 1"},
+    {"[]", TD_EPROTO, "not a JSON object"},
+    {"{}", TD_EPROTO, "neither architectures nor model_type"},
+    {"{\"architectures\":[\"Gemma2ForCausalLM\"]}", TD_ENOSUP,
+     "architecture Gemma2ForCausalLM is not supported"},
+    {"{\"model_type\":\"mixtral\"}", TD_ENOSUP, "model_type mixtral is not supported"},
+    {"{\"architectures\":\"LlamaForCausalLM\"}", TD_EPROTO,
+     "architectures is \"LlamaForCausalLM\", expected a list"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"mistral\"}", TD_EPROTO,
+     "model_type mistral"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"]}", TD_EPROTO, "vocab_size is missing"},
+    {LLAMA ",\"vocab_size\":0}", TD_EPROTO, "vocab_size is 0, expected an integer from 1"},
+    {LLAMA ",\"vocab_size\":1e9}", TD_EPROTO, "vocab_size is 1000000000"},
+    {LLAMA ",\"vocab_size\":\"100\"}", TD_EPROTO, "vocab_size is \"100\""},
+    {LLAMA ",\"hidden_size\":64.5}", TD_EPROTO, "hidden_size is 64.5"},
+    {LLAMA ",\"num_hidden_layers\":257}", TD_EPROTO, "num_hidden_layers is 257"},
+    {LLAMA ",\"num_attention_heads\":-4}", TD_EPROTO, "num_attention_heads is -4"},
+    {LLAMA ",\"num_key_value_heads\":3}", TD_EPROTO, "no multiple of num_key_value_heads 3"},
+    {LLAMA ",\"num_key_value_heads\":8}", TD_EPROTO, "no multiple of num_key_value_heads 8"},
+    {LLAMA ",\"num_attention_heads\":6}", TD_EPROTO,
+     "hidden_size 64 is no multiple of num_attention_heads 6"},
+    {LLAMA ",\"head_dim\":15}", TD_ENOSUP, "head_dim 15"},
+    {LLAMA ",\"rms_norm_eps\":0}", TD_EPROTO, "rms_norm_eps is 0"},
+    {LLAMA ",\"rms_norm_eps\":-1e-6}", TD_EPROTO, "rms_norm_eps"},
+    {LLAMA ",\"tie_word_embeddings\":1}", TD_EPROTO, "tie_word_embeddings is 1, expected true or false"},
+    {LLAMA ",\"hidden_act\":\"gelu\"}", TD_ENOSUP,
+     "hidden_act = \"gelu\" is not supported for LlamaForCausalLM"},
+    {LLAMA ",\"hidden_activation\":\"gelu_pytorch_tanh\"}", TD_ENOSUP, "hidden_activation"},
+    {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\"}}", TD_ENOSUP, "quantization_config"},
+    {LLAMA ",\"attn_logit_softcapping\":50.0}", TD_ENOSUP, "attn_logit_softcapping = 50.0"},
+    {LLAMA ",\"pretraining_tp\":2}", TD_ENOSUP, "pretraining_tp = 2"},
+    {LLAMA ",\"partial_rotary_factor\":0.5}", TD_ENOSUP, "partial_rotary_factor"},
+    {LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", TD_ENOSUP, "partial_rotary_factor = 0.5"},
+    {LLAMA ",\"num_local_experts\":8}", TD_ENOSUP, "num_local_experts"},
+    {LLAMA ",\"text_config\":{\"a\":1}}", TD_ENOSUP, "text_config"},
+    {LLAMA ",\"sliding_window\":128}", TD_ENOSUP, "sliding_window = 128"},
+    {MISTRAL ",\"attention_bias\":true}", TD_ENOSUP, "attention_bias"},
+    {QWEN2 ",\"mlp_bias\":true}", TD_ENOSUP, "mlp_bias"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", TD_ENOSUP,
+     "rope type dynamic is not supported"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\"}}", TD_ENOSUP, "rope type longrope"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", TD_EPROTO, "factor is missing"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0.5}}", TD_EPROTO, "factor is 0.5"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"default\",\"mrope_section\":[1,2]}}", TD_ENOSUP,
+     "rope key mrope_section"},
+    {LLAMA ",\"rope_scaling\":[1]}", TD_EPROTO, "rope_scaling is no object"},
+    {LLAMA ",\"rope_theta\":0}", TD_EPROTO, "rope_theta is 0"},
+    {LLAMA ",\"rope_theta\":1e999}", TD_EPROTO, ""},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_"
+           "factor\":4}}",
+     TD_EPROTO, "high_freq_factor must be greater"},
+    {LLAMA ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":1,\"beta_slow\":2}}",
+     TD_EPROTO, "beta_fast"},
+    {LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":10000.0},\"sliding_attention\":{\"rope_"
+           "theta\":5000.0}}}",
+     TD_ENOSUP, "differ by layer type"},
+    {LLAMA ",\"rope_parameters\":{\"llama_4_scaling_beta\":0.1}}", TD_ENOSUP, "llama_4_scaling_beta"},
+    {MINISTRAL "}", TD_EPROTO, "rope_parameters are missing"},
+    {LLAMA ",\"torch_dtype\":\"float64\"}", TD_EPROTO, "torch_dtype is \"float64\""},
+    {LLAMA ",\"eos_token_id\":100}", TD_EPROTO, "eos_token_id is not a token id below vocab_size 100"},
+    {LLAMA ",\"eos_token_id\":[1,\"2\"]}", TD_EPROTO, "eos_token_id"},
+    {LLAMA ",\"bos_token_id\":2.5}", TD_EPROTO, "bos_token_id"},
+    {LLAMA ",\"eos_token_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}", TD_EFULL, "more than 16"},
+    {QWEN2 ",\"layer_types\":[\"full_attention\"]}", TD_EPROTO,
+     "layer_types is not a list of num_hidden_layers = 4"},
+    {QWEN2
+     ",\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"linear_attention\"]}",
+     TD_EPROTO, "expected full_attention or sliding_attention"},
+    {QWEN2
+     ",\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"sliding_attention\"]}",
+     TD_EPROTO, "without a sliding_window"},
+    {MISTRAL ",\"sliding_window\":8,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_"
+             "attention\",\"full_attention\"]}",
+     TD_ENOSUP, "layer_types[0]"},
+    {MISTRAL ",\"sliding_window\":-1}", TD_EPROTO, "sliding_window is -1"},
 };
 
 static void test_bad(void)
@@ -93,7 +112,8 @@ static void test_bad(void)
     td_model_desc d;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         td_status st = parse(bad[i].text, &d);
-        T_OK(st == bad[i].st && strstr(td_reason(), bad[i].reason), "%s: %s (%s)", bad[i].text, td_status_name(st), td_reason());
+        T_OK(st == bad[i].st && strstr(td_reason(), bad[i].reason), "%s: %s (%s)", bad[i].text,
+             td_status_name(st), td_reason());
     }
 }
 
@@ -102,51 +122,76 @@ static void test_bad(void)
 static void test_fields(void)
 {
     td_model_desc d;
-    T_OK(parse(LLAMA ",\"rms_norm_eps\":1e-5,\"bos_token_id\":1,\"eos_token_id\":[2,3,null_is_not_json", &d) == TD_EPROTO);
-    T_OK(parse(LLAMA ",\"rms_norm_eps\":1e-5,\"bos_token_id\":1,\"eos_token_id\":[2,3],\"attention_bias\":true,\"mlp_bias\":true,"
-                     "\"tie_word_embeddings\":true,\"torch_dtype\":\"float16\",\"quantization_config\":null,\"pretraining_tp\":1,"
-                     "\"num_experts\":0,\"partial_rotary_factor\":1.0,\"surprise\":[1]}", &d) == TD_OK, "%s", td_reason());
-    T_OK(d.V == 100 && d.E == 64 && d.F == 96 && d.L == 4 && d.H == 4 && d.G == 2 && d.D == 16 && d.max_positions == 512);
-    T_OK(d.tied && d.qkv_bias && d.o_bias && d.mlp_bias && !d.qk_norm && d.rms_eps == 1e-5 && d.attn_scale == 0.25);
+    T_OK(parse(LLAMA ",\"rms_norm_eps\":1e-5,\"bos_token_id\":1,\"eos_token_id\":[2,3,null_is_not_json",
+               &d) == TD_EPROTO);
+    T_OK(parse(LLAMA ",\"rms_norm_eps\":1e-5,\"bos_token_id\":1,\"eos_token_id\":[2,3],\"attention_bias\":"
+                     "true,\"mlp_bias\":true,"
+                     "\"tie_word_embeddings\":true,\"torch_dtype\":\"float16\",\"quantization_config\":null,"
+                     "\"pretraining_tp\":1,"
+                     "\"num_experts\":0,\"partial_rotary_factor\":1.0,\"surprise\":[1]}",
+               &d) == TD_OK,
+         "%s", td_reason());
+    T_OK(d.V == 100 && d.E == 64 && d.F == 96 && d.L == 4 && d.H == 4 && d.G == 2 && d.D == 16 &&
+         d.max_positions == 512);
+    T_OK(d.tied && d.qkv_bias && d.o_bias && d.mlp_bias && !d.qk_norm && d.rms_eps == 1e-5 &&
+         d.attn_scale == 0.25);
     T_OK(d.bos == 1 && d.n_eos == 2 && d.eos[0] == 2 && d.eos[1] == 3);
     T_STR(d.dtype, "f16");
     T_STR(d.arch, "LlamaForCausalLM");
     T_OK(d.n_groups == 1 && d.group[0].n_slots == 4 && d.group[0].window == 0 && d.layer[3].slot == 3);
-    T_OK(parse(QWEN2 "}", &d) == TD_OK && d.qkv_bias && !d.o_bias && !d.qk_norm && d.D == 16 && d.bos == -1 && d.n_eos == 0);
+    T_OK(parse(QWEN2 "}", &d) == TD_OK && d.qkv_bias && !d.o_bias && !d.qk_norm && d.D == 16 && d.bos == -1 &&
+         d.n_eos == 0);
     T_OK(parse(QWEN3 "}", &d) == TD_OK && !d.qkv_bias && d.qk_norm && d.D == 128);
-    T_OK(parse(LLAMA ",\"num_key_value_heads\":null,\"head_dim\":null}", &d) == TD_OK && d.G == 4 && d.D == 16);
+    T_OK(parse(LLAMA ",\"num_key_value_heads\":null,\"head_dim\":null}", &d) == TD_OK && d.G == 4 &&
+         d.D == 16);
 }
 
 static void test_generation(void)
 {
     td_model_desc d;
     const char *c = LLAMA ",\"bos_token_id\":1,\"eos_token_id\":2}";
-    static const struct { const char *text; int n, first, bos; } good[] = {
-        { "{}", 1, 2, 1 }, { "{\"eos_token_id\":7}", 1, 7, 1 }, { "{\"eos_token_id\":[9,8,7],\"bos_token_id\":5}", 3, 9, 5 },
-        { "{\"eos_token_id\":null,\"temperature\":0.6}", 1, 2, 1 }, { "{\"eos_token_id\":-1}", 0, 0, 1 },
+    static const struct {
+        const char *text;
+        int n, first, bos;
+    } good[] = {
+        {"{}", 1, 2, 1},
+        {"{\"eos_token_id\":7}", 1, 7, 1},
+        {"{\"eos_token_id\":[9,8,7],\"bos_token_id\":5}", 3, 9, 5},
+        {"{\"eos_token_id\":null,\"temperature\":0.6}", 1, 2, 1},
+        {"{\"eos_token_id\":-1}", 0, 0, 1},
     };
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        T_OK(td_config_parse(c, strlen(c), good[i].text, strlen(good[i].text), &d) == TD_OK, "%s", td_reason());
-        T_OK(d.n_eos == good[i].n && d.bos == good[i].bos && (!d.n_eos || d.eos[0] == good[i].first), "%s", good[i].text);
+        T_OK(td_config_parse(c, strlen(c), good[i].text, strlen(good[i].text), &d) == TD_OK, "%s",
+             td_reason());
+        T_OK(d.n_eos == good[i].n && d.bos == good[i].bos && (!d.n_eos || d.eos[0] == good[i].first), "%s",
+             good[i].text);
     }
-    static const char *const wrong[] = { "", "[]", "{\"eos_token_id\":100}", "{\"eos_token_id\":{}}", "{\"bos_token_id\":\"a\"}" };
+    static const char *const wrong[] = {"", "[]", "{\"eos_token_id\":100}", "{\"eos_token_id\":{}}",
+                                        "{\"bos_token_id\":\"a\"}"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         T_OK(td_config_parse(c, strlen(c), wrong[i], strlen(wrong[i]), &d) == TD_EPROTO &&
-             strstr(td_reason(), "generation_config.json"), "%s", wrong[i]);
+                 strstr(td_reason(), "generation_config.json"),
+             "%s", wrong[i]);
 }
 
 /* windows[4] expected; -1 ends the test's list */
-static const struct { const char *text; int window[4], groups; } windows[] = {
-    { MISTRAL ",\"sliding_window\":24}", { 24, 24, 24, 24 }, 1 },
-    { MISTRAL ",\"sliding_window\":null}", { 0, 0, 0, 0 }, 1 },
-    { MISTRAL ",\"max_position_embeddings\":8192}", { 4096, 4096, 4096, 4096 }, 1 }, /* the class's default */
-    { MISTRAL ",\"sliding_window\":512}", { 0, 0, 0, 0 }, 1 },                       /* covers every position */
-    { MINISTRAL ",\"rope_parameters\":{\"rope_type\":\"default\"}}", { 0, 0, 0, 0 }, 1 },
-    { QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":false}", { 0, 0, 0, 0 }, 1 },
-    { QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":true,\"max_window_layers\":2}", { 0, 0, 32, 32 }, 2 },
-    { QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":true}", { 0, 0, 0, 0 }, 1 }, /* max_window_layers 28 */
-    { QWEN3 ",\"sliding_window\":32,\"use_sliding_window\":true,\"layer_types\":[\"sliding_attention\",\"full_attention\","
-            "\"sliding_attention\",\"full_attention\"]}", { 32, 0, 32, 0 }, 2 },
+static const struct {
+    const char *text;
+    int window[4], groups;
+} windows[] = {
+    {MISTRAL ",\"sliding_window\":24}", {24, 24, 24, 24}, 1},
+    {MISTRAL ",\"sliding_window\":null}", {0, 0, 0, 0}, 1},
+    {MISTRAL ",\"max_position_embeddings\":8192}", {4096, 4096, 4096, 4096}, 1}, /* the class's default */
+    {MISTRAL ",\"sliding_window\":512}", {0, 0, 0, 0}, 1},                       /* covers every position */
+    {MINISTRAL ",\"rope_parameters\":{\"rope_type\":\"default\"}}", {0, 0, 0, 0}, 1},
+    {QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":false}", {0, 0, 0, 0}, 1},
+    {QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":true,\"max_window_layers\":2}", {0, 0, 32, 32}, 2},
+    {QWEN2 ",\"sliding_window\":32,\"use_sliding_window\":true}", {0, 0, 0, 0}, 1}, /* max_window_layers 28 */
+    {QWEN3 ",\"sliding_window\":32,\"use_sliding_window\":true,\"layer_types\":[\"sliding_attention\",\"full_"
+           "attention\","
+           "\"sliding_attention\",\"full_attention\"]}",
+     {32, 0, 32, 0},
+     2},
 };
 
 static void test_windows(void)
@@ -185,23 +230,36 @@ static void test_rope(void)
     T_OK(!memcmp(a, b, sizeof a) && a[1] == pow(500000.0, -1 / 8.0) && f == 1 && g == 1);
     inv_of(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}", b, &f);
     T_NEAR(b[3], pow(10000.0, -3 / 8.0) / 4, 1e-15);
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4,"
-                 "\"original_max_position_embeddings\":64}}", b, &f);
+    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_"
+                 "factor\":4,"
+                 "\"original_max_position_embeddings\":64}}",
+           b, &f);
     inv_of(LLAMA "}", a, &g);
     T_OK(b[0] == a[0] && b[7] == a[7] / 8 && b[2] < a[2] && b[2] > a[2] / 8, "kept, divided, blended");
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":64}}", b, &f);
+    inv_of(LLAMA
+           ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":64}}",
+           b, &f);
     T_NEAR(f, 0.1 * log(4) + 1, 1e-15);
     T_OK(b[0] == a[0], "the fastest is kept");
     T_NEAR(b[7], a[7] / 4, 1e-15);
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":1,\"mscale_all_dim\":0.5}}", b, &f);
-    T_NEAR(f, (0.1 * log(4) + 1) / (0.05 * log(4) + 1), 1e-15);
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":1.5,\"mscale\":1}}", b, &f);
-    T_NEAR(f, 1.5, 0);
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":null,\"original_max_position_embeddings\":64}}", b, &f);
-    T_NEAR(b[7], a[7] / 8, 1e-15); /* 512 / 64 */
-    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":64,\"truncate\":false}}",
+    inv_of(LLAMA
+           ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":1,\"mscale_all_dim\":0.5}}",
            b, &f);
-    double low = 16 * log(64 / (32 * 2 * M_PI)) / (2 * log(10000.0)), high = 16 * log(64 / (2 * M_PI)) / (2 * log(10000.0));
+    T_NEAR(f, (0.1 * log(4) + 1) / (0.05 * log(4) + 1), 1e-15);
+    inv_of(LLAMA
+           ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":1.5,\"mscale\":1}}",
+           b, &f);
+    T_NEAR(f, 1.5, 0);
+    inv_of(
+        LLAMA
+        ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":null,\"original_max_position_embeddings\":64}}",
+        b, &f);
+    T_NEAR(b[7], a[7] / 8, 1e-15); /* 512 / 64 */
+    inv_of(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_"
+                 "embeddings\":64,\"truncate\":false}}",
+           b, &f);
+    double low = 16 * log(64 / (32 * 2 * M_PI)) / (2 * log(10000.0)),
+           high = 16 * log(64 / (2 * M_PI)) / (2 * log(10000.0));
     low = low < 0 ? 0 : low;
     double ramp = (1 - low) / (high - low);
     T_NEAR(b[1], a[1] / 4 * ramp + a[1] * (1 - ramp), 1e-15);
@@ -212,9 +270,12 @@ static void test_rope_rows(void)
     td_model_desc d;
     td_rope r;
     float cs[4][8][2], q[4];
-    const int32_t pos[4] = { 0, 1, 130, TD_ROPE_CACHED + 5 };
-    T_OK(parse(MINISTRAL ",\"max_position_embeddings\":65536,\"rope_parameters\":{\"rope_type\":\"default\",\"llama_4_scaling_beta\":0.1,"
-                         "\"original_max_position_embeddings\":64}}", &d) == TD_OK, "%s", td_reason());
+    const int32_t pos[4] = {0, 1, 130, TD_ROPE_CACHED + 5};
+    T_OK(parse(MINISTRAL ",\"max_position_embeddings\":65536,\"rope_parameters\":{\"rope_type\":\"default\","
+                         "\"llama_4_scaling_beta\":0.1,"
+                         "\"original_max_position_embeddings\":64}}",
+               &d) == TD_OK,
+         "%s", td_reason());
     td_rope_init(&r, &d);
     td_rope_rows(&r, pos, 4, &cs[0][0][0]);
     for (int t = 0; t < 4; t++)
@@ -248,22 +309,25 @@ static void test_published(void)
         if (in) fclose(in);
         td_status st = td_config_parse(text, n, NULL, 0, &d);
         bool ours = strstr(text, "\"LlamaForCausalLM\"") || strstr(text, "\"Qwen3ForCausalLM\"");
-        T_OK(ours ? st == TD_OK : st == TD_ENOSUP && strstr(td_reason(), "architecture "), "%s: %s (%s)", e->d_name, td_status_name(st),
-             td_reason());
+        T_OK(ours ? st == TD_OK : st == TD_ENOSUP && strstr(td_reason(), "architecture "), "%s: %s (%s)",
+             e->d_name, td_status_name(st), td_reason());
         parsed += st == TD_OK;
         refused += st < 0;
         free(text);
     }
-    if (f) closedir(f);
-    else printf("SKIP: no %s\n", dir);
+    if (f)
+        closedir(f);
+    else
+        printf("SKIP: no %s\n", dir);
     T_OK(!f || (parsed >= 5 && refused >= 9), "%d parsed, %d refused", parsed, refused);
 }
 
 /* Goldens of other families must be refused by name. */
 static void test_other_families(void)
 {
-    static const char *const names[] = { "phi3", "gemma2", "gemma3", "gemma4-moe", "olmo2", "mixtral", "qwen3-moe", "olmoe", "gpt-oss",
-                                         "deepseek-v2", "deepseek-v3", "glm4-moe" };
+    static const char *const names[] = {"phi3",    "gemma2",      "gemma3",      "gemma4-moe",
+                                        "olmo2",   "mixtral",     "qwen3-moe",   "olmoe",
+                                        "gpt-oss", "deepseek-v2", "deepseek-v3", "glm4-moe"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char dir[128];
         td_model_desc d;
@@ -277,7 +341,8 @@ static void test_other_families(void)
 static void test_shapes(void)
 {
     td_model_desc d;
-    T_OK(td_model_desc_shape("1b", &d) == TD_OK && d.E == 2048 && d.tied && d.L == 16 && d.n_groups == 1 && d.rope.theta == 500000);
+    T_OK(td_model_desc_shape("1b", &d) == TD_OK && d.E == 2048 && d.tied && d.L == 16 && d.n_groups == 1 &&
+         d.rope.theta == 500000);
     T_OK(td_model_desc_shape("0.5b", &d) == TD_OK && d.tied && d.V == 151936);
     T_OK(td_model_desc_shape("3b", &d) == TD_ENOSUP && strstr(td_reason(), "3b"));
     T_OK(td_model_desc_read("/nonexistent", &d) == TD_EIO && strstr(td_reason(), "no config.json"));
@@ -285,8 +350,9 @@ static void test_shapes(void)
 
 static void test_mutations(void)
 {
-    const char *text = MINISTRAL ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":10000,\"mscale\":1,"
-                                 "\"llama_4_scaling_beta\":0.1},\"eos_token_id\":[1,2],\"sliding_window\":7}";
+    const char *text = MINISTRAL
+        ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":10000,\"mscale\":1,"
+        "\"llama_4_scaling_beta\":0.1},\"eos_token_id\":[1,2],\"sliding_window\":7}";
     size_t n = strlen(text);
     int good = 0;
     for (uint32_t round = 0; round < 20000; round++) {
@@ -294,7 +360,7 @@ static void test_mutations(void)
         char *p = malloc(n);
         memcpy(p, text, n);
         for (uint32_t i = 0; i <= round % 3; i++) {
-            td_philox4x32((uint32_t[]){ round, i, 1, 0 }, (uint32_t[]){ 3, 4 }, r);
+            td_philox4x32((uint32_t[]){round, i, 1, 0}, (uint32_t[]){3, 4}, r);
             p[r[0] % n] = r[1] % 2 ? (char)r[2] : "0123456789-.e\"{}[],:"[r[2] % 20];
         }
         td_model_desc d;
@@ -303,7 +369,8 @@ static void test_mutations(void)
             double inv[512], f;
             td_rope_inv_freq(&d.rope, inv, &f);
             for (int i = 0; i < d.rope.rot_dim / 2; i++) T_OK(isfinite(inv[i]) && inv[i] > 0, "%g", inv[i]);
-            T_OK(d.L <= TD_MAX_LAYERS && d.n_groups >= 1 && d.H % d.G == 0 && d.D >= 2 && d.D <= 1024 && isfinite(f));
+            T_OK(d.L <= TD_MAX_LAYERS && d.n_groups >= 1 && d.H % d.G == 0 && d.D >= 2 && d.D <= 1024 &&
+                 isfinite(f));
         }
         free(p);
     }

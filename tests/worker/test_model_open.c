@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_model_open.c - opening models: refused checkpoints, dummy shapes, the image cache (shared, broken, unusable), steps
- * outside the model's limits, the on_layer call. */
+/* tests/worker/test_model_open.c - opening models: refused checkpoints, dummy shapes, the image cache
+ * (shared, broken, unusable), steps outside the model's limits, the on_layer call. */
 #include "common/clock.h"
 #include "common/log.h"
 #include "tests/t.h"
@@ -32,7 +32,10 @@ static const td_ops *best(void)
 
 /* ---- checkpoints that do not fit their config ---- */
 
-static void path_of(char out[512], const char *name) { snprintf(out, 512, "%s/%s", dir, name); }
+static void path_of(char out[512], const char *name)
+{
+    snprintf(out, 512, "%s/%s", dir, name);
+}
 
 static void put_text(const char *name, const char *text)
 {
@@ -44,22 +47,33 @@ static void put_text(const char *name, const char *text)
 }
 
 enum { E = 8, H = 2, G = 1, D = 4, F = 12, V = 20 };
-static const char config[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":20,\"hidden_size\":8,\"intermediate_size\":12,"
-                             "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
-                             "\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\"}";
+static const char config[] =
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":20,\"hidden_size\":8,\"intermediate_size\":12,"
+    "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+    "\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\"}";
 
-/* A one-layer checkpoint. `change` names a tensor to leave out (how 0), give another shape (1), another dtype (2) or another weight
- * dtype (3); how 4 adds an unknown one. */
+/* A one-layer checkpoint. `change` names a tensor to leave out (how 0), give another shape (1), another dtype
+ * (2) or another weight dtype (3); how 4 adds an unknown one. */
 static td_status open_changed(const char *change, int how, td_model **m)
 {
-    static const struct { const char *name; int rows, cols; } all[] = {
-        { "model.embed_tokens.weight", V, E }, { "model.norm.weight", E, 0 }, { "lm_head.weight", V, E },
-        { "model.layers.0.input_layernorm.weight", E, 0 }, { "model.layers.0.post_attention_layernorm.weight", E, 0 },
-        { "model.layers.0.self_attn.q_proj.weight", H * D, E }, { "model.layers.0.self_attn.k_proj.weight", G * D, E },
-        { "model.layers.0.self_attn.v_proj.weight", G * D, E }, { "model.layers.0.self_attn.o_proj.weight", E, H * D },
-        { "model.layers.0.mlp.gate_proj.weight", F, E }, { "model.layers.0.mlp.up_proj.weight", F, E },
-        { "model.layers.0.mlp.down_proj.weight", E, F }, { "model.layers.0.self_attn.rotary_emb.inv_freq", 2, 0 },
-        { "surprise", 1, 0 },
+    static const struct {
+        const char *name;
+        int rows, cols;
+    } all[] = {
+        {"model.embed_tokens.weight", V, E},
+        {"model.norm.weight", E, 0},
+        {"lm_head.weight", V, E},
+        {"model.layers.0.input_layernorm.weight", E, 0},
+        {"model.layers.0.post_attention_layernorm.weight", E, 0},
+        {"model.layers.0.self_attn.q_proj.weight", H * D, E},
+        {"model.layers.0.self_attn.k_proj.weight", G * D, E},
+        {"model.layers.0.self_attn.v_proj.weight", G * D, E},
+        {"model.layers.0.self_attn.o_proj.weight", E, H * D},
+        {"model.layers.0.mlp.gate_proj.weight", F, E},
+        {"model.layers.0.mlp.up_proj.weight", F, E},
+        {"model.layers.0.mlp.down_proj.weight", E, F},
+        {"model.layers.0.self_attn.rotary_emb.inv_freq", 2, 0},
+        {"surprise", 1, 0},
     };
     static uint8_t zeros[8192];
     td_st_tensor t[16];
@@ -67,7 +81,8 @@ static td_status open_changed(const char *change, int how, td_model **m)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         bool hit = !strcmp(all[i].name, change);
         if ((hit && how == 0) || (!strcmp(all[i].name, "surprise") && how != 4)) continue;
-        t[n] = (td_st_tensor){ .name = all[i].name, .dtype = TD_ST_BF16, .rank = all[i].cols ? 2 : 1, .data = zeros };
+        t[n] = (td_st_tensor){
+            .name = all[i].name, .dtype = TD_ST_BF16, .rank = all[i].cols ? 2 : 1, .data = zeros};
         t[n].shape[0] = all[i].rows;
         t[n].shape[1] = all[i].cols;
         if (hit && how == 1) t[n].shape[0]++;
@@ -79,36 +94,43 @@ static td_status open_changed(const char *change, int how, td_model **m)
     path_of(path, "model.safetensors");
     T_OK(td_safetensors_write(path, t, n) == TD_OK, "%s", td_reason());
     put_text("config.json", config);
-    td_model_opts o = { .dir = dir, .ops = family("ref"), .pool = pool, .max_rows = 8, .max_logits = 8 };
+    td_model_opts o = {.dir = dir, .ops = family("ref"), .pool = pool, .max_rows = 8, .max_logits = 8};
     return td_model_open(&o, m);
 }
 
 static void test_checkpoints(void)
 {
-    static const struct { const char *change; int how; td_status st; const char *reason; } cases[] = {
-        { "", 0, TD_OK, "" },
-        { "", 4, TD_OK, "" },
-        { "model.norm.weight", 3, TD_OK, "" }, /* norms may be of any float type */
-        { "model.norm.weight", 0, TD_EPROTO, "has no tensor \"model.norm.weight\"" },
-        { "lm_head.weight", 0, TD_EPROTO, "has no tensor \"lm_head.weight\"" },
-        { "model.layers.0.self_attn.k_proj.weight", 0, TD_EPROTO, "self_attn.k_proj.weight" },
-        { "model.layers.0.mlp.up_proj.weight", 1, TD_EPROTO, "has shape [13, 8], config.json makes it [12, 8]" },
-        { "model.layers.0.input_layernorm.weight", 1, TD_EPROTO, "has shape [9], config.json makes it [8]" },
-        { "model.layers.0.mlp.down_proj.weight", 2, TD_ENOSUP, "dtype F8_E4M3 is not supported" },
-        { "model.layers.0.self_attn.v_proj.weight", 3, TD_ENOSUP, "is f32, but the parts joined with it are bf16" },
+    static const struct {
+        const char *change;
+        int how;
+        td_status st;
+        const char *reason;
+    } cases[] = {
+        {"", 0, TD_OK, ""},
+        {"", 4, TD_OK, ""},
+        {"model.norm.weight", 3, TD_OK, ""}, /* norms may be of any float type */
+        {"model.norm.weight", 0, TD_EPROTO, "has no tensor \"model.norm.weight\""},
+        {"lm_head.weight", 0, TD_EPROTO, "has no tensor \"lm_head.weight\""},
+        {"model.layers.0.self_attn.k_proj.weight", 0, TD_EPROTO, "self_attn.k_proj.weight"},
+        {"model.layers.0.mlp.up_proj.weight", 1, TD_EPROTO,
+         "has shape [13, 8], config.json makes it [12, 8]"},
+        {"model.layers.0.input_layernorm.weight", 1, TD_EPROTO, "has shape [9], config.json makes it [8]"},
+        {"model.layers.0.mlp.down_proj.weight", 2, TD_ENOSUP, "dtype F8_E4M3 is not supported"},
+        {"model.layers.0.self_attn.v_proj.weight", 3, TD_ENOSUP,
+         "is f32, but the parts joined with it are bf16"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         td_model *m = NULL;
         td_status st = open_changed(cases[i].change, cases[i].how, &m);
-        T_OK(st == cases[i].st && (st == TD_OK || strstr(td_reason(), cases[i].reason)), "%s: %s (%s)", cases[i].change,
-             td_status_name(st), td_reason());
+        T_OK(st == cases[i].st && (st == TD_OK || strstr(td_reason(), cases[i].reason)), "%s: %s (%s)",
+             cases[i].change, td_status_name(st), td_reason());
         td_model_close(m);
     }
     char path[512];
     path_of(path, "model.safetensors");
     unlink(path);
     td_model *m = NULL;
-    td_model_opts o = { .dir = dir, .ops = family("ref"), .pool = pool, .max_rows = 8, .max_logits = 8 };
+    td_model_opts o = {.dir = dir, .ops = family("ref"), .pool = pool, .max_rows = 8, .max_logits = 8};
     T_OK(td_model_open(&o, &m) == TD_EIO && !m);
     o.max_rows = 0;
     T_OK(td_model_open(&o, &m) == TD_EBADREQ);
@@ -120,10 +142,10 @@ static void test_checkpoints(void)
 
 static void logits_of(td_model *m, const td_ops *ops, float *out)
 {
-    static const int32_t ids[9] = { 3, 1, 4, 1, 5, 9, 2, 6, 5 };
+    static const int32_t ids[9] = {3, 1, 4, 1, 5, 9, 2, 6, 5};
     ts_kv kv;
     ts_kv_open(&kv, td_model_descr(m), ops, 4, 16, 1);
-    ts_seq q = { 0, 0, 9, ids };
+    ts_seq q = {0, 0, 9, ids};
     td_step *s = ts_step(&kv, td_model_descr(m), &q, 1, false);
     T_OK(td_model_forward(m, s, kv.kv, out, NULL, NULL) == TD_OK, "%s", td_reason());
     free(s);
@@ -133,8 +155,13 @@ static void logits_of(td_model *m, const td_ops *ops, float *out)
 static td_model *open_model(const char *model_dir, const char *shape, const td_ops *ops, const char *cache)
 {
     td_model *m = NULL;
-    td_model_opts o = { .dir = model_dir, .dummy_shape = shape, .ops = ops, .pool = pool, .max_rows = 16, .max_logits = 4,
-                        .cache_dir = cache };
+    td_model_opts o = {.dir = model_dir,
+                       .dummy_shape = shape,
+                       .ops = ops,
+                       .pool = pool,
+                       .max_rows = 16,
+                       .max_logits = 4,
+                       .cache_dir = cache};
     T_OK(td_model_open(&o, &m) == TD_OK, "%s", td_reason());
     return m;
 }
@@ -148,7 +175,8 @@ static void test_dummy(const td_ops *ops)
     logits_of(b, ops, y);
     bool finite = true, varied = false;
     for (int i = 0; i < 2048; i++) finite = finite && isfinite(x[i]), varied = varied || x[i] != x[0];
-    T_OK(finite && varied && !memcmp(x, y, sizeof x), "%s: random weights are the same each time", ops->family);
+    T_OK(finite && varied && !memcmp(x, y, sizeof x), "%s: random weights are the same each time",
+         ops->family);
     T_OK(td_model_weight_bytes(a) > 5000000 && td_model_descr(a)->digest.lo == td_model_descr(b)->digest.lo);
     td_model_close(a);
     td_model_close(b);
@@ -163,7 +191,10 @@ static void test_dummy(const td_ops *ops)
 
 /* ---- the image ---- */
 
-typedef struct maker { int calls; size_t n; } maker;
+typedef struct maker {
+    int calls;
+    size_t n;
+} maker;
 
 static void make_bytes(void *arg, uint8_t *data)
 {
@@ -195,13 +226,14 @@ static int files_in(const char *d, const char *what, char *path, size_t cap)
 static void clear_dir(const char *d)
 {
     char path[512];
-    while (files_in(d, "", path, sizeof path) > 0 && unlink(path) == 0) {}
+    while (files_in(d, "", path, sizeof path) > 0 && unlink(path) == 0) {
+    }
     rmdir(d);
 }
 
 static td_status open_im(td_image *im, const char *cache, uint32_t shard, maker *k)
 {
-    td_image_key key = { { 1, 2 }, { 3, 4 }, 1, shard, 2, 0 };
+    td_image_key key = {{1, 2}, {3, 4}, 1, shard, 2, 0};
     return td_image_open(im, cache, &key, k->n, pool, make_bytes, k);
 }
 
@@ -216,10 +248,11 @@ static void test_image(void)
 {
     char cache[128], path[512];
     td_image a, b;
-    maker k = { 0, (3 << 20) + 12345 };
+    maker k = {0, (3 << 20) + 12345};
     snprintf(cache, sizeof cache, "%s/some/cache", dir);
     T_OK(open_im(&a, cache, 0, &k) == TD_OK && a.made && a.shared && bytes_good(&a) && k.calls == 1);
-    T_OK(open_im(&b, cache, 0, &k) == TD_OK && !b.made && b.shared && bytes_good(&b) && k.calls == 1, "the second maps it");
+    T_OK(open_im(&b, cache, 0, &k) == TD_OK && !b.made && b.shared && bytes_good(&b) && k.calls == 1,
+         "the second maps it");
     td_image_close(&b);
     T_OK(open_im(&b, cache, 1, &k) == TD_OK && b.made && k.calls == 2, "another shard is another file");
     td_image_close(&b);
@@ -227,8 +260,12 @@ static void test_image(void)
     td_image_close(&a);
     clear_dir(cache);
 
-    static const struct { long at; const char *what; } breaks[] = {
-        { 0, "magic" }, { 8, "version" }, { 12, "header CRC" }, { 20, "key" }, { 4096, "chunk CRC" }, { 8192 + 70000, "data" },
+    static const struct {
+        long at;
+        const char *what;
+    } breaks[] = {
+        {0, "magic"}, {8, "version"},      {12, "header CRC"},
+        {20, "key"},  {4096, "chunk CRC"}, {8192 + 70000, "data"},
     };
     for (size_t i = 0; i < sizeof breaks / sizeof *breaks; i++) {
         k.calls = 0;
@@ -239,7 +276,8 @@ static void test_image(void)
         unlink(path);
         files_in(cache, "0of2.image", path, sizeof path);
         poke(path, breaks[i].at, "\x99\x98\x97\x96", 4);
-        T_OK(open_im(&a, cache, 0, &k) == TD_OK && k.calls == 2 && bytes_good(&a), "a broken %s is seen", breaks[i].what);
+        T_OK(open_im(&a, cache, 0, &k) == TD_OK && k.calls == 2 && bytes_good(&a), "a broken %s is seen",
+             breaks[i].what);
         td_image_close(&a);
         clear_dir(cache);
     }
@@ -252,14 +290,21 @@ static void test_image(void)
     files_in(cache, "image", path, sizeof path);
     char boot[40], now[40];
     int fd = open(path, O_RDONLY);
-    struct { char magic[8]; uint32_t v, c; td_image_key key; uint32_t cc; uint64_t n, o; } head;
+    struct {
+        char magic[8];
+        uint32_t v, c;
+        td_image_key key;
+        uint32_t cc;
+        uint64_t n, o;
+    } head;
     long boot_at = (long)sizeof head;
     T_OK(pread(fd, boot, 40, boot_at) == 40 && boot[8] == 45, "the boot id is where the test thinks");
     poke(path, boot_at, "another", 7);
     T_OK(open_im(&a, cache, 0, &k) == TD_OK && k.calls == 1 && !a.made && bytes_good(&a));
     T_OK(pread(fd, now, 40, boot_at) == 40 && !memcmp(now, boot, 40), "marked as verified in this boot");
     td_image_close(&a);
-    if (truncate(path, 8192) == 0) T_OK(open_im(&a, cache, 0, &k) == TD_OK && k.calls == 2 && bytes_good(&a), "truncated");
+    if (truncate(path, 8192) == 0)
+        T_OK(open_im(&a, cache, 0, &k) == TD_OK && k.calls == 2 && bytes_good(&a), "truncated");
     td_image_close(&a);
     close(fd);
     clear_dir(cache);
@@ -271,10 +316,11 @@ static void test_image_unusable(void)
 {
     char path[512];
     td_image a;
-    maker k = { 0, 100000 };
+    maker k = {0, 100000};
     put_text("plain", "not a folder");
     path_of(path, "plain");
-    T_OK(open_im(&a, path, 0, &k) == TD_OK && !a.shared && bytes_good(&a) && k.calls == 1, "a file as cache directory");
+    T_OK(open_im(&a, path, 0, &k) == TD_OK && !a.shared && bytes_good(&a) && k.calls == 1,
+         "a file as cache directory");
     td_image_close(&a);
     T_OK(open_im(&a, "/proc/none", 0, &k) == TD_OK && !a.shared && bytes_good(&a) && k.calls == 2);
     td_image_close(&a);
@@ -295,8 +341,8 @@ static void test_image_race(void)
         child[i] = fork();
         if (child[i] == 0) {
             td_image a;
-            maker k = { 0, 4 << 20 };
-            td_image_key key = { { 1, 2 }, { 3, 4 }, 1, 0, 2, 0 };
+            maker k = {0, 4 << 20};
+            td_image_key key = {{1, 2}, {3, 4}, 1, 0, 2, 0};
             td_pool *one = td_pool_open(1);
             bool ok = td_image_open(&a, cache, &key, k.n, one, make_bytes, &k) == TD_OK && bytes_good(&a);
             _exit(ok ? k.calls : 9);
@@ -336,7 +382,10 @@ static void test_model_image(const td_ops *ops)
 
 /* ---- steps outside the limits ---- */
 
-typedef struct layers { int n; bool ascending; } layers;
+typedef struct layers {
+    int n;
+    bool ascending;
+} layers;
 static void count_layer(void *arg, int layer)
 {
     layers *l = arg;
@@ -347,9 +396,10 @@ static void count_layer(void *arg, int layer)
 static void bad(td_model *m, td_step *s, const ts_kv *kv, const char *reason)
 {
     static float logits[16 * 320];
-    layers l = { 0, true };
+    layers l = {0, true};
     td_status st = td_model_forward(m, s, kv->kv, logits, count_layer, &l);
-    T_OK(st == TD_EPROTO && l.n == 0 && strstr(td_reason(), reason), "%s: %s (%s)", reason, td_status_name(st), td_reason());
+    T_OK(st == TD_EPROTO && l.n == 0 && strstr(td_reason(), reason), "%s: %s (%s)", reason,
+         td_status_name(st), td_reason());
 }
 
 static void test_steps(void)
@@ -357,23 +407,25 @@ static void test_steps(void)
     td_model *m = open_model("tests/golden/models/mistral-swa", NULL, family("ref"), NULL);
     if (!m) return;
     const td_model_desc *d = td_model_descr(m);
-    static const int32_t ids[16] = { 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17 };
+    static const int32_t ids[16] = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17};
     ts_kv kv;
     ts_kv_open(&kv, d, family("ref"), 8, 512, 2);
-    ts_seq q[2] = { { 0, 0, 3, ids }, { 1, 0, 4, ids } };
+    ts_seq q[2] = {{0, 0, 3, ids}, {1, 0, 4, ids}};
     td_step *s = ts_step(&kv, d, q, 2, false);
     float logits[4 * 320];
-    layers l = { 0, true };
-    T_OK(td_model_forward(m, s, kv.kv, logits, count_layer, &l) == TD_OK && l.n == d->L && l.ascending, "%s", td_reason());
+    layers l = {0, true};
+    T_OK(td_model_forward(m, s, kv.kv, logits, count_layer, &l) == TD_OK && l.n == d->L && l.ascending, "%s",
+         td_reason());
     td_step keep = *s;
-    td_step_seq *sq = (td_step_seq *)(void *)((char *)s + s->seqs), keep_sq[2] = { sq[0], sq[1] };
+    td_step_seq *sq = (td_step_seq *)(void *)((char *)s + s->seqs), keep_sq[2] = {sq[0], sq[1]};
     int32_t *id = (int32_t *)(void *)((char *)s + s->ids), *pos = (int32_t *)(void *)((char *)s + s->pos);
-    int32_t *page = (int32_t *)(void *)((char *)s + sq[1].pages[0]), *want = (int32_t *)(void *)((char *)s + s->logit_rows);
-#define BAD(change, reason)                                                            \
-    do {                                                                               \
-        change;                                                                        \
-        bad(m, s, &kv, reason);                                                        \
-        *s = keep, sq[0] = keep_sq[0], sq[1] = keep_sq[1];                             \
+    int32_t *page = (int32_t *)(void *)((char *)s + sq[1].pages[0]),
+            *want = (int32_t *)(void *)((char *)s + s->logit_rows);
+#define BAD(change, reason)                                                                                  \
+    do {                                                                                                     \
+        change;                                                                                              \
+        bad(m, s, &kv, reason);                                                                              \
+        *s = keep, sq[0] = keep_sq[0], sq[1] = keep_sq[1];                                                   \
     } while (0)
     BAD(s->bytes = 8, "too short");
     BAD(s->n_rows = 0, "rows out of range");
@@ -430,7 +482,7 @@ static void test_folders(void)
         return;
     }
     float *x = malloc(4096 * sizeof *x);
-    const td_ops *all[] = { family("ref"), best() };
+    const td_ops *all[] = {family("ref"), best()};
     for (int i = 0; i < 2; i++) {
         td_model *m = open_model("../shared/data/stories260K", NULL, all[i], NULL);
         if (!m) continue;
@@ -447,7 +499,8 @@ static void test_folders(void)
         td_model *m = open_model("../shared/demo-model/target", NULL, best(), cache);
         int64_t us = td_now_us() - t0;
         if (!m) continue;
-        if (getenv("VERBOSE")) printf("demo model, start %d: %.1f ms (%s)\n", i, (double)us / 1e3, best()->family);
+        if (getenv("VERBOSE"))
+            printf("demo model, start %d: %.1f ms (%s)\n", i, (double)us / 1e3, best()->family);
         td_model_close(m);
     }
     clear_dir(cache);

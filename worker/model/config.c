@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/config.c - a table of families, one list of keys that must be neutral, then the descriptor field by field. Rope keys
- * are in config_rope.c. */
+/* worker/model/config.c - a table of families, one list of keys that must be neutral, then the descriptor
+ * field by field. Rope keys are in config_rope.c. */
 #include "worker/model/config.h"
 #include "common/arena.h"
 #include "common/check.h"
@@ -15,68 +15,70 @@ static const char file[] = "config.json";
 
 /* ---- the families ---- */
 
-typedef enum { BIAS_NONE, BIAS_QKV, BIAS_BY_KEY } bias_rule;          /* BY_KEY: attention_bias, on q, k, v and o */
-typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_QWEN } window_rule;    /* ALL: sliding_window on every layer */
+typedef enum { BIAS_NONE, BIAS_QKV, BIAS_BY_KEY } bias_rule; /* BY_KEY: attention_bias, on q, k, v and o */
+typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_QWEN } window_rule; /* ALL: sliding_window on every layer */
 
 typedef struct family {
     const char *arch, *model_type;
     bias_rule bias;
     bool mlp_bias_key, qk_norm, q_scaling;
     window_rule window;
-    int default_window, default_kv_heads, default_head_dim;           /* 0: none; = query heads; hidden / heads */
+    int default_window, default_kv_heads, default_head_dim; /* 0: none; = query heads; hidden / heads */
     double default_eps;
 } family;
 
 static const family families[] = {
-    { "LlamaForCausalLM", "llama", BIAS_BY_KEY, true, false, false, WINDOW_NONE, 0, 0, 0, 1e-6 },
-    { "MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6 },
-    { "Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5 },
-    { "Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6 },
-    { "Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6 },
+    {"LlamaForCausalLM", "llama", BIAS_BY_KEY, true, false, false, WINDOW_NONE, 0, 0, 0, 1e-6},
+    {"MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6},
+    {"Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5},
+    {"Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6},
+    {"Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6},
 };
 
-/* ---- keys that must be neutral: name, and whether 1 is neutral too ---- */
+/* ---- keys that must be neutral ---- */
 
-static const struct { const char *key; bool one; } neutral[] = {
+/* null, false, 0 or empty */
+static const char *const off_keys[] = {
     /* other ways to store weights */
-    { "quantization_config", false }, { "quantization", false }, { "compression_config", false },
-    /* soft caps, scales and multipliers */
-    { "attn_logit_softcapping", false }, { "final_logit_softcapping", false }, { "logits_soft_cap", false },
-    { "query_pre_attn_scalar", false }, { "attention_multiplier", false }, { "embedding_multiplier", true },
-    { "residual_multiplier", true }, { "logits_scaling", true }, { "logit_scale", true }, { "scale_emb", true },
-    { "scale_depth", false }, { "dim_model_base", false }, { "attn_temperature_tuning", false },
+    "quantization_config", "quantization", "compression_config",
+    /* soft caps and scales */
+    "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "query_pre_attn_scalar",
+    "attention_multiplier", "scale_depth", "dim_model_base", "attn_temperature_tuning",
     /* parts of the block that are not in this one */
-    { "pretraining_tp", true }, { "clip_qkv", false }, { "use_qk_norm", false }, { "qk_layernorm", false },
-    { "qk_norm", false }, { "attention_out_bias", false }, { "lm_head_bias", false }, { "parallel_attn", false },
-    { "use_parallel_residual", false }, { "add_cross_attention", false }, { "alibi", false }, { "use_alibi", false },
-    { "attention_sinks", false }, { "use_sinks", false }, { "cross_attention_layers", false },
-    { "num_kv_shared_layers", false }, { "hidden_size_per_layer_input", false }, { "final_layernorm_bias", false },
+    "clip_qkv", "use_qk_norm", "qk_layernorm", "qk_norm", "attention_out_bias", "lm_head_bias",
+    "parallel_attn", "use_parallel_residual", "add_cross_attention", "cross_attention_layers", "alibi",
+    "use_alibi", "attention_sinks", "use_sinks", "num_kv_shared_layers", "hidden_size_per_layer_input",
+    "final_layernorm_bias",
     /* mixtures of experts and latent attention */
-    { "num_experts", false }, { "num_local_experts", false }, { "n_routed_experts", false },
-    { "num_experts_per_tok", false }, { "moe_intermediate_size", false }, { "kv_lora_rank", false },
-    { "q_lora_rank", false }, { "num_nextn_predict_layers", false },
+    "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "kv_lora_rank", "q_lora_rank", "num_nextn_predict_layers",
     /* positions */
-    { "partial_rotary_factor", true }, { "rotary_pct", true }, { "rope_interleave", false }, { "rope_interleaved", false }, { "use_mrope", false },
-    { "no_rope_layers", false }, { "no_rope_layer_interval", false }, { "rope_local_base_freq", false },
-    { "attention_chunk_size", false }, { "sliding_window_pattern", false },
+    "rope_interleave", "rope_interleaved", "use_mrope", "no_rope_layers", "no_rope_layer_interval",
+    "rope_local_base_freq", "attention_chunk_size", "sliding_window_pattern",
     /* wrappers */
-    { "text_config", false }, { "vision_config", false }, { "audio_config", false }, { "is_encoder_decoder", false },
-};
+    "text_config", "vision_config", "audio_config", "is_encoder_decoder"};
 
-/* Read, or without effect on inference. */
+/* the same, or 1 */
+static const char *const one_keys[] = {"embedding_multiplier",  "residual_multiplier", "logits_scaling",
+                                       "logit_scale",           "scale_emb",           "pretraining_tp",
+                                       "partial_rotary_factor", "rotary_pct"};
+
 static const char *const known[] = {
+    /* read */
     "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
-    "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias", "torch_dtype", "dtype",
-    "bos_token_id", "eos_token_id", "pad_token_id", "sliding_window", "use_sliding_window", "max_window_layers",
-    "layer_types", "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings",
-    "transformers_version", "use_cache", "initializer_range", "attention_dropout", "_name_or_path", "hidden_dropout",
-    "embd_pdrop", "resid_pdrop", "attn_pdrop", "output_attentions", "output_hidden_states", "return_dict", "id2label",
-    "label2id", "task_specific_params", "_attn_implementation", "auto_map", "unsloth_fixed", "unsloth_version",
-    "problem_type", "sep_token_id", "decoder_start_token_id", "chunk_size_feed_forward", "tokenizer_class",
-    "is_decoder", "prefix", "pruned_heads", "attn_implementation", "license", "max_length", "temperature",
-    "top_k", "top_p", "do_sample", "vocab_file", "num_labels", "finetuning_task", "gradient_checkpointing",
-};
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation",
+    "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias",
+    "torch_dtype", "dtype", "bos_token_id", "eos_token_id", "sliding_window", "use_sliding_window",
+    "max_window_layers", "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
+    "original_max_position_embeddings",
+    /* without effect on inference */
+    "pad_token_id", "transformers_version", "use_cache", "initializer_range", "attention_dropout",
+    "_name_or_path", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "output_attentions",
+    "output_hidden_states", "return_dict", "id2label", "label2id", "task_specific_params",
+    "_attn_implementation", "auto_map", "unsloth_fixed", "unsloth_version", "problem_type", "sep_token_id",
+    "decoder_start_token_id", "chunk_size_feed_forward", "tokenizer_class", "is_decoder", "prefix",
+    "pruned_heads", "attn_implementation", "license", "max_length", "temperature", "top_k", "top_p",
+    "do_sample", "vocab_file", "num_labels", "finetuning_task", "gradient_checkpointing"};
 
 /* ---- typed getters ---- */
 
@@ -85,8 +87,8 @@ static td_status wrong(const td_json *v, const char *key, const char *expected)
     td_buf b;
     td_buf_init(&b, 1 << 20);
     td_json_write(&b, v, 0);
-    td_status st = td_fail(TD_EPROTO, "%s: %s is %.80s%s, expected %s", file, key, b.p ? b.p : "?", b.len > 80 ? "..." : "",
-                           expected);
+    td_status st = td_fail(TD_EPROTO, "%s: %s is %.80s%s, expected %s", file, key, b.p ? b.p : "?",
+                           b.len > 80 ? "..." : "", expected);
     td_buf_deinit(&b);
     return st;
 }
@@ -101,7 +103,8 @@ td_status td_config_num(const td_json *o, const char *key, double dflt, double l
         return TD_OK;
     }
     snprintf(expected, sizeof expected, "a number from %g to %g", lo, hi);
-    if ((v->type != TD_JSON_INT && v->type != TD_JSON_REAL) || !(v->num >= lo && v->num <= hi)) return wrong(v, key, expected);
+    if ((v->type != TD_JSON_INT && v->type != TD_JSON_REAL) || !(v->num >= lo && v->num <= hi))
+        return wrong(v, key, expected);
     *out = v->num;
     return TD_OK;
 }
@@ -116,7 +119,8 @@ td_status td_config_int(const td_json *o, const char *key, int dflt, int lo, int
         return TD_OK;
     }
     snprintf(expected, sizeof expected, "an integer from %d to %d", lo, hi);
-    if ((v->type != TD_JSON_INT && v->type != TD_JSON_REAL) || !(v->num >= lo && v->num <= hi) || v->num != floor(v->num))
+    if ((v->type != TD_JSON_INT && v->type != TD_JSON_REAL) || !(v->num >= lo && v->num <= hi) ||
+        v->num != floor(v->num))
         return wrong(v, key, expected);
     *out = (int)v->num;
     return TD_OK;
@@ -125,9 +129,12 @@ td_status td_config_int(const td_json *o, const char *key, int dflt, int lo, int
 td_status td_config_bool(const td_json *o, const char *key, bool dflt, bool *out)
 {
     const td_json *v = td_json_get(o, key);
-    if (td_json_is_null(v)) *out = dflt;
-    else if (v->type != TD_JSON_BOOL) return wrong(v, key, "true or false");
-    else *out = v->truth;
+    if (td_json_is_null(v))
+        *out = dflt;
+    else if (v->type != TD_JSON_BOOL)
+        return wrong(v, key, "true or false");
+    else
+        *out = v->truth;
     return TD_OK;
 }
 
@@ -136,13 +143,17 @@ td_status td_config_bool(const td_json *o, const char *key, bool dflt, bool *out
 static bool is_off(const td_json *v, bool one)
 {
     switch (v->type) {
-    case TD_JSON_NULL: return true;
-    case TD_JSON_BOOL: return !v->truth;
+    case TD_JSON_NULL:
+        return true;
+    case TD_JSON_BOOL:
+        return !v->truth;
     case TD_JSON_INT:
-    case TD_JSON_REAL: return v->num == 0.0 || (one && v->num == 1.0);
+    case TD_JSON_REAL:
+        return v->num == 0.0 || (one && v->num == 1.0);
     case TD_JSON_STR:
     case TD_JSON_ARR:
-    case TD_JSON_OBJ: return v->n == 0;
+    case TD_JSON_OBJ:
+        return v->n == 0;
     }
     return false;
 }
@@ -152,25 +163,37 @@ static td_status refuse(const td_json *v, const family *fam)
     td_buf b;
     td_buf_init(&b, 1 << 20);
     td_json_write(&b, v, 0);
-    td_status st = td_fail(TD_ENOSUP, "%s: %s = %.80s%s is not supported for %s", file, v->key, b.p ? b.p : "?",
-                           b.len > 80 ? "..." : "", fam->arch);
+    td_status st = td_fail(TD_ENOSUP, "%s: %s = %.80s%s is not supported for %s", file, v->key,
+                           b.p ? b.p : "?", b.len > 80 ? "..." : "", fam->arch);
     td_buf_deinit(&b);
     return st;
 }
 
+static bool listed(const char *key, const char *const *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(list[i], key)) return true;
+    return false;
+}
+
 static td_status check_key(const td_json *v, const family *fam, const char **unknown)
 {
-    for (size_t i = 0; i < TD_COUNT(neutral); i++)
-        if (!strcmp(neutral[i].key, v->key)) return is_off(v, neutral[i].one) ? TD_OK : refuse(v, fam);
-    if (!strcmp(v->key, "hidden_act") || !strcmp(v->key, "hidden_activation"))
-        return v->type == TD_JSON_NULL || (v->type == TD_JSON_STR && !strcmp(v->s, "silu")) ? TD_OK : refuse(v, fam);
-    if (!strcmp(v->key, "attention_bias") && fam->bias != BIAS_BY_KEY) return is_off(v, false) ? TD_OK : refuse(v, fam);
-    if (!strcmp(v->key, "mlp_bias") && !fam->mlp_bias_key) return is_off(v, false) ? TD_OK : refuse(v, fam);
-    if (!strcmp(v->key, "sliding_window") && fam->window == WINDOW_NONE) return is_off(v, false) ? TD_OK : refuse(v, fam);
-    for (size_t i = 0; i < TD_COUNT(known); i++)
-        if (!strcmp(known[i], v->key)) return TD_OK;
-    if (!*unknown) *unknown = v->key;
-    return TD_OK;
+    bool fine = true;
+    if (listed(v->key, one_keys, TD_COUNT(one_keys)))
+        fine = is_off(v, true);
+    else if (listed(v->key, off_keys, TD_COUNT(off_keys)))
+        fine = is_off(v, false);
+    else if (!strcmp(v->key, "hidden_act") || !strcmp(v->key, "hidden_activation"))
+        fine = v->type == TD_JSON_NULL || (v->type == TD_JSON_STR && !strcmp(v->s, "silu"));
+    else if (!strcmp(v->key, "attention_bias") && fam->bias != BIAS_BY_KEY)
+        fine = is_off(v, false);
+    else if (!strcmp(v->key, "mlp_bias") && !fam->mlp_bias_key)
+        fine = is_off(v, false);
+    else if (!strcmp(v->key, "sliding_window") && fam->window == WINDOW_NONE)
+        fine = is_off(v, false);
+    else if (!*unknown && !listed(v->key, known, TD_COUNT(known)))
+        *unknown = v->key;
+    return fine ? TD_OK : refuse(v, fam);
 }
 
 static td_status check_keys(const td_json *root, const family *fam)
@@ -203,7 +226,8 @@ static td_status find_family(const td_json *root, const family **out)
         const family *f = &families[i];
         if (strcmp(arch ? f->arch : f->model_type, arch ? arch->s : model_type)) continue;
         if (model_type && strcmp(model_type, f->model_type))
-            return td_fail(TD_EPROTO, "%s: architectures says %s, but model_type %.60s", file, f->arch, model_type);
+            return td_fail(TD_EPROTO, "%s: architectures says %s, but model_type %.60s", file, f->arch,
+                           model_type);
         *out = f;
         return TD_OK;
     }
@@ -220,12 +244,15 @@ static td_status read_sizes(const td_json *o, const family *f, td_model_desc *d)
     TD_TRY(td_config_int(o, "intermediate_size", R, 1, 1 << 20, &d->F));
     TD_TRY(td_config_int(o, "num_hidden_layers", R, 1, TD_MAX_LAYERS, &d->L));
     TD_TRY(td_config_int(o, "num_attention_heads", R, 1, 1024, &d->H));
-    TD_TRY(td_config_int(o, "num_key_value_heads", f->default_kv_heads ? f->default_kv_heads : d->H, 1, 1024, &d->G));
+    TD_TRY(td_config_int(o, "num_key_value_heads", f->default_kv_heads ? f->default_kv_heads : d->H, 1, 1024,
+                         &d->G));
     if (d->H % d->G)
-        return td_fail(TD_EPROTO, "%s: num_attention_heads %d is no multiple of num_key_value_heads %d", file, d->H, d->G);
+        return td_fail(TD_EPROTO, "%s: num_attention_heads %d is no multiple of num_key_value_heads %d", file,
+                       d->H, d->G);
     TD_TRY(td_config_int(o, "head_dim", f->default_head_dim, 2, 1024, &d->D));
     if (d->D == 0 && d->E % d->H)
-        return td_fail(TD_EPROTO, "%s: hidden_size %d is no multiple of num_attention_heads %d", file, d->E, d->H);
+        return td_fail(TD_EPROTO, "%s: hidden_size %d is no multiple of num_attention_heads %d", file, d->E,
+                       d->H);
     if (d->D == 0) d->D = d->E / d->H;
     if (d->D % 2 || d->D > 1024) return td_fail(TD_ENOSUP, "%s: head_dim %d is odd or over 1024", file, d->D);
     TD_TRY(td_config_int(o, "max_position_embeddings", R, 1, 1 << 24, &d->max_positions));
@@ -248,8 +275,12 @@ static td_status read_flags(const td_json *o, const family *f, td_model_desc *d)
 
 static td_status read_dtype(const td_json *o, td_model_desc *d)
 {
-    static const struct { const char *name, *ours; } names[] = {
-        { "bfloat16", "bf16" }, { "float16", "f16" }, { "float32", "f32" },
+    static const struct {
+        const char *name, *ours;
+    } names[] = {
+        {"bfloat16", "bf16"},
+        {"float16", "f16"},
+        {"float32", "f32"},
     };
     const char *key = td_json_is_null(td_json_get(o, "dtype")) ? "torch_dtype" : "dtype";
     const td_json *v = td_json_get(o, key);
@@ -270,16 +301,20 @@ static td_status read_dtype(const td_json *o, td_model_desc *d)
 static td_status apply_layer_types(const td_json *types, const family *f, int window, td_model_desc *d)
 {
     if (types->type != TD_JSON_ARR || types->n != (uint32_t)d->L)
-        return td_fail(TD_EPROTO, "%s: layer_types is not a list of num_hidden_layers = %d names", file, d->L);
+        return td_fail(TD_EPROTO, "%s: layer_types is not a list of num_hidden_layers = %d names", file,
+                       d->L);
     int i = 0;
     for (const td_json *t = types->child; t; t = t->next, i++) {
         const char *name = t->type == TD_JSON_STR ? t->s : "";
         bool sliding = !strcmp(name, "sliding_attention");
-        if (!sliding && strcmp(name, "full_attention")) return wrong(t, "a layer_types entry", "full_attention or sliding_attention");
+        if (!sliding && strcmp(name, "full_attention"))
+            return wrong(t, "a layer_types entry", "full_attention or sliding_attention");
         if (sliding && window == 0)
-            return td_fail(TD_EPROTO, "%s: layer_types[%d] is sliding_attention without a sliding_window", file, i);
+            return td_fail(TD_EPROTO, "%s: layer_types[%d] is sliding_attention without a sliding_window",
+                           file, i);
         if (f->window != WINDOW_QWEN && sliding != (d->layer[i].window > 0))
-            return td_fail(TD_ENOSUP, "%s: layer_types[%d] = %s is not supported for %s", file, i, name, f->arch);
+            return td_fail(TD_ENOSUP, "%s: layer_types[%d] = %s is not supported for %s", file, i, name,
+                           f->arch);
         d->layer[i].window = sliding ? window : 0;
     }
     return TD_OK;
@@ -291,8 +326,10 @@ static td_status read_windows(const td_json *o, const family *f, td_model_desc *
     bool use = f->window == WINDOW_ALL;
     const td_json *v = td_json_get(o, "sliding_window"), *types = td_json_get(o, "layer_types");
     if (f->window == WINDOW_QWEN) TD_TRY(td_config_bool(o, "use_sliding_window", false, &use));
-    if (use && !v) window = f->default_window; /* absent: the class's default; null: none */
-    else if (use) TD_TRY(td_config_int(o, "sliding_window", 0, 1, 1 << 24, &window));
+    if (use && !v)
+        window = f->default_window; /* absent: the class's default; null: none */
+    else if (use)
+        TD_TRY(td_config_int(o, "sliding_window", 0, 1, 1 << 24, &window));
     if (f->window == WINDOW_QWEN) TD_TRY(td_config_int(o, "max_window_layers", 28, 0, 1 << 20, &from));
     for (int i = 0; i < d->L; i++) d->layer[i].window = i >= from ? window : 0;
     if (!td_json_is_null(types)) TD_TRY(apply_layer_types(types, f, window, d));
@@ -307,8 +344,9 @@ td_status td_config_group(td_model_desc *d)
     for (int i = 0; i < d->L; i++) {
         int g = 0;
         while (g < d->n_groups && d->group[g].window != d->layer[i].window) g++;
-        if (g == TD_MAX_GROUPS) return td_fail(TD_ENOSUP, "%s: more than %d kinds of layers", file, TD_MAX_GROUPS);
-        if (g == d->n_groups) d->group[d->n_groups++] = (td_group_desc){ 0, d->layer[i].window, d->G, d->D };
+        if (g == TD_MAX_GROUPS)
+            return td_fail(TD_ENOSUP, "%s: more than %d kinds of layers", file, TD_MAX_GROUPS);
+        if (g == d->n_groups) d->group[d->n_groups++] = (td_group_desc){0, d->layer[i].window, d->G, d->D};
         d->layer[i].group = g;
         d->layer[i].slot = d->group[g].n_slots++;
     }
@@ -328,7 +366,8 @@ static td_status read_id(const td_json *v, const char *where, const char *key, i
 static td_status read_eos(const td_json *v, const char *where, td_model_desc *d)
 {
     bool list = v->type == TD_JSON_ARR;
-    if (list && v->n > TD_MAX_EOS) return td_fail(TD_EFULL, "%s: more than %d eos_token_id", where, TD_MAX_EOS);
+    if (list && v->n > TD_MAX_EOS)
+        return td_fail(TD_EFULL, "%s: more than %d eos_token_id", where, TD_MAX_EOS);
     d->n_eos = 0;
     for (const td_json *e = list ? v->child : v; e; e = list ? e->next : NULL) {
         int32_t id = -1;
@@ -351,7 +390,7 @@ static td_status read_tokens(const td_json *o, const char *where, td_model_desc 
 static td_status parse_text(td_arena *a, const char *name, const char *text, size_t n, td_json **out)
 {
     if (n > TD_CONFIG_MAX_BYTES) return td_fail(TD_EFULL, "%s: over %d bytes", name, TD_CONFIG_MAX_BYTES);
-    td_status st = td_json_parse(a, text, n, (td_json_limits){ .max_depth = 32, .max_nodes = 200000 }, out);
+    td_status st = td_json_parse(a, text, n, (td_json_limits){.max_depth = 32, .max_nodes = 200000}, out);
     if (st < 0) return td_fail(st, "%s: %s", name, td_reason());
     if ((*out)->type != TD_JSON_OBJ) return td_fail(TD_EPROTO, "%s: not a JSON object", name);
     return TD_OK;
@@ -372,12 +411,13 @@ static td_status parse_config(td_arena *a, const char *text, size_t n, td_model_
     TD_TRY(td_config_rope(root, f->q_scaling, d));
     TD_TRY(read_windows(root, f, d));
     TD_TRY(read_tokens(root, file, d));
-    const td_hkey key = { 0x74616e64656d2d63ull, 0x6f6e6669672d3031ull };
+    const td_hkey key = {0x74616e64656d2d63ull, 0x6f6e6669672d3031ull};
     d->digest = td_siphash128(key, text, n);
     return TD_OK;
 }
 
-td_status td_config_parse(const char *config, size_t n, const char *generation, size_t gen_n, td_model_desc *out)
+td_status td_config_parse(const char *config, size_t n, const char *generation, size_t gen_n,
+                          td_model_desc *out)
 {
     td_arena a;
     td_arena_init(&a, (size_t)128 << 20);
@@ -414,20 +454,35 @@ td_status td_model_desc_read(const char *dir, td_model_desc *out)
 
 td_status td_model_desc_shape(const char *shape, td_model_desc *out)
 {
-    static const struct { const char *name; int E, F, L, H, G, D, V; } shapes[] = {
-        { "tiny", 256, 768, 6, 4, 2, 64, 2048 },
-        { "0.5b", 896, 4864, 24, 14, 2, 64, 151936 },
-        { "1b", 2048, 8192, 16, 32, 8, 64, 128256 },
-        { "8b", 4096, 14336, 32, 32, 8, 128, 128256 },
+    static const struct {
+        const char *name;
+        int E, F, L, H, G, D, V;
+    } shapes[] = {
+        {"tiny", 256, 768, 6, 4, 2, 64, 2048},
+        {"0.5b", 896, 4864, 24, 14, 2, 64, 151936},
+        {"1b", 2048, 8192, 16, 32, 8, 64, 128256},
+        {"8b", 4096, 14336, 32, 32, 8, 128, 128256},
     };
     for (size_t i = 0; i < TD_COUNT(shapes); i++) {
         if (strcmp(shapes[i].name, shape)) continue;
-        td_model_desc d = { .arch = "LlamaForCausalLM", .dtype = "bf16", .L = shapes[i].L, .E = shapes[i].E, .H = shapes[i].H,
-                            .G = shapes[i].G, .D = shapes[i].D, .F = shapes[i].F, .V = shapes[i].V, .max_positions = 131072,
-                            .rms_eps = 1e-5, .tied = true, .attn_scale = 1.0 / sqrt(shapes[i].D), .bos = 0, .n_eos = 1,
-                            .eos = { 1 } };
-        d.rope = (td_rope_desc){ .type = TD_ROPE_DEFAULT, .theta = 500000.0, .factor = 1.0, .rot_dim = d.D };
-        const td_hkey key = { 0x74616e64656d2d64ull, 0x756d6d792d303131ull };
+        td_model_desc d = {.arch = "LlamaForCausalLM",
+                           .dtype = "bf16",
+                           .L = shapes[i].L,
+                           .E = shapes[i].E,
+                           .H = shapes[i].H,
+                           .G = shapes[i].G,
+                           .D = shapes[i].D,
+                           .F = shapes[i].F,
+                           .V = shapes[i].V,
+                           .max_positions = 131072,
+                           .rms_eps = 1e-5,
+                           .tied = true,
+                           .attn_scale = 1.0 / sqrt(shapes[i].D),
+                           .bos = 0,
+                           .n_eos = 1,
+                           .eos = {1}};
+        d.rope = (td_rope_desc){.type = TD_ROPE_DEFAULT, .theta = 500000.0, .factor = 1.0, .rot_dim = d.D};
+        const td_hkey key = {0x74616e64656d2d64ull, 0x756d6d792d303131ull};
         d.digest = td_siphash128(key, shape, strlen(shape));
         TD_TRY(td_config_group(&d));
         *out = d;

@@ -1,4 +1,5 @@
-/* worker/model/config_int.h - shared by config.c and config_rope.c: bounded getters (null counts as absent) and the rope keys. */
+/* worker/model/config_int.h - shared by config.c and config_rope.c: bounded getters (null counts as absent)
+ * and the rope keys. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_CONFIG_INT_H
 #define TD_WORKER_MODEL_CONFIG_INT_H

@@ -1,20 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/config_rope.c - rope keys of both transformers generations. Every key in there is arithmetic, so an unknown one is
- * refused. */
+/* worker/model/config_rope.c - rope keys of both transformers generations. Every key in there is arithmetic,
+ * so an unknown one is refused. */
 #include "common/check.h"
 #include "worker/model/config_int.h"
 #include <math.h>
 
 /* Of all types; a known key in a section of another type is ignored, as transformers does. */
 static const char *const rope_keys[] = {
-    "rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate", "partial_rotary_factor",
-    "llama_4_scaling_beta", "max_position_embeddings", "finetuned",
+    "rope_theta",
+    "rope_type",
+    "type",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "truncate",
+    "partial_rotary_factor",
+    "llama_4_scaling_beta",
+    "max_position_embeddings",
+    "finetuned",
 };
 
 static td_status read_type(const td_json *o, td_rope_type *out)
 {
-    static const char *const names[] = { "default", "linear", "llama3", "yarn" };
+    static const char *const names[] = {"default", "linear", "llama3", "yarn"};
     const td_json *v = td_json_get(o, "rope_type");
     if (td_json_is_null(v)) v = td_json_get(o, "type");
     if (td_json_is_null(v)) {
@@ -27,7 +41,8 @@ static td_status read_type(const td_json *o, td_rope_type *out)
             *out = (td_rope_type)i;
             return TD_OK;
         }
-    return td_fail(TD_ENOSUP, "config.json: rope type %.40s is not supported (default, linear, llama3, yarn are)", s);
+    return td_fail(TD_ENOSUP,
+                   "config.json: rope type %.40s is not supported (default, linear, llama3, yarn are)", s);
 }
 
 static td_status check_keys(const td_json *o)
@@ -40,7 +55,8 @@ static td_status check_keys(const td_json *o)
     }
     double partial;
     TD_TRY(td_config_num(o, "partial_rotary_factor", 1.0, 0.0, 1.0, &partial));
-    if (partial != 1.0) return td_fail(TD_ENOSUP, "config.json: partial_rotary_factor = %g is not supported", partial);
+    if (partial != 1.0)
+        return td_fail(TD_ENOSUP, "config.json: partial_rotary_factor = %g is not supported", partial);
     return TD_OK;
 }
 
@@ -56,9 +72,11 @@ static td_status unnest(const td_json **section)
         if (strcmp(v->key, "full_attention") && strcmp(v->key, "sliding_attention")) continue;
         td_buf_reset(&b);
         td_json_write(first ? &b : &a, v, 0);
-        if (v->type != TD_JSON_OBJ) st = td_fail(TD_EPROTO, "config.json: rope_parameters.%s is no object", v->key);
+        if (v->type != TD_JSON_OBJ)
+            st = td_fail(TD_EPROTO, "config.json: rope_parameters.%s is no object", v->key);
         else if (first && (a.len != b.len || memcmp(a.p, b.p, a.len)))
-            st = td_fail(TD_ENOSUP, "config.json: rope_parameters that differ by layer type are not supported");
+            st = td_fail(TD_ENOSUP,
+                         "config.json: rope_parameters that differ by layer type are not supported");
         if (!first) first = v;
     }
     td_buf_deinit(&a);
@@ -67,12 +85,13 @@ static td_status unnest(const td_json **section)
     return st;
 }
 
-/* original_max_position_embeddings: beside rope_parameters (it wins, as in transformers), in it, or max_position_embeddings. */
+/* original_max_position_embeddings: beside rope_parameters (it wins, as in transformers), in it, or
+ * max_position_embeddings. */
 static td_status read_original(const td_json *root, const td_json *o, td_model_desc *d)
 {
     const char *key = "original_max_position_embeddings";
-    return td_config_int(td_json_is_null(td_json_get(root, key)) ? o : root, key, d->max_positions, 1, 1 << 24,
-                         &d->rope.original_max);
+    return td_config_int(td_json_is_null(td_json_get(root, key)) ? o : root, key, d->max_positions, 1,
+                         1 << 24, &d->rope.original_max);
 }
 
 static td_status read_llama3(const td_json *root, const td_json *o, td_model_desc *d)
@@ -96,7 +115,8 @@ static td_status read_yarn(const td_json *root, const td_json *o, td_model_desc 
     TD_TRY(td_config_num(o, "beta_slow", 1.0, 0.0, 1e4, &r->beta_slow));
     if (r->beta_fast == 0.0) r->beta_fast = 32.0; /* 0 counts as unset, as in transformers */
     if (r->beta_slow == 0.0) r->beta_slow = 1.0;
-    if (r->beta_fast < r->beta_slow) return td_fail(TD_EPROTO, "config.json: beta_fast is less than beta_slow");
+    if (r->beta_fast < r->beta_slow)
+        return td_fail(TD_EPROTO, "config.json: beta_fast is less than beta_slow");
     TD_TRY(td_config_num(o, "mscale", 0.0, 0.0, 1e3, &r->mscale));
     TD_TRY(td_config_num(o, "mscale_all_dim", 0.0, 0.0, 1e3, &r->mscale_all_dim));
     TD_TRY(td_config_num(o, "attention_factor", 0.0, 1e-6, 1e3, &r->attention_factor));
@@ -110,22 +130,29 @@ static td_status read_section(const td_json *root, const td_json *o, td_model_de
     TD_TRY(read_type(o, &r->type));
     TD_TRY(td_config_num(o, "rope_theta", r->theta, 1.0 + 1e-6, 1e15, &r->theta));
     switch (r->type) {
-    case TD_ROPE_DEFAULT: return TD_OK;
-    case TD_ROPE_LINEAR: return td_config_num(o, "factor", NAN, 1.0, 1e4, &r->factor);
-    case TD_ROPE_LLAMA3: return read_llama3(root, o, d);
-    case TD_ROPE_YARN: return read_yarn(root, o, d);
+    case TD_ROPE_DEFAULT:
+        return TD_OK;
+    case TD_ROPE_LINEAR:
+        return td_config_num(o, "factor", NAN, 1.0, 1e4, &r->factor);
+    case TD_ROPE_LLAMA3:
+        return read_llama3(root, o, d);
+    case TD_ROPE_YARN:
+        return read_yarn(root, o, d);
     }
     return TD_OK;
 }
 
-/* The class's own default when a ministral3 config has no rope keys at all would be yarn x16: such a file is refused instead. */
+/* The class's own default when a ministral3 config has no rope keys at all would be yarn x16: such a file is
+ * refused instead. */
 static td_status read_q_scaling(const td_json *o, bool q_scaling, td_model_desc *d)
 {
     if (o) TD_TRY(td_config_num(o, "llama_4_scaling_beta", 0.0, 0.0, 1e3, &d->q_scale_beta));
     if (!q_scaling && d->q_scale_beta != 0.0)
         return td_fail(TD_ENOSUP, "config.json: llama_4_scaling_beta is not supported for %s", d->arch);
     if (q_scaling && !o) return td_fail(TD_EPROTO, "config.json: rope_parameters are missing");
-    if (q_scaling) return td_config_int(o, "original_max_position_embeddings", d->max_positions, 1, 1 << 24, &d->q_scale_base);
+    if (q_scaling)
+        return td_config_int(o, "original_max_position_embeddings", d->max_positions, 1, 1 << 24,
+                             &d->q_scale_base);
     return TD_OK;
 }
 
@@ -134,7 +161,7 @@ td_status td_config_rope(const td_json *root, bool q_scaling, td_model_desc *d)
     const td_json *o = td_json_get(root, "rope_parameters");
     const char *name = "rope_parameters";
     if (td_json_is_null(o)) o = td_json_get(root, name = "rope_scaling");
-    d->rope = (td_rope_desc){ .type = TD_ROPE_DEFAULT, .factor = 1.0, .rot_dim = d->D, .truncate = true };
+    d->rope = (td_rope_desc){.type = TD_ROPE_DEFAULT, .factor = 1.0, .rot_dim = d->D, .truncate = true};
     TD_TRY(td_config_num(root, "rope_theta", 10000.0, 1.0 + 1e-6, 1e15, &d->rope.theta));
     if (td_json_is_null(o)) return read_q_scaling(NULL, q_scaling, d);
     if (o->type != TD_JSON_OBJ) return td_fail(TD_EPROTO, "config.json: %s is no object", name);

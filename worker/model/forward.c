@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* worker/model/forward.c - the one forward pass.
  *
- *   x = embed(ids);  per layer: x += o(attention(rope(qkv(norm(x)))));  x += down(silu(gate) * up) of norm(x);  logits = head(norm(x))
+ *   x = embed(ids);  per layer: x += o(attention(rope(qkv(norm(x)))));  x += down(silu(gate) * up) of
+ * norm(x);  logits = head(norm(x))
  *
- * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's chunk that wants none
- * ends there. Rows never see each other outside attention, so this changes no bit. */
+ * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
+ * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
 #include "worker/model/model_int.h"
 #include <string.h>
@@ -22,7 +23,8 @@ typedef struct forward {
 /* [off, off + count * size) inside the step, 8-byte aligned. */
 static bool inside(const td_step *s, uint32_t off, uint64_t count, size_t size)
 {
-    return count == 0 || (off % 8 == 0 && off >= sizeof *s && off <= s->bytes && count <= (s->bytes - off) / size);
+    return count == 0 ||
+           (off % 8 == 0 && off >= sizeof *s && off <= s->bytes && count <= (s->bytes - off) / size);
 }
 
 static td_status bad_step(const td_step *s, const char *what, long long value)
@@ -33,12 +35,15 @@ static td_status bad_step(const td_step *s, const char *what, long long value)
 static td_status check_shape(const td_model *m, const td_step *s)
 {
     if (s->bytes < sizeof *s) return bad_step(s, "too short", s->bytes);
-    if (s->n_rows < 1 || s->n_rows > (uint32_t)m->max_rows) return bad_step(s, "rows out of range", s->n_rows);
+    if (s->n_rows < 1 || s->n_rows > (uint32_t)m->max_rows)
+        return bad_step(s, "rows out of range", s->n_rows);
     if (s->n_seqs < 1 || s->n_seqs > s->n_rows) return bad_step(s, "sequences out of range", s->n_seqs);
-    if (s->n_logits > (uint32_t)m->max_logits || s->n_logits > s->n_rows) return bad_step(s, "logit rows out of range", s->n_logits);
-    if (s->n_groups != (uint32_t)m->desc.n_groups) return bad_step(s, "page groups differ from the model's", s->n_groups);
-    if (!inside(s, s->ids, s->n_rows, 4) || !inside(s, s->pos, s->n_rows, 4) || !inside(s, s->logit_rows, s->n_logits, 4) ||
-        !inside(s, s->seqs, s->n_seqs, sizeof(td_step_seq)))
+    if (s->n_logits > (uint32_t)m->max_logits || s->n_logits > s->n_rows)
+        return bad_step(s, "logit rows out of range", s->n_logits);
+    if (s->n_groups != (uint32_t)m->desc.n_groups)
+        return bad_step(s, "page groups differ from the model's", s->n_groups);
+    if (!inside(s, s->ids, s->n_rows, 4) || !inside(s, s->pos, s->n_rows, 4) ||
+        !inside(s, s->logit_rows, s->n_logits, 4) || !inside(s, s->seqs, s->n_seqs, sizeof(td_step_seq)))
         return bad_step(s, "an array lies outside the step", s->bytes);
     return TD_OK;
 }
@@ -54,12 +59,15 @@ static td_status check_kv(const td_model *m, const td_step *s, const td_kv *kv)
 }
 
 /* One sequence's pages in one group: all that its rows write or read must be there. */
-static td_status check_pages(const td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int g)
+static td_status check_pages(const td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv,
+                             int g)
 {
     uint32_t P = (uint32_t)kv->P, need = (q->pos0 + q->n_rows + P - 1) / P, live = 0;
     int window = m->desc.group[g].window;
-    if (q->n_pages[g] < need || !inside(s, q->pages[g], q->n_pages[g], 4)) return bad_step(s, "page table too short", q->n_pages[g]);
-    if (window > 0 && q->pos0 + 1 > (uint32_t)window) live = (q->pos0 + 1 - (uint32_t)window) / P; /* first page still read */
+    if (q->n_pages[g] < need || !inside(s, q->pages[g], q->n_pages[g], 4))
+        return bad_step(s, "page table too short", q->n_pages[g]);
+    if (window > 0 && q->pos0 + 1 > (uint32_t)window)
+        live = (q->pos0 + 1 - (uint32_t)window) / P; /* first page still read */
     const int32_t *pages = td_step_pages(s, q, g);
     for (uint32_t i = live; i < need; i++)
         if (pages[i] < 0 || pages[i] >= kv->n_pages) return bad_step(s, "page out of range", pages[i]);
@@ -71,8 +79,10 @@ static td_status check_seqs(const td_model *m, const td_step *s, const td_kv *kv
     const td_step_seq *q = td_step_seqs(s);
     uint32_t row = 0, limit = (uint32_t)m->desc.max_positions;
     for (uint32_t i = 0; i < s->n_seqs; i++, q++) {
-        if (q->row0 != row || q->n_rows < 1 || q->n_rows > s->n_rows - row) return bad_step(s, "rows of a sequence", q->row0);
-        if (q->pos0 >= limit || q->n_rows > limit - q->pos0) return bad_step(s, "position beyond the model's", q->pos0);
+        if (q->row0 != row || q->n_rows < 1 || q->n_rows > s->n_rows - row)
+            return bad_step(s, "rows of a sequence", q->row0);
+        if (q->pos0 >= limit || q->n_rows > limit - q->pos0)
+            return bad_step(s, "position beyond the model's", q->pos0);
         for (int g = 0; g < m->desc.n_groups; g++) TD_TRY(check_pages(m, s, q, &kv[g], g));
         row += q->n_rows;
     }
@@ -85,7 +95,8 @@ static td_status check_rows(const td_model *m, const td_step *s)
     const td_step_seq *q = td_step_seqs(s);
     for (uint32_t i = 0; i < s->n_seqs; i++, q++)
         for (uint32_t t = 0; t < q->n_rows; t++)
-            if (pos[q->row0 + t] != (int32_t)(q->pos0 + t)) return bad_step(s, "positions are not consecutive", pos[q->row0 + t]);
+            if (pos[q->row0 + t] != (int32_t)(q->pos0 + t))
+                return bad_step(s, "positions are not consecutive", pos[q->row0 + t]);
     for (uint32_t t = 0; t < s->n_rows; t++)
         if (ids[t] < 0 || ids[t] >= m->desc.V) return bad_step(s, "token id out of range", ids[t]);
     for (uint32_t i = 0; i < s->n_logits; i++)
@@ -112,7 +123,7 @@ static void prepare_group(forward *f, int g)
     const int P = f->kv[g].P;
     for (int i = 0; i < f->n_seqs; i++, q++) {
         const int32_t *pages = td_step_pages(f->step, q, g);
-        s->seq[base + (size_t)i] = (td_attn_seq){ (int)q->row0, (int)q->n_rows, (int)q->pos0, pages };
+        s->seq[base + (size_t)i] = (td_attn_seq){(int)q->row0, (int)q->n_rows, (int)q->pos0, pages};
         for (uint32_t t = 0; t < q->n_rows; t++) {
             int pos = (int)(q->pos0 + t);
             s->page[base + q->row0 + t] = pages[pos / P];
@@ -132,7 +143,10 @@ static void prepare(forward *f)
 
 /* ---- one layer ---- */
 
-static size_t qkv_width(const td_model_desc *d) { return (size_t)(d->H + 2 * d->G) * (size_t)d->D; }
+static size_t qkv_width(const td_model_desc *d)
+{
+    return (size_t)(d->H + 2 * d->G) * (size_t)d->D;
+}
 
 static void norm(td_model *m, const float *w, int T)
 {
@@ -154,10 +168,22 @@ static void append_keys(forward *f, const td_layer *l, int layer)
     size_t base = (size_t)g * (size_t)m->max_rows;
     norm(m, l->attn_norm, f->T);
     linear(m, &l->qkv, m->scratch.h, (size_t)d->E, f->T, m->scratch.qkv, false);
-    td_rope_args a = { .qkv = m->scratch.qkv, .ld = qkv_width(d), .T = f->T, .cs = m->scratch.cs, .q_scale = f->q_scale,
-                       .q_norm = l->q_norm, .k_norm = l->k_norm, .norm_eps = (float)d->rms_eps, .H = d->H, .G = d->G, .D = d->D,
-                       .rot_dim = d->rope.rot_dim, .kv = &f->kv[g], .slot = d->layer[layer].slot,
-                       .row_page = m->scratch.page + base, .row_in_page = m->scratch.in_page + base };
+    td_rope_args a = {.qkv = m->scratch.qkv,
+                      .ld = qkv_width(d),
+                      .T = f->T,
+                      .cs = m->scratch.cs,
+                      .q_scale = f->q_scale,
+                      .q_norm = l->q_norm,
+                      .k_norm = l->k_norm,
+                      .norm_eps = (float)d->rms_eps,
+                      .H = d->H,
+                      .G = d->G,
+                      .D = d->D,
+                      .rot_dim = d->rope.rot_dim,
+                      .kv = &f->kv[g],
+                      .slot = d->layer[layer].slot,
+                      .row_page = m->scratch.page + base,
+                      .row_in_page = m->scratch.in_page + base};
     m->ops->rope_append(m->pool, &a);
 }
 
@@ -166,10 +192,19 @@ static void attend(forward *f, int layer)
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
     int g = d->layer[layer].group;
-    td_attn_args a = { .q = m->scratch.qkv, .ldq = qkv_width(d), .out = m->scratch.att, .ldo = (size_t)d->H * (size_t)d->D,
-                       .kv = &f->kv[g], .slot = d->layer[layer].slot, .seq = m->scratch.seq + (size_t)g * (size_t)m->max_rows,
-                       .n_seq = f->n_seqs, .H = d->H, .G = d->G, .D = d->D, .scale = (float)d->attn_scale,
-                       .window = d->layer[layer].window };
+    td_attn_args a = {.q = m->scratch.qkv,
+                      .ldq = qkv_width(d),
+                      .out = m->scratch.att,
+                      .ldo = (size_t)d->H * (size_t)d->D,
+                      .kv = &f->kv[g],
+                      .slot = d->layer[layer].slot,
+                      .seq = m->scratch.seq + (size_t)g * (size_t)m->max_rows,
+                      .n_seq = f->n_seqs,
+                      .H = d->H,
+                      .G = d->G,
+                      .D = d->D,
+                      .scale = (float)d->attn_scale,
+                      .window = d->layer[layer].window};
     m->ops->attention(m->pool, m->scratch.ops, &a);
 }
 
@@ -200,15 +235,17 @@ static void embed(forward *f)
     td_model *m = f->m;
     size_t E = (size_t)m->desc.E;
     const int32_t *ids = td_step_ids(f->step);
-    if (m->weights.table.p) m->ops->embed_table(m->pool, &m->weights.table, ids, f->T, m->scratch.x, E);
-    else m->ops->embed_packed(m->pool, &m->weights.head, ids, f->T, m->scratch.x, E);
+    if (m->weights.table.p)
+        m->ops->embed_table(m->pool, &m->weights.table, ids, f->T, m->scratch.x, E);
+    else
+        m->ops->embed_packed(m->pool, &m->weights.head, ids, f->T, m->scratch.x, E);
 }
 
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg)
 {
     TD_TRY(check_step(m, step, kv));
-    forward f = { m, step, kv, (int)step->n_rows, (int)step->n_seqs, NULL };
+    forward f = {m, step, kv, (int)step->n_rows, (int)step->n_seqs, NULL};
     const td_model_desc *d = &m->desc;
     int n_logits = (int)step->n_logits, T = f.T;
     prepare(&f);

@@ -18,7 +18,7 @@ enum { VERSION = 1, PAGE = 4096, CHUNK = 1 << 20, N_SAMPLES = 64, LOCK_WAIT_MS =
 
 typedef struct header {
     char magic[8];
-    uint32_t version, header_crc;   /* of the header with this field and boot at zero */
+    uint32_t version, header_crc; /* of the header with this field and boot at zero */
     td_image_key key;
     uint32_t crc_of_crcs, pad_;
     uint64_t bytes, data_offset;
@@ -26,11 +26,21 @@ typedef struct header {
 } header;
 
 static const char magic[8] = "tdimage";
-_Static_assert(sizeof(td_image_key) == 48 && sizeof(header) == 128 && offsetof(header, boot) == 88, "no padding: it is in the CRC");
+_Static_assert(sizeof(td_image_key) == 48 && sizeof(header) == 128 && offsetof(header, boot) == 88,
+               "no padding: it is in the CRC");
 
-static size_t n_chunks(size_t bytes) { return (bytes + CHUNK - 1) / CHUNK; }
-static size_t round_page(size_t n) { return (n + PAGE - 1) / PAGE * PAGE; }
-static size_t data_offset(size_t bytes) { return PAGE + round_page(n_chunks(bytes) * sizeof(uint32_t)); }
+static size_t n_chunks(size_t bytes)
+{
+    return (bytes + CHUNK - 1) / CHUNK;
+}
+static size_t round_page(size_t n)
+{
+    return (n + PAGE - 1) / PAGE * PAGE;
+}
+static size_t data_offset(size_t bytes)
+{
+    return PAGE + round_page(n_chunks(bytes) * sizeof(uint32_t));
+}
 
 static void boot_id(char out[40])
 {
@@ -63,7 +73,11 @@ static header make_header(const td_image_key *key, size_t bytes)
 
 /* ---- checksums, on the pool ---- */
 
-typedef struct crc_job { const uint8_t *data; size_t bytes, stride; uint32_t *out; } crc_job;
+typedef struct crc_job {
+    const uint8_t *data;
+    size_t bytes, stride;
+    uint32_t *out;
+} crc_job;
 
 static void crc_one(void *arg, int i, int member)
 {
@@ -76,7 +90,7 @@ static void crc_one(void *arg, int i, int member)
 /* Every stride-th chunk. */
 static void crc_chunks(td_pool *pool, const uint8_t *data, size_t bytes, size_t stride, uint32_t *out)
 {
-    crc_job j = { data, bytes, stride, out };
+    crc_job j = {data, bytes, stride, out};
     td_pool_for(pool, (int)((n_chunks(bytes) + stride - 1) / stride), crc_one, &j);
 }
 
@@ -95,14 +109,15 @@ static bool data_matches(td_pool *pool, const uint8_t *data, size_t bytes, const
 
 typedef enum { IMAGE_OK, IMAGE_NONE, IMAGE_BROKEN } verdict;
 
-static verdict check_map(const uint8_t *map, size_t map_bytes, const td_image_key *key, size_t bytes, td_pool *pool, bool *verified)
+static verdict check_map(const uint8_t *map, size_t map_bytes, const td_image_key *key, size_t bytes,
+                         td_pool *pool, bool *verified)
 {
     header h, want = make_header(key, bytes);
     if (map_bytes != data_offset(bytes) + bytes) return IMAGE_BROKEN;
     memcpy(&h, map, sizeof h);
     const uint32_t *crcs = (const uint32_t *)(const void *)(map + PAGE);
-    if (memcmp(h.magic, magic, sizeof magic) || h.version != VERSION || h.header_crc != header_crc(h) || h.bytes != bytes ||
-        h.data_offset != want.data_offset || memcmp(&h.key, &want.key, sizeof h.key) ||
+    if (memcmp(h.magic, magic, sizeof magic) || h.version != VERSION || h.header_crc != header_crc(h) ||
+        h.bytes != bytes || h.data_offset != want.data_offset || memcmp(&h.key, &want.key, sizeof h.key) ||
         h.crc_of_crcs != td_crc32c(0, crcs, n_chunks(bytes) * sizeof *crcs))
         return IMAGE_BROKEN;
     char boot[40];
@@ -112,6 +127,37 @@ static verdict check_map(const uint8_t *map, size_t map_bytes, const td_image_ke
     *verified = all;
     return IMAGE_OK;
 }
+
+/* ---- page tables ---- */
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ                                                                                   \
+    22 /* Linux 5.14; older kernels answer EINVAL and fault pages in one by one, later */
+#endif
+enum { POPULATE_BYTES = 32 << 20 };
+
+typedef struct populate_job {
+    uint8_t *map;
+    size_t bytes;
+} populate_job;
+
+static void populate_one(void *arg, int i, int member)
+{
+    const populate_job *j = arg;
+    (void)member;
+    size_t at = (size_t)i * POPULATE_BYTES;
+    (void)madvise(j->map + at, TD_MIN((size_t)POPULATE_BYTES, j->bytes - at), MADV_POPULATE_READ);
+}
+
+/* Map all pages now: else the first steps pay half a second per 2.5 GB for page faults. */
+static void populate(td_pool *pool, void *map, size_t bytes)
+{
+    populate_job j = {map, bytes};
+    (void)madvise(map, bytes, MADV_WILLNEED);
+    td_pool_for(pool, (int)((bytes + POPULATE_BYTES - 1) / POPULATE_BYTES), populate_one, &j);
+}
+
+/* ---- opening, continued ---- */
 
 /* Remember that every byte was good in this boot. Best effort: without it the next start verifies again. */
 static void mark_verified(const char *path)
@@ -145,8 +191,8 @@ static verdict try_open(td_image *im, const char *path, const td_image_key *key,
         return v;
     }
     if (verified) mark_verified(path);
-    (void)madvise(map, n, MADV_WILLNEED);
-    *im = (td_image){ (const uint8_t *)map + data_offset(bytes), bytes, map, n, true, false };
+    populate(pool, map, n);
+    *im = (td_image){(const uint8_t *)map + data_offset(bytes), bytes, map, n, true, false};
     return IMAGE_OK;
 }
 
@@ -172,7 +218,8 @@ static td_status map_new_file(int fd, size_t n, uint8_t **map)
     return TD_OK;
 }
 
-static void write_image(uint8_t *map, const td_image_key *key, size_t bytes, td_pool *pool, td_image_fill_fn *fill, void *arg)
+static void write_image(uint8_t *map, const td_image_key *key, size_t bytes, td_pool *pool,
+                        td_image_fill_fn *fill, void *arg)
 {
     header h = make_header(key, bytes);
     uint32_t *crcs = (uint32_t *)(void *)(map + PAGE);
@@ -184,8 +231,8 @@ static void write_image(uint8_t *map, const td_image_key *key, size_t bytes, td_
     memcpy(map, &h, sizeof h);
 }
 
-static td_status make_file(td_image *im, const char *path, const td_image_key *key, size_t bytes, td_pool *pool,
-                           td_image_fill_fn *fill, void *arg)
+static td_status make_file(td_image *im, const char *path, const td_image_key *key, size_t bytes,
+                           td_pool *pool, td_image_fill_fn *fill, void *arg)
 {
     char tmp[4096];
     FILE *f;
@@ -202,7 +249,7 @@ static td_status make_file(td_image *im, const char *path, const td_image_key *k
     st = td_file_finish(f, tmp, path, true);
     (void)mprotect(map, n, PROT_READ);
     /* The bytes are good even if the rename failed: keep the map either way. */
-    *im = (td_image){ map + data_offset(bytes), bytes, map, n, st == TD_OK, true };
+    *im = (td_image){map + data_offset(bytes), bytes, map, n, st == TD_OK, true};
     return TD_OK;
 }
 
@@ -223,8 +270,8 @@ static int take_lock(const char *path)
     return fd;
 }
 
-static td_status open_cached(td_image *im, const char *path, const td_image_key *key, size_t bytes, td_pool *pool,
-                             td_image_fill_fn *fill, void *arg)
+static td_status open_cached(td_image *im, const char *path, const td_image_key *key, size_t bytes,
+                             td_pool *pool, td_image_fill_fn *fill, void *arg)
 {
     if (try_open(im, path, key, bytes, pool) == IMAGE_OK) return TD_OK;
     int lock = take_lock(path);
@@ -245,7 +292,7 @@ static td_status open_anonymous(td_image *im, size_t bytes, td_image_fill_fn *fi
     if (p == MAP_FAILED) return td_fail(TD_EFULL, "no memory for %zu bytes of packed weights", bytes);
     (void)madvise(p, bytes, MADV_HUGEPAGE);
     fill(arg, p);
-    *im = (td_image){ p, bytes, p, bytes, false, true };
+    *im = (td_image){p, bytes, p, bytes, false, true};
     return TD_OK;
 }
 
@@ -265,32 +312,35 @@ static bool make_dirs(const char *dir)
         *p = '/';
     }
     struct stat sb;
-    return (mkdir(path, 0755) == 0 || errno == EEXIST) && stat(path, &sb) == 0 && (S_ISDIR(sb.st_mode) || (errno = ENOTDIR, false));
+    return (mkdir(path, 0755) == 0 || errno == EEXIST) && stat(path, &sb) == 0 &&
+           (S_ISDIR(sb.st_mode) || (errno = ENOTDIR, false));
 }
 
 static bool image_path(char *out, size_t cap, const char *dir, const td_image_key *k)
 {
-    int n = snprintf(out, cap, "%s/model-%016llx%016llx-%08llx-l%u-s%uof%u.image", dir, (unsigned long long)k->model.hi,
-                     (unsigned long long)k->model.lo, (unsigned long long)(k->plan.lo & 0xffffffffu), k->layout, k->shard,
-                     k->n_shards);
+    int n = snprintf(out, cap, "%s/model-%016llx%016llx-%08llx-l%u-s%uof%u.image", dir,
+                     (unsigned long long)k->model.hi, (unsigned long long)k->model.lo,
+                     (unsigned long long)(k->plan.lo & 0xffffffffu), k->layout, k->shard, k->n_shards);
     errno = ENAMETOOLONG;
     return n > 0 && (size_t)n < cap;
 }
 
-td_status td_image_open(td_image *im, const char *dir, const td_image_key *key, size_t bytes, td_pool *pool, td_image_fill_fn *fill,
-                        void *arg)
+td_status td_image_open(td_image *im, const char *dir, const td_image_key *key, size_t bytes, td_pool *pool,
+                        td_image_fill_fn *fill, void *arg)
 {
     char path[4096];
-    *im = (td_image){ 0 };
+    *im = (td_image){0};
     if (bytes == 0) return TD_OK;
     if (!dir || !dir[0]) return open_anonymous(im, bytes, fill, arg);
-    if (!image_path(path, sizeof path, dir, key) || !make_dirs(dir)) no_cache("directory");
-    else if (open_cached(im, path, key, bytes, pool, fill, arg) == TD_OK) return TD_OK;
+    if (!image_path(path, sizeof path, dir, key) || !make_dirs(dir))
+        no_cache("directory");
+    else if (open_cached(im, path, key, bytes, pool, fill, arg) == TD_OK)
+        return TD_OK;
     return open_anonymous(im, bytes, fill, arg);
 }
 
 void td_image_close(td_image *im)
 {
     if (im->map) munmap(im->map, im->map_bytes);
-    *im = (td_image){ 0 };
+    *im = (td_image){0};
 }

@@ -12,8 +12,8 @@
 
 static td_h128 mix(td_h128 a, td_h128 b)
 {
-    const td_hkey key = { 0x74616e64656d2d6dull, 0x6f64656c2d303031ull };
-    td_h128 both[2] = { a, b };
+    const td_hkey key = {0x74616e64656d2d6dull, 0x6f64656c2d303031ull};
+    td_h128 both[2] = {a, b};
     return td_siphash128(key, both, sizeof both);
 }
 
@@ -22,7 +22,7 @@ static td_status read_desc(const td_model_opts *o, td_model_desc *d)
     if (!o->dummy_shape || o->dir) {
         if (!o->dir) return td_fail(TD_EBADREQ, "no model folder given");
         TD_TRY(td_model_desc_read(o->dir, d));
-        if (o->dummy_shape) d->digest = mix(d->digest, (td_h128){ 0x64756d6d79ull, 0 });
+        if (o->dummy_shape) d->digest = mix(d->digest, (td_h128){0x64756d6d79ull, 0});
         return TD_OK;
     }
     return td_model_desc_shape(o->dummy_shape, d);
@@ -33,13 +33,18 @@ static void settle_dtype(td_model_desc *d, const td_safetensors *files)
 {
     td_dtype t;
     const td_st_tensor *e = files ? td_safetensors_find(files, "model.embed_tokens.weight") : NULL;
-    if (e && td_st_weight_dtype(e, &t)) snprintf(d->dtype, sizeof d->dtype, "%s", td_dtype_name(t));
-    else if (!d->dtype[0]) snprintf(d->dtype, sizeof d->dtype, "bf16");
+    if (e && td_st_weight_dtype(e, &t))
+        snprintf(d->dtype, sizeof d->dtype, "%s", td_dtype_name(t));
+    else if (!d->dtype[0])
+        snprintf(d->dtype, sizeof d->dtype, "bf16");
 }
 
 /* ---- weights ---- */
 
-typedef struct fill_call { const td_plan *plan; const td_model_opts *o; } fill_call;
+typedef struct fill_call {
+    const td_plan *plan;
+    const td_model_opts *o;
+} fill_call;
 
 static void fill(void *arg, uint8_t *data)
 {
@@ -49,8 +54,8 @@ static void fill(void *arg, uint8_t *data)
 
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
 {
-    td_image_key key = { m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, 0, 1, 0 };
-    fill_call call = { plan, o };
+    td_image_key key = {m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, 0, 1, 0};
+    fill_call call = {plan, o};
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
     TD_TRY(td_image_open(&m->image, dir, &key, plan->image_bytes, o->pool, fill, &call));
@@ -79,18 +84,22 @@ static td_status load_weights(td_model *m, const td_model_opts *o)
 
 /* ---- scratch ---- */
 
-static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t padded(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
 
 /* One block, cut twice: first to count, then to hand out. */
 static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
 {
     const td_model_desc *d = &m->desc;
-    size_t T = (size_t)m->max_rows, G = (size_t)d->n_groups, H = (size_t)d->H, D = (size_t)d->D, E = (size_t)d->E, at = 0;
+    size_t T = (size_t)m->max_rows, G = (size_t)d->n_groups, H = (size_t)d->H, D = (size_t)d->D,
+           E = (size_t)d->E, at = 0;
     int max_K = TD_MAX(TD_MAX(d->E, d->H * d->D), d->F);
-#define CUT(field, count)                                                                           \
-    do {                                                                                            \
-        if (block) s->field = (void *)(block + at);                                                 \
-        at += padded((size_t)(count) * sizeof *s->field);                                           \
+#define CUT(field, count)                                                                                    \
+    do {                                                                                                     \
+        if (block) s->field = (void *)(block + at);                                                          \
+        at += padded((size_t)(count) * sizeof *s->field);                                                    \
     } while (0)
     CUT(x, T * E);
     CUT(h, T * E);
@@ -111,7 +120,8 @@ td_status td_scratch_open(td_scratch *s, const td_model *m)
 {
     size_t bytes = cut(s, m, NULL);
     s->block = aligned_alloc(64, padded(bytes));
-    if (!s->block) return td_fail(TD_EFULL, "no memory for %zu bytes of activations (%d rows)", bytes, m->max_rows);
+    if (!s->block)
+        return td_fail(TD_EFULL, "no memory for %zu bytes of activations (%d rows)", bytes, m->max_rows);
     cut(s, m, s->block);
     return TD_OK;
 }
@@ -119,7 +129,7 @@ td_status td_scratch_open(td_scratch *s, const td_model *m)
 void td_scratch_close(td_scratch *s)
 {
     free(s->block);
-    *s = (td_scratch){ 0 };
+    *s = (td_scratch){0};
 }
 
 /* ---- the model ---- */
@@ -128,7 +138,8 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
 {
     enum { MAX_ROWS = 1 << 20 };
     if (o->max_rows < 1 || o->max_rows > MAX_ROWS || o->max_logits < 1 || o->max_logits > MAX_ROWS)
-        return td_fail(TD_EBADREQ, "max_rows %d and max_logits %d must be from 1 to %d", o->max_rows, o->max_logits, MAX_ROWS);
+        return td_fail(TD_EBADREQ, "max_rows %d and max_logits %d must be from 1 to %d", o->max_rows,
+                       o->max_logits, MAX_ROWS);
     td_model *m = td_xalloc(sizeof *m);
     m->ops = o->ops;
     m->pool = o->pool;
@@ -156,10 +167,19 @@ void td_model_close(td_model *m)
     free(m);
 }
 
-const td_model_desc *td_model_descr(const td_model *m) { return &m->desc; }
-size_t td_model_weight_bytes(const td_model *m) { return m->row_bytes; }
+const td_model_desc *td_model_descr(const td_model *m)
+{
+    return &m->desc;
+}
+size_t td_model_weight_bytes(const td_model *m)
+{
+    return m->row_bytes;
+}
 
-const td_layer *td_layer_acquire(td_model *m, int layer) { return &m->weights.layer[layer]; }
+const td_layer *td_layer_acquire(td_model *m, int layer)
+{
+    return &m->weights.layer[layer];
+}
 void td_layer_release(td_model *m, int layer)
 {
     (void)m;

@@ -1,15 +1,20 @@
-/* worker/model/model.h - a Hugging Face folder as one descriptor plus packed weights, and the one forward pass over them.
+/* worker/model/model.h - a Hugging Face folder as a descriptor plus packed weights, and the one forward pass.
  *
- *   config.json --> td_model_desc --> tensor list --> packed image (mapped) --> td_model --> td_model_forward(step)
+ *   config.json -> td_model_desc -> tensor list -> packed image -> td_model -> td_model_forward(step)
  *
- * The forward pass is generic: it interprets the descriptor and knows no family's name. It runs layers [a, b): hidden in, hidden
- * out; a layer's weights are taken by acquire and released after use (a pointer today).
+ * The forward pass is generic: it interprets the descriptor and knows no family's name; a layer's weights are
+ * taken by acquire and released after use (a pointer today).
  *
- * Rules:     1. An unsupported architecture, key, rope type, activation or dtype is refused by name at open (TD_ENOSUP). A lying,
- *               truncated or overlapping safetensors file is refused with file, tensor and reason (TD_EPROTO).
- *            2. Layers of equal page bytes and equal retention (window) form a page group; layer -> (group, slot) is here.
- *            3. The packed image is a file in the cache directory, keyed by model digest, layout and shard, checksummed, written to a
- *               temporary name and renamed; mapped shared and read-only, so a second worker costs no memory.
+ * Rules:     1. An unsupported architecture, key, rope type, activation or dtype is refused by name at open
+ *               (TD_ENOSUP). A lying, truncated or overlapping safetensors file is refused with file, tensor
+ *               and reason (TD_EPROTO).
+ *            2. Layers of equal page bytes and equal retention (window) form a page group; layer -> (group,
+ *               slot) is here.
+ *            3. The packed image is a file in the cache directory, keyed by model digest, layout and shard,
+ *               checksummed, written to a temporary name and renamed; mapped shared and read-only, so a
+ *               second worker costs no memory.
+ *            4. A step is checked before anything is computed; rows whose logits nobody wants stop after the
+ *               last layer's keys and values are written.
  * Ownership: td_model owns maps and scratch; desc is borrowed until close.
  * Threads:   forward: the engine thread; everything else before it starts. */
 // SPDX-License-Identifier: Apache-2.0
@@ -39,32 +44,33 @@ typedef struct td_group_desc { int n_slots, window, G, D; } td_group_desc;
 
 typedef struct td_model_desc {
     char arch[64];                  /* config.json architectures[0] */
-    char dtype[8];                  /* of the checkpoint: "bf16", "f16", "f32" */
+    char dtype[8];                  /* "bf16", "f16", "f32"; before opening: what config.json says, or "" */
     int L, E, H, G, D, F, V;
     int max_positions;              /* max_position_embeddings */
     double rms_eps;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
     td_rope_desc rope;
     double attn_scale;              /* 1/sqrt(D) unless the config says otherwise */
-    double q_scale_beta;            /* ministral3 (llama-4 scaling): q *= 1 + beta * log(1 + floor(pos / q_scale_base)); 0: off */
+    /* ministral3 (llama-4 scaling): q *= 1 + beta * log(1 + floor(pos / base)); beta 0: off */
+    double q_scale_beta;
     int q_scale_base;
     int32_t bos, eos[TD_MAX_EOS];   /* bos -1: none; from generation_config.json, else config.json */
     int n_eos;
     int n_groups;
     td_group_desc group[TD_MAX_GROUPS];
     td_layer_desc layer[TD_MAX_LAYERS];
-    td_h128 digest;                 /* of config and weights (headers, sizes and sampled contents): the model's identity */
+    td_h128 digest;                 /* identity: of config.json, and once opened of the weights too */
 } td_model_desc;
 
 /* Reads config.json (rope keys of both transformers generations) and generation_config.json only. */
 td_status td_model_desc_read(const char *dir, td_model_desc *out);
-/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (hidden, ffn, ... as the benchmark checkpoints). */
+/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (as the benchmark checkpoints). */
 td_status td_model_desc_shape(const char *shape, td_model_desc *out);
 
 typedef struct td_model td_model;
 typedef struct td_model_opts {
     const char *dir;                /* NULL with dummy */
-    const char *dummy_shape;        /* random weights of this shape, or of dir's config when dir is given too; NULL: real */
+    const char *dummy_shape;        /* random weights: this shape, or dir's config if given */
     const td_ops *ops;
     td_pool *pool;                  /* borrowed */
     int max_rows, max_logits;       /* scratch sizes: rows and logit rows per step */
@@ -76,11 +82,12 @@ typedef struct td_model_opts {
 td_status td_model_open(const td_model_opts *o, td_model **out);
 void td_model_close(td_model *m);
 const td_model_desc *td_model_descr(const td_model *m);
-size_t td_model_weight_bytes(const td_model *m);  /* packed bytes read by one forward pass of one row (embedding row excepted) */
+/* Packed bytes read by one forward pass of one row (embedding row excepted). */
+size_t td_model_weight_bytes(const td_model *m);
 
-/* Run one step. kv[g] for each group. logits: [step->n_logits, V] f32, caller's. on_layer(arg, layer) is called on this thread after
- * layer `layer` of all rows has been written to its pages (NULL: none). Returns EPROTO if the step is outside the model's limits
- * (ids, pages, rows): nothing computed. */
+/* Run one step. kv[g] for each group. logits: [step->n_logits, V] f32, caller's. on_layer(arg, layer) is
+ * called on this thread once the keys and values of layer `layer` of all rows are in their pages (NULL: none).
+ * EPROTO if the step is outside the model's limits (ids, pages, rows): nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
 

@@ -1,4 +1,5 @@
-/* worker/model/model_int.h - a loaded model: descriptor, weights, rope and the step's scratch. Shared by model.c and forward.c. */
+/* worker/model/model_int.h - a loaded model: descriptor, weights, rope and the step's scratch. Shared by
+ * model.c and forward.c. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_MODEL_INT_H
 #define TD_WORKER_MODEL_MODEL_INT_H
@@ -25,7 +26,7 @@ struct td_model {
     const td_ops *ops;
     td_pool *pool;
     int max_rows, max_logits;
-    td_safetensors *files;   /* kept while something is read as stored */
+    td_safetensors *files; /* kept while something is read as stored */
     td_image image;
     td_weights weights;
     size_t row_bytes;

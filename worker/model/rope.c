@@ -11,7 +11,8 @@ static void scale_llama3(const td_rope_desc *d, double *inv)
     for (int i = 0; i < d->rot_dim / 2; i++) {
         double wavelength = 2 * M_PI / inv[i];
         if (wavelength < high) continue;
-        double smooth = (d->original_max / wavelength - d->low_freq_factor) / (d->high_freq_factor - d->low_freq_factor);
+        double smooth =
+            (d->original_max / wavelength - d->low_freq_factor) / (d->high_freq_factor - d->low_freq_factor);
         inv[i] = wavelength > low ? inv[i] / d->factor : (1 - smooth) * inv[i] / d->factor + smooth * inv[i];
     }
 }
@@ -56,11 +57,14 @@ void td_rope_inv_freq(const td_rope_desc *d, double *inv, double *attention_fact
     for (int i = 0; i < d->rot_dim / 2; i++) inv[i] = pow(d->theta, -2.0 * i / d->rot_dim);
     *attention_factor = 1.0;
     switch (d->type) {
-    case TD_ROPE_DEFAULT: break;
+    case TD_ROPE_DEFAULT:
+        break;
     case TD_ROPE_LINEAR:
         for (int i = 0; i < d->rot_dim / 2; i++) inv[i] /= d->factor;
         break;
-    case TD_ROPE_LLAMA3: scale_llama3(d, inv); break;
+    case TD_ROPE_LLAMA3:
+        scale_llama3(d, inv);
+        break;
     case TD_ROPE_YARN:
         scale_yarn(d, inv);
         *attention_factor = yarn_attention(d);
@@ -70,7 +74,7 @@ void td_rope_inv_freq(const td_rope_desc *d, double *inv, double *attention_fact
 
 void td_rope_init(td_rope *r, const td_model_desc *d)
 {
-    *r = (td_rope){ .half = d->rope.rot_dim / 2, .q_beta = d->q_scale_beta, .q_base = d->q_scale_base };
+    *r = (td_rope){.half = d->rope.rot_dim / 2, .q_beta = d->q_scale_beta, .q_base = d->q_scale_base};
     r->inv = td_xalloc((size_t)r->half * sizeof *r->inv);
     td_rope_inv_freq(&d->rope, r->inv, &r->attention_factor);
 }
@@ -79,7 +83,7 @@ void td_rope_deinit(td_rope *r)
 {
     for (size_t i = 0; i < TD_COUNT(r->block); i++) free(r->block[i]);
     free(r->inv);
-    *r = (td_rope){ 0 };
+    *r = (td_rope){0};
 }
 
 static void one_row(const td_rope *r, int pos, float *cs)
@@ -106,8 +110,10 @@ void td_rope_rows(td_rope *r, const int32_t *pos, int T, float *cs)
 {
     size_t row = 2 * (size_t)r->half;
     for (int t = 0; t < T; t++, cs += row) {
-        if (pos[t] < TD_ROPE_CACHED) memcpy(cs, cached_row(r, pos[t]), row * sizeof *cs);
-        else one_row(r, pos[t], cs);
+        if (pos[t] < TD_ROPE_CACHED)
+            memcpy(cs, cached_row(r, pos[t]), row * sizeof *cs);
+        else
+            one_row(r, pos[t], cs);
     }
 }
 

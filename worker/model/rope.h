@@ -1,13 +1,17 @@
-/* worker/model/rope.h - rotary angles: inverse frequencies per type, and the cosines and sines of a step's rows.
+/* worker/model/rope.h - rotary angles: inverse frequencies, and the cosines and sines of a step's rows.
  *
- *   inv[i], i < rot_dim / 2:   default  theta^(-2i / rot_dim)
- *                              linear   / factor
- *                              llama3   wavelengths over original / low: / factor; under original / high: kept; blended between
- *                              yarn     blended between kept and / factor by a ramp over i; cos and sin times attention_factor
+ *   inv[i], i < rot_dim / 2:  default  theta^(-2i / rot_dim)
+ *                             linear   divided by factor
+ *                             llama3   wavelengths over original / low: divided; under original / high:
+ *                                      kept; between: blended
+ *                             yarn     kept and divided blended by a ramp over i; cos and sin times
+ *                                      attention_factor
  *
  * Rules:     1. Everything is double until the last step; a row's values depend on its position alone.
- *            2. Positions below TD_ROPE_CACHED are computed once (in blocks, on first use), others each time: same bits.
- * Threads:   one owner. Source: transformers 5.5.4 modeling_rope_utils.py; YaRN, Peng et al. 2023, section 3. */
+ *            2. Positions below TD_ROPE_CACHED are computed once (in blocks, on first use), others each
+ *               time: the same bits.
+ * Threads:   one owner.
+ * Source:    transformers 5.5.4 modeling_rope_utils.py; YaRN, Peng et al. 2023, section 3. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_ROPE_H
 #define TD_WORKER_MODEL_ROPE_H
@@ -17,9 +21,9 @@
 enum { TD_ROPE_CACHED = 32768, TD_ROPE_BLOCK = 128 };
 
 typedef struct td_rope {
-    int half;                   /* rot_dim / 2 */
+    int half; /* rot_dim / 2 */
     double attention_factor;
-    double *inv;                /* [half] */
+    double *inv;                                  /* [half] */
     float *block[TD_ROPE_CACHED / TD_ROPE_BLOCK]; /* [TD_ROPE_BLOCK][half][2] */
     double q_beta;
     int q_base;

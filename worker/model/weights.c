@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/weights.c - the plan: which tensors, of which shape, joined how and placed where. Filling is in weights_fill.c. */
+/* worker/model/weights.c - the plan: which tensors, of which shape, joined how and placed where. Filling is
+ * in weights_fill.c. */
 #include "worker/model/weights.h"
 #include "common/check.h"
 #include "common/log.h"
@@ -10,20 +11,25 @@ enum { PIECES_PER_LAYER = 12, PIECES_AROUND = 3, ALIGN = 64 };
 
 /* ---- the list ---- */
 
-typedef struct builder { td_plan *p; int layer; } builder;
+typedef struct builder {
+    td_plan *p;
+    int layer;
+} builder;
 
 static td_piece *add(builder *b, td_piece_kind kind, int K)
 {
     td_piece *e = &b->p->piece[b->p->n++];
-    *e = (td_piece){ .kind = kind, .K = K };
+    *e = (td_piece){.kind = kind, .K = K};
     return e;
 }
 
 static void add_part(builder *b, td_piece *e, const char *name, const char *suffix, int rows)
 {
     td_part *part = &e->part[e->n_parts++];
-    if (b->layer < 0) snprintf(part->name, sizeof part->name, "%s%s", name, suffix);
-    else snprintf(part->name, sizeof part->name, "model.layers.%d.%s%s", b->layer, name, suffix);
+    if (b->layer < 0)
+        snprintf(part->name, sizeof part->name, "%s%s", name, suffix);
+    else
+        snprintf(part->name, sizeof part->name, "model.layers.%d.%s%s", b->layer, name, suffix);
     part->rows = rows;
     e->N += rows;
 }
@@ -36,7 +42,10 @@ static void add_norm(builder *b, const char *name, int rows, const float **to)
     e->vector = to;
 }
 
-typedef struct named_rows { const char *name; int rows; } named_rows;
+typedef struct named_rows {
+    const char *name;
+    int rows;
+} named_rows;
 
 /* A linear layer of up to three parts, and its bias. */
 static void add_linear(builder *b, const named_rows *parts, int n, int K, bool bias, td_weight *to)
@@ -53,10 +62,11 @@ static void add_linear(builder *b, const named_rows *parts, int n, int K, bool b
 static void add_layer(builder *b, td_layer *l)
 {
     const td_model_desc *d = b->p->desc;
-    const named_rows qkv[] = { { "self_attn.q_proj", d->H * d->D }, { "self_attn.k_proj", d->G * d->D },
-                               { "self_attn.v_proj", d->G * d->D } };
-    const named_rows o[] = { { "self_attn.o_proj", d->E } }, down[] = { { "mlp.down_proj", d->E } };
-    const named_rows gate_up[] = { { "mlp.gate_proj", d->F }, { "mlp.up_proj", d->F } };
+    const named_rows qkv[] = {{"self_attn.q_proj", d->H * d->D},
+                              {"self_attn.k_proj", d->G * d->D},
+                              {"self_attn.v_proj", d->G * d->D}};
+    const named_rows o[] = {{"self_attn.o_proj", d->E}}, down[] = {{"mlp.down_proj", d->E}};
+    const named_rows gate_up[] = {{"mlp.gate_proj", d->F}, {"mlp.up_proj", d->F}};
     add_norm(b, "input_layernorm", d->E, &l->attn_norm);
     add_linear(b, qkv, 3, d->E, d->qkv_bias, &l->qkv);
     if (d->qk_norm) {
@@ -72,7 +82,7 @@ static void add_layer(builder *b, td_layer *l)
 static void build(td_plan *p, td_weights *w)
 {
     const td_model_desc *d = p->desc;
-    builder b = { p, -1 };
+    builder b = {p, -1};
     if (!d->tied) {
         td_piece *e = add(&b, TD_PIECE_TABLE, d->E);
         add_part(&b, e, "model.embed_tokens", ".weight", d->V);
@@ -81,7 +91,7 @@ static void build(td_plan *p, td_weights *w)
     for (b.layer = 0; b.layer < d->L; b.layer++) add_layer(&b, &w->layer[b.layer]);
     b.layer = -1;
     add_norm(&b, "model.norm", d->E, &w->final_norm);
-    const named_rows head[] = { { d->tied ? "model.embed_tokens" : "lm_head", d->V } };
+    const named_rows head[] = {{d->tied ? "model.embed_tokens" : "lm_head", d->V}};
     add_linear(&b, head, 1, d->E, false, &w->head);
 }
 
@@ -112,13 +122,17 @@ static td_status bind_part(td_plan *p, td_piece *e, int i)
                        td_safetensors_file(p->files, t->file), t->name, td_st_dtype_name(t->dtype));
     if (i > 0 && !vector && from != e->from)
         return td_fail(TD_ENOSUP, "%s: tensor \"%s\" is %s, but the parts joined with it are %s",
-                       td_safetensors_file(p->files, t->file), t->name, td_dtype_name(from), td_dtype_name(e->from));
+                       td_safetensors_file(p->files, t->file), t->name, td_dtype_name(from),
+                       td_dtype_name(e->from));
     e->from = from;
     part->src = t;
     return TD_OK;
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 static bool ends_with(const char *s, const char *end)
 {
@@ -136,11 +150,14 @@ static void report_extra(const td_plan *p)
     qsort(names, n, sizeof *names, by_text);
     for (size_t i = 0; i < td_safetensors_count(p->files); i++) {
         const char *name = td_safetensors_at(p->files, i)->name;
-        if (bsearch(&name, names, n, sizeof *names, by_text) || ends_with(name, "rotary_emb.inv_freq")) continue;
+        if (bsearch(&name, names, n, sizeof *names, by_text) || ends_with(name, "rotary_emb.inv_freq"))
+            continue;
         if (p->desc->tied && !strcmp(name, "lm_head.weight")) continue;
         if (!extra++) first = name;
     }
-    if (extra) TD_WARN("ignoring %zu tensors that %s does not have, such as \"%.200s\"", extra, p->desc->arch, first);
+    if (extra)
+        TD_WARN("ignoring %zu tensors that %s does not have, such as \"%.200s\"", extra, p->desc->arch,
+                first);
     free(names);
 }
 
@@ -154,13 +171,16 @@ static td_status bind(td_plan *p)
 
 static void bind_dummy(td_plan *p)
 {
-    td_dtype from = !strcmp(p->desc->dtype, "f32") ? TD_F32 : !strcmp(p->desc->dtype, "f16") ? TD_F16 : TD_BF16;
+    td_dtype from = !strcmp(p->desc->dtype, "f32")   ? TD_F32
+                    : !strcmp(p->desc->dtype, "f16") ? TD_F16
+                                                     : TD_BF16;
     for (size_t i = 0; i < p->n; i++) p->piece[i].from = from;
 }
 
 /* ---- placing ---- */
 
-/* May the kernels read the stored bytes? Tables: any family; matrices: ref, whose packed order is the stored one. */
+/* May the kernels read the stored bytes? Tables: any family; matrices: ref, whose packed order is the stored
+ * one. */
 static bool usable_as_stored(const td_plan *p, const td_piece *e)
 {
     const td_st_tensor *t = e->part[0].src;
@@ -176,45 +196,57 @@ static void place(td_plan *p)
         td_piece *e = &p->piece[i];
         size_t elements = (size_t)e->N * (size_t)e->K;
         e->as_stored = usable_as_stored(p, e);
-        e->to = e->kind == TD_PIECE_MATRIX ? p->ops->packed_dtype(e->from) : e->kind == TD_PIECE_TABLE ? e->from : TD_F32;
+        e->to = e->kind == TD_PIECE_MATRIX  ? p->ops->packed_dtype(e->from)
+                : e->kind == TD_PIECE_TABLE ? e->from
+                                            : TD_F32;
         if (e->as_stored) continue;
         e->offset = at;
-        e->bytes = e->kind == TD_PIECE_MATRIX ? p->ops->packed_bytes(e->N, e->K, e->from) : elements * td_dtype_bytes(e->to);
+        e->bytes = e->kind == TD_PIECE_MATRIX ? p->ops->packed_bytes(e->N, e->K, e->from)
+                                              : elements * td_dtype_bytes(e->to);
         at += (e->bytes + ALIGN - 1) / ALIGN * ALIGN;
     }
     p->image_bytes = at;
 }
 
-td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files, td_weights *w)
+td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files,
+                       td_weights *w)
 {
     size_t most = (size_t)d->L * PIECES_PER_LAYER + PIECES_AROUND;
-    *p = (td_plan){ .desc = d, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece) };
+    *p = (td_plan){.desc = d, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece)};
     build(p, w);
     TD_CHECK(p->n <= most);
     td_status st = TD_OK;
-    if (files) st = bind(p);
-    else bind_dummy(p);
-    if (st < 0) td_plan_close(p);
-    else place(p);
+    if (files)
+        st = bind(p);
+    else
+        bind_dummy(p);
+    if (st < 0)
+        td_plan_close(p);
+    else
+        place(p);
     return st;
 }
 
 void td_plan_close(td_plan *p)
 {
     free(p->piece);
-    *p = (td_plan){ 0 };
+    *p = (td_plan){0};
 }
 
 /* ---- facts about a plan ---- */
 
 td_h128 td_plan_digest(const td_plan *p)
 {
-    typedef struct fact { uint64_t offset, bytes; int32_t kind, N, K, from, to, as_stored; } fact;
-    const td_hkey key = { 0x74616e64656d2d70ull, 0x6c616e2d30303031ull };
+    typedef struct fact {
+        uint64_t offset, bytes;
+        int32_t kind, N, K, from, to, as_stored;
+    } fact;
+    const td_hkey key = {0x74616e64656d2d70ull, 0x6c616e2d30303031ull};
     fact *facts = td_xalloc(p->n * sizeof *facts);
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        facts[i] = (fact){ e->offset, e->bytes, (int32_t)e->kind, e->N, e->K, (int32_t)e->from, (int32_t)e->to, e->as_stored };
+        facts[i] = (fact){e->offset, e->bytes,         (int32_t)e->kind, e->N,
+                          e->K,      (int32_t)e->from, (int32_t)e->to,   e->as_stored};
     }
     td_h128 h = td_siphash128(key, facts, p->n * sizeof *facts);
     free(facts);
@@ -243,11 +275,18 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
 {
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        const void *at = e->as_stored ? (const void *)e->part[0].src->data : (const void *)(image + e->offset);
+        const void *at =
+            e->as_stored ? (const void *)e->part[0].src->data : (const void *)(image + e->offset);
         switch (e->kind) {
-        case TD_PIECE_VECTOR: *e->vector = at; break;
-        case TD_PIECE_TABLE: *e->table = (td_table){ e->N, e->K, e->to, at }; break;
-        case TD_PIECE_MATRIX: *e->weight = (td_weight){ e->N, e->K, e->to, at, e->weight->bias }; break;
+        case TD_PIECE_VECTOR:
+            *e->vector = at;
+            break;
+        case TD_PIECE_TABLE:
+            *e->table = (td_table){e->N, e->K, e->to, at};
+            break;
+        case TD_PIECE_MATRIX:
+            *e->weight = (td_weight){e->N, e->K, e->to, at, e->weight->bias};
+            break;
         }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/weights_fill.c - packed bytes from the files or from random numbers. A matrix is packed in strips of rows shared among the
- * pool; a strip that lies in one part reads the map, one that crosses parts is gathered first. */
+/* worker/model/weights_fill.c - packed bytes from the files or from random numbers. A matrix is packed in
+ * strips of rows shared among the pool; a strip that lies in one part reads the map, one that crosses parts
+ * is gathered first. */
 #include "common/check.h"
 #include "worker/model/weights.h"
 #include <stdlib.h>
@@ -11,15 +12,19 @@ typedef struct fill_job {
     const td_plan *p;
     const td_piece *e;
     uint8_t *dst;
-    int strip;              /* rows */
-    const uint8_t *random;  /* dummy: this many elements of e->from */
+    int strip;             /* rows */
+    const uint8_t *random; /* dummy: this many elements of e->from */
     size_t n_random;
     uint64_t salt;
 } fill_job;
 
-static size_t row_bytes(const td_piece *e) { return (size_t)e->K * td_dtype_bytes(e->from); }
+static size_t row_bytes(const td_piece *e)
+{
+    return (size_t)e->K * td_dtype_bytes(e->from);
+}
 
-/* ops->pack takes the whole matrix and packs rows [n0, n1) of it: give it an address such that those rows are at `rows`. */
+/* ops->pack takes the whole matrix and packs rows [n0, n1) of it: give it an address such that those rows are
+ * at `rows`. */
 static void pack_rows(const fill_job *j, const void *rows, int n0, int n1)
 {
     const td_piece *e = j->e;
@@ -36,8 +41,9 @@ static void gather(const td_piece *e, int n0, int n1, uint8_t *out)
     int first = 0;
     for (int i = 0; i < e->n_parts; i++) {
         int a = TD_MAX(n0, first), b = TD_MIN(n1, first + e->part[i].rows);
-        if (a < b) memcpy(out + (size_t)(a - n0) * row_bytes(e), e->part[i].src->data + (size_t)(a - first) * row_bytes(e),
-                          (size_t)(b - a) * row_bytes(e));
+        if (a < b)
+            memcpy(out + (size_t)(a - n0) * row_bytes(e),
+                   e->part[i].src->data + (size_t)(a - first) * row_bytes(e), (size_t)(b - a) * row_bytes(e));
         first += e->part[i].rows;
     }
 }
@@ -107,7 +113,8 @@ static uint8_t *random_values(td_dtype t, size_t n)
     uint8_t *p = td_xalloc(n * td_dtype_bytes(t));
     float v[1024];
     for (size_t i = 0; i < n; i += 1024) {
-        for (size_t k = 0; k < 1024; k++) v[k] = ((float)(td_mix64(i + k + 1) >> 40) * 0x1p-23f - 1.0f) * 0.0346f;
+        for (size_t k = 0; k < 1024; k++)
+            v[k] = ((float)(td_mix64(i + k + 1) >> 40) * 0x1p-23f - 1.0f) * 0.0346f;
         td_convert(p + i * td_dtype_bytes(t), t, v, TD_F32, 1024);
     }
     return p;
@@ -121,12 +128,14 @@ void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_f
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
         if (e->bytes == 0) continue;
-        if (e->kind == TD_PIECE_VECTOR) fill_vector(e, !p->files, image + e->offset);
+        if (e->kind == TD_PIECE_VECTOR)
+            fill_vector(e, !p->files, image + e->offset);
         else {
-            fill_job j = { p, e, image + e->offset, strip_rows(e), random, n_random, (uint64_t)i << 32 };
+            fill_job j = {p, e, image + e->offset, strip_rows(e), random, n_random, (uint64_t)i << 32};
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
-        for (int k = 0; k < e->n_parts && p->files; k++) td_safetensors_drop(e->part[k].src->data, e->part[k].src->bytes);
+        for (int k = 0; k < e->n_parts && p->files; k++)
+            td_safetensors_drop(e->part[k].src->data, e->part[k].src->bytes);
         done += e->bytes;
         if (progress) progress(arg, "packing weights", (double)done / (double)p->image_bytes);
     }
