@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Bytes between a socket and a protocol: edge-triggered flags in, one turn of work out; disconnects, slow readers, timeouts. */
+/* Bytes between a socket and a protocol: edge-triggered flags in, one turn of work out; disconnects, slow
+ * readers, timeouts. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -42,7 +43,8 @@ static void set_socket(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     int notsent = TD_NET_NOTSENT_BYTES;
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent, sizeof notsent);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one); /* a peer that vanished without FIN: found within 2 minutes */
+    /* A peer that vanished without FIN is found within two minutes. */
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof every_s);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
@@ -56,8 +58,9 @@ td_conn *conn_open(td_net *n, int fd, SSL *ssl, const char *peer, bool refused)
     c->fd = fd;
     c->ssl = ssl;
     c->refused = refused;
-    c->dead = event_assign(&c->ev, n->base, fd, EV_READ | EV_WRITE | EV_CLOSED | EV_ET | EV_PERSIST, on_event, c) ||
-              event_add(&c->ev, NULL);
+    c->dead =
+        event_assign(&c->ev, n->base, fd, EV_READ | EV_WRITE | EV_CLOSED | EV_ET | EV_PERSIST, on_event, c) ||
+        event_add(&c->ev, NULL);
     for (size_t i = 0; i + 1 < sizeof c->peer && peer[i]; i++) c->peer[i] = peer[i];
     c->opened_us = c->active_us = c->progress_us = td_now_us();
     c->writable = true;
@@ -188,8 +191,8 @@ static bool wants_input(const td_conn *c)
     return c->in.len < TD_NET_PIPELINE_BYTES;
 }
 
-/* While input is paused an edge tells of new bytes and of a lost peer alike; only the second matters. The edge may also have come
- * in the turn that paused. */
+/* While input is paused an edge tells of new bytes and of a lost peer alike; only the second matters. The
+ * edge may also have come in the turn that paused. */
 static bool peer_left(td_conn *c)
 {
     if (!c->xs || !c->readable || c->eof || wants_input(c)) return false;
@@ -223,8 +226,8 @@ static void conn_read(td_conn *c)
     }
 }
 
-/* The client's FIN: it will not read what is pending (most clients never half-close), so a pending answer is cancelled; an
- * answer that is already complete is still written. */
+/* The client's FIN: it will not read what is pending (most clients never half-close), so a pending answer is
+ * cancelled; an answer that is already complete is still written. */
 static void conn_eof(td_conn *c)
 {
     if (c->xs || c->proto == PROTO_H2 || c->lingering) c->dead = true;
@@ -285,7 +288,8 @@ void conn_turn(td_conn *c)
     if (!c->dead) conn_write(c);
     if (!c->dead) conn_settle(c);
     if (c->dead) conn_free(c);
-    else if (c->readable && !c->eof && wants_input(c)) conn_touch(c); /* was paused: no edge will tell of what is already there */
+    else if (c->readable && !c->eof && wants_input(c))
+        conn_touch(c); /* was paused: no edge will tell of what is already there */
 }
 
 /* ---- time ---- */

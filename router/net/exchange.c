@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The public calls on an exchange. HTTP/1.1 and HTTP/2 queue body bytes alike (x->out); they differ in how the queue is framed. */
+/* The public calls on an exchange. HTTP/1.1 and HTTP/2 queue body bytes alike (x->out); they differ in how
+ * the queue is framed. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "router/net/http1_out.h"
@@ -68,7 +69,10 @@ void exchange_lost(td_exchange *x)
 const char *td_exchange_method(const td_exchange *x) { return td_head_at(&x->req, x->req.method); }
 const char *td_exchange_path(const td_exchange *x) { return td_head_at(&x->req, x->req.path); }
 const char *td_exchange_query(const td_exchange *x) { return td_head_at(&x->req, x->req.query); }
-const char *td_exchange_header(const td_exchange *x, const char *lower_name) { return td_head_get(&x->req, lower_name); }
+const char *td_exchange_header(const td_exchange *x, const char *lower_name)
+{
+    return td_head_get(&x->req, lower_name);
+}
 const char *td_exchange_peer(const td_exchange *x) { return x->c->peer; }
 bool td_exchange_is_h2(const td_exchange *x) { return x->stream_id != 0; }
 int64_t td_exchange_received_us(const td_exchange *x) { return x->received_us; }
@@ -107,11 +111,13 @@ void td_exchange_start(td_exchange *x, int status, const td_header *h, size_t n)
         td_http1_fields(&x->fields, h, n);
     }
     for (size_t i = 0; i < n; i++) /* a handler may ask for the end of an HTTP/1.1 connection */
-        if (!x->stream_id && !strcmp(h[i].name, "connection") && !strcmp(h[i].value, "close")) x->c->keep = false;
+        if (!x->stream_id && !strcmp(h[i].name, "connection") && !strcmp(h[i].value, "close"))
+            x->c->keep = false;
     conn_touch(x->c);
 }
 
-void exchange_write_parts(td_exchange *x, const char *a, size_t na, const char *b, size_t nb, const char *c, size_t nc)
+void exchange_write_parts(td_exchange *x, const char *a, size_t na, const char *b, size_t nb, const char *c,
+                          size_t nc)
 {
     TD_ASSERT(x->started && !x->finished);
     if (!x->started || x->finished || x->gone || x->reset) return;

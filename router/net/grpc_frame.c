@@ -27,7 +27,7 @@ static bool is_name(const char *p, size_t n, size_t max)
 {
     if (!n || n >= max) return false;
     for (size_t i = 0; i < n; i++)
-        if (p[i] <= 0x20 || p[i] == 0x7f) return false; /* char may be signed: bytes above 0x7f are refused too */
+        if ((unsigned char)p[i] <= 0x20 || (unsigned char)p[i] >= 0x7f) return false;
     return true;
 }
 
@@ -37,7 +37,8 @@ bool td_grpc_split_path(const char *path, td_grpc_call *call)
     const char *service = path + 1, *slash = strchr(service, '/');
     if (!slash || strchr(slash + 1, '/')) return false;
     size_t ns = (size_t)(slash - service), nm = strlen(slash + 1);
-    if (!is_name(service, ns, sizeof call->service) || !is_name(slash + 1, nm, sizeof call->method)) return false;
+    if (!is_name(service, ns, sizeof call->service) || !is_name(slash + 1, nm, sizeof call->method))
+        return false;
     memcpy(call->service, service, ns);
     call->service[ns] = 0;
     memcpy(call->method, slash + 1, nm + 1);
@@ -105,7 +106,8 @@ bool td_grpc_open(td_exchange *x, td_grpc_call *call)
     const char *timeout = td_exchange_header(x, "grpc-timeout"), *why = "";
     td_grpc_call c = {.timeout_us = INT64_MAX};
     size_t n;
-    if (!x->stream_id || !td_grpc_content_type(td_exchange_header(x, "content-type")) || strcmp(td_exchange_method(x), "POST")) {
+    if (!x->stream_id || !td_grpc_content_type(td_exchange_header(x, "content-type")) ||
+        strcmp(td_exchange_method(x), "POST")) {
         td_exchange_reply(x, x->stream_id ? 415 : 426, NULL, 0, NULL, 0);
         return false;
     }
@@ -147,7 +149,9 @@ void td_grpc_finish(td_exchange *x, td_grpc_status status, const char *message)
     td_buf_init(&why, 0);
     snprintf(text, sizeof text, "%d", (int)status);
     if (message) td_grpc_encode_message(&why, message);
-    const td_header h[] = {{"content-type", "application/grpc"}, {"grpc-accept-encoding", "identity"}, {"grpc-status", text},
+    const td_header h[] = {{"content-type", "application/grpc"},
+                           {"grpc-accept-encoding", "identity"},
+                           {"grpc-status", text},
                            {"grpc-message", why.len ? why.p : ""}};
     size_t n = why.len ? 4 : 3;
     if (!x->started) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* HTTP/1.1 on a connection: one exchange at a time. While its answer is pending further bytes wait in c->in. */
+/* HTTP/1.1 on a connection: one exchange at a time. While its answer is pending further bytes wait in
+ * c->in. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "router/net/http1_out.h"
@@ -79,7 +80,8 @@ void h1_error(td_conn *c, int status, const char *what)
     conn_touch(c);
 }
 
-/* Frame what is queued. The head is held back until the turn ends, so an answer finished within one turn gets Content-Length. */
+/* Frame what is queued. The head is held back until the turn ends, so an answer finished within one turn gets
+ * Content-Length. */
 static void emit(td_exchange *x, bool last)
 {
     td_conn *c = x->c;
@@ -116,7 +118,8 @@ void h1_turn(td_conn *c)
         if (used == c->in.len) td_buf_deinit(&c->in);
         else td_buf_drop_front(&c->in, used);
     }
-    if (c->xs && c->xs->started && !c->dead && (outq_len(&c->xs->out) || !c->xs->head_sent)) emit(c->xs, false);
+    if (c->xs && c->xs->started && !c->dead && (outq_len(&c->xs->out) || !c->xs->head_sent))
+        emit(c->xs, false);
 }
 
 void h1_sweep(td_conn *c, int64_t now)

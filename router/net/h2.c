@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* HTTP/2 on a connection, by nghttp2: a stream is an exchange. Frames are made only TD_NET_H2_FILL_BYTES ahead of the socket, so
- * that body bytes stay in their stream's queue, where they are counted and can be dropped.
- * Ends of streams: the client's END_STREAM hands the request over; ours is on the last DATA, on the trailers, or on the only
- * HEADERS; if ours comes first (an error while the body still arrives) RST_STREAM(NO_ERROR) follows (RFC 9113 8.1), for gRPC at
- * once, for others after TD_NET_LINGER_US of discarded upload. */
+/* HTTP/2 on a connection, by nghttp2: a stream is an exchange. Frames are made only TD_NET_H2_FILL_BYTES
+ * ahead of the socket, so that body bytes stay in their stream's queue, where they are counted and can be
+ * dropped. Ends of streams: the client's END_STREAM hands the request over; ours is on the last DATA, on the
+ * trailers, or on the only HEADERS; if ours comes first (an error while the body still arrives)
+ * RST_STREAM(NO_ERROR) follows (RFC 9113 8.1), for gRPC at once, for others after TD_NET_LINGER_US of
+ * discarded upload. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -31,7 +32,8 @@ static size_t view(const td_head *h, nghttp2_nv *nv, size_t at)
 {
     for (int i = 0; i < h->n; i++) {
         const char *name = td_head_at(h, h->name[i]), *value = td_head_at(h, h->value[i]);
-        nv[at++] = (nghttp2_nv){(uint8_t *)(uintptr_t)name, (uint8_t *)(uintptr_t)value, strlen(name), strlen(value), 0};
+        nv[at++] = (nghttp2_nv){(uint8_t *)(uintptr_t)name, (uint8_t *)(uintptr_t)value, strlen(name),
+                                strlen(value), 0};
     }
     return at;
 }
@@ -63,8 +65,8 @@ static void submit_trailers(td_exchange *x)
     nghttp2_submit_trailer(x->c->h2, x->stream_id, nv, view(&x->trailers, nv, 0));
 }
 
-static ssize_t read_body(nghttp2_session *s, int32_t id, uint8_t *buf, size_t room, uint32_t *flags, nghttp2_data_source *src,
-                         void *arg)
+static ssize_t read_body(nghttp2_session *s, int32_t id, uint8_t *buf, size_t room, uint32_t *flags,
+                         nghttp2_data_source *src, void *arg)
 {
     (void)src, (void)arg;
     td_exchange *x = nghttp2_session_get_stream_user_data(s, id);
@@ -103,7 +105,9 @@ void h2_start(td_exchange *x, const td_header *h, size_t n, bool end, bool has_l
         add_field(&head, "content-length", text);
     }
     nghttp2_data_provider body = {.source = {.ptr = NULL}, .read_callback = read_body};
-    if (nghttp2_submit_response(c->h2, x->stream_id, nv, view(&head, nv, 0), end || x->no_body ? NULL : &body)) c->dead = true;
+    if (nghttp2_submit_response(c->h2, x->stream_id, nv, view(&head, nv, 0),
+                                end || x->no_body ? NULL : &body))
+        c->dead = true;
     td_head_deinit(&head);
     x->head_sent = true;
 }
@@ -115,8 +119,8 @@ void h2_kick(td_exchange *x)
     nghttp2_session_resume_data(x->c->h2, x->stream_id);
 }
 
-/* With nothing queued, trailers go out at once: behind a closed flow-control window the data provider would never be asked
- * again, and its end would never come. */
+/* With nothing queued, trailers go out at once: behind a closed flow-control window the data provider would
+ * never be asked again, and its end would never come. */
 void h2_finish(td_exchange *x, const td_header *trailers, size_t n)
 {
     x->finished = true;
@@ -145,7 +149,8 @@ static void refuse_grpc(td_exchange *x, int status, const char *what)
     int code = status == 413 || status == 431 || status == 503 ? 8 : status == 408 ? 4 : 13;
     char text[8];
     snprintf(text, sizeof text, "%d", code);
-    const td_header h[] = {{"content-type", "application/grpc"}, {"grpc-status", text}, {"grpc-message", what}};
+    const td_header h[] = {
+        {"content-type", "application/grpc"}, {"grpc-status", text}, {"grpc-message", what}};
     x->status = 200;
     h2_start(x, h, TD_COUNT(h), true, false, 0);
 }
@@ -188,13 +193,14 @@ static int on_begin_headers(nghttp2_session *s, const nghttp2_frame *f, void *ar
     return 0;
 }
 
-static int on_header(nghttp2_session *s, const nghttp2_frame *f, const uint8_t *name, size_t nn, const uint8_t *value, size_t nv,
-                     uint8_t flags, void *arg)
+static int on_header(nghttp2_session *s, const nghttp2_frame *f, const uint8_t *name, size_t nn,
+                     const uint8_t *value, size_t nv, uint8_t flags, void *arg)
 {
     td_conn *c = arg;
     (void)flags;
     td_exchange *x = nghttp2_session_get_stream_user_data(s, f->hd.stream_id);
-    if (!x || x->bad_status || f->hd.type != NGHTTP2_HEADERS || f->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
+    if (!x || x->bad_status || f->hd.type != NGHTTP2_HEADERS || f->headers.cat != NGHTTP2_HCAT_REQUEST)
+        return 0;
     const char *k = (const char *)name, *v = (const char *)value;
     x->list_bytes += nn + nv + 32; /* as SETTINGS_MAX_HEADER_LIST_SIZE counts */
     if (nn == 5 && !memcmp(k, ":path", 5)) {
@@ -223,8 +229,10 @@ static void head_done(td_exchange *x)
     x->head_done = true;
     const char *length = td_head_get(&x->req, "content-length");
     if (x->bad_status) {
-        h2_error(x, x->bad_status, x->bad_status == 431 ? "request header fields too large"
-                                 : x->bad_status == 414 ? "request target too long" : "request target must be a path");
+        h2_error(x, x->bad_status,
+                 x->bad_status == 431   ? "request header fields too large"
+                 : x->bad_status == 414 ? "request target too long"
+                                        : "request target must be a path");
     } else if (length && strtoull(length, NULL, 10) > x->c->n->o.max_body_bytes) {
         h2_error(x, 413, "request body too large");
     }
@@ -247,7 +255,7 @@ static int on_data(nghttp2_session *s, uint8_t flags, int32_t id, const uint8_t 
 {
     td_conn *c = arg;
     (void)flags;
-    nghttp2_session_consume(s, id, n); /* buffered here, within max_body_bytes and the thread's budget: let the client go on */
+    nghttp2_session_consume(s, id, n); /* what is buffered is limited below; let the client go on */
     td_exchange *x = nghttp2_session_get_stream_user_data(s, id);
     if (!x || x->finished || x->reset) return 0;
     if (n > c->n->o.max_body_bytes - x->body.len) {
@@ -273,11 +281,14 @@ static int on_stream_close(nghttp2_session *s, int32_t id, uint32_t code, void *
 static int on_frame_sent(nghttp2_session *s, const nghttp2_frame *f, void *arg)
 {
     (void)arg;
-    if ((f->hd.type != NGHTTP2_HEADERS && f->hd.type != NGHTTP2_DATA) || !(f->hd.flags & NGHTTP2_FLAG_END_STREAM)) return 0;
+    if ((f->hd.type != NGHTTP2_HEADERS && f->hd.type != NGHTTP2_DATA) ||
+        !(f->hd.flags & NGHTTP2_FLAG_END_STREAM))
+        return 0;
     td_exchange *x = nghttp2_session_get_stream_user_data(s, f->hd.stream_id);
     if (!x || x->client_end || x->reset) return 0;
+    /* Some clients drop an answer that is followed by RST: give their upload time to end. */
     if (td_grpc_is(x)) h2_reset(x, NGHTTP2_NO_ERROR);
-    else x->ended_us = td_now_us(); /* some clients drop an answer followed by RST: first give the upload time to end */
+    else x->ended_us = td_now_us();
     return 0;
 }
 
@@ -285,7 +296,8 @@ static int on_frame_sent(nghttp2_session *s, const nghttp2_frame *f, void *arg)
 
 td_status h2_setup(td_net *n)
 {
-    if (nghttp2_session_callbacks_new(&n->h2_cb) || nghttp2_option_new(&n->h2_opt)) return td_fail(TD_EFULL, "net: out of memory");
+    if (nghttp2_session_callbacks_new(&n->h2_cb) || nghttp2_option_new(&n->h2_opt))
+        return td_fail(TD_EFULL, "net: out of memory");
     nghttp2_session_callbacks_set_on_begin_headers_callback(n->h2_cb, on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(n->h2_cb, on_header);
     nghttp2_session_callbacks_set_on_frame_recv_callback(n->h2_cb, on_frame);
@@ -343,7 +355,8 @@ void h2_drain(td_conn *c)
         nghttp2_submit_shutdown_notice(c->h2);
     } else if (!c->h2_goaway && td_now_us() - c->n->drain_start_us >= SETTLE_US) {
         c->h2_goaway = true;
-        nghttp2_submit_goaway(c->h2, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->h2), NGHTTP2_NO_ERROR, NULL, 0);
+        nghttp2_submit_goaway(c->h2, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->h2),
+                              NGHTTP2_NO_ERROR, NULL, 0);
     }
 }
 
@@ -360,8 +373,10 @@ static void sweep_stream(td_exchange *x, int64_t now)
         h2_error(x, 408, "request body took too long");
     } else if (x->ended_us && now - x->ended_us > TD_NET_LINGER_US) {
         h2_reset(x, NGHTTP2_NO_ERROR);
-    } else if (!x->ended_us && conn_slow(c, &x->slow, outq_len(&x->out) + x->finished, x->out.sent, x->finished, now)) {
-        if (outq_len(&c->out) && now - c->progress_us > o->slow_reader_us) c->dead = true; /* not one slow stream: the peer */
+    } else if (!x->ended_us &&
+               conn_slow(c, &x->slow, outq_len(&x->out) + x->finished, x->out.sent, x->finished, now)) {
+        if (outq_len(&c->out) && now - c->progress_us > o->slow_reader_us)
+            c->dead = true; /* not one slow stream: the peer */
         h2_reset(x, NGHTTP2_CANCEL);
     }
     /* RST_STREAM may be stuck behind a full socket, but the handler must not wait for it. */

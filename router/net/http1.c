@@ -76,7 +76,8 @@ void td_http1_reset(td_http1 *p)
 static void begin(td_http1 *p)
 {
     p->started = true;
-    /* A stored field is never longer than its line ("a:\r\n" -> "a\0\0"); a target is stored raw and split. */
+    /* A stored field is never longer than its line ("a:\r\n" -> "a\0\0"); a target is stored raw and
+     * split. */
     td_head_init(&p->head, p->max_header_bytes + 2 * MAX_TARGET + MAX_METHOD + 64);
     td_buf_init(&p->body, p->max_body_bytes + 1);
 }
@@ -86,7 +87,8 @@ static void begin(td_http1 *p)
 static bool version_done(td_http1 *p)
 {
     const char *v = p->version;
-    if (p->version_len != 8 || memcmp(v, "HTTP/", 5) || v[6] != '.' || v[5] < '0' || v[5] > '9' || v[7] < '0' || v[7] > '9')
+    if (p->version_len != 8 || memcmp(v, "HTTP/", 5) || v[6] != '.' || v[5] < '0' || v[5] > '9' ||
+        v[7] < '0' || v[7] > '9')
         return fail(p, 400, "malformed request line");
     if (v[5] != '1' || v[7] > '1') return fail(p, 505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
     p->v11 = v[7] == '1';
@@ -186,7 +188,8 @@ static bool field_done(td_http1 *p)
 {
     td_head *h = &p->head;
     td_buf *text = &h->text;
-    while (text->len > p->value_mark && (text->p[text->len - 1] == ' ' || text->p[text->len - 1] == '\t')) text->len--;
+    while (text->len > p->value_mark && (text->p[text->len - 1] == ' ' || text->p[text->len - 1] == '\t'))
+        text->len--;
     td_buf_chr(text, 0);
     if (h->n >= TD_HEAD_MAX) return fail(p, 431, "too many header fields");
     h->name[h->n] = (uint32_t)p->mark;
@@ -217,7 +220,8 @@ static bool head_done(td_http1 *p)
 {
     if (p->v11 && !p->hosts) return fail(p, 400, "Host is missing");
     if (p->hosts > 1) return fail(p, 400, "more than one Host");
-    if ((p->chunked || p->te_bad) && p->has_length) return fail(p, 400, "both Content-Length and Transfer-Encoding");
+    if ((p->chunked || p->te_bad) && p->has_length)
+        return fail(p, 400, "both Content-Length and Transfer-Encoding");
     if ((p->chunked || p->te_bad) && !p->v11) return fail(p, 400, "Transfer-Encoding on HTTP/1.0");
     if (p->te_bad) return fail(p, 501, "only the chunked transfer encoding is known");
     if (p->has_length && p->length > p->max_body_bytes) return fail(p, 413, "request body too large");

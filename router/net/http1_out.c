@@ -8,14 +8,17 @@
 const char *td_http1_reason(int status)
 {
     static const struct { int status; const char *text; } table[] = {
-        {100, "Continue"}, {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"}, {301, "Moved Permanently"},
-        {302, "Found"}, {304, "Not Modified"}, {307, "Temporary Redirect"}, {400, "Bad Request"}, {401, "Unauthorized"},
-        {403, "Forbidden"}, {404, "Not Found"}, {405, "Method Not Allowed"}, {406, "Not Acceptable"}, {408, "Request Timeout"},
-        {409, "Conflict"}, {411, "Length Required"}, {413, "Content Too Large"}, {414, "URI Too Long"},
-        {415, "Unsupported Media Type"}, {417, "Expectation Failed"}, {422, "Unprocessable Content"}, {424, "Failed Dependency"},
-        {426, "Upgrade Required"}, {429, "Too Many Requests"}, {431, "Request Header Fields Too Large"},
-        {499, "Client Closed Request"}, {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"},
-        {503, "Service Unavailable"}, {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"}, {529, "Overloaded"},
+        {100, "Continue"}, {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"},
+        {301, "Moved Permanently"}, {302, "Found"}, {304, "Not Modified"}, {307, "Temporary Redirect"},
+        {400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"}, {404, "Not Found"},
+        {405, "Method Not Allowed"}, {406, "Not Acceptable"}, {408, "Request Timeout"}, {409, "Conflict"},
+        {411, "Length Required"}, {413, "Content Too Large"}, {414, "URI Too Long"},
+        {415, "Unsupported Media Type"}, {417, "Expectation Failed"}, {422, "Unprocessable Content"},
+        {424, "Failed Dependency"}, {426, "Upgrade Required"}, {429, "Too Many Requests"},
+        {431, "Request Header Fields Too Large"}, {499, "Client Closed Request"},
+        {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"},
+        {503, "Service Unavailable"}, {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"},
+        {529, "Overloaded"},
     };
     for (size_t i = 0; i < TD_COUNT(table); i++)
         if (table[i].status == status) return table[i].text;
@@ -24,7 +27,8 @@ const char *td_http1_reason(int status)
 
 bool td_http1_own_field(const char *name)
 {
-    static const char *const own[] = {"content-length", "transfer-encoding", "connection", "keep-alive", "date"};
+    static const char *const own[] = {"content-length", "transfer-encoding", "connection", "keep-alive",
+                                      "date"};
     for (size_t i = 0; i < TD_COUNT(own); i++)
         if (!strcasecmp(name, own[i])) return true;
     return false;
@@ -49,13 +53,14 @@ void td_http1_fields(td_buf *out, const td_header *h, size_t n)
     }
 }
 
-void td_http1_head(td_buf *out, int status, td_http1_framing framing, uint64_t length, bool keep_alive, const char *date,
-                   const td_buf *fields)
+void td_http1_head(td_buf *out, int status, td_http1_framing framing, uint64_t length, bool keep_alive,
+                   const char *date, const td_buf *fields)
 {
     td_buf_fmt(out, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, td_http1_reason(status), date);
     if (fields && fields->len) td_buf_add(out, fields->p, fields->len);
     if (!td_http1_bodyless(status)) {
-        if (framing == TD_HTTP1_LENGTH) td_buf_fmt(out, "Content-Length: %llu\r\n", (unsigned long long)length);
+        if (framing == TD_HTTP1_LENGTH)
+            td_buf_fmt(out, "Content-Length: %llu\r\n", (unsigned long long)length);
         else if (framing == TD_HTTP1_CHUNKED) td_buf_str(out, "Transfer-Encoding: chunked\r\n");
     }
     td_buf_str(out, keep_alive ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Listening sockets: accept with limits. When file descriptors run out, a reserved one is spent to tell the client at once. */
+/* Listening sockets: accept with limits. When file descriptors run out, a reserved one is spent to tell the
+ * client at once. */
 #include "common/clock.h"
 #include "common/log.h"
 #include "router/net/net_int.h"
@@ -38,7 +39,8 @@ static bool may_log(td_net *n)
     return true;
 }
 
-/* No descriptor left: give up the reserved one, take the connection with it, drop it. Leaving it in the backlog would spin. */
+/* No descriptor left: give up the reserved one, take the connection with it, drop it. Leaving it in the
+ * backlog would spin. */
 static void accept_without_fd(td_net *n, int fd)
 {
     if (may_log(n)) TD_WARN("net: out of file descriptors, refusing connections");
@@ -95,7 +97,8 @@ static td_status open_port(td_net *n, int i, int port)
 {
     char service[16];
     snprintf(service, sizeof service, "%d", port);
-    struct addrinfo hint = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *list = NULL;
+    struct addrinfo hint = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV},
+                    *list = NULL;
     int e = getaddrinfo(n->host[0] ? n->host : NULL, service, &hint, &list);
     if (e) return td_fail(TD_EIO, "listen address \"%s\": %s", n->host, gai_strerror(e));
     int fd = -1;
@@ -110,7 +113,8 @@ static td_status open_port(td_net *n, int i, int port)
                                                    : ((struct sockaddr_in *)&bound)->sin_port);
     n->listen_fd[i] = fd;
     n->listen_ev[i] = event_new(n->base, fd, EV_READ | EV_PERSIST, on_accept, n);
-    if (!n->listen_ev[i] || event_add(n->listen_ev[i], NULL)) return td_fail(TD_EIO, "cannot watch the listening socket");
+    if (!n->listen_ev[i] || event_add(n->listen_ev[i], NULL))
+        return td_fail(TD_EIO, "cannot watch the listening socket");
     return TD_OK;
 }
 

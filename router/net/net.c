@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One net thread: libevent tells what happened, net_turn() does the work of the turn; posts, timers, drain. */
+/* One net thread: libevent tells what happened, net_turn() does the work of the turn; posts, timers,
+ * drain. */
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -30,8 +31,10 @@ const char *net_date(td_net *n)
 void td_net_post(td_net *n, void (*fn)(void *), void *arg)
 {
     pthread_mutex_lock(&n->mutex);
-    /* Bounded: other threads wait for room while the loop runs. The net thread itself may not wait for itself. */
-    while (n->n_posts >= TD_NET_POSTS && atomic_load(&n->running) && !pthread_equal(pthread_self(), n->thread))
+    /* Bounded: other threads wait for room while the loop runs. The net thread itself may not wait for
+     * itself. */
+    while (n->n_posts >= TD_NET_POSTS && atomic_load(&n->running) &&
+           !pthread_equal(pthread_self(), n->thread))
         pthread_cond_wait(&n->room, &n->mutex);
     if (n->n_posts == n->cap_posts) {
         n->cap_posts = n->cap_posts ? n->cap_posts * 2 : 64;
@@ -227,8 +230,8 @@ static void net_turn(td_net *n)
     }
 }
 
-/* Idle connections go at once, running answers may finish. HTTP/2 needs two GOAWAYs: the first warns, the second names the last
- * stream; between them a round trip, so that no request in flight is refused. */
+/* Idle connections go at once, running answers may finish. HTTP/2 needs two GOAWAYs: the first warns, the
+ * second names the last stream; between them a round trip, so that no request in flight is refused. */
 static bool drained(td_net *n)
 {
     int64_t now = td_now_us();

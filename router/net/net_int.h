@@ -1,14 +1,14 @@
 /* router/net/net_int.h - what the files of router/net share: the thread, the connection, the exchange.
  *
- *   net.c   loop, posts, timers, drain        listen.c  accept, limits, EMFILE        conn.c  bytes <-> socket, timeouts
- *   h1.c    HTTP/1.1 on a connection          h2.c      HTTP/2 on a connection        exchange.c  the public calls, by protocol
+ *   net.c  loop, posts, timers, drain    listen.c  accept, limits, EMFILE    conn.c      bytes <-> socket, timeouts
+ *   h1.c   HTTP/1.1 on a connection      h2.c      HTTP/2 on a connection    exchange.c  the public calls
  *
- * The model: callbacks only set flags and put the connection on the dirty list. All reading, parsing, framing, writing and
- * closing is done by conn_turn(), once per loop turn after the events. So the writes of a turn leave in one send(), and no
- * connection is freed below a handler's feet.
+ * The model: callbacks only set flags and put the connection on the dirty list. All reading, parsing, framing,
+ * writing and closing is done by conn_turn(), once per loop turn after the events. So the writes of a turn leave in
+ * one send(), and no connection is freed below a handler's feet.
  * Rules:     1. Only conn_turn() and td_net_close() free a connection. Others set c->dead and conn_touch().
- *            2. Sockets are edge-triggered: readable/writable stay true until EAGAIN. Pausing is not reading; there is no add/del.
- *            3. An HTTP/1.1 exchange is freed by finish/abort at once, an HTTP/2 one when nghttp2 closes the stream. */
+ *            2. Sockets are edge-triggered: readable/writable stay true until EAGAIN. Pausing is not reading.
+ *            3. An HTTP/1.1 exchange is freed by finish/abort, an HTTP/2 one when nghttp2 closes the stream. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_NET_NET_INT_H
 #define TD_ROUTER_NET_NET_INT_H
@@ -30,7 +30,7 @@ enum {
     TD_NET_PIPELINE_BYTES = 32 << 10, /* unparsed bytes kept while a response is pending */
     TD_NET_REQUESTS_PER_TURN = 16,    /* of one connection, then the others get their turn */
     TD_NET_WRITE_PER_TURN = 1 << 20,
-    TD_NET_NOTSENT_BYTES = 256 << 10, /* unsent bytes in the kernel per socket; more stays here, where it is counted */
+    TD_NET_NOTSENT_BYTES = 256 << 10, /* unsent bytes in the kernel; more stays here, counted */
     TD_NET_H2_FILL_BYTES = 64 << 10,  /* frames made ahead of the socket: what cannot be dropped any more */
     TD_NET_OVERFLOW_MARKS = 16,       /* unsent above this many high marks: the connection is dropped */
     TD_NET_REFUSED_CONNECTIONS = 64,  /* over max_connections, being told 503 */
@@ -177,7 +177,7 @@ void tls_close(td_net *n);
 void tls_sweep(td_net *n, int64_t now);
 SSL *tls_accept(td_net *n, int fd); /* NULL: out of memory */
 /* conn.c */
-td_conn *conn_open(td_net *n, int fd, SSL *ssl, const char *peer, bool refused); /* takes fd and ssl; NULL: they are closed */
+td_conn *conn_open(td_net *n, int fd, SSL *ssl, const char *peer, bool refused); /* takes fd and ssl */
 void conn_touch(td_conn *c);
 void conn_turn(td_conn *c);
 void conn_free(td_conn *c); /* on_close for every exchange handed over */
@@ -189,8 +189,9 @@ td_exchange *exchange_new(td_conn *c, int32_t stream_id);
 void exchange_free(td_exchange *x);
 void exchange_hand(td_exchange *x);  /* complete: counts, stamps, calls the handler */
 void exchange_lost(td_exchange *x);  /* on_close if owed */
-bool body_hold(td_net *n, size_t *held, size_t now); /* count request bytes held; false: the thread's budget is spent */
-void exchange_write_parts(td_exchange *x, const char *a, size_t na, const char *b, size_t nb, const char *c, size_t nc);
+bool body_hold(td_net *n, size_t *held, size_t now); /* request bytes; false: budget is spent */
+void exchange_write_parts(td_exchange *x, const char *a, size_t na, const char *b, size_t nb, const char *c,
+                          size_t nc);
 /* h1.c */
 size_t h1_consume(td_conn *c, const char *p, size_t n); /* returns bytes used */
 void h1_turn(td_conn *c);

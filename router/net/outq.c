@@ -2,7 +2,8 @@
 #include "router/net/net_int.h"
 #include <string.h>
 
-/* Memory above this is given back when the queue runs empty; below, the next token would only allocate it again. */
+/* Memory above this is given back when the queue runs empty; below, the next token would only allocate it
+ * again. */
 enum { KEEP_BYTES = 16 << 10 };
 
 void outq_init(td_outq *q)

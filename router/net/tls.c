@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* TLS on the listeners: certificate, ALPN (h2, http/1.1), optional client certificates; files that change are read again. */
+/* TLS on the listeners: certificate, ALPN (h2, http/1.1), optional client certificates; files that change are
+ * read again. */
 #include "common/check.h"
 #include "common/log.h"
 #include "router/net/net_int.h"
@@ -10,7 +11,8 @@
 
 enum { LOOK_EVERY_US = 10000000 };
 
-/* The reason of the last OpenSSL error; the queue is per thread and must be empty before the next SSL call. */
+/* The reason of the last OpenSSL error; the queue is per thread and must be empty before the next SSL
+ * call. */
 static const char *ssl_reason(void)
 {
     const char *text = ERR_reason_error_string(ERR_peek_last_error());
@@ -18,13 +20,16 @@ static const char *ssl_reason(void)
     return text ? text : "unknown reason";
 }
 
-/* Ours first: h2 wherever the client can. No common protocol: refuse, rather than speak something it did not offer. */
-static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *n_out, const unsigned char *in, unsigned n_in, void *arg)
+/* Ours first: h2 wherever the client can. No common protocol: refuse, rather than speak something it did not
+ * offer. */
+static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *n_out, const unsigned char *in,
+                           unsigned n_in, void *arg)
 {
     static const unsigned char ours[] = "\x02h2\x08http/1.1";
     unsigned char *chosen = NULL;
     (void)ssl, (void)arg;
-    if (SSL_select_next_proto(&chosen, n_out, ours, sizeof ours - 1, in, n_in) != OPENSSL_NPN_NEGOTIATED) return SSL_TLSEXT_ERR_ALERT_FATAL;
+    if (SSL_select_next_proto(&chosen, n_out, ours, sizeof ours - 1, in, n_in) != OPENSSL_NPN_NEGOTIATED)
+        return SSL_TLSEXT_ERR_ALERT_FATAL;
     *out = chosen;
     return SSL_TLSEXT_ERR_OK;
 }
@@ -34,15 +39,18 @@ static td_status make_context(const td_net_opts *o, SSL_CTX **out)
     SSL_CTX *x = SSL_CTX_new(TLS_server_method());
     if (!x) return td_fail(TD_EFULL, "tls: out of memory");
     SSL_CTX_set_min_proto_version(x, TLS1_2_VERSION);
-    SSL_CTX_set_options(x, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_CIPHER_SERVER_PREFERENCE);
-    SSL_CTX_set_mode(x, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_options(x, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF |
+                               SSL_OP_CIPHER_SERVER_PREFERENCE);
+    SSL_CTX_set_mode(x, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                            SSL_MODE_RELEASE_BUFFERS);
     SSL_CTX_set_alpn_select_cb(x, choose_protocol, NULL);
-    static const unsigned char session[] = "tandem";
-    SSL_CTX_set_session_id_context(x, session, sizeof session - 1); /* resumption with client certificates needs it */
+    static const unsigned char session[] = "tandem"; /* resumption with client certificates needs a context */
+    SSL_CTX_set_session_id_context(x, session, sizeof session - 1);
     td_status s = TD_OK;
     if (SSL_CTX_use_certificate_chain_file(x, o->tls_cert_file) != 1)
         s = td_fail(TD_EIO, "tls: certificate \"%s\": %s", o->tls_cert_file, ssl_reason());
-    else if (SSL_CTX_use_PrivateKey_file(x, o->tls_key_file, SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(x) != 1)
+    else if (SSL_CTX_use_PrivateKey_file(x, o->tls_key_file, SSL_FILETYPE_PEM) != 1 ||
+             SSL_CTX_check_private_key(x) != 1)
         s = td_fail(TD_EIO, "tls: key \"%s\": %s", o->tls_key_file, ssl_reason());
     else if (o->tls_client_ca_file && SSL_CTX_load_verify_locations(x, o->tls_client_ca_file, NULL) != 1)
         s = td_fail(TD_EIO, "tls: client CA \"%s\": %s", o->tls_client_ca_file, ssl_reason());
@@ -72,7 +80,8 @@ td_status tls_open(td_net *n)
 {
     const td_net_opts *o = &n->o;
     if (!o->tls_cert_file && !o->tls_key_file && !o->tls_client_ca_file) return TD_OK;
-    if (!o->tls_cert_file || !o->tls_key_file) return td_fail(TD_EBADREQ, "tls: a certificate and its key are needed");
+    if (!o->tls_cert_file || !o->tls_key_file)
+        return td_fail(TD_EBADREQ, "tls: a certificate and its key are needed");
     signal(SIGPIPE, SIG_IGN); /* OpenSSL writes with write(2) */
     n->tls_changed_us = changed_us(o);
     return make_context(o, &n->tls);

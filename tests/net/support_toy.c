@@ -41,7 +41,8 @@ static void on_close(void *user)
 static toy_job *job_new(toy *t, td_exchange *x, enum kind kind)
 {
     toy_job *j = td_xalloc(sizeof *j);
-    *j = (toy_job){.t = t, .x = x, .kind = kind, .next = t->jobs, .deadline_us = INT64_MAX, .n = 1L << 60, .size = 16};
+    *j = (toy_job){
+        .t = t, .x = x, .kind = kind, .next = t->jobs, .deadline_us = INT64_MAX, .n = 1L << 60, .size = 16};
     if (t->jobs) t->jobs->prev = j;
     t->jobs = j;
     t->jobs_live++;
@@ -134,8 +135,9 @@ static void show_headers(td_exchange *x)
     td_buf_init(&b, 0);
     td_exchange_body(x, &n);
     const char *auth = td_exchange_header(x, "authorization"), *host = td_exchange_header(x, "host");
-    td_buf_fmt(&b, "%s %s ? %s auth=%s host=%s h2=%d body=%zu peer=%d", td_exchange_method(x), td_exchange_path(x), td_exchange_query(x),
-               auth ? auth : "-", host ? host : "-", td_exchange_is_h2(x), n, strncmp(td_exchange_peer(x), "127.0.0.1:", 10) == 0);
+    td_buf_fmt(&b, "%s %s ? %s auth=%s host=%s h2=%d body=%zu peer=%d", td_exchange_method(x),
+               td_exchange_path(x), td_exchange_query(x), auth ? auth : "-", host ? host : "-",
+               td_exchange_is_h2(x), n, strncmp(td_exchange_peer(x), "127.0.0.1:", 10) == 0);
     reply_text(x, 200, b.p);
     td_buf_deinit(&b);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A server in a thread, driven over HTTP/1.1 by raw sockets: framing, keep-alive, pipelining, disconnects, slow readers, limits. */
+/* A server in a thread, driven over HTTP/1.1 by raw sockets: framing, keep-alive, pipelining, disconnects,
+ * slow readers, limits. */
 #include "common/clock.h"
 #include "tests/net/support_toy.h"
 #include "tests/t.h"
@@ -17,7 +18,8 @@ static char got[4 << 20];
 
 static int dial_small(int port, int rcvbuf)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     if (rcvbuf) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof rcvbuf);
     T_OK(!connect(fd, (struct sockaddr *)&a, sizeof a), "connect: %s", strerror(errno));
@@ -38,7 +40,8 @@ static void put(int fd, const char *s)
     }
 }
 
-/* Read until `end` was seen (NULL: until EOF); the bytes are in got[]. Returns their number; -1: reset or timeout. */
+/* Read until `end` was seen (NULL: until EOF); the bytes are in got[]. Returns their number; -1: reset or
+ * timeout. */
 static ssize_t get(int fd, const char *end)
 {
     size_t n = 0;
@@ -77,7 +80,9 @@ static void test_framing(void)
     int fd = dial();
     put(fd, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
     get(fd, "hello");
-    T_OK(has("HTTP/1.1 200 OK\r\n") && has("Content-Length: 5\r\n") && has("Date: ") && has("Connection: keep-alive"), "%s", got);
+    T_OK(has("HTTP/1.1 200 OK\r\n") && has("Content-Length: 5\r\n") && has("Date: ") &&
+             has("Connection: keep-alive"),
+         "%s", got);
     put(fd, "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     usleep(20000);
     put(fd, "2\r\nde\r\n0\r\n\r\n"); /* kept alive, chunked request in two packets */
@@ -85,13 +90,15 @@ static void test_framing(void)
     T_OK(has("Content-Length: 5\r\n"), "%s", got);
     put(fd, "GET /two_turns HTTP/1.1\r\nHost: a\r\n\r\n");
     get(fd, "0\r\n\r\n");
-    T_OK(has("Transfer-Encoding: chunked\r\n") && has("3\r\none\r\n") && has("3\r\ntwo\r\n0\r\n\r\n"), "%s", got);
+    T_OK(has("Transfer-Encoding: chunked\r\n") && has("3\r\none\r\n") && has("3\r\ntwo\r\n0\r\n\r\n"), "%s",
+         got);
     put(fd, "HEAD /big?1234 HTTP/1.1\r\nHost: a\r\n\r\n");
     get(fd, "\r\n\r\n");
     T_OK(has("Content-Length: 1234\r\n") && !has("bbb"), "%s", got);
     put(fd, "GET /stream?3,8 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     get(fd, NULL);
-    T_OK(has("text/event-stream") && has("data: 0 xxxxxx\n\n") && has("data: 2 xxxxxx\n\ndata: [DONE]\n\n"), "%s", got);
+    T_OK(has("text/event-stream") && has("data: 0 xxxxxx\n\n") && has("data: 2 xxxxxx\n\ndata: [DONE]\n\n"),
+         "%s", got);
     T_OK(has("Connection: close") && strstr(got, "\r\n0\r\n\r\n"), "%s", got);
     close(fd);
     ask("GET /headers?q=1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n\r\n", "peer=1");
@@ -100,7 +107,9 @@ static void test_framing(void)
     T_OK(has("Connection: close") && has("\r\n\r\nonetwo") && !has("chunked"), "%s", got);
     ask("GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "\r\n\r\n");
     T_OK(has("Connection: keep-alive") && has("Content-Length: 0"), "%s", got);
-    ask("POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n", "Continue\r\n\r\n");
+    ask("POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: "
+        "close\r\n\r\n",
+        "Continue\r\n\r\n");
     T_OK(!strcmp(got, "HTTP/1.1 100 Continue\r\n\r\n"), "%s", got);
 }
 
@@ -127,7 +136,8 @@ static void test_pipelining(void)
     td_buf b;
     td_buf_init(&b, 0);
     td_buf_str(&b, "GET /post?40 HTTP/1.1\r\nHost: a\r\n\r\n"); /* the others wait for this one */
-    for (int i = 0; i < 500; i++) td_buf_fmt(&b, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n<%05d>", i);
+    for (int i = 0; i < 500; i++)
+        td_buf_fmt(&b, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n<%05d>", i);
     td_buf_str(&b, "GET /tick?5 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     int fd = dial();
     put(fd, b.p);
@@ -144,8 +154,9 @@ static void test_pipelining(void)
     td_buf_deinit(&b);
 }
 
-/* More pipelined bytes than the server keeps, then a disconnect while input is paused: it must still be seen. A FIN behind bytes
- * that found no room in the server's socket has not arrived, so the first run stays below that; RST arrives always. */
+/* More pipelined bytes than the server keeps, then a disconnect while input is paused: it must still be seen.
+ * A FIN behind bytes that found no room in the server's socket has not arrived, so the first run stays below
+ * that; RST arrives always. */
 static void test_pipeline_bound(void)
 {
     for (int how = 0; how < 2; how++) {
@@ -209,7 +220,9 @@ static void test_disconnect(void)
 static void test_errors(void)
 {
     ask("GET / HTTP/1.1\r\n\r\n", NULL);
-    T_OK(has("400 Bad Request") && has("Connection: close") && has("application/json") && has("Host is missing"), "%s", got);
+    T_OK(has("400 Bad Request") && has("Connection: close") && has("application/json") &&
+             has("Host is missing"),
+         "%s", got);
     ask("GET /echo HTTP/1.1\r\nHost: a\r\n\r\nBAD\r\n\r\n", NULL); /* the good one is answered first */
     T_OK(has("200 OK") && has("400 Bad Request"), "%s", got);
     ask("GET / HTTP/3.0\r\n\r\n", NULL);
@@ -224,10 +237,12 @@ static void test_errors(void)
     T_OK(has("431 "), "%.100s", got);
     td_buf_reset(&b);
     td_buf_str(&b, "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
-    for (int i = 0; i < 300; i++) td_buf_fmt(&b, "1000\r\n%4096d\r\n", i); /* 1.2 MB against a limit of 1 MiB */
+    for (int i = 0; i < 300; i++)
+        td_buf_fmt(&b, "1000\r\n%4096d\r\n", i); /* 1.2 MB against a limit of 1 MiB */
     ask(b.p, NULL); /* the answer survives although the server never read the rest: lingering close */
     T_OK(has("413 "), "%.100s", got);
-    int fd = dial(); /* refused at the head, but the client goes on sending: closing now would reset the answer away */
+    int fd = dial(); /* refused at the head, but the client goes on sending: closing now would reset the
+                        answer away */
     put(fd, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n");
     td_buf_reset(&b);
     for (int i = 0; i < 20000; i++) td_buf_chr(&b, 'x');
@@ -276,9 +291,11 @@ static void test_slow_reader(void)
     int polite = dial_small(T.port, 4096);
     put(polite, "GET /stream?100000000,1024 HTTP/1.1\r\nHost: a\r\n\r\n");
     usleep(200000);
-    T_OK(T.max_unsent > 0 && T.max_unsent < 65536 + 2048, "%ld", (long)T.max_unsent); /* the producer looked at unsent() */
+    T_OK(T.max_unsent > 0 && T.max_unsent < 65536 + 2048, "%ld",
+         (long)T.max_unsent); /* the producer looked at unsent() */
     T_EQ(T.lost, lost);
-    int rude = dial_small(T.port, 4096); /* this producer does not: closed after slow_reader_us, or at 16 high marks */
+    int rude = dial_small(
+        T.port, 4096); /* this producer does not: closed after slow_reader_us, or at 16 high marks */
     put(rude, "GET /flood HTTP/1.1\r\nHost: a\r\n\r\n");
     WAIT(T.lost == lost + 1);
     T_OK(T.max_unsent < (17 << 16) + (1 << 20), "%ld", (long)T.max_unsent);
@@ -291,7 +308,8 @@ static void test_slow_time(void)
 {
     int lost = T.lost;
     int fd = dial_small(T.port, 4096);
-    put(fd, "GET /flood?1000,20000,20000 HTTP/1.1\r\nHost: a\r\n\r\n"); /* grows slowly over the mark of 64 KiB */
+    put(fd,
+        "GET /flood?1000,20000,20000 HTTP/1.1\r\nHost: a\r\n\r\n"); /* grows slowly over the mark of 64 KiB */
     int64_t begin = td_now_us();
     WAIT(T.lost == lost + 1);
     T_OK(td_now_us() - begin > 250000, "closed after %lld us", (long long)(td_now_us() - begin));
@@ -308,14 +326,16 @@ static void test_timeouts(void)
     int fd = dial();
     int64_t begin = td_now_us();
     T_OK(get(fd, NULL) == 0, "%s", got); /* idle: silent */
-    T_OK(td_now_us() - begin > 300000 && td_now_us() - begin < 3000000, "idle %lld", (long long)(td_now_us() - begin));
+    T_OK(td_now_us() - begin > 300000 && td_now_us() - begin < 3000000, "idle %lld",
+         (long long)(td_now_us() - begin));
     close(fd);
     fd = dial();
     begin = td_now_us();
     put(fd, "GET / HTTP/1.1\r\nHost");
     get(fd, NULL);
     T_OK(has("408 ") && has("headers"), "%s", got);
-    T_OK(td_now_us() - begin > 150000 && td_now_us() - begin < 3000000, "header %lld", (long long)(td_now_us() - begin));
+    T_OK(td_now_us() - begin > 150000 && td_now_us() - begin < 3000000, "header %lld",
+         (long long)(td_now_us() - begin));
     close(fd);
     fd = dial();
     put(fd, "PR"); /* neither HTTP/1.1 nor HTTP/2 yet */
@@ -329,7 +349,8 @@ static void test_timeouts(void)
     T_OK(has("408 ") && has("body"), "%s", got);
     close(fd);
     fd = dial();
-    put(fd, "GET /tick?600 HTTP/1.1\r\nHost: a\r\n\r\n"); /* waiting for the handler is nobody's timeout here */
+    put(fd,
+        "GET /tick?600 HTTP/1.1\r\nHost: a\r\n\r\n"); /* waiting for the handler is nobody's timeout here */
     get(fd, "ticked");
     T_OK(has("200 OK"), "%s", got);
     close(fd);
@@ -365,7 +386,9 @@ static void test_fd_exhaustion(void)
     low = (struct rlimit){.rlim_cur = 64, .rlim_max = old.rlim_max};
     setrlimit(RLIMIT_NOFILE, &low);
     while (n < 64 && (held[n] = dup(fd)) >= 0) n++;
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)T.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)T.port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     T_OK(!connect(client, (struct sockaddr *)&a, sizeof a));
     put(client, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
     struct timeval tv = {.tv_sec = 5};
@@ -447,7 +470,8 @@ static void test_drain(td_net_opts o)
     get(busy, NULL);
     T_OK(has("ticked") && has("Connection: close"), "%s", got);
     toy_close(&T);
-    T_OK(td_now_us() - begin > 900000 && td_now_us() - begin < 3000000, "grace %lld", (long long)(td_now_us() - begin));
+    T_OK(td_now_us() - begin > 900000 && td_now_us() - begin < 3000000, "grace %lld",
+         (long long)(td_now_us() - begin));
     T_EQ(T.lost, 1);
     T_EQ(T.jobs_live, 0);
     close(idle), close(busy), close(stuck);
@@ -455,7 +479,8 @@ static void test_drain(td_net_opts o)
 
 int main(void)
 {
-    td_net_opts o = {.grpc_port = -1, .max_body_bytes = 1 << 20, .high_mark_bytes = 64 << 10, .drain_us = 100000};
+    td_net_opts o = {
+        .grpc_port = -1, .max_body_bytes = 1 << 20, .high_mark_bytes = 64 << 10, .drain_us = 100000};
     toy_open(&T, o);
     test_framing();
     test_later();
@@ -469,7 +494,8 @@ int main(void)
     test_post();
     test_fd_exhaustion();
     toy_close(&T);
-    o.idle_us = 400000, o.header_us = 200000, o.body_us = 300000, o.slow_reader_us = 300000, o.max_connections = 4;
+    o.idle_us = 400000, o.header_us = 200000, o.body_us = 300000, o.slow_reader_us = 300000,
+    o.max_connections = 4;
     toy_open(&T, o);
     test_timeouts();
     test_slow_time();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The toy server as a program, for tests/net/test_h2.py: prints its two ports, runs until stdin closes, then prints its counts.
- * Arguments NAME=VALUE: body (bytes), header, mark, streams, idle, header_us, body_us, slow, drain (us), cert, key, ca (files). */
+/* The toy server as a program, for tests/net/test_h2.py: prints its two ports, runs until stdin closes, then
+ * prints its counts. Arguments NAME=VALUE: body (bytes), header, mark, streams, idle, header_us, body_us,
+ * slow, drain (us), cert, key, ca (files). */
 #include "tests/net/support_toy.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,11 +25,17 @@ int main(int argc, char **argv)
 {
     static toy t;
     td_net_opts o = {
-        .max_body_bytes = (size_t)option(argc, argv, "body"), .max_header_bytes = (size_t)option(argc, argv, "header"),
-        .high_mark_bytes = (size_t)option(argc, argv, "mark"), .max_streams = (int)option(argc, argv, "streams"),
-        .idle_us = option(argc, argv, "idle"), .header_us = option(argc, argv, "header_us"), .body_us = option(argc, argv, "body_us"),
-        .slow_reader_us = option(argc, argv, "slow"), .drain_us = option(argc, argv, "drain"),
-        .tls_cert_file = text_option(argc, argv, "cert"), .tls_key_file = text_option(argc, argv, "key"),
+        .max_body_bytes = (size_t)option(argc, argv, "body"),
+        .max_header_bytes = (size_t)option(argc, argv, "header"),
+        .high_mark_bytes = (size_t)option(argc, argv, "mark"),
+        .max_streams = (int)option(argc, argv, "streams"),
+        .idle_us = option(argc, argv, "idle"),
+        .header_us = option(argc, argv, "header_us"),
+        .body_us = option(argc, argv, "body_us"),
+        .slow_reader_us = option(argc, argv, "slow"),
+        .drain_us = option(argc, argv, "drain"),
+        .tls_cert_file = text_option(argc, argv, "cert"),
+        .tls_key_file = text_option(argc, argv, "key"),
         .tls_client_ca_file = text_option(argc, argv, "ca"),
     };
     toy_open(&t, o);
