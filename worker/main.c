@@ -105,7 +105,7 @@ static td_status load(worker *w)
     td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs, .credits = (uint32_t)c->credits,
                           .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};
     w->wengine = td_wengine_open(&wo);
-    td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation, .credits = (uint32_t)c->credits,
+    td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL, .curve = w->has_curve ? &w->curve : NULL,
                        .max_keys = max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine),
                        .trace = w->trace, .fault = c->fault};

@@ -47,13 +47,19 @@ static bool set_int(void *s, int option, int v)
     return !zmq_setsockopt(s, option, &v, sizeof v);
 }
 
-static bool set_common(void *s, const td_sock_opts *o)
+/* Dual stack for names, "*" and IPv6; a plain IPv4 address stays what it is in the endpoint that is told to others. */
+static bool is_ipv4(const char *endpoint)
+{
+    return !strncmp(endpoint, "tcp://", 6) && endpoint[6] >= '0' && endpoint[6] <= '9' && !strchr(endpoint, '[');
+}
+
+static bool set_common(void *s, const char *endpoint, const td_sock_opts *o)
 {
     int64_t max = (int64_t)o->max_message_bytes;
     return set_int(s, ZMQ_LINGER, o->linger_ms) && set_int(s, ZMQ_SNDHWM, o->hwm) && set_int(s, ZMQ_RCVHWM, o->hwm) &&
            !zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &max, sizeof max) && set_int(s, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&
            set_int(s, ZMQ_TCP_KEEPALIVE, 1) && set_int(s, ZMQ_TCP_KEEPALIVE_IDLE, 10) && set_int(s, ZMQ_TCP_KEEPALIVE_INTVL, 5) &&
-           set_int(s, ZMQ_TCP_KEEPALIVE_CNT, 3) && set_int(s, ZMQ_TCP_MAXRT, TCP_MAXRT_MS) && set_int(s, ZMQ_IPV6, 1);
+           set_int(s, ZMQ_TCP_KEEPALIVE_CNT, 3) && set_int(s, ZMQ_TCP_MAXRT, TCP_MAXRT_MS) && set_int(s, ZMQ_IPV6, !is_ipv4(endpoint));
 }
 
 static bool set_router(void *s, const td_curve *curve)
@@ -78,11 +84,11 @@ static bool set_dealer(void *s, const td_curve *curve)
            !zmq_setsockopt(s, ZMQ_CURVE_SECRETKEY, curve->secret_key, 32);
 }
 
-static td_status open_sock(td_zctx *z, int type, const td_sock_opts *o, td_sock **out)
+static td_status open_sock(td_zctx *z, int type, const char *endpoint, const td_sock_opts *o, td_sock **out)
 {
     void *s = zmq_socket(z->ctx, type);
     if (!s) return td_fail(TD_EFULL, "socket: %s", zmq_strerror(errno));
-    bool ok = o->hwm > 0 && o->max_message_bytes > 0 && set_common(s, o) &&
+    bool ok = o->hwm > 0 && o->max_message_bytes > 0 && set_common(s, endpoint, o) &&
               (type == ZMQ_ROUTER ? set_router(s, o->curve) : set_dealer(s, o->curve));
     if (!ok) {
         td_status st = td_fail(TD_EIO, "socket options: %s", zmq_strerror(errno));
@@ -104,7 +110,7 @@ td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_op
         TD_TRY(td_zap_allow(z->zap, o->curve->public_key));
     }
     td_sock *s;
-    TD_TRY(open_sock(z, ZMQ_ROUTER, o, &s));
+    TD_TRY(open_sock(z, ZMQ_ROUTER, endpoint, o, &s));
     if (zmq_bind(s->s, endpoint)) {
         td_status st = td_fail(TD_EIO, "bind %s: %s", endpoint, zmq_strerror(errno));
         td_sock_close(s);
@@ -122,7 +128,7 @@ td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_op
 td_status td_sock_connect_dealer(td_zctx *z, const char *endpoint, const void *identity, size_t id_bytes, const td_sock_opts *o, td_sock **out)
 {
     td_sock *s;
-    TD_TRY(open_sock(z, ZMQ_DEALER, o, &s));
+    TD_TRY(open_sock(z, ZMQ_DEALER, endpoint, o, &s));
     if ((id_bytes && zmq_setsockopt(s->s, ZMQ_ROUTING_ID, identity, id_bytes)) || zmq_connect(s->s, endpoint)) {
         td_status st = td_fail(TD_EIO, "connect %s: %s", endpoint, zmq_strerror(errno));
         td_sock_close(s);

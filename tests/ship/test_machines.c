@@ -174,7 +174,7 @@ static void run(uint64_t seed, faults f, int counts[4])
     kv_side_tag(&w.src, &w.d, 0, w.n);
     uint32_t credits = 1 + kv_rnd(sd, 8);
     td_sender_init(&w.s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
-    w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .credits = credits, .timeout_us = TIMEOUT});
+    w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .timeout_us = TIMEOUT});
     T_EQ(td_receiver_add(w.r, w.now, 5, w.hit, w.n, w.n_first, NULL), TD_OK);
     T_EQ(td_ship_plan_open(&w.plan, &w.d, TD_BF16, w.hit, w.n), TD_OK);
     uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0, cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
@@ -260,7 +260,7 @@ static void expect_failed(const char *why, td_kvframe f, const void *payload)
 {
     td_model_desc d;
     kv_desc(&d, 2, 1, 8, 0, 1);
-    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .credits = 4, .timeout_us = 100});
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     T_EQ(td_receiver_add(r, 0, 6, 4, 20, 1, NULL), TD_EFULL);
     td_recv_action a = td_receiver_message(r, 1, &f, payload);
@@ -290,7 +290,7 @@ static void test_refusals(void)
     td_frame_seal(&f, NULL, 0);
     f.n_first = 2, expect_failed("not one first token per choice", f, NULL);
 
-    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .credits = 4, .timeout_us = 100});
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     f = good, f.incarnation = 78; /* of an earlier process: dropped, the epoch is untouched */
     td_recv_action a = td_receiver_message(r, 1, &f, pay);

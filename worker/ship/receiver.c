@@ -188,11 +188,8 @@ static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const t
     e->digest ^= td_frame_digest(f);
     e->progress_us = now;
     a.write = true;
-    if (++e->to_return >= TD_MAX(r->o.credits / 4, 1u)) {
-        a.answer = TD_KVF_CREDIT;
-        a.credits = e->to_return;
-        e->to_return = 0;
-    }
+    a.answer = TD_KVF_CREDIT; /* one each: 88 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
+    a.credits = 1;
     return settle(e, a);
 }
 

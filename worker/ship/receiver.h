@@ -28,7 +28,7 @@ typedef struct td_receiver_opts {
     const td_model_desc *desc;      /* borrowed */
     td_dtype kv_dtype;
     uint64_t incarnation;
-    uint32_t max_epochs, credits;
+    uint32_t max_epochs;
     int64_t timeout_us;
 } td_receiver_opts;
 
@@ -42,7 +42,7 @@ typedef struct td_epoch {
     uint64_t *have[TD_MAX_GROUPS];  /* bit (slot * width + token - first_tok) */
     uint64_t missing;               /* (slot, token) pairs */
     uint64_t *seen;                 /* bit per frame index */
-    uint32_t seen_words, frames, n_first, to_return;
+    uint32_t seen_words, frames, n_first;
     uint32_t commit_frames, max_frames;
     uint64_t digest, commit_digest, bytes;
     int64_t progress_us, first_us, commit_us, sender_us; /* sender_us: COMMIT's sent_us */

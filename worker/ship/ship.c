@@ -248,7 +248,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->commands = td_chan_open(1024, -1);
     s->events = td_chan_open(o->max_keys + 1, o->wake_fd);
     s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype, .incarnation = o->incarnation,
-                                                       .max_epochs = o->max_keys, .credits = o->credits, .timeout_us = o->timeout_us});
+                                                       .max_epochs = o->max_keys, .timeout_us = o->timeout_us});
     sem_init(&s->started, 0, 0);
     if (pthread_create(&s->thread, NULL, thread_main, s)) {
         destroy(s);

@@ -13,7 +13,8 @@
  * Ownership: commands copy what they are given; events belong to the caller (td_ship_event_free).
  * Threads:   open, close: main. Commands, flush and poll: the engine thread. Stats: any.
  * Errors:    open: EIO (bind). Later faults end the hand-off concerned, never the worker.
- * Limits:    max_keys open keys; TD_SHIP_MAX_DESTS connections out (idle ones are closed); credits frames in flight per hand-off. */
+ * Limits:    max_keys open keys; TD_SHIP_MAX_DESTS connections out (idle ones are closed); as many frames in flight per hand-off as its
+ *            sink gave credits. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_SHIP_H
 #define TD_WORKER_SHIP_SHIP_H
@@ -35,7 +36,7 @@ typedef struct td_ship_opts {
     uint64_t incarnation;
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
-    uint32_t credits, max_keys;
+    uint32_t max_keys;
     int64_t timeout_us;          /* without progress a hand-off fails */
     int wake_fd;                 /* signalled when events are there */
     td_trace *trace;             /* or NULL */

@@ -23,6 +23,24 @@ static void drop_user(void *r)
     receiving_free(r);
 }
 
+static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation, uint16_t type, uint32_t credits, const char *why)
+{
+    td_kvframe h;
+    td_frame_init(&h, type, epoch, incarnation);
+    h.index = credits;
+    size_t n = why ? strlen(why) : 0;
+    td_frame_seal(&h, why, n);
+    td_part part[2] = {{&h, sizeof h}, {why, n}};
+    if (td_sock_send(s->router, id.p, id.n, part, n ? 2 : 1) < 0) TD_DEBUG_LOG("an answer did not leave: the sender is gone");
+}
+
+/* The sender should not have to wait for its own deadline. */
+static void refuse(td_ship *s, const td_epoch *e, const char *why)
+{
+    const receiving *r = e->user;
+    if (r->peer_bytes) answer(s, (td_part){r->peer, r->peer_bytes}, e->id, s->o.incarnation, TD_KVF_NACK, 0, why);
+}
+
 /* The epoch is over: tell the engine, take it out of the table. A COMMIT that cannot be read turns LANDED into FAILED.
  * True: landed. */
 static bool settle(td_ship *s, td_epoch *e, int64_t now)
@@ -58,6 +76,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     if (c->type == CMD_RECV_CLOSE) {
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (!e) return; /* LANDED or LOST is on the way to the engine */
+        refuse(s, e, "the reservation was cancelled");
         receiving_free(e->user);
         td_receiver_close(s->receiver, e);
         ship_emit(s, ship_event(TD_SHIP_CLOSED, c->key));
@@ -75,17 +94,6 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     td_ship_event *ev = ship_event(TD_SHIP_LOST, c->key);
     snprintf(ev->reason, sizeof ev->reason, "%s", td_reason());
     ship_emit(s, ev);
-}
-
-static void answer(td_ship *s, td_part id, const td_kvframe *f, uint16_t type, uint32_t credits, const char *why)
-{
-    td_kvframe h;
-    td_frame_init(&h, type, f->epoch, f->incarnation);
-    h.index = credits;
-    size_t n = why ? strlen(why) : 0;
-    td_frame_seal(&h, why, n);
-    td_part part[2] = {{&h, sizeof h}, {why, n}};
-    if (td_sock_send(s->router, id.p, id.n, part, n ? 2 : 1) < 0) TD_DEBUG_LOG("an answer did not leave: the sender is gone");
 }
 
 static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2])
@@ -107,6 +115,11 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
         s->frames_bad++;
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch, a.why ? a.why : "message for a sender");
     }
+    if (a.epoch && id.n <= sizeof ((receiving *)0)->peer) {
+        receiving *r = a.epoch->user;
+        memcpy(r->peer, id.p, id.n);
+        r->peer_bytes = id.n;
+    }
     if (a.write) {
         const receiving *r = a.epoch->user;
         if (!td_codec_scatter(s->o.kv[a.rect.group], r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect, part[1].p)) {
@@ -119,7 +132,7 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
         a.answer = TD_KVF_NACK;
         a.why = BAD_FIRST;
     }
-    if (a.answer) answer(s, id, &f, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
+    if (a.answer) answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
 }
 
 bool ship_in_receive(td_ship *s, int64_t now)
@@ -139,6 +152,7 @@ void ship_in_tick(td_ship *s, int64_t now)
     td_epoch *e;
     while ((e = td_receiver_tick(s->receiver, now))) {
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)e->id, e->why);
+        refuse(s, e, e->why);
         (void)settle(s, e, now);
     }
 }

@@ -54,6 +54,8 @@ typedef struct sending {
 
 typedef struct receiving {
     uint64_t key;
+    uint8_t peer[32];            /* who sent the last message for it: told when it ends by our doing */
+    size_t peer_bytes;
     int32_t *pages[TD_MAX_GROUPS];
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
