@@ -4,6 +4,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "router/text/chat.h"
 #include "router/text/detok.h"
 
 #include <errno.h>
@@ -107,8 +108,9 @@ static td_status read_text(td_api_model *m, const char *dir, const char *templat
     for (size_t i = 0; i < n; i++) add_stop(m, ids[i]);
     uint32_t have = td_tokenizer_vocab(m->tokenizer)->n;
     if (m->vocab < have) m->vocab = have;
-    (void)template_file;
-    return TD_OK;
+    td_status s = td_chat_open(dir, template_file, m->tokenizer, &m->chat);
+    if (s == TD_AGAIN) TD_INFO("the model directory has no chat template: /v1/chat/completions is not served");
+    return s < 0 ? s : TD_OK;
 }
 
 static void name_of(td_api_model *m, const td_conf *c)
@@ -145,6 +147,7 @@ td_status td_api_model_open(td_api_model *m, const td_conf *c)
 
 void td_api_model_close(td_api_model *m)
 {
+    td_chat_close(m->chat);
     td_tokenizer_close(m->tokenizer);
     m->chat = NULL;
     m->tokenizer = NULL;
@@ -184,6 +187,9 @@ const char *td_api_model_piece(const td_api_model *m, uint32_t id, size_t *n)
 
 bool td_api_model_render(const td_api_model *m, const td_ask *ask, td_arena *a, td_buf *out, td_api_error *err)
 {
-    (void)m, (void)ask, (void)a, (void)out;
-    return td_api_fail(err, 400, "no_chat_template", "messages", "this model has no chat template: use /v1/completions");
+    if (!m->chat) return td_api_fail(err, 400, "no_chat_template", "messages", "this model has no chat template: use /v1/completions");
+    td_status s = td_chat_render(m->chat, ask->messages, ask->tools, ask->template_kwargs, ask->add_generation_prompt, a, out);
+    if (s == TD_OK) return true;
+    if (s == TD_EFULL) return td_api_fail(err, 413, "prompt_too_large", "messages", "%s", td_reason());
+    return td_api_fail(err, s == TD_EBADREQ ? 400 : 500, "chat_template_error", "messages", "%s", td_reason());
 }
