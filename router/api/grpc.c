@@ -149,7 +149,7 @@ static bool chat_messages(const PB(ChatInput) *in, td_arena *a, td_ask *o, td_ap
         TRY(parse_json(a, in->tools_json, "tools_json", &tools, e));
         if (tools->type != TD_JSON_ARR) return bad(e, "tools_json", "not a list");
     }
-    TRY(td_ask_messages(messages, a, e));
+    TRY(td_ask_messages(messages, e));
     o->messages = messages;
     o->tools = tools && tools->n ? tools : NULL;
     o->add_generation_prompt = true;

@@ -290,7 +290,7 @@ bool td_ask_ids(const td_json *v, const char *param, uint32_t vocab, td_arena *a
     for (const td_json *e = v->child; e; e = e->next) {
         if (e->type != TD_JSON_INT) return bad_type(err, param, "a list of token ids");
         if (e->i < 0 || e->i > INT32_MAX || (vocab && e->i >= (int64_t)vocab))
-            return td_api_fail(err, 400, "invalid_value", param, "token id %lld at position %u is outside the vocabulary of %u", (long long)e->i, k, vocab);
+            return td_api_fail(err, 400, "invalid_value", param, "'%s': token id %lld at position %u is outside the vocabulary of %u", param, (long long)e->i, k, vocab);
         p[k++] = (uint32_t)e->i;
     }
     *ids = p;
@@ -323,64 +323,59 @@ static bool get_prompts(const td_json *b, uint32_t vocab, td_arena *a, td_ask *o
     return true;
 }
 
-/* Content as a list of parts becomes one string, text parts joined by newlines (what templates for text models expect). */
-static bool join_parts(td_json *content, td_arena *a, td_api_error *err)
+/* Content as a list of parts: text only. Joining them is the chat template's business. */
+static bool check_parts(const td_json *content, td_api_error *err)
 {
-    size_t n = 0;
     for (const td_json *p = content->child; p; p = p->next) {
         const char *type = td_json_str(p, "type", NULL);
         const td_json *t = td_json_get(p, "text");
         if (type && strcmp(type, "text"))
             return td_api_fail(err, 400, "unsupported_parameter", "messages", "content of type '%.32s' is not supported: this server takes text", type);
-        if (!type || !t || t->type != TD_JSON_STR) return td_api_fail(err, 400, "invalid_type", "messages", "a part of a message's content must be {\"type\": \"text\", \"text\": string}");
-        n += t->n + 1;
+        if (!type || !t || t->type != TD_JSON_STR)
+            return td_api_fail(err, 400, "invalid_type", "messages", "a part of a message's content must be {\"type\": \"text\", \"text\": string}");
     }
-    char *s = td_arena_alloc(a, n + 1), *w = s;
-    if (!s) return td_api_fail(err, 413, NULL, NULL, "the request is too large");
-    for (const td_json *p = content->child; p; p = p->next) {
-        const td_json *t = td_json_get(p, "text");
-        memcpy(w, t->s, t->n);
-        w += t->n;
-        if (p->next) *w++ = '\n';
-    }
-    content->type = TD_JSON_STR;
-    content->s = s;
-    content->n = (uint32_t)(w - s);
-    content->child = NULL;
     return true;
 }
 
-bool td_ask_messages(td_json *messages, td_arena *a, td_api_error *err)
+bool td_ask_messages(const td_json *messages, td_api_error *err)
 {
     if (!messages || messages->type == TD_JSON_NULL)
         return td_api_fail(err, 400, "missing_required_parameter", "messages", "'messages' is missing");
     if (messages->type != TD_JSON_ARR || !messages->n) return bad_type(err, "messages", "a list with at least one message");
     if (messages->n > TD_ASK_MESSAGES) return td_api_fail(err, 400, "invalid_value", "messages", "%u messages; at most %d are allowed", messages->n, TD_ASK_MESSAGES);
-    for (td_json *m = messages->child; m; m = m->next) {
+    for (const td_json *m = messages->child; m; m = m->next) {
         if (m->type != TD_JSON_OBJ || !td_json_str(m, "role", NULL)) return bad_type(err, "messages", "a list of objects with a 'role'");
-        td_json *content = NULL;
-        for (td_json *f = m->child; f; f = f->next)
-            if (!strcmp(f->key, "content")) content = f;
+        const td_json *content = td_json_get(m, "content");
         if (!content || content->type == TD_JSON_NULL || content->type == TD_JSON_STR) continue;
         if (content->type != TD_JSON_ARR) return td_api_fail(err, 400, "invalid_type", "messages", "a message's 'content' must be a string or a list of parts");
-        TRY(join_parts(content, a, err));
+        TRY(check_parts(content, err));
     }
+    return true;
+}
+
+/* To a template documents are one more variable. */
+static bool with_documents(td_ask *o, const td_json *documents, td_arena *a)
+{
+    td_json *all = td_arena_alloc(a, sizeof *all), *d = td_arena_alloc(a, sizeof *d);
+    if (!all || !d) return false;
+    *d = *documents;
+    d->next = o->template_kwargs ? o->template_kwargs->child : NULL;
+    *all = (td_json){.type = TD_JSON_OBJ, .n = 1 + (o->template_kwargs ? o->template_kwargs->n : 0), .child = d};
+    o->template_kwargs = all;
     return true;
 }
 
 static bool get_chat(const td_json *b, td_arena *a, td_ask *o, td_api_error *err)
 {
-    td_json *messages = NULL;
-    for (td_json *f = b->child; f; f = f->next)
-        if (!strcmp(f->key, "messages")) messages = f;
-    TRY(td_ask_messages(messages, a, err));
-    o->messages = messages;
+    o->messages = td_json_get(b, "messages");
+    TRY(td_ask_messages(o->messages, err));
     o->tools = given(b, "tools");
     o->template_kwargs = given(b, "chat_template_kwargs");
-    o->documents = given(b, "documents");
+    const td_json *documents = given(b, "documents");
     if (o->tools && o->tools->type != TD_JSON_ARR) return bad_type(err, "tools", "a list");
-    if (o->documents && o->documents->type != TD_JSON_ARR) return bad_type(err, "documents", "a list");
+    if (documents && documents->type != TD_JSON_ARR) return bad_type(err, "documents", "a list");
     if (o->template_kwargs && o->template_kwargs->type != TD_JSON_OBJ) return bad_type(err, "chat_template_kwargs", "an object");
+    if (documents && !with_documents(o, documents, a)) return td_api_fail(err, 413, NULL, NULL, "the request is too large");
     const td_json *choice = given(b, "tool_choice");
     if (choice) {
         bool none = choice->type == TD_JSON_STR && !strcmp(choice->s, "none");

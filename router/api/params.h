@@ -39,7 +39,7 @@ typedef struct td_ask {
     uint32_t n_stop;
     const td_prompt *prompts;        /* completion */
     uint32_t n_prompts;
-    const td_json *messages, *tools, *template_kwargs, *documents; /* chat */
+    const td_json *messages, *tools, *template_kwargs; /* chat; documents are among the kwargs */
     bool add_generation_prompt;
     const char *salt;
     uint32_t unknown;                /* fields nobody knows */
@@ -47,8 +47,8 @@ typedef struct td_ask {
 
 /* False: *err says what to answer. vocab 0: token ids are not checked here. */
 bool td_ask_parse(td_ask_kind kind, const td_json *body, const td_defaults *d, uint32_t vocab, td_arena *a, td_ask *out, td_api_error *err);
-/* The messages array alone (also of /tokenize): roles present, parts of content joined to text. */
-bool td_ask_messages(td_json *messages, td_arena *a, td_api_error *err);
+/* The messages array alone: roles present, content text or text parts. */
+bool td_ask_messages(const td_json *messages, td_api_error *err);
 /* An array of token ids. */
 bool td_ask_ids(const td_json *v, const char *param, uint32_t vocab, td_arena *a, const uint32_t **ids, uint32_t *n, td_api_error *err);
 

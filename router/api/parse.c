@@ -247,7 +247,7 @@ void td_call_parse_text(td_call *c)
     c->failed = !ok;
     /* What pointed into the scratch arena is of no use any more. */
     c->ask.model = c->ask.salt = NULL;
-    c->ask.messages = c->ask.tools = c->ask.template_kwargs = c->ask.documents = NULL;
+    c->ask.messages = c->ask.tools = c->ask.template_kwargs = NULL;
     c->ask.prompts = NULL;
     c->ask.s.bias = NULL;
     c->ask.s.stop_ids = NULL;

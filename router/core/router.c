@@ -177,7 +177,7 @@ static void check_worker(td_core *c, td_worker *w)
         return;
     }
     /* A late beat may mean a dead process: a send to it says so long before dead_us. */
-    int64_t late = 3 * (int64_t)c->o.heartbeat_ms * 1000, ping = (int64_t)c->o.heartbeat_ms * 1000;
+    int64_t ping = (int64_t)c->o.heartbeat_ms * 1000, late = ping + ping / 2;
     if (c->now_us - w->beat_us < late || c->now_us - w->pinged_us < ping) return;
     w->pinged_us = c->now_us;
     core_send(c, w, TD_MSG_HEARTBEAT_ACK)->heartbeat_ack.seq = w->beat.seq;
