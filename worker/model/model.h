@@ -86,7 +86,7 @@ const td_model_desc *td_model_descr(const td_model *m);
 size_t td_model_weight_bytes(const td_model *m);
 
 /* Run one step. kv[g] for each group. logits: [step->n_logits, V] f32, caller's. on_layer(arg, layer) is
- * called on this thread once the keys and values of layer `layer` of all rows are in their pages (NULL: none).
+ * called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
  * EPROTO if the step is outside the model's limits (ids, pages, rows): nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
