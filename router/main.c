@@ -155,6 +155,16 @@ static td_status open_all(router *r)
     return start_nets(r);
 }
 
+/* The rest is the kernel's. After a second signal threads may still run: leave at once. */
+static void close_all(router *r)
+{
+    if (atomic_load(&r->nets_running)) return;
+    for (unsigned i = 0; i < r->n_threads; i++) pthread_join(r->threads[i], NULL);
+    td_textpool_close(r->api.text);
+    td_sock_close(r->sock); /* workers see it at once and drop our work */
+    td_zctx_close(r->z);
+}
+
 int main(int argc, char **argv)
 {
     static router r = {.wake_fd = -1, .signal_fd = -1};
@@ -176,7 +186,7 @@ int main(int argc, char **argv)
     tell(&r, line);
     TD_INFO("listening on %s, HTTP port %d, gRPC port %d; workers at %s", r.conf.host, r.port, r.grpc_port, r.endpoint);
     td_bridge_run(r.bridge);
-    /* The process ends here; what the kernel frees is not freed by hand. Sockets to workers close at once: they drop our work. */
+    close_all(&r);
     TD_INFO("stopped");
     return 0;
 }

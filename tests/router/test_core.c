@@ -69,8 +69,8 @@ static uint64_t submit(hand *h, uint32_t n_prompt, uint32_t max_tokens, uint32_t
     j->prompt = ids;
     j->n_prompt = n_prompt;
     j->sampling = (td_sampling){.n = n, .max_tokens = max_tokens, .logprobs = -1, .prompt_logprobs = -1};
-    step(h, (td_event){.type = TD_EV_SUBMIT, .job = j});
-    return j->id;
+    step(h, (td_event){.type = TD_EV_SUBMIT, .job = j}); /* the core has it now */
+    return h->id;
 }
 static td_msg tokens_msg(td_msg_tokens *t, uint64_t id, uint32_t attempt, uint32_t base, const uint32_t *ids, uint32_t n, td_finish f)
 {
