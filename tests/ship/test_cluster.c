@@ -9,6 +9,14 @@
 #include "tests/t.h"
 #include <unistd.h>
 
+#ifdef TD_DEBUG /* sanitizers: computing a prompt takes several times as long */
+#define SHIP_TIMEOUT "ship-timeout-ms=3000"
+#define DELAY_COMMIT "fault=delay-commit:7000"
+#else
+#define SHIP_TIMEOUT "ship-timeout-ms=400"
+#define DELAY_COMMIT "fault=delay-commit:900"
+#endif
+
 enum { A = 101, B = 102, PATIENCE = 20000 };
 static td_zctx *z;
 static sw_router r;
@@ -281,10 +289,10 @@ static void test_faults(void)
     static sw_log want;
     static outcome got;
     const struct { const char *option, *why; uint32_t n_prompt; } faults[] = {
-        {"fault=flip:0", "payload checksum", 100}, {"fault=flip:2", "payload checksum", 900}, {"fault=drop:1", "frames missing in time", 900}, {"fault=delay-commit:900", "no COMMIT in time", 100}};
+        {"fault=flip:0", "payload checksum", 100}, {"fault=flip:2", "payload checksum", 900}, {"fault=drop:1", "frames missing in time", 900}, {DELAY_COMMIT, "no COMMIT in time", 100}};
     for (size_t i = 0; i < TD_COUNT(faults); i++) {
         sw_worker a, b;
-        const char *oa[] = {faults[i].option, NULL}, *ob[] = {"ship-timeout-ms=400", "page-size=8", "kv-pages=800", NULL};
+        const char *oa[] = {faults[i].option, NULL}, *ob[] = {SHIP_TIMEOUT, "page-size=8", "kv-pages=800", NULL};
         sw_open(&a, z, 200 + 2 * i, r.endpoint, NULL, oa);
         sw_open(&b, z, 201 + 2 * i, r.endpoint, NULL, ob);
         r.n_peers = 0;
