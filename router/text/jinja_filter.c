@@ -615,8 +615,12 @@ static td_jkw *keyword(td_jargs *a, const char *name)
     return NULL;
 }
 
+/* Jinja2 looks at the value's truth first: none, false and 0 are as good as an empty list. */
+static bool nothing(td_jv v) { return v.kind != JV_GEN && !td_jv_true(v); }
+
 FILTER(f_map)
 {
+    if (nothing(v)) return td_jv_gen(r, td_jlist_new(r, 1));
     td_jlist *l = td_jv_collect(r, v), *out = td_jlist_new(r, 8);
     td_jkw *attr = a->n ? NULL : keyword(a, "attribute"), *dflt = keyword(a, "default");
     const td_jfn *fn = NULL;
@@ -638,6 +642,7 @@ FILTER(f_map)
 /* attr: the first argument names what is tested of each item; then a test's name and its arguments, or none: truth. */
 static td_jv select_items(td_jrun *r, td_jv v, td_jargs *a, bool attr, bool want)
 {
+    if (nothing(v)) return td_jv_gen(r, td_jlist_new(r, 1));
     td_jlist *l = td_jv_collect(r, v), *out = td_jlist_new(r, 8);
     td_jv path = {0};
     const td_jfn *fn = NULL;
