@@ -10,7 +10,7 @@
 #include <string.h>
 #include <zmq.h>
 
-enum { BACKLOG = 1024, HANDSHAKE_MS = 3000, RECONNECT_MS = 100, RECONNECT_MAX_MS = 2000, CONNECT_TIMEOUT_MS = 3000, TCP_MAXRT_MS = 5000 };
+enum { BACKLOG = 1024, HANDSHAKE_MS = 3000, RECONNECT_MS = 20, RECONNECT_MAX_MS = 2000, CONNECT_TIMEOUT_MS = 3000, TCP_MAXRT_MS = 5000 };
 
 struct td_zctx {
     void *ctx;
@@ -70,7 +70,7 @@ static bool set_router(void *s, const td_curve *curve)
            !zmq_setsockopt(s, ZMQ_ZAP_DOMAIN, TD_ZAP_DOMAIN, strlen(TD_ZAP_DOMAIN));
 }
 
-/* The first reconnect is spread over 100..200 ms, so that a cluster does not return to a restarted router all at once. */
+/* The first reconnect is spread over 20..40 ms (doubling to RECONNECT_MAX_MS), so that a cluster does not return to a restarted router all at once. */
 static bool set_dealer(void *s, const td_curve *curve)
 {
     uint32_t r[4], key[2] = {(uint32_t)(uintptr_t)s, (uint32_t)td_now_us()};
