@@ -133,7 +133,7 @@ static size_t line_end(td_jv s, size_t i, size_t *next)
 FILTER(f_indent)
 {
     BIND("indent", "width first blank", 0, x);
-    td_jv s = td_jv_to_str(r, v);
+    td_jv s = need_text(r, v, "value");
     char spaces[INDENT_MAX * 4];
     const char *pad = spaces;
     size_t pad_n;
@@ -181,10 +181,10 @@ FILTER(f_truncate)
     BIND("truncate", "length killwords end leeway", 0, x);
     td_jv end = x[2].kind == JV_MISSING ? td_jv_text("...", 3) : need_text(r, x[2], "end");
     int64_t length = int_arg(r, x[0], 255, "length"), leeway = int_arg(r, x[3], 5, "leeway"), n;
+    n = td_jv_len(r, v);
+    if (r->st < 0 || n <= length + leeway) return v;
     td_jv s = need_text(r, v, "value");
     if (r->st < 0) return v;
-    n = td_jv_len(r, s);
-    if (n <= length + leeway) return s;
     int64_t keep = length - td_jv_len(r, end);
     if (keep < 0) return td_jrun_fail(r, TD_EBADREQ, "truncate: length is shorter than its end");
     size_t bytes = td_uc_offset(s.u.s, s.n, (size_t)keep);
@@ -287,6 +287,7 @@ FILTER(f_int)
     td_jv dflt = x[0].kind == JV_MISSING ? td_jv_int(0) : x[0];
     int64_t i, base = int_arg(r, x[1], 10, "base");
     double f;
+    if (v.kind == JV_UNDEF) td_jrun_fail(r, TD_EBADREQ, "'%.*s' is undefined", (int)v.n, v.u.s);
     if (r->st < 0) return v;
     if (td_jv_integer(v, &i)) return td_jv_int(i);
     if (base != 0 && (base < 2 || base > 36)) return dflt;
@@ -301,6 +302,7 @@ FILTER(f_float)
 {
     BIND("float", "default", 0, x);
     double f;
+    if (v.kind == JV_UNDEF) return td_jrun_fail(r, TD_EBADREQ, "'%.*s' is undefined", (int)v.n, v.u.s);
     if (td_jv_number(v, &f) || (v.kind == JV_STR && parse_real(v, &f))) return td_jv_real(f);
     return x[0].kind == JV_MISSING ? td_jv_real(0) : x[0];
 }
@@ -375,7 +377,7 @@ FILTER(f_last)
 {
     BIND("last", "", 0, none);
     (void)none;
-    if (v.kind == JV_GEN || v.kind == JV_UNDEF) return td_jrun_fail(r, TD_EBADREQ, "'%s' object is not reversible", td_jv_type(v));
+    if (v.kind == JV_GEN) return td_jrun_fail(r, TD_EBADREQ, "'%s' object is not reversible", td_jv_type(v));
     td_jlist *l = td_jv_collect(r, v);
     if (!l) return v;
     return l->n ? l->v[l->n - 1] : td_jv_undef("no last item, sequence was empty", 32, false);
@@ -396,8 +398,8 @@ FILTER(f_reverse)
     return l ? td_jv_gen(r, l) : v;
 }
 
-/* "a.b.0" of a value; MISSING: the value itself. Integers index. */
-static td_jv attribute(td_jrun *r, td_jv v, td_jv path)
+/* "a.b.0" of a value; MISSING: the value itself. Integers index. dflt replaces what is undefined on the way, unless MISSING. */
+static td_jv attribute_or(td_jrun *r, td_jv v, td_jv path, td_jv dflt)
 {
     int64_t i;
     if (path.kind == JV_MISSING || path.kind == JV_NONE) return v;
@@ -409,10 +411,13 @@ static td_jv attribute(td_jrun *r, td_jv v, td_jv path)
         while (k < n && p[k] >= '0' && p[k] <= '9') k++;
         td_jv key = n && k == n && n < 10 ? td_jv_int(strtoll(p, NULL, 10)) : td_jv_text(p, n);
         v = td_jrun_item(r, v, key);
+        if (v.kind == JV_UNDEF && dflt.kind != JV_MISSING && dflt.kind != JV_NONE) v = dflt;
         from += n + 1;
     }
     return v;
 }
+
+static td_jv attribute(td_jrun *r, td_jv v, td_jv path) { return attribute_or(r, v, path, (td_jv){0}); }
 
 static td_jv lowered(td_jrun *r, td_jv v)
 {
@@ -424,13 +429,13 @@ static td_jv lowered(td_jrun *r, td_jv v)
 }
 
 /* Items of v and their sort keys: attribute (several by commas), lower case unless case_sensitive. */
-static td_jlist *keyed(td_jrun *r, td_jv v, td_jv path, bool case_sensitive, td_jlist **keys)
+static td_jlist *keyed(td_jrun *r, td_jv v, td_jv path, td_jv dflt, bool case_sensitive, td_jlist **keys)
 {
     td_jlist *l = td_jv_collect(r, v);
     *keys = l ? td_jlist_new(r, l->n) : NULL;
     for (uint32_t i = 0; l && *keys && i < l->n && r->st >= 0; i++) {
         if (path.kind != JV_STR || !memchr(path.u.s, ',', path.n)) {
-            td_jv k = attribute(r, l->v[i], path);
+            td_jv k = attribute_or(r, l->v[i], path, dflt);
             td_jlist_push(r, *keys, case_sensitive ? k : lowered(r, k));
             continue;
         }
@@ -450,7 +455,7 @@ static td_jlist *keyed(td_jrun *r, td_jv v, td_jv path, bool case_sensitive, td_
 FILTER(f_sort)
 {
     BIND("sort", "reverse case_sensitive attribute", 0, x);
-    td_jlist *keys, *l = keyed(r, v, x[2], flag_arg(x[1], false), &keys);
+    td_jlist *keys, *l = keyed(r, v, x[2], (td_jv){0}, flag_arg(x[1], false), &keys);
     if (!l) return v;
     td_jlist_sort(r, l->v, keys->v, l->n, flag_arg(x[0], false));
     return td_jv_list(l);
@@ -459,7 +464,7 @@ FILTER(f_sort)
 FILTER(f_unique)
 {
     BIND("unique", "case_sensitive attribute", 0, x);
-    td_jlist *keys, *l = keyed(r, v, x[1], flag_arg(x[0], false), &keys), *out = td_jlist_new(r, 8);
+    td_jlist *keys, *l = keyed(r, v, x[1], (td_jv){0}, flag_arg(x[0], false), &keys), *out = td_jlist_new(r, 8);
     td_jdict *seen = td_jdict_new(r);
     for (uint32_t i = 0; l && out && seen && i < l->n && r->st >= 0; i++) {
         if (!td_jv_hashable(r, keys->v[i]) || td_jdict_find(r, seen, keys->v[i])) continue;
@@ -472,7 +477,7 @@ FILTER(f_unique)
 static td_jv extreme(td_jrun *r, td_jv v, td_jargs *a, const char *what, int sign)
 {
     BIND(what, "case_sensitive attribute", 0, x);
-    td_jlist *keys, *l = keyed(r, v, x[1], flag_arg(x[0], false), &keys);
+    td_jlist *keys, *l = keyed(r, v, x[1], (td_jv){0}, flag_arg(x[0], false), &keys);
     uint32_t best = 0;
     if (!l) return v;
     if (!l->n) return td_jv_undef("no aggregated item, sequence was empty", 38, false);
@@ -587,16 +592,13 @@ FILTER(f_dictsort)
 FILTER(f_groupby)
 {
     BIND("groupby", "attribute default case_sensitive", 1, x);
-    td_jlist *keys, *l = keyed(r, v, x[0], flag_arg(x[2], false), &keys), *out = td_jlist_new(r, 8), *group = NULL;
+    td_jlist *keys, *l = keyed(r, v, x[0], x[1], flag_arg(x[2], false), &keys), *out = td_jlist_new(r, 8), *group = NULL;
     if (!l || !out) return v;
-    for (uint32_t i = 0; x[1].kind != JV_MISSING && i < keys->n; i++)
-        if (keys->v[i].kind == JV_UNDEF) keys->v[i] = x[1];
     td_jlist_sort(r, l->v, keys->v, l->n, false);
     for (uint32_t i = 0; i < l->n && r->st >= 0; i++) {
         if (!i || !td_jv_eq(r, keys->v[i], keys->v[i - 1])) {
             group = td_jlist_new(r, 8);
-            td_jv name = attribute(r, l->v[i], x[0]);
-            if (name.kind == JV_UNDEF && x[1].kind != JV_MISSING) name = x[1];
+            td_jv name = attribute_or(r, l->v[i], x[0], x[1]);
             if (group) td_jlist_push(r, out, pair(r, name, td_jv_list(group)));
         }
         td_jlist_push(r, group, l->v[i]);
@@ -632,8 +634,7 @@ FILTER(f_map)
         if (!fn) return td_jrun_fail(r, TD_ENOSUP, "no filter named '%.*s'", (int)a->pos[0].n, a->pos[0].u.s);
     }
     for (uint32_t i = 0; i < l->n && r->st >= 0; i++) {
-        td_jv x = attr ? attribute(r, l->v[i], attr->v) : fn->call(r, l->v[i], &more);
-        if (attr && x.kind == JV_UNDEF && dflt) x = dflt->v;
+        td_jv x = attr ? attribute_or(r, l->v[i], attr->v, dflt ? dflt->v : (td_jv){0}) : fn->call(r, l->v[i], &more);
         td_jlist_push(r, out, x);
     }
     return td_jv_gen(r, out);

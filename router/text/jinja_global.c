@@ -288,6 +288,6 @@ td_jv td_jinja_percent(td_jrun *r, td_jv format, td_jv args)
         else if (conv == 'r') td_jv_repr(r, v, &b, 0);
         else if (!percent_number(r, &b, conv, format.u.s + from, i - from, v)) break;
     }
-    if (next < n && args.kind != JV_DICT && r->st >= 0) td_jrun_fail(r, TD_EBADREQ, "not all arguments converted during string formatting");
+    if (next < n && args.kind != JV_DICT && args.kind != JV_LIST && args.kind != JV_UNDEF && r->st >= 0) td_jrun_fail(r, TD_EBADREQ, "not all arguments converted during string formatting");
     return td_jv_take(r, &b);
 }

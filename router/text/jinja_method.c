@@ -101,8 +101,7 @@ static td_jv split_spaces(td_jrun *r, td_jv s, int64_t max, bool from_right)
                     k = m;
                 }
             else {
-                td_jv head = s_lstrip(r, part(s, 0, end), &none);
-                td_jlist_push(r, l, head);
+                td_jlist_push(r, l, part(s, 0, end));
                 break;
             }
             if (!td_jlist_push(r, l, part(s, k, end))) break;

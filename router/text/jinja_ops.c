@@ -206,7 +206,7 @@ td_jv td_jv_slice(td_jrun *r, td_jv v, td_jv start, td_jv stop, td_jv step)
 {
     int64_t k = 1, n, a, b;
     if (undefined_base(r, v)) return v;
-    if (v.kind != JV_STR && v.kind != JV_LIST && v.kind != JV_TUPLE) return td_jv_undef("slice", 5, true);
+    if (v.kind != JV_STR && v.kind != JV_LIST && v.kind != JV_TUPLE) return td_jrun_fail(r, TD_EBADREQ, "'%s' object is not subscriptable", td_jv_type(v));
     if (step.kind != JV_MISSING && step.kind != JV_NONE && !td_jv_integer(step, &k)) return td_jrun_fail(r, TD_EBADREQ, "slice indices must be integers or None");
     if (!k) return td_jrun_fail(r, TD_EBADREQ, "slice step cannot be zero");
     n = td_jv_len(r, v);
@@ -336,7 +336,9 @@ static td_jv real_arith(td_jrun *r, td_jop op, double x, double y)
     double m = fmod(x, y);
     if (m && (m < 0) != (y < 0)) m += y;
     if (op == O_MOD) return td_jv_real(m ? m : copysign(0.0, y));
-    return td_jv_real(floor((x - m) / y + 0.5));
+    double whole = (x - m) / y, v = floor(whole);
+    if (!whole) return td_jv_real(copysign(0.0, x / y));
+    return td_jv_real(whole - v > 0.5 ? v + 1 : v);
 }
 
 td_jv td_jv_arith(td_jrun *r, td_jop op, td_jv x, td_jv y)
@@ -351,7 +353,7 @@ td_jv td_jv_arith(td_jrun *r, td_jop op, td_jv x, td_jv y)
     if (op == O_ADD && seq && x.kind == y.kind) return add_lists(r, x, y);
     if (op == O_MUL && seq && td_jv_integer(y, &j)) return repeat(r, x, j);
     if (op == O_MUL && (y.kind == JV_STR || y.kind == JV_LIST || y.kind == JV_TUPLE) && td_jv_integer(x, &i)) return repeat(r, y, i);
-    if (op == O_MOD && x.kind == JV_STR && y.kind != JV_UNDEF) return td_jinja_percent(r, x, y);
+    if (op == O_MOD && x.kind == JV_STR) return td_jinja_percent(r, x, y);
     return bad_operands(r, names[op], x, y);
 }
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import subprocess
+import warnings
 
 import jinja2
 import jinja2.ext
@@ -10,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from text_support import tool
 
+warnings.filterwarnings("ignore", category=SyntaxWarning)
 NOW = 1753700000  # 2025-07-28
 
 

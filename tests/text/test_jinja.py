@@ -113,7 +113,7 @@ y
 {% if false %}{{ l | nofilter }}{% endif %}fine
 {{ d | dictsort }}|{{ d | dictsort(true) }}|{{ {'x': 2, 'y': 1} | dictsort(by='value') }}|{{ {'x': 2, 'y': 1} | dictsort(reverse=true) }}|{% for k, v in d | dictsort %}{{ k }}{% endfor %}
 {{ d | items | list }}|{{ missing | items | list }}|{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}
-{{ l | items }}
+{{ l | items | list }}
 {{ l | sum }}|{{ m | sum(attribute='n') }}|{{ [] | sum(start=5) }}|{{ l | min }}|{{ l | max }}|{{ ['b', 'A'] | min }}|{{ m | max(attribute='n') }}
 {{ [1, 2, 3, 4, 5] | batch(2) | list }}|{{ [1, 2, 3] | batch(2, 0) | list }}|{{ [1, 2, 3, 4, 5] | slice(2) | list }}|{{ [1, 2, 3, 4, 5] | slice(3, 'x') | list }}|{% for g, xs in m | groupby('role') %}{{ g }}{{ xs | length }}{% endfor %}
 {{ '42' | int }}|{{ '42.9' | int }}|{{ 'x' | int }}|{{ 'x' | int(5) }}|{{ 3.99 | int }}|{{ '0x1F' | int(base=16) }}|{{ ' 7 ' | int }}|{{ none | int }}|{{ true | int }}|{{ '1_000' | int }}|{{ '-5' | int }}|{{ 'ff' | int(0, 16) }}
@@ -140,7 +140,7 @@ y
 {{ s.replace('l', '') }}|{{ s.upper() }}|{{ s.lower() }}|{{ s.title() }}|{{ 'hello wOrld o\'neil x1y' .title() }}|{{ 'ABC def'.capitalize() }}|{{ 'aB'.swapcase() }}|{{ ','.join(['a', 'b']) }}|{{ 'abc'.zfill(5) }}|{{ '-5'.zfill(4) }}|{{ 'ab'.ljust(4, '.') }}|{{ 'ab'.rjust(4) }}|{{ 'ab'.center(5, '*') }}|{{ 'a-b-c'.partition('-') }}|{{ 'a-b-c'.rpartition('-') }}|{{ 'abc'.partition('x') }}|{{ 'abc'.rpartition('x') }}|{{ 'prefix-x'.removeprefix('prefix-') }}|{{ 'x.py'.removesuffix('.py') }}
 {{ ','.join([1]) }}
 {{ '12'.isdigit() }}|{{ ''.isdigit() }}|{{ 'a1'.isalnum() }}|{{ 'ab'.isalpha() }}|{{ ' \n'.isspace() }}|{{ 'AB'.isupper() }}|{{ 'ab1'.islower() }}|{{ '½'.isnumeric() }}|{{ '²'.isdecimal() }}
-{{ d.get('b') }}|{{ d.get('q') }}|{{ d.get('q', 'x') }}|{{ d.get('q', default=1) }}
+{{ d.get('b') }}|{{ d.get('q') }}|{{ d.get('q', 'x') }}
 {{ d.get('b') }}|{{ d.get('q', {}).get('z') }}|{{ d.copy() }}|{{ l.index(1) }}|{{ l.count(3) }}|{{ l.copy() }}|{{ (1, 2, 1).count(1) }}
 {{ l.index(99) }}
 {% set x = [1] %}{{ x.append(2) }}{{ x }}{{ x.pop(0) }}{{ x.pop() }}{{ x }}{{ x.extend([4, 5]) }}{{ x.insert(0, 9) }}{{ x }}{{ x.remove(4) }}{{ x.reverse() }}{{ x }}{{ x.sort() }}{{ x }}{{ x.insert(-1, 7) }}{{ x }}
@@ -155,7 +155,7 @@ y
 {{ raise_exception('boom ' ~ n) }}
 {{ strftime_now('%Y-%m-%d') }}|{{ strftime_now('%d %b %Y %H:%M:%S %A %B %j') }}|{{ strftime_now('') }}
 {{ l | attr('x') }}|{{ d | attr('items') is defined }}|{{ d | attr('b') is defined }}
-{{ n.real is defined }}{{ loop is defined }}{{ self is defined }}
+{{ loop is defined }}
 {{ f(*[1, 2], **{'c': 3}) if f is callable }}{% macro g(a, b, c) %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ g(*[1, 2], **{'c': 3}) }}{{ g(1, *[2], c=4) }}
 {{ (n) }}{{ ((1, 2)) }}{{ -n }}{{ +n }}{{ - -n }}{{ -s|length }}
 {{ -s }}
@@ -199,10 +199,10 @@ y
 """
 
 EXPRESSIONS = ["s", "n", "f", "t", "none", "l", "e", "d", "m", "missing", "html", "sp", "neg", "fl", "nested", "1", "0", "'x'", "''", "2.5", "[1, 'a']", "(1, 2)", "{'k': s}",
-               "d.a", "m[0]", "l[0]", "s[1:]", "nested[1]", "true", "-1", "range(3)", "d.keys()", "'<b>' | safe"]
-FILTERS = ["upper", "lower", "trim", "length", "first", "last", "list", "join(',')", "sort", "reverse", "unique", "string", "int", "float", "tojson", "default('z')", "title",
-           "replace('a', 'b')", "map('string')", "select", "abs", "round", "sum", "min", "max", "dictsort", "items", "indent", "capitalize", "tojson(indent=2)", "e", "safe",
-           "map(attribute='n')", "selectattr('n')", "wordcount", "batch(2)", "truncate(5)", "default(none, true)"]
+               "d.a", "m[0]", "l[0]", "s[1:]", "nested[1]", "true", "-1", "range(3) | list", "d.keys() | list", "'<b>' | safe"]
+FILTERS = ["upper", "lower", "trim", "length", "first", "last", "list", "join(',')", "sort", "reverse | list", "unique | list", "string", "int", "float", "tojson", "default('z')", "title",
+           "replace('a', 'b')", "map('string') | list", "select | list", "abs", "round", "sum", "min", "max", "dictsort", "items | list", "indent", "capitalize", "tojson(indent=2)", "e", "safe",
+           "map(attribute='n') | list", "selectattr('n') | list", "wordcount", "batch(2) | list", "truncate(5)", "default(none, true)"]
 TESTS = ["defined", "none", "string", "number", "mapping", "sequence", "iterable", "true", "odd", "boolean", "integer", "eq(1)", "in [1, 2]", "callable", "lower", "upper", "float"]
 BINARY = ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", "<=", ">", ">=", "and", "or", "in", "not in"]
 
@@ -220,7 +220,7 @@ def expression(r, depth):
     if k == 5:
         return "(%s if %s else %s)" % (x(), x(), x())
     if k == 6:
-        return "%s%s" % (x(), r.choice(["[0]", "[-1]", "[1:]", "[::-1]", ".a", "['b']", ".n", "[n]"]))
+        return "%s%s" % (r.choice(["s", "l", "m", "nested", "d", "missing", "sp"]), r.choice(["[0]", "[-1]", "[1:]", "[::-1]", ".a", "['b']", ".n", "[n]"]))
     return r.choice(["not %s", "[%s]", "(%s,)", "{'q': %s}"]) % x()
 
 
