@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 enum { IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
+enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 }; /* packed size of one log probability, at most; control messages are at most 8 MiB */
 
 typedef struct wleg {
     uint64_t id;
@@ -354,6 +355,12 @@ static void pass_prompt(td_wengine *w, const td_engine_prompt *p)
     wleg *l = find(w, p->key);
     if (!l) return;
     l->prompt_end_us = td_now_us();
+    uint64_t bytes = (uint64_t)p->n_scores * SCORE_BYTES * (1 + (p->n_scores ? (uint64_t)p->scores[0].n_top : 0));
+    if (bytes > MAX_SCORES_BYTES) { /* one message has to hold them */
+        set_end(l, TD_FINISH_ERROR, TD_EBADREQ, "the log probabilities of so long a prompt do not fit one message", false);
+        (void)td_engine_cancel(w->o.engine, l->id);
+        return;
+    }
     td_msg_score *scores = td_arena_alloc(&w->batch->arena, p->n_scores * sizeof *scores);
     td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_PROMPT_DONE);
     m->prompt_done.cached_tokens = p->cached_tokens;
