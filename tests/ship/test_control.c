@@ -242,6 +242,27 @@ static void test_loss(void)
     td_control_close(c);
 }
 
+/* The same router after a silence: it has placed again what we had, so nothing of it may be told. */
+static void test_same_router(void)
+{
+    open_machine();
+    join(7);
+    start(7, 1, 1);
+    now += 3000000;
+    td_control_tick(c, now);
+    now = td_control_deadline(c);
+    td_control_tick(c, now);
+    say(7, (td_msg){.type = TD_MSG_WELCOME, .welcome = {.heartbeat_ms = 250}});
+    clear();
+    start(7, 1, 1);
+    T_OK(w.n_cmd == 1 && w.cmd[0]->leg == 2 && td_control_legs(c) == 2);
+    ended(1);
+    T_OK(!count(TD_MSG_ENDED) && td_control_legs(c) == 1);
+    ended(2);
+    T_EQ(count(TD_MSG_ENDED), 1);
+    td_control_close(c);
+}
+
 static void test_drain(void)
 {
     open_machine();
@@ -277,6 +298,7 @@ int main(void)
     test_join();
     test_legs();
     test_loss();
+    test_same_router();
     test_drain();
     clear();
     return T_DONE();

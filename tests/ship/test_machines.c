@@ -322,9 +322,142 @@ static void test_refusals(void)
     td_receiver_free(r, NULL);
 }
 
+/* COMMIT against what came: too little, or other bytes than were sent. */
+static void test_commit(void)
+{
+    td_model_desc d;
+    kv_desc(&d, 2, 1, 8, 0, 1);
+    static uint8_t pay[4096];
+    for (int wrong = 0; wrong < 3; wrong++) {
+        td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
+        T_EQ(td_receiver_add(r, 0, 5, 0, 20, 1, NULL), TD_OK);
+        td_kvframe a = frame_of(&d, 0, 0, 2, 0, 10, pay), b = frame_of(&d, 1, 0, 2, 10, wrong == 1 ? 9 : 10, pay), c;
+        T_OK(td_receiver_message(r, 1, &a, pay).write && td_receiver_message(r, 1, &b, pay).write);
+        td_frame_init(&c, TD_KVF_COMMIT, 5, 77);
+        c.index = 2;
+        c.n_first = 1;
+        c.digest = td_frame_digest(&a) ^ td_frame_digest(&b) ^ (wrong == 2);
+        td_frame_seal(&c, NULL, 0);
+        td_recv_action x = td_receiver_message(r, 2, &c, NULL);
+        T_EQ(x.epoch->state, wrong ? TD_EPOCH_FAILED : TD_EPOCH_LANDED);
+        T_EQ(x.answer, wrong ? TD_KVF_NACK : TD_KVF_ACK);
+        if (wrong) T_STR(x.why, wrong == 1 ? "frames do not cover the reservation" : "digest");
+        td_receiver_close(r, x.epoch);
+        td_receiver_free(r, NULL);
+    }
+}
+
+static void test_header(void)
+{
+    td_kvframe f, g;
+    td_frame_init(&f, TD_KVF_CREDIT, 5, 77);
+    td_frame_seal(&f, NULL, 0);
+    T_EQ(td_frame_parse(&f, sizeof f, 0, &g), TD_OK);
+    for (size_t bit = 0; bit < 8 * sizeof f; bit++) {
+        g = f;
+        ((uint8_t *)&g)[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        T_EQ(td_frame_parse(&g, sizeof g, 0, &g), TD_EPROTO);
+    }
+    T_EQ(td_frame_parse(&f, sizeof f - 1, 0, &g), TD_EPROTO);
+    T_EQ(td_frame_parse(&f, sizeof f, 1, &g), TD_EPROTO);
+}
+
+static void test_credits(void)
+{
+    td_sender s;
+    td_sender_init(&s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = 2, .max_frames = 4, .timeout_us = 1000});
+    td_send_event rect = {.type = TD_SEND_RECT, .rect = {.n_layers = 1, .n_tok = 1}}, posted = {.type = TD_SEND_POSTED}, credit = {.type = TD_SEND_CREDIT, .n = 1};
+    for (int i = 0; i < 4; i++) T_EQ(td_sender_step(&s, 0, &rect).type, TD_SEND_DO_FRAME);
+    T_EQ(td_sender_step(&s, 0, &posted).type, TD_SEND_DO_FRAME);
+    T_EQ(td_sender_step(&s, 0, &posted).type, TD_SEND_NOTHING); /* both are out */
+    T_EQ(td_sender_step(&s, 900, &credit).type, TD_SEND_DO_FRAME);
+    T_EQ(td_sender_step(&s, 900, &posted).type, TD_SEND_NOTHING);
+    td_send_event tick = {.type = TD_SEND_TICK}, many = {.type = TD_SEND_CREDIT, .n = 1u << 31};
+    T_EQ(td_sender_step(&s, 1800, &tick).type, TD_SEND_NOTHING);
+    T_EQ(s.state, TD_SENDER_SENDING);
+    T_EQ(td_sender_step(&s, 1901, &tick).type, TD_SEND_DO_ABORT);
+    T_OK(s.state == TD_SENDER_FAILED && !td_sender_done(&s) && !strcmp(s.reason, "no credits in time"));
+    T_EQ(td_sender_step(&s, 1901, &posted).type, TD_SEND_NOTHING);
+    T_OK(td_sender_done(&s));
+    td_sender_deinit(&s, NULL);
+    td_sender_init(&s, &(td_sender_opts){.credits = 2, .max_frames = 2, .timeout_us = 1000});
+    (void)td_sender_step(&s, 0, &many); /* more than were given out: clamped */
+    T_EQ(s.credits, 2);
+    for (int i = 0; i < 3; i++) (void)td_sender_step(&s, 0, &rect); /* more than the table holds */
+    T_EQ(s.state, TD_SENDER_FAILED);
+    td_sender_deinit(&s, NULL);
+}
+
+/* Anything at all with a right header checksum: no crash, no write outside the reservation. */
+static void test_receiver_fuzz(int rounds)
+{
+    uint64_t seed = 99;
+    td_model_desc d;
+    kv_desc(&d, 3, 2, 8, 10, 2);
+    static uint8_t pay[1 << 16];
+    kv_side side;
+    kv_side_open(&side, &d, 4, 40, 0x55, 3);
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 2, .timeout_us = 100});
+    int writes = 0;
+    for (int i = 0; i < rounds; i++) {
+        if (!td_receiver_find(r, 5)) T_EQ(td_receiver_add(r, i, 5, 3, 40, 2, NULL), TD_OK);
+        td_kvframe f;
+        td_frame_init(&f, (uint16_t)(1 + kv_rnd(&seed, 6)), kv_rnd(&seed, 8) ? 5 : kv_rnd(&seed, 0), kv_rnd(&seed, 8) ? 77 : 78);
+        if (kv_rnd(&seed, 3)) f.type = TD_KVF_FRAME;
+        f.index = kv_rnd(&seed, 20) ? kv_rnd(&seed, 8) : kv_rnd(&seed, 0);
+        f.group = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 2 : 70000);
+        f.dtype = TD_BF16;
+        f.layer0 = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 2 : 65536);
+        f.n_layers = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 3 : 65536);
+        f.tok0 = kv_rnd(&seed, kv_rnd(&seed, 9) ? 45 : 0);
+        f.n_tok = kv_rnd(&seed, kv_rnd(&seed, 9) ? 40 : 0);
+        f.kv_heads = 2;
+        f.head_dim = 8;
+        f.n_first = kv_rnd(&seed, 3);
+        uint64_t n = 64ull * f.n_layers * f.n_tok;
+        td_frame_seal(&f, pay, n <= sizeof pay ? n : kv_rnd(&seed, sizeof pay));
+        td_recv_action a = td_receiver_message(r, i, &f, pay);
+        if (a.write) {
+            writes++;
+            T_OK(td_codec_scatter(&side.kv[a.rect.group], side.pages[a.rect.group], 0, side.n_pages, &a.rect, pay));
+        }
+        if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) td_receiver_close(r, a.epoch);
+    }
+    T_OK(writes > rounds / 100, "%d writes", writes);
+    td_receiver_free(r, NULL);
+    kv_side_close(&side, &d);
+    /* COMMIT's payload: every cut and many changes */
+    td_buf b;
+    td_buf_init(&b, 0);
+    td_top top[2] = {{7, -1}, {8, -2}};
+    td_first first[3] = {{1, -0.5f, 2, top}, {2, -1, 0, NULL}, {3, -1, 1, top}};
+    td_commit_write(&b, &(td_commit){.n_first = 3, .logprobs = true, .first = first});
+    for (int i = 0; i < rounds; i++) {
+        uint8_t *p = malloc(b.len);
+        memcpy(p, b.p, b.len);
+        size_t n = kv_rnd(&seed, 4) ? b.len : kv_rnd(&seed, (uint32_t)b.len);
+        for (uint32_t k = kv_rnd(&seed, 3); k--;) p[kv_rnd(&seed, (uint32_t)b.len)] = (uint8_t)kv_rnd(&seed, kv_rnd(&seed, 2) ? 4 : 256);
+        uint8_t *exact = malloc(n + 1);
+        memcpy(exact, p, n);
+        td_arena arena;
+        td_arena_init(&arena, 1 << 16);
+        td_commit c;
+        if (td_commit_read(&arena, exact, n, kv_rnd(&seed, 9) ? 3 : kv_rnd(&seed, 0), &c) == TD_OK)
+            for (uint32_t k = 0; k < c.n_first; k++) writes += c.first[k].n_top ? (int)c.first[k].top[c.first[k].n_top - 1].id & 1 : 0;
+        td_arena_deinit(&arena);
+        free(exact);
+        free(p);
+    }
+    td_buf_deinit(&b);
+}
+
 int main(int argc, char **argv)
 {
     test_refusals();
+    test_commit();
+    test_header();
+    test_credits();
+    test_receiver_fuzz(20000);
     test_model(argc > 1 ? atoi(argv[1]) : 300);
     return T_DONE();
 }
