@@ -70,7 +70,8 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     }
     e->max_len = (int)TD_MIN((int64_t)d->max_positions, (pages - 1) * o->page_size);
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
-    td_kvpool_opts k = {.n_groups = d->n_groups, .page_size = o->page_size, .n_pages = (int)pages, .max_seqs = 2 * o->max_seqs,
+    td_kvpool_opts k = {.n_groups = d->n_groups, .page_size = o->page_size, .n_pages = (int)pages, .max_seqs = o->max_seqs + o->max_legs, /* a held leg keeps its trunk */
+                       
                         .max_pages_per_seq = e->max_len / o->page_size + 2, .kv_dtype = o->ops->kv_dtype, .prefix_cache = o->prefix_cache, .hash_key = o->hash_key};
     memcpy(k.group, d->group, sizeof k.group);
     td_status s = td_kvpool_open(&k, &e->pool);
@@ -188,8 +189,8 @@ td_seq *td_engine_find(const td_engine *e, uint64_t key)
 void td_engine_drop_tables(td_engine *e, td_seq *q)
 {
     if (q->state == TD_LEG_RUNNING || q->state == TD_LEG_RESERVED) e->slots -= td_seq_slots(q);
-    if (q->holds) return;
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+    /* A transfer reads the prompt's pages, which are the trunk's (choice 0); forks go back at once. */
+    for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
 }
 
 static void forget(td_engine *e, td_seq *q)
@@ -214,8 +215,8 @@ void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status stat
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
-    /* An unforked choice 0 is the trunk of the others; a held leg keeps all it has. */
-    if (q->forked && !q->holds) td_kvseq_release(e->pool, &q->choice[c].kv);
+    /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
+    if (q->forked && (c || !q->holds)) td_kvseq_release(e->pool, &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -241,6 +242,11 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
     if (td_engine_find(e, leg->key)) return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
     if (e->n_leg >= (uint32_t)e->o.max_legs) return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
     if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES)) return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n, TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES));
+    if (s->logprobs > TD_MAX_TOP_LOGPROBS || s->prompt_logprobs > TD_MAX_TOP_LOGPROBS)
+        return td_refuse(TD_EBADREQ, "more than %d alternatives per token", TD_MAX_TOP_LOGPROBS);
+    if (s->n_bias > TD_MAX_LOGIT_BIAS || s->n_stop_ids > TD_MAX_STOP_IDS)
+        return td_refuse(TD_EBADREQ, "%u biases and %u stop ids; at most %d and %d", s->n_bias, s->n_stop_ids, TD_MAX_LOGIT_BIAS, TD_MAX_STOP_IDS);
+    if (leg->all_logits && (s->n > 1 || leg->kind != TD_LEG_MIXED)) return td_refuse(TD_EBADREQ, "all logits are for mixed legs of one choice");
     for (uint32_t i = 0; i < leg->n_prompt; i++)
         if (leg->prompt[i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "token id %u at position %u is outside the vocabulary of %d", leg->prompt[i], i, e->desc->V);
     for (uint32_t c = 0; leg->n_resume && c < s->n; c++) {
@@ -267,6 +273,11 @@ static td_status add_leg(td_engine *e, const td_leg *leg, td_seq **out)
     td_seq *q;
     td_leg bounded = *leg; /* the log is allocated for max_tokens */
     bounded.sampling.max_tokens = TD_MIN(bounded.sampling.max_tokens, (uint32_t)e->max_len);
+    uint32_t stop[TD_MAX_STOP_IDS], n_stop = 0; /* an id outside the vocabulary is never drawn, and cannot be banned either */
+    for (uint32_t i = 0; i < leg->sampling.n_stop_ids; i++)
+        if (leg->sampling.stop_ids[i] < (uint32_t)e->desc->V) stop[n_stop++] = leg->sampling.stop_ids[i];
+    bounded.sampling.stop_ids = stop;
+    bounded.sampling.n_stop_ids = n_stop;
     TD_TRY(td_seq_open(&bounded, &q));
     q->root = root_of(e, leg);
     q->arrived_us = td_now_us();
@@ -311,6 +322,17 @@ td_status td_engine_reserve(td_engine *e, const td_leg *leg, uint32_t *out_hit)
     return TD_OK;
 }
 
+/* The oldest token that the row at `position` sees in the narrowest window; 0 without windows. */
+static uint32_t window_begins(const td_engine *e, uint32_t position)
+{
+    uint32_t most = 0;
+    for (int g = 0; g < e->desc->n_groups; g++) {
+        uint32_t W = (uint32_t)e->desc->group[g].window;
+        if (W && position + 1 > W) most = TD_MAX(most, position + 1 - W);
+    }
+    return most;
+}
+
 td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint32_t n)
 {
     td_seq *q = td_engine_find(e, key);
@@ -319,11 +341,14 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
     for (uint32_t c = 0; c < n; c++)
         if (first[c] >= (uint32_t)e->desc->V) return td_refuse(TD_EPROTO, "first token %u is outside the vocabulary", first[c]);
     td_choice *trunk = &q->choice[0];
+    uint32_t hit = trunk->computed, length = td_seq_length(q, 0);
     q->state = TD_LEG_RUNNING;
     q->prompt_told = true;
-    td_kvseq_landed(e->pool, &trunk->kv);
-    /* Without first tokens the prompt's last row is computed again, to draw from. */
-    trunk->computed = n ? td_seq_length(q, 0) : q->d.n_prompt - 1;
+    /* Without first tokens the prompt's last row is computed again, to draw from. It sees one token more than arrived of a window group
+     * (what arrived is for the row after it): then all of it is computed here. */
+    bool again = !n, short_by_one = again && window_begins(e, length) > hit;
+    trunk->computed = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
+    td_kvseq_landed(e->pool, &trunk->kv, hit, short_by_one ? 0 : length);
     for (uint32_t c = 0; c < n; c++) {
         if (q->choice[c].done) continue;
         td_finish f = td_seq_append(q, c, first[c], (uint32_t)e->max_len);
@@ -342,7 +367,7 @@ td_status td_engine_recompute(td_engine *e, uint64_t key)
     if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
     q->state = TD_LEG_RUNNING;
     q->d.kind = TD_LEG_MIXED;
-    td_kvseq_landed(e->pool, &q->choice[0].kv);
+    td_kvseq_landed(e->pool, &q->choice[0].kv, 0, 0); /* nothing came: all of it is computed here */
     settle_resumed(e, q);
     return TD_OK;
 }
@@ -377,11 +402,10 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        for (uint32_t c = 0; c < q->d.sampling.n; c++)
-            if (q->forked && q->choice[c].done) td_kvseq_release(e->pool, &q->choice[c].kv);
+        if (q->forked && q->choice[0].done) td_kvseq_release(e->pool, &q->choice[0].kv);
         return;
     }
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+    td_kvseq_release(e->pool, &q->choice[0].kv);
     forget(e, q);
 }
 

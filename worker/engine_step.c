@@ -27,8 +27,9 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
         free(ids);
     }
     trunk->kv.in_transit = in_transit;
-    /* The log, the next token's page, and for several choices a copied last page and a new one each. */
-    int64_t more = q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1 ? 2 * (int64_t)q->d.sampling.n : 0;
+    /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg that is alone needs no such
+     * margin: check_leg knows that it fits to its end. */
+    int64_t more = e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1 ? 2 * (int64_t)q->d.sampling.n : 0;
     int64_t pages = (int64_t)((length + 1 + P - 1) / P) - trunk->kv.n_pages;
     td_status s = pages + more > td_kvpool_available(e->pool) ? td_refuse(TD_EFULL, "%lld KV pages wanted", (long long)(pages + more)) : td_kvseq_ensure(e->pool, &trunk->kv, length + 1);
     if (s < 0) {
@@ -184,6 +185,8 @@ static const td_step *plan(td_engine *e)
     e->n_draw = 0;
     for (uint32_t i = 0; i < e->n_item; i++) {
         if (!e->sched[i].rows) continue;
+        uint32_t draws = (e->item[i].q->score ? e->sched[i].rows : 0) + (e->item[i].q->forked ? 1 : e->item[i].q->d.sampling.n);
+        if (e->n_draw + draws > e->cap_draw) continue; /* in the next step; the first always fits */
         bool every = e->sched[i].all_logits, done = false;
         td_engine_item *it = &e->item[n];
         *it = e->item[i];

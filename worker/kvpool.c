@@ -325,12 +325,17 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
     return TD_OK;
 }
 
-void td_kvseq_landed(td_kvpool *p, td_kvseq *s)
+void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n)
 {
     s->in_transit = false;
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < s->n_pages; j++)
             if (s->pages[g][j] >= 0) p->g[g].page[s->pages[g][j]].transit = false;
+    for (int g = 0; g < p->o.n_groups; g++) {
+        uint32_t W = (uint32_t)p->g[g].desc.window;
+        if (W && n >= W && n - W + 1 > hit) s->no_publish = true;
+    }
+    td_kvseq_trim(p, s, n);
 }
 
 /* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this one holds them: one that

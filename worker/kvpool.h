@@ -68,7 +68,9 @@ uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint3
 uint32_t td_kvpool_peek(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n);
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens);
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position); /* copy on write of that position's page */
-void td_kvseq_landed(td_kvpool *p, td_kvseq *s);         /* what was in transit is here: the pages become private */
+/* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those that position n still sees:
+ * if older ones are missing, they are given back and this sequence publishes nothing more. */
+void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n);
 /* tokens[0..n): committed and computed. */
 void td_kvseq_publish(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n);
 /* Give back pages that no position >= q_next can see. */

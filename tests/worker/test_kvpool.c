@@ -165,7 +165,7 @@ static void op_land(world *w, live *q)
 {
     write_tags(w, q, q->n, q->room);
     q->n = q->room;
-    td_kvseq_landed(w->pool, &q->kv);
+    td_kvseq_landed(w->pool, &q->kv, q->kv.n_nodes ? (uint32_t)(q->kv.n_nodes * td_kvpool_unit(w->pool)) : 0, q->room);
     q->arriving = false;
     td_kvseq_publish(w->pool, &q->kv, q->tokens, q->n);
 }
