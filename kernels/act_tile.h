@@ -1,4 +1,5 @@
-/* kernels/act_tile.h - the gated activation for the x86 families; included by act_avx*.c, which define ACT_FILL. */
+/* kernels/act_tile.h - the gated activation for the x86 families; included by act_avx*.c, which define
+ * ACT_FILL. */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/family.h"
 #include "kernels/simd.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/attn_ref.c - paged attention with an online softmax in double, one item per (row, query head), any page size and KV type.
- * Tiles of 64 keys at absolute multiples of 64, so that nothing of the size of the context is ever held. */
+/* kernels/attn_ref.c - paged attention with an online softmax in double, one item per (row, query head), any
+ * page size and KV type. Tiles of 64 keys at absolute multiples of 64, so that nothing of the size of the
+ * context is ever held. */
 #include "kernels/family.h"
 #include <math.h>
 

@@ -1,16 +1,19 @@
-/* kernels/attn_tile.h - paged attention for the x86 families; included once per instruction set by attn_avx*.c.
+/* kernels/attn_tile.h - paged attention for the x86 families; included once per instruction set by
+ * attn_avx*.c.
  *
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
  *                        ATTN_FILL  name of the fill function
- * An item is (sequence, kv head, up to 128 rows); a row is one query head of one token. For each tile of 64 keys at an absolute multiple of 64
- * the item copies K as [D/2][64] pairs and V as [32][D] pairs into its scratch, whatever the page size, and runs its rows over it
- * four at a time.
- * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains over key pairs in order, tiles in
- *             order, state in f32. 2. A masked key contributes an exact 0 to the sum and to P V, so a tile that is all masked for a row
- *             leaves its bits alone, computed or skipped. 3. A masked key that is not finite never meets a row (see guarded).
+ * An item is (sequence, kv head, up to 128 rows); a row is one query head of one token. For each tile of 64
+ * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
+ * scratch, whatever the page size, and runs its rows over it four at a time.
+ * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains
+ *             over key pairs in order, tiles in order, state in f32. 2. A masked key contributes an exact 0
+ *             to the sum and to P V, so a tile that is all masked for a row leaves its bits alone, computed
+ *             or skipped. 3. A masked key that is not finite never meets a row (guarded_row).
  *          4. Keys outside [first key of the item, last key] are zeros, never read.
- * Source:  online softmax, algorithms notes 7.2, in base 2: scale x log2 e is folded into q before it is rounded to bf16. */
+ * Source:  online softmax, algorithms notes 7.2, in base 2: scale x log2 e is folded into q before it is
+ *          rounded to bf16. */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd.h"
 #include "kernels/x86.h"
@@ -62,7 +65,7 @@ static space carve(char *at, int D)
     return s;
 }
 
-/* ---- inner products: c[m][.] = c[m][.] * scale[m] (or 0) + sum over steps of pair a[m][k] . pair b[k][.] ---- */
+/* ---- inner products: c[m] = c[m] * scale[m] (or 0) + sum over steps of pair a[m][k] . pairs b[k] ---- */
 
 typedef struct dots_arg {
     const uint32_t *a; /* row m at a + m * lda, one dword per step */
@@ -81,14 +84,17 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
     const uint32_t *a = t->a, *b = t->b;
     TD_UNROLL for (int m = 0; m < rows; m++)
         TD_UNROLL for (int v = 0; v < NV; v++)
-            s[m][v] = t->scale ? vec_mul(vec_load(t->c + (size_t)m * t->ldc + v * LANES), vec_set1(t->scale[m])) : vec_zero();
+            s[m][v] = t->scale
+                          ? vec_mul(vec_load(t->c + (size_t)m * t->ldc + v * LANES), vec_set1(t->scale[m]))
+                          : vec_zero();
     TD_ONCE for (int k = 0; k < t->steps; k++) {
         veci w[NV_MAX];
         TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES);
         TD_UNROLL for (int m = 0; m < rows; m++) {
             veci x = veci_set1(a[(size_t)m * t->lda]);
 #if NATIVE_DP
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
+            TD_UNROLL for (int v = 0; v < NV; v++)
+                s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
 #else
             vec odd = vec_odd(x), even = vec_even(x);
             TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_odd(w[v]), odd, s[m][v]);
@@ -127,11 +133,13 @@ TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
 
 /* ---- one tile of keys and values into scratch ---- */
 
-/* Pointers to the K rows of keys k0 .. k0+63 (V lies v_half elements behind), zero_row outside the item's keys. */
+/* Pointers to the K rows of keys k0 .. k0+63 (V lies v_half elements behind), zero_row outside the item's
+ * keys. */
 static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
 {
     const td_kv *kv = it->a->kv;
-    int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0, hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
+    int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0,
+        hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
     for (int i = 0; i < lo; i++) rows[i] = zero_row;
     for (int i = hi; i < TILE; i++) rows[i] = zero_row;
     for (int i = lo; i < hi;) {
@@ -140,13 +148,15 @@ static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
         size_t step = 0;
         if (page >= 0) {
             step = (size_t)kv->D;
-            row = (const uint16_t *)td_kv_page(kv, it->a->slot, page) + ((size_t)it->g * (size_t)P + (size_t)in) * step;
+            row = (const uint16_t *)td_kv_page(kv, it->a->slot, page) +
+                  ((size_t)it->g * (size_t)P + (size_t)in) * step;
         }
         for (int e = i + n; i < e; i++, row += step) rows[i] = row;
     }
 }
 
-/* The copies touch the same lines of the tile two ahead: one burst of prefetches would only queue up in front of the work. */
+/* The copies touch the same lines of the tile two ahead: one burst of prefetches would only queue up in front
+ * of the work. */
 TD_INLINE void touch(const uint16_t *p, size_t elements)
 {
     _mm_prefetch((const char *)((uintptr_t)p + elements * 2), _MM_HINT_T1);
@@ -218,9 +228,11 @@ TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
     if (*hi < 0) *hi = 0;
 }
 
-/* Scores of four rows to P, running maxima and sums; alpha: what each output so far must be multiplied by. All four are computed (rows from n
- * on from whatever lies in the buffer), n are kept. lo, hi: valid keys of each row. */
-TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, const int *hi, bool whole, float *alpha)
+/* Scores of four rows to P, running maxima and sums; alpha: what each output so far must be multiplied by.
+ * All four are computed (rows from n on from whatever lies in the buffer), n are kept. lo, hi: valid keys of
+ * each row. */
+TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, const int *hi, bool whole,
+                              float *alpha)
 {
     v16 x[MR][4], fold[MR], none = v16_set1(-INFINITY);
     TD_UNROLL for (int i = 0; i < MR; i++) {
@@ -232,7 +244,8 @@ TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, cons
     }
     __m128 old = _mm_loadu_ps(sp->m + r), m = _mm_max_ps(v16_max4(fold), old); /* old where a score is NaN */
     __m128 a = v16_first4(v16_exp2(v16_from4(_mm_sub_ps(old, m)))), each[MR];
-    each[0] = m, each[1] = _mm_shuffle_ps(m, m, 0x55), each[2] = _mm_shuffle_ps(m, m, 0xaa), each[3] = _mm_shuffle_ps(m, m, 0xff);
+    each[0] = m, each[1] = _mm_shuffle_ps(m, m, 0x55), each[2] = _mm_shuffle_ps(m, m, 0xaa),
+    each[3] = _mm_shuffle_ps(m, m, 0xff);
     TD_UNROLL for (int i = 0; i < MR; i++) {
         v16 vm = v16_lane(each[i]);
         TD_UNROLL for (int c = 0; c < 4; c++) {
@@ -256,23 +269,25 @@ static void row_group(const item *it, int r, int n, int k0, int lo, int hi, bool
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
     float alpha[MR] = {0};
-    dots_arg t = {(const uint32_t *)(const void *)(sp->q + (size_t)r * D), D / 2, sp->k, TILE, (int)D / 2, sp->s, TILE, NULL};
+    const uint32_t *q = (const uint32_t *)(const void *)(sp->q + (size_t)r * D);
+    dots_arg t = {q, D / 2, sp->k, TILE, (int)D / 2, sp->s, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
     int row_lo[MR] = {0}, row_hi[MR] = {0};
     for (int i = 0; !whole && i < n; i++) valid_keys(it, r + i, k0, &row_lo[i], &row_hi[i]);
     softmax_rows(sp, r, n, row_lo, row_hi, whole, alpha);
     int pair = lo / 2;
-    dots_arg pv = {(const uint32_t *)(const void *)sp->p + pair, PAIRS, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair,
-                   sp->o + (size_t)r * D, D, alpha};
+    const uint32_t *prob = (const uint32_t *)(const void *)sp->p + pair, *v = sp->v + (size_t)pair * D;
+    dots_arg pv = {prob, PAIRS, v, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
     dots_wide(pv, n, (int)D);
 }
 
-/* One row over a tile that holds a value which is not finite: 0 x NaN is NaN, so the masked halves of the row's two border pairs are taken out for
- * its time (whole pairs outside its range are never multiplied). */
+/* One row over a tile that holds a value which is not finite: 0 x NaN is NaN, so the masked halves of the
+ * row's two border pairs are taken out for its time (whole pairs outside its range are never multiplied). */
 static void guarded_row(const item *it, int r, int k0, int lo, int hi)
 {
     size_t D = (size_t)it->a->D;
-    uint32_t saved[2][TD_MAX_HEAD_DIM], *first = it->sp.v + (size_t)(lo / 2) * D, *last = it->sp.v + (size_t)(hi / 2) * D;
+    uint32_t saved[2][TD_MAX_HEAD_DIM];
+    uint32_t *first = it->sp.v + (size_t)(lo / 2) * D, *last = it->sp.v + (size_t)(hi / 2) * D;
     memcpy(saved[0], first, D * 4);
     if (hi & 1) memcpy(saved[1], last, D * 4);
     for (size_t d = 0; d < D; d++) {
@@ -284,14 +299,16 @@ static void guarded_row(const item *it, int r, int k0, int lo, int hi)
     memcpy(first, saved[0], D * 4);
 }
 
-static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE], const uint16_t *const ahead[TILE])
+static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE],
+                     const uint16_t *const ahead[TILE])
 {
     if (it->a->D < 32) copy_k_16(it, rows);
     else copy_k(it, rows, ahead);
     copy_v(it, rows, ahead);
     int first_pos = it->pos[0], last_pos = it->pos[it->n_rows - 1];
     bool whole = k0 + TILE <= first_pos + 1 && (it->a->window <= 0 || last_pos - it->a->window + 1 <= k0);
-    bool bad = !whole && first_pos != last_pos && v_special(it); /* rows of one token share their keys, and the rest are zeros */
+    /* Rows of one token share their keys, and the others are zeros. */
+    bool bad = !whole && first_pos != last_pos && v_special(it);
     for (int r = 0; r < it->n_rows; r += MR) {
         int n = it->n_rows - r < MR ? it->n_rows - r : MR, lo, hi, first, last;
         if (whole) {
@@ -320,7 +337,8 @@ static void start_rows(item *it)
     for (int r = 0; r < it->n_rows; r++) {
         int at = it->row0 + r;
         it->pos[r] = it->seq->pos0 + at / it->group;
-        const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq + (size_t)(it->g * it->group + at % it->group) * (size_t)D;
+        const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq +
+                         (size_t)(it->g * it->group + at % it->group) * (size_t)D;
         for (int d = 0; d < D; d += 16) {
             store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
             v16_store(it->sp.o + r * D + d, v16_zero());
@@ -336,7 +354,8 @@ static void finish_rows(const item *it)
     int D = a->D;
     for (int r = 0; r < it->n_rows; r++) {
         int at = it->row0 + r;
-        float *out = a->out + (size_t)(it->seq->row0 + at / it->group) * a->ldo + (size_t)(it->g * it->group + at % it->group) * (size_t)D;
+        float *out = a->out + (size_t)(it->seq->row0 + at / it->group) * a->ldo +
+                     (size_t)(it->g * it->group + at % it->group) * (size_t)D;
         v16 inverse = v16_set1(1.0f / it->sp.l[r]);
         for (int d = 0; d < D; d += 16) /* + 0: one sign of zero, whatever zeros were added on the way */
             v16_store(out + d, v16_add(v16_mul(v16_load(it->sp.o + r * D + d), inverse), v16_zero()));
@@ -383,7 +402,10 @@ static void run_item(void *arg, int i, int member)
 
 static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
 {
-    attn_job j = {.a = a, .scratch = scratch, .member_bytes = td_round64(td_attn_member_bytes(a->D)), .group = a->H / a->G};
+    attn_job j = {.a = a,
+                  .scratch = scratch,
+                  .member_bytes = td_round64(td_attn_member_bytes(a->D)),
+                  .group = a->H / a->G};
     j.first_item = (int32_t *)(void *)(j.scratch + (size_t)td_pool_size(pool) * j.member_bytes);
     int n = 0;
     for (int s = 0; s < a->n_seq; s++) {

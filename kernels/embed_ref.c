@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/embed_ref.c - rows of a table as f32. An id outside [0, N) gives a row of zeros (what a vocabulary shard adds for
- * foreign ids). Tables are read once per token: one code for all families. */
+/* kernels/embed_ref.c - rows of a table as f32. An id outside [0, N) gives a row of zeros (what a vocabulary
+ * shard adds for foreign ids). Tables are read once per token: one code for all families. */
 #include "kernels/family.h"
 
 typedef struct job {

@@ -1,6 +1,7 @@
-/* kernels/family.h - internal: how ops.c assembles the families. A fill function overrides the entries of its op.
- * Every x86 family shares one packed layout, one scratch layout and one arithmetic (the matrix law of ops.h), so they share one
- * numerics id as well: a mixed fleet of AVX2 and AVX-512 machines produces the same tokens. */
+/* kernels/family.h - internal: how ops.c assembles the families. A fill function overrides the entries of its
+ * op. Every x86 family shares one packed layout, one scratch layout and one arithmetic (the matrix law of
+ * ops.h), so they share one numerics id as well: a mixed fleet of AVX2 and AVX-512 machines produces the same
+ * tokens. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_FAMILY_H
 #define TD_KERNELS_FAMILY_H
@@ -43,7 +44,8 @@ static inline float td_load_f32(const void *p, td_dtype dtype, size_t i)
     return 0.0f;
 }
 
-/* Row-wise ops: rows per item so that an item is worth the hand-out (about 16 Ki elements), and the number of items. */
+/* Row-wise ops: rows per item so that an item is worth the hand-out (about 16 Ki elements), and the number of
+ * items. */
 static inline int td_rows_per_item(int T, size_t elements_per_row)
 {
     size_t rows = elements_per_row ? ((size_t)1 << 14) / elements_per_row : 1;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/gemm_avx512.c - y = W x for AVX-512 without bf16 dot products: two fused multiply-adds per pair, the same bits. */
+/* kernels/gemm_avx512.c - y = W x for AVX-512 without bf16 dot products: two fused multiply-adds per pair,
+ * the same bits. */
 #if defined(__x86_64__)
 #define NATIVE_DP 0
 #define MR_MAX 12

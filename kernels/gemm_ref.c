@@ -53,15 +53,16 @@ static void columns(void *arg, int i, int member)
         const char *row = (const char *)w->p + (size_t)n * (size_t)w->K * td_dtype_bytes(w->dtype);
         td_convert(wf, TD_F32, row, w->dtype, (size_t)w->K);
         for (int t = 0; t < j->T; t++) {
-            float v = (float)(dot(wf, j->x + (size_t)t * j->ldx, w->K) + (w->bias ? (double)w->bias[n] : 0.0));
+            float v =
+                (float)(dot(wf, j->x + (size_t)t * j->ldx, w->K) + (w->bias ? (double)w->bias[n] : 0.0));
             float *y = j->y + (size_t)t * j->ldy + n;
             *y = j->add ? *y + v : v;
         }
     }
 }
 
-static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                   size_t ldy, bool add)
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add)
 {
     job j = {scratch, td_round64((size_t)w->K * 4) / 4, w, x, y, ldx, ldy, T, add};
     td_pool_for(pool, (w->N + COLS - 1) / COLS, columns, &j);

@@ -1,10 +1,12 @@
 /* kernels/gemm_tile.h - y = W x for the x86 families; included once per instruction set by gemm_avx*.c.
  *
- * The includer defines:  NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds with the same bits (w even = dword << 16, w odd = dword's top half)
- *                        MR_MAX      rows per tile: what the registers hold beside MR_MAX x 2 accumulators
- *                        MR_WIDE     largest tile that covers the whole panel at once; above it, the panel goes in NV_HALF vectors
- *                        GEMM_FILL   name of the fill function
- * An output is one chain over k pairs whatever the tile: the matrix law of ops.h. Loop order: panels (outer), row blocks (inner); whole K in registers. */
+ * The includer defines:
+ *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
+ *   MR_MAX      rows per tile: what the registers hold
+ *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
+ *   GEMM_FILL   name of the fill function
+ * An output is one chain over k pairs whatever the tile: the matrix law of ops.h. Loop order: panels (outer),
+ * row blocks (inner); whole K in registers. */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd.h"
 #include "kernels/x86.h"
@@ -49,7 +51,8 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
 #if NATIVE_DP
         TD_UNROLL for (int m = 0; m < MR; m++) {
             veci x = veci_set1(a[m]);
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
+            TD_UNROLL for (int v = 0; v < NV; v++)
+                s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
         }
 #else
         vec half[NV_FULL];
@@ -134,10 +137,12 @@ TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
             const float *x = j->x + (size_t)(row + m) * j->ldx + 2 * p;
             bool whole = 2 * p + 32 <= K;
             store_bf16_16((uint16_t *)in[m], whole ? v16_load(x) : v16_load_n(x, K - 2 * p));
-            store_bf16_16((uint16_t *)in[m] + 16, whole ? v16_load(x + 16) : v16_load_n(x + 16, K - 2 * p - 16));
+            store_bf16_16((uint16_t *)in[m] + 16,
+                          whole ? v16_load(x + 16) : v16_load_n(x + 16, K - 2 * p - 16));
         }
         transpose_16x16(lines, 0, &out[0][0], 16);
-        for (int k = 0; k < 16 && p + k < p1; k++) store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
+        for (int k = 0; k < 16 && p + k < p1; k++)
+            store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
     }
 }
 
@@ -174,7 +179,8 @@ static void run_panel(const gemm_job *j, int p, const char *next)
     for (int b = 0; b < j->n_blocks; b++) {
         int row = block_row(j, b), rows = block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
         size_t ahead = (size_t)b * j->steps * step;
-        tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .steps = j->steps, .add = j->add && !ragged};
+        tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .steps = j->steps};
+        t.add = j->add && !ragged;
         t.prefetch = next && ahead < bytes ? next + ahead : NULL;
         t.prefetch_step = step;
         t.ldc = ragged ? TD_PANEL : j->ldy;
@@ -202,8 +208,8 @@ static void panels_item(void *arg, int i, int member)
     td_fp_leave(fp);
 }
 
-/* Long runs first (a run is one sequential stream), then ever shorter ones, so that a member which lost its core for a while
- * does not hold up the others. */
+/* Long runs first (a run is one sequential stream), then ever shorter ones, so that a member which lost its
+ * core for a while does not hold up the others. */
 static void plan_chunks(gemm_job *j, int members)
 {
     int P = (int)td_panels(j->w->N), least = (P + MAX_CHUNKS - 1) / MAX_CHUNKS, at = 0;
@@ -219,16 +225,18 @@ static void plan_chunks(gemm_job *j, int members)
 
 enum { PACK_SERIAL = 1 << 15 }; /* elements of x below which forking costs more than packing */
 
-static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                   size_t ldy, bool add)
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add)
 {
     if (T <= 0) return;
     int members = td_pool_size(pool);
-    gemm_job j = {.w = w, .x = x, .ldx = ldx, .ldy = ldy, .steps = td_pairs(w->K), .y = y, .packed = scratch, .T = T, .add = add};
+    gemm_job j = {.w = w, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .T = T, .add = add};
+    j.steps = td_pairs(w->K);
+    j.packed = scratch;
     j.n_blocks = (T + MR_MAX - 1) / MR_MAX;
     j.strips = j.n_blocks >= 2 * members ? 1 : (2 * members + j.n_blocks - 1) / j.n_blocks;
     j.pairs_per_strip = ((int)j.steps + j.strips - 1) / j.strips;
-    j.pairs_per_strip = (j.pairs_per_strip + 63) & ~63; /* strips end on a cache line for any number of rows */
+    j.pairs_per_strip = (j.pairs_per_strip + 63) & ~63; /* strips share no cache line, whatever the rows */
     j.strips = ((int)j.steps + j.pairs_per_strip - 1) / j.pairs_per_strip;
     plan_chunks(&j, members);
     if ((size_t)T * (size_t)w->K < PACK_SERIAL)

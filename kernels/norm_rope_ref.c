@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/norm_rope_ref.c - RMSNorm, rotary position embedding and the append to the pages, sums in double. */
+/* kernels/norm_rope_ref.c - RMSNorm, rotary position embedding and the append to the pages, sums in double.
+ * */
 #include "kernels/family.h"
 #include <math.h>
 
@@ -28,8 +29,8 @@ static void norm_rows(void *arg, int i, int member)
         norm_row(j->x + (size_t)t * j->ldx, j->w, (double)j->eps, j->E, j->out + (size_t)t * j->ldo);
 }
 
-static void rmsnorm(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, float *out,
-                    size_t ldo)
+static void rmsnorm(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E,
+                    float *out, size_t ldo)
 {
     norm_job j = {x, w, out, ldx, ldo, eps, T, E, td_rows_per_item(T, (size_t)E)};
     td_pool_for(pool, (T + j.rows - 1) / j.rows, norm_rows, &j);
@@ -59,7 +60,8 @@ static void rope_row(void *arg, int t, int member)
     (void)member;
     const td_rope_args *a = arg;
     int D = a->D, half = a->rot_dim / 2;
-    float *q = a->qkv + (size_t)t * a->ld, *k = q + (size_t)a->H * (size_t)D, *v = k + (size_t)a->G * (size_t)D;
+    float *q = a->qkv + (size_t)t * a->ld, *k = q + (size_t)a->H * (size_t)D,
+          *v = k + (size_t)a->G * (size_t)D;
     const float *cs = a->cs + (size_t)t * (size_t)half * 2;
     for (int h = 0; h < a->H; h++) {
         float *x = q + (size_t)h * (size_t)D;

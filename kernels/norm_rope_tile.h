@@ -1,7 +1,8 @@
-/* kernels/norm_rope_tile.h - RMSNorm, rotary embedding and append for the x86 families; included by norm_rope_avx*.c.
+/* kernels/norm_rope_tile.h - RMSNorm, rotary embedding and append for the x86 families; included by
+ * norm_rope_avx*.c.
  *
- * Sums of squares: four vectors of 16 lanes in turn, then a fixed tree: a function of the row alone. Rotation: a c - b s and a s + b c with the second
- * product fused. The includer defines NORM_ROPE_FILL. */
+ * Sums of squares: four vectors of 16 lanes in turn, then a fixed tree: a function of the row alone.
+ * Rotation: a c - b s and a s + b c with the second product fused. The includer defines NORM_ROPE_FILL. */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/family.h"
 #include "kernels/simd.h"
@@ -28,8 +29,11 @@ TD_INLINE void norm_row(const float *x, const float *w, float eps, int n, float 
 {
     v16 scale = v16_set1(row_scale(x, n, eps));
     int i = 0;
-    for (; i + 16 <= n; i += 16) v16_store(out + i, v16_mul(v16_mul(v16_load(x + i), scale), v16_load(w + i)));
-    if (i < n) v16_store_n(out + i, v16_mul(v16_mul(v16_load_n(x + i, n - i), scale), v16_load_n(w + i, n - i)), n - i);
+    for (; i + 16 <= n; i += 16)
+        v16_store(out + i, v16_mul(v16_mul(v16_load(x + i), scale), v16_load(w + i)));
+    if (i < n)
+        v16_store_n(out + i, v16_mul(v16_mul(v16_load_n(x + i, n - i), scale), v16_load_n(w + i, n - i)),
+                    n - i);
 }
 
 typedef struct norm_job {
@@ -46,12 +50,13 @@ static void norm_rows(void *arg, int i, int member)
     const norm_job *j = arg;
     int t1 = (i + 1) * j->rows < j->T ? (i + 1) * j->rows : j->T;
     unsigned fp = td_fp_enter();
-    for (int t = i * j->rows; t < t1; t++) norm_row(j->x + (size_t)t * j->ldx, j->w, j->eps, j->E, j->out + (size_t)t * j->ldo);
+    for (int t = i * j->rows; t < t1; t++)
+        norm_row(j->x + (size_t)t * j->ldx, j->w, j->eps, j->E, j->out + (size_t)t * j->ldo);
     td_fp_leave(fp);
 }
 
-static void rmsnorm(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, float *out,
-                    size_t ldo)
+static void rmsnorm(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E,
+                    float *out, size_t ldo)
 {
     norm_job j = {x, w, out, ldx, ldo, eps, T, E, td_rows_per_item(T, (size_t)E)};
     td_pool_for(pool, (T + j.rows - 1) / j.rows, norm_rows, &j);
@@ -72,7 +77,8 @@ TD_INLINE void rotate(float *x, const angles *r, int half)
 {
     for (int i = 0; i < half; i += 16) {
         int n = half - i < 16 ? half - i : 16;
-        v16 a = v16_load_n(x + i, n), b = v16_load_n(x + half + i, n), c = v16_load_n(r->c + i, n), s = v16_load_n(r->s + i, n);
+        v16 a = v16_load_n(x + i, n), b = v16_load_n(x + half + i, n);
+        v16 c = v16_load_n(r->c + i, n), s = v16_load_n(r->s + i, n);
         v16_store_n(x + i, v16_fnma(b, s, v16_mul(a, c)), n);
         v16_store_n(x + half + i, v16_fma(b, c, v16_mul(a, s)), n);
     }
@@ -93,7 +99,8 @@ TD_INLINE void to_page(void *page, size_t at, const float *x, int D, td_dtype dt
 static void rope_row(const td_rope_args *a, int t)
 {
     int D = a->D, half = a->rot_dim / 2;
-    float *q = a->qkv + (size_t)t * a->ld, *k = q + (size_t)a->H * (size_t)D, *v = k + (size_t)a->G * (size_t)D;
+    float *q = a->qkv + (size_t)t * a->ld;
+    float *k = q + (size_t)a->H * (size_t)D, *v = k + (size_t)a->G * (size_t)D;
     const float *cs = a->cs + (size_t)t * (size_t)half * 2;
     angles r;
     for (int i = 0; i < half; i++) r.c[i] = cs[2 * i], r.s[i] = cs[2 * i + 1];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/ops.c - the families of this build and CPU, best last in `all`, and the check that precedes their use. */
+/* kernels/ops.c - the families of this build and CPU, best last, and the check that precedes their use. */
 #include "common/check.h"
 #include "common/log.h"
 #include "kernels/family.h"
@@ -40,7 +40,8 @@ static bool has_avx2(void)
 static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd");
 }
 
 static bool has_avx512bf16(void)
@@ -114,7 +115,8 @@ static const td_ops *find(const char *name)
     return NULL;
 }
 
-/* ---- the check before use: a CPU, or an emulator, whose dot product rounds otherwise would silently leave the numerics id ---- */
+/* ---- the check before use ----
+ * A CPU, or an emulator, whose dot product rounds otherwise would silently leave the numerics id. */
 
 enum { CHECK_M = 13, CHECK_N = 40, CHECK_K = 35 };
 
@@ -177,8 +179,11 @@ td_status td_ops_open(const char *name, const td_ops **out)
     for (size_t i = 0; i < TD_COUNT(families); i++) {
         if (strcmp(families[i].name, name)) continue;
         const td_ops *t = find(name);
-        if (!t) return td_fail(TD_ENOSUP, "kernel family \"%s\" needs a CPU with %s", name, families[i].needs);
-        if (!usable(t)) return td_fail(TD_ENOSUP, "kernel family \"%s\" computes otherwise than its numerics id on this CPU", name);
+        if (!t)
+            return td_fail(TD_ENOSUP, "kernel family \"%s\" needs a CPU with %s", name, families[i].needs);
+        if (!usable(t))
+            return td_fail(TD_ENOSUP,
+                           "kernel family \"%s\" computes otherwise than its numerics id on this CPU", name);
         *out = t;
         return TD_OK;
     }

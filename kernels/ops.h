@@ -1,18 +1,19 @@
 /* kernels/ops.h - every operation of the forward pass, as one table of function pointers per kernel family.
  *
- * `ref` is the definition of correct: f32 activations and KV, sums in double. A family fills its table from ref first and
- * overrides what it does better. Families on x86: avx2, avx512, avx512bf16, amx: bf16 matrix inputs and KV; f32 residual, norms,
- * softmax, logits.
+ * `ref` is the definition of correct: f32 activations and KV, sums in double. A family fills its table from
+ * ref first and overrides what it does better. Families on x86: avx2, avx512, avx512bf16, amx: bf16 matrix
+ * inputs and KV; f32 residual, norms, softmax, logits.
  *
- * Rules:   1. Row invariance: a row's result never depends on which or how many rows share the call, on the number of threads, on
- *             the page size, or on how a prompt was cut into chunks. One order of summation over K per (N, K, dtype).
- *          2. NaN or infinity in a row stays in that row. 3. Every output element is written. 4. No allocation inside: scratch
- *             comes from td_ops.scratch_bytes, given per thread team at open.
- * Matrix law of the x86 families (all of them, bit for bit): inputs rounded to bf16 (RNE, denormals to zero), per output one chain over
- *   k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0, odd K padded with zero; denormals are flushed. Bias is
- *   added after the chain, then the residual if `add`.
- * Shapes:  letters from tensor.h; activations are row-major f32 with a leading dimension in elements. Outputs do not alias inputs unless
- *          a comment says so.
+ * Rules:   1. Row invariance: a row's result never depends on which or how many rows share the call, on the
+ *             number of threads, on the page size, or on how a prompt was cut into chunks. One order of
+ *             summation over K per (N, K, dtype).
+ *          2. NaN or infinity in a row stays in that row. 3. Every output element is written. 4. No
+ *             allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
+ * Matrix law of the x86 families (all of them, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
+ *   per output one chain over k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0,
+ *   odd K padded with zero; denormals are flushed. Bias is added after the chain, then the residual if `add`.
+ * Shapes:  letters from tensor.h; activations are row-major f32 with a leading dimension in elements. Outputs
+ *          do not alias inputs unless a comment says so.
  * Threads: one call at a time per td_pool; the call runs on the pool's members.
  * Errors:  none at run time; shapes are checked when a model is loaded. */
 // SPDX-License-Identifier: Apache-2.0
@@ -27,8 +28,9 @@
 
 enum { TD_MAX_HEAD_DIM = 256 }; /* D of every family; the x86 families want D to be a multiple of 16 */
 
-/* One sequence's rows in a step: row0 .. row0+n_rows-1 of the batch are its tokens at positions pos0 .. pos0+n_rows-1;
- * keys 0 .. pos are read from pages[pos / P] (a page before the window may be -1 and is never read). */
+/* One sequence's rows in a step: row0 .. row0+n_rows-1 of the batch are its tokens at positions pos0 ..
+ * pos0+n_rows-1; keys 0 .. pos are read from pages[pos / P] (a page before the window may be -1 and is never
+ * read). */
 typedef struct td_attn_seq {
     int row0, n_rows, pos0;
     const int32_t *pages;
@@ -44,9 +46,11 @@ typedef struct td_attn_args {
     int window;                      /* 0: none; else query at p attends keys in [p - window + 1, p] */
 } td_attn_args;
 
-/* Rope and append: splits qkv [T, (H + 2G) * D] into q (rotated in place, times q_scale[t] if given), k (normed, rotated) and v, and writes
- * k and v of row t to its page. q_norm/k_norm: RMSNorm over each head with weight [D], before rope; NULL: none.
- * Rotation (half split): (a, b) = (x[i], x[i + D/2]) -> (a c - b s, a s + b c), c/s = cs[t][i][0/1]. rot_dim <= D: only the first rot_dim. */
+/* Rope and append: splits qkv [T, (H + 2G) * D] into q (rotated in place, times q_scale[t] if given), k
+ * (normed, rotated) and v, and writes k and v of row t to its page. q_norm/k_norm: RMSNorm over each head
+ * with weight [D], before rope; NULL: none. Rotation (half split):
+ * (a, b) = (x[i], x[i + rot_dim/2]) -> (a c - b s, a s + b c), c/s = cs[t][i][0/1]. rot_dim <= D: only the
+ * first rot_dim. */
 typedef struct td_rope_args {
     float *qkv; size_t ld; int T;
     const float *cs;                 /* [T][rot_dim/2][2] */
@@ -59,7 +63,11 @@ typedef struct td_rope_args {
 } td_rope_args;
 
 /* What is known about one row to be sampled. All arrays borrowed. */
-typedef struct td_penalty { uint32_t id; uint32_t n_out; uint32_t in_prompt; } td_penalty; /* distinct ids of prompt + output */
+typedef struct td_penalty {
+    uint32_t id;
+    uint32_t n_out;
+    uint32_t in_prompt;
+} td_penalty; /* distinct ids of prompt + output */
 typedef struct td_sample_row {
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k;
@@ -67,7 +75,8 @@ typedef struct td_sample_row {
     uint32_t position, stream;       /* of the token being made: absolute position, choice << 8 | purpose */
     int32_t logprobs;                /* -1 none; else number of alternatives */
     const td_penalty *pen; uint32_t n_pen;
-    const td_bias *bias; uint32_t n_bias;       /* -inf allowed: bans a token (min_tokens bans stop ids this way) */
+    const td_bias *bias;
+    uint32_t n_bias;                 /* -inf allowed: bans a token (min_tokens bans stop ids this way) */
     const uint32_t *mask;            /* allowed ids as bits [V/32], or NULL */
 } td_sample_row;
 typedef struct td_sample_out {
@@ -80,11 +89,13 @@ typedef struct td_sample_out {
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
-    td_dtype weight_dtype, kv_dtype; /* of packed weights and of pages. ref: weight_dtype means "as stored" (bf16, f16 or f32 kept) */
-    int layout;                      /* id of the packed order: images are shared among families of one layout */
+    td_dtype weight_dtype; /* of packed weights; ref: "as stored" (bf16, f16 or f32 kept) */
+    td_dtype kv_dtype;     /* of pages */
+    int layout; /* id of the packed order: images are shared among families of one layout */
 
-    /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so that threads and shards can
-     * share the work; dst is the whole matrix. packed_dtype: what `from` becomes in this family. */
+    /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so
+     * that threads and shards can share the work; dst is the whole matrix. packed_dtype: what `from` becomes
+     * in this family. */
     td_dtype (*packed_dtype)(td_dtype from);
     size_t (*packed_bytes)(int N, int K, td_dtype from);
     void (*pack)(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1);
@@ -93,23 +104,30 @@ typedef struct td_ops {
 
     /* out[t] = row ids[t] of the table / of the packed weight (tied embeddings), as f32. */
     void (*embed_table)(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo);
-    void (*embed_packed)(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo);
+    void (*embed_packed)(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out,
+                         size_t ldo);
     /* out = x / sqrt(mean(x^2) + eps) * w */
-    void (*rmsnorm)(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, float *out, size_t ldo);
+    void (*rmsnorm)(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E,
+                    float *out, size_t ldo);
     /* y = W x + bias; add: y += ... (the residual). */
-    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y, size_t ldy, bool add);
+    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add);
     void (*rope_append)(td_pool *pool, const td_rope_args *a);
     void (*attention)(td_pool *pool, void *scratch, const td_attn_args *a);
-    /* out[t][f] = silu(x[t][f]) * x[t][F + f]; x is [T, 2F] (gate, then up). out may be x (in place, first F columns). */
+    /* out[t][f] = silu(x[t][f]) * x[t][F + f]; x is [T, 2F] (gate, then up). out may be x (in place, first F
+     * columns). */
     void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, float *out, size_t ldo);
     /* One token per row from logits [n, V] (modified). Order of operations: common/sampling.h. */
-    void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n, td_sample_out *out);
+    void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
+                   td_sample_out *out);
     /* Log probabilities of given tokens: out[i] as sample's, for token ids[i] under the raw logits row i. */
-    void (*score)(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives, int n, td_sample_out *out);
+    void (*score)(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids,
+                  int n_alternatives, int n, td_sample_out *out);
 } td_ops;
 
-/* "auto": the best family this CPU has; or one by name. ENOSUP names what is missing. The table is process-wide and constant. Runs the
- * family's smallest cases against the matrix law (milliseconds) and falls back to the next family, with one line, on a mismatch. */
+/* "auto": the best family this CPU has; or one by name. ENOSUP names what is missing. The table is
+ * process-wide and constant. Runs the family's smallest cases against the matrix law (milliseconds) and falls
+ * back to the next family, with one line, on a mismatch. */
 td_status td_ops_open(const char *name, const td_ops **out);
 /* The i-th family this CPU can run, NULL past the last; for tests and benchmarks. */
 const td_ops *td_ops_family(int i);

@@ -26,7 +26,9 @@ void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int 
             int n_k = K - k0 < STRIP ? K - k0 : STRIP;
             for (int c = 0; c < TD_PANEL; c++) {
                 int n = p * TD_PANEL + c;
-                if (n < N) td_convert(row, TD_BF16, (const char *)src + ((size_t)n * (size_t)K + (size_t)k0) * unit, from, (size_t)n_k);
+                if (n < N)
+                    td_convert(row, TD_BF16, (const char *)src + ((size_t)n * (size_t)K + (size_t)k0) * unit,
+                               from, (size_t)n_k);
                 else memset(row, 0, sizeof row);
                 if (n_k & 1) row[n_k] = 0;
                 uint16_t *to = panel + (size_t)k0 * TD_PANEL + 2 * c;
@@ -39,7 +41,8 @@ void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int 
 size_t td_x86_scratch_bytes(int max_rows, int max_K, int max_D, int n_threads)
 {
     size_t gemm = td_gemm_scratch_bytes(max_rows, max_K);
-    size_t attn = td_round64(((size_t)max_rows + 1) * sizeof(int32_t)) + (size_t)n_threads * td_round64(td_attn_member_bytes(max_D));
+    size_t attn = td_round64(((size_t)max_rows + 1) * sizeof(int32_t)) +
+                  (size_t)n_threads * td_round64(td_attn_member_bytes(max_D));
     return gemm > attn ? gemm : attn;
 }
 
@@ -60,7 +63,9 @@ static void embed_row(void *arg, int t, int member)
         memset(out, 0, (size_t)K * sizeof *out);
         return;
     }
-    const uint16_t *p = (const uint16_t *)((const char *)j->w->p + (size_t)(id / TD_PANEL) * td_panel_bytes(K)) + 2 * (id % TD_PANEL);
+    const uint16_t *p =
+        (const uint16_t *)((const char *)j->w->p + (size_t)(id / TD_PANEL) * td_panel_bytes(K)) +
+        2 * (id % TD_PANEL);
     for (int k = 0; k < K; k++) out[k] = td_bf16_to_f32(p[(size_t)(k / 2) * 2 * TD_PANEL + (size_t)(k & 1)]);
 }
 

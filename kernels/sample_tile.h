@@ -1,9 +1,13 @@
-/* kernels/sample_tile.h - choosing tokens; one text compiled once per instruction set by sample_ref.c and sample_avx*.c.
+/* kernels/sample_tile.h - choosing tokens; one text compiled once per instruction set by sample_ref.c and
+ * sample_avx*.c.
  *
- * Every result is defined by exactly rounded scalar operations and fixed 16-lane sums, so all families give the same bits.
- *   raw logits -> (log probabilities) -> mask, bias, penalties -> greedy, or: /T -> top_k -> top_p -> min_p -> exponential race.
- * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over order-preserving integer keys
- *             find the cut, so nothing is ever sorted. 2. NaN logits count as -inf; a +inf logit wins as under greedy.
+ * Every result is defined by exactly rounded scalar operations and fixed 16-lane sums, so all families give
+ * the same bits.
+ *   raw logits -> (log probabilities) -> mask, bias, penalties -> greedy,
+ *   or: /T -> top_k -> top_p -> min_p -> exponential race
+ * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over
+ *             order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN logits count as
+ *             -inf; a +inf logit wins as under greedy.
  *          3. Tokens whose logit plus the largest possible noise cannot beat the best so far draw no noise.
  * Memory:  12 bytes x V per thread that ever samples, allocated at its first call, freed with the thread.
  * Source:  algorithms notes 13. */
@@ -106,7 +110,8 @@ static void scan_divide(float *x, int n, float t)
     for (int i = 0; i < n; i++) x[i] = x[i] / t + 0.0f; /* no -0: see canonical */
 }
 
-/* exp(x), x <= 0: two-constant reduction and a polynomial, no fma (so that every instruction set rounds alike); 1e-7 relative. */
+/* exp(x), x <= 0: two-constant reduction and a polynomial, no fma (so that every instruction set rounds
+ * alike); 1e-7 relative. */
 static inline float exp_neg(float x)
 {
     float lo = x < -87.0f ? -87.0f : x;
@@ -125,7 +130,8 @@ static inline float exp_neg(float x)
     return x >= -87.0f ? p * scale : 0.0f; /* false for NaN too */
 }
 
-/* out[i] = exp(x[i] - max), or 0 below `floor` (or where it is NaN); returns the sum over 16 lanes in double. out may be NULL. */
+/* out[i] = exp(x[i] - max), or 0 below `floor` (or where it is NaN); returns the sum over 16 lanes in double.
+ * out may be NULL. */
 static double scan_exp(float *out, const float *x, int n, float max, float floor)
 {
     double s[LANES] = {0};
@@ -245,7 +251,8 @@ static inline float value_of(uint32_t key)
     return x;
 }
 
-/* The descending bin in which the weight reaches `target`; *before: the weight of the bins above it. -1: no weight at all. */
+/* The descending bin in which the weight reaches `target`; *before: the weight of the bins above it. -1: no
+ * weight at all. */
 static int crossing_bin(const double *mass, int bins, double target, double *before)
 {
     int crossing = -1;
@@ -260,9 +267,10 @@ static int crossing_bin(const double *mass, int bins, double target, double *bef
     return crossing;
 }
 
-/* Walks descending keys until the weight before a token reaches `target`: the last token with less weight before it is the cut. The weight of i is
- * w ? w[i] : 1, of those >= floor. Radix passes over 11, 11 and 10 key bits, each over the crossing bin of the one before; after the
- * third its members are equal and follow each other by id. */
+/* Walks descending keys until the weight before a token reaches `target`: the last token with less weight
+ * before it is the cut. The weight of i is w ? w[i] : 1, of those >= floor. Radix passes over 11, 11 and 10
+ * key bits, each over the crossing bin of the one before; after the third its members are equal and follow
+ * each other by id. */
 static cut find_cut(space *s, int V, const float *w, double target, float floor)
 {
     enum { TOP_SHIFT = 21, MID_SHIFT = 10, MID_BINS = 1 << 11, LOW_BINS = 1 << 10 };
@@ -272,7 +280,8 @@ static cut find_cut(space *s, int V, const float *w, double target, float floor)
         if (x[i] >= floor) mass[key_of(x[i]) >> TOP_SHIFT] += w ? (double)w[i] : 1.0;
     int top = crossing_bin(mass, BINS, target, &before), n = 0;
     if (top < 0) return (cut){0, V};
-    float lo = value_of((uint32_t)top << TOP_SHIFT), hi = value_of(((uint32_t)top << TOP_SHIFT) | ((1u << TOP_SHIFT) - 1));
+    float lo = value_of((uint32_t)top << TOP_SHIFT),
+          hi = value_of(((uint32_t)top << TOP_SHIFT) | ((1u << TOP_SHIFT) - 1));
     if (lo != lo) lo = -INFINITY; /* the outermost bins begin or end among NaN patterns */
     if (hi != hi) hi = INFINITY;
     if (lo < floor) lo = floor;
@@ -288,11 +297,13 @@ static cut find_cut(space *s, int V, const float *w, double target, float floor)
     for (int pass = 0; pass < 2; pass++) {
         int shift = pass ? 0 : MID_SHIFT, bins = pass ? LOW_BINS : MID_BINS, m = 0;
         memset(mass, 0, sizeof mass);
-        for (int i = 0; i < n; i++) mass[key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)] += w ? (double)w[s->ids[i]] : 1.0;
+        for (int i = 0; i < n; i++)
+            mass[key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)] += w ? (double)w[s->ids[i]] : 1.0;
         int bin = crossing_bin(mass, bins, target, &before);
         if (bin < 0) return (cut){0, V};
         for (int i = 0; i < n; i++)
-            if ((key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)) == (uint32_t)bin) s->ids[m++] = s->ids[i];
+            if ((key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)) == (uint32_t)bin)
+                s->ids[m++] = s->ids[i];
         n = m;
         prefix |= (uint32_t)bin << shift;
     }
@@ -430,7 +441,8 @@ static void sample_row(void *arg, int i, int member)
     if (j->rows[i].logprobs >= 0) report(raw, j->V, j->rows[i].logprobs, out);
 }
 
-static void sample(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n, td_sample_out *out)
+static void sample(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
+                   td_sample_out *out)
 {
     sample_job j = {.logits = logits, .ld = ld, .V = V, .rows = rows, .out = out};
     td_pool_for(pool, n, sample_row, &j);
@@ -444,9 +456,10 @@ static void score_row(void *arg, int i, int member)
     report(j->logits + (size_t)i * j->ld, j->V, j->n_alternatives, &j->out[i]);
 }
 
-static void score(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives, int n,
-                  td_sample_out *out)
+static void score(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids,
+                  int n_alternatives, int n, td_sample_out *out)
 {
-    sample_job j = {.logits = logits, .ld = ld, .V = V, .n_alternatives = n_alternatives, .ids = ids, .out = out};
+    sample_job j = {
+        .logits = logits, .ld = ld, .V = V, .n_alternatives = n_alternatives, .ids = ids, .out = out};
     td_pool_for(pool, n, score_row, &j);
 }

@@ -1,10 +1,13 @@
-/* kernels/simd.h - the vector vocabulary of the x86 families, included once per file compiled for an instruction set.
+/* kernels/simd.h - the vector vocabulary of the x86 families, included once per file compiled for an
+ * instruction set.
  *
- * Two types:  v16  16 floats whatever the machine (one zmm or two ymm): softmax, norms, activations. Sums over lanes use one fixed tree, so all
- *                  families give the same bits.
- *             vec  one native register (LANES floats): the inner loops of the matrix kernels, where registers are counted.
+ * Two types:  v16  16 floats whatever the machine (one zmm or two ymm): softmax, norms, activations. Sums
+ *                  over lanes use one fixed tree, so all families give the same bits.
+ *             vec  one native register (LANES floats): the inner loops of the matrix kernels, where registers
+ *             are counted.
  * Rules:   1. Work runs between td_fp_enter and td_fp_leave: denormals are flushed, as vdpbf16ps always does.
- *          2. Conversions to bf16 round to nearest even, flush denormals and quiet NaN (td_f32_to_bf16), in every family. */
+ *          2. Conversions to bf16 round to nearest even, flush denormals and quiet NaN (td_f32_to_bf16), in
+ *             every family. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_SIMD_H
 #define TD_KERNELS_SIMD_H
@@ -65,7 +68,10 @@ TD_INLINE vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 TD_INLINE veci veci_load(const void *p) { return _mm512_loadu_si512(p); }
 TD_INLINE veci veci_set1(uint32_t u) { return _mm512_set1_epi32((int)u); }
 TD_INLINE vec vec_even(veci w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
-TD_INLINE vec vec_odd(veci w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000))); }
+TD_INLINE vec vec_odd(veci w)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
+}
 
 TD_INLINE v16 v16_zero(void) { return _mm512_setzero_ps(); }
 TD_INLINE v16 v16_set1(float f) { return _mm512_set1_ps(f); }
@@ -85,22 +91,26 @@ TD_INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
 /* p * 2^n for the n in the low bits of t = n + 1.5 x 2^23, the result normal: exponent arithmetic. */
 TD_INLINE v16 v16_scale(v16 p, v16 t)
 {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
 /* Lanes [lo, hi) of v, `other` elsewhere. */
 TD_INLINE v16 v16_keep(v16 v, int lo, int hi, v16 other)
 {
     return _mm512_mask_mov_ps(other, (__mmask16)(mask16(hi) & ~mask16(lo)), v);
 }
-TD_INLINE float v16_sum(v16 v) { return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+TD_INLINE float v16_sum(v16 v)
+{
+    return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
 /* The sums (maxima) of four vectors at once, in the order of fold4 below. */
-#define V16_FOLD4(name, op, end)                                                                                       \
-    TD_INLINE __m128 name(const v16 v[4])                                                                              \
-    {                                                                                                                  \
-        v16 a = op(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));                                    \
-        v16 b = op(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));                                    \
-        v16 c = op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));                                      \
-        return end(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));                                           \
+#define V16_FOLD4(name, op, end) \
+    TD_INLINE __m128 name(const v16 v[4]) \
+    { \
+        v16 a = op(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1])); \
+        v16 b = op(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3])); \
+        v16 c = op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); \
+        return end(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1)); \
     }
 TD_INLINE v16 v16_from_bf16(__m256i b)
 {
@@ -112,7 +122,8 @@ TD_INLINE __m256i v16_to_bf16(v16 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 TD_INLINE __m256i v16_to_bf16(v16 v)
 {
     __m512i u = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
-    __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(_mm512_srli_epi32(u, 16), one));
+    __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)),
+                                 _mm512_and_si512(_mm512_srli_epi32(u, 16), one));
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
     __mmask16 tiny = _mm512_testn_epi32_mask(u, _mm512_set1_epi32(0x7f800000));
@@ -161,16 +172,19 @@ TD_INLINE void transpose_16x16(const uint32_t *const rows[16], size_t k0, uint32
 /* to[d] = a[d] | b[d] << 16 for 16 or 32 elements. */
 TD_INLINE void interleave_16(uint32_t *to, const uint16_t *a, const uint16_t *b)
 {
-    __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)), hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
+    __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)),
+            hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
     _mm512_storeu_si512(to, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
 }
 TD_INLINE void interleave_32(uint32_t *to, const uint16_t *a, const uint16_t *b)
 {
     __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b), step = _mm512_set1_epi32(0x00010001);
-    __m512i first = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009, 0x00280008,
-                                     0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002, 0x00210001, 0x00200000);
+    __m512i first = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a,
+                                     0x00290009, 0x00280008, 0x00270007, 0x00260006, 0x00250005, 0x00240004,
+                                     0x00230003, 0x00220002, 0x00210001, 0x00200000);
     _mm512_storeu_si512(to, _mm512_permutex2var_epi16(x, first, y));
-    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(x, _mm512_add_epi32(first, _mm512_slli_epi32(step, 4)), y));
+    _mm512_storeu_si512(to + 16,
+                        _mm512_permutex2var_epi16(x, _mm512_add_epi32(first, _mm512_slli_epi32(step, 4)), y));
 }
 /* Is one of the 32 bf16 values at p infinite or NaN? */
 TD_INLINE bool special_32(const void *p)
@@ -203,7 +217,10 @@ TD_INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 TD_INLINE veci veci_load(const void *p) { return _mm256_loadu_si256(p); }
 TD_INLINE veci veci_set1(uint32_t u) { return _mm256_set1_epi32((int)u); }
 TD_INLINE vec vec_even(veci w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
-TD_INLINE vec vec_odd(veci w) { return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))); }
+TD_INLINE vec vec_odd(veci w)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
+}
 
 TD_INLINE v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 TD_INLINE v16 v16_set1(float f) { return (v16){_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
@@ -241,7 +258,8 @@ TD_INLINE v16 v16_fnma(v16 a, v16 b, v16 c)
 }
 TD_INLINE __m256 scale8(__m256 p, __m256 t)
 {
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
 TD_INLINE v16 v16_scale(v16 p, v16 t) { return (v16){scale8(p.lo, t.lo), scale8(p.hi, t.hi)}; }
 TD_INLINE __m256 keep8(__m256 v, int lo, int hi, int first, __m256 other)
@@ -254,26 +272,30 @@ TD_INLINE v16 v16_keep(v16 v, int lo, int hi, v16 other)
     return (v16){keep8(v.lo, lo, hi, 0, other.lo), keep8(v.hi, lo, hi, 8, other.hi)};
 }
 TD_INLINE float v16_sum(v16 v) { return sum8(_mm256_add_ps(v.lo, v.hi)); }
-#define FOLD8(op, a, b, c, d)                                                                                          \
-    op(_mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)),                                       \
-                         op(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)), 0x44),                                \
-       _mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)),                                       \
+#define FOLD8(op, a, b, c, d) \
+    op(_mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)), \
+                         op(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)), 0x44), \
+       _mm256_shuffle_ps(op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)), \
                          op(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)), 0xee))
-#define V16_FOLD4(name, op, end)                                                                                       \
-    TD_INLINE __m128 name(const v16 v[4])                                                                              \
-    {                                                                                                                  \
-        return end(FOLD8(op, v[0].lo, v[1].lo, v[2].lo, v[3].lo), FOLD8(op, v[0].hi, v[1].hi, v[2].hi, v[3].hi));      \
+#define V16_FOLD4(name, op, end) \
+    TD_INLINE __m128 name(const v16 v[4]) \
+    { \
+        return end(FOLD8(op, v[0].lo, v[1].lo, v[2].lo, v[3].lo), \
+                   FOLD8(op, v[0].hi, v[1].hi, v[2].hi, v[3].hi)); \
     }
 TD_INLINE v16 v16_from_bf16(__m256i b)
 {
-    __m256i lo = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(b)), hi = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(b, 1));
-    return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+    __m256i lo = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(b)),
+            hi = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(b, 1));
+    return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
 }
 /* Eight bf16 patterns in the low halves of dwords. */
 TD_INLINE __m256i to_bf16_8(__m256 v)
 {
     __m256i u = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
-    __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), _mm256_and_si256(_mm256_srli_epi32(u, 16), one));
+    __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)),
+                                 _mm256_and_si256(_mm256_srli_epi32(u, 16), one));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     r = _mm256_blendv_epi8(r, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan);
     __m256i exponent = _mm256_and_si256(u, _mm256_set1_epi32(0x7f800000));
@@ -304,7 +326,8 @@ TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t 
     }
     TD_UNROLL for (int i = 0; i < 4; i++) {
         _mm256_storeu_ps((float *)dst + (size_t)i * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-        _mm256_storeu_ps((float *)dst + (size_t)(i + 4) * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+        _mm256_storeu_ps((float *)dst + (size_t)(i + 4) * stride,
+                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
     }
 }
 TD_INLINE void transpose_16x16(const uint32_t *const rows[16], size_t k0, uint32_t *dst, size_t stride)
@@ -328,8 +351,10 @@ TD_INLINE void interleave_32(uint32_t *to, const uint16_t *a, const uint16_t *b)
 }
 TD_INLINE bool special_32(const void *p)
 {
-    __m256i big = _mm256_set1_epi16(0x7f80), x = _mm256_loadu_si256(p), y = _mm256_loadu_si256((const __m256i *)p + 1);
-    x = _mm256_cmpeq_epi16(_mm256_and_si256(x, big), big), y = _mm256_cmpeq_epi16(_mm256_and_si256(y, big), big);
+    __m256i big = _mm256_set1_epi16(0x7f80), x = _mm256_loadu_si256(p),
+            y = _mm256_loadu_si256((const __m256i *)p + 1);
+    x = _mm256_cmpeq_epi16(_mm256_and_si256(x, big), big),
+    y = _mm256_cmpeq_epi16(_mm256_and_si256(y, big), big);
     return _mm256_movemask_epi8(_mm256_or_si256(x, y)) != 0;
 }
 TD_INLINE __m128 v16_first4(v16 v) { return _mm256_castps256_ps128(v.lo); }
@@ -353,7 +378,8 @@ TD_INLINE void store_bf16_32(uint16_t *p, v16 a, v16 b)
 }
 TD_INLINE v16 load_bf16_16(const uint16_t *p) { return v16_from_bf16(_mm256_loadu_si256((const void *)p)); }
 
-/* exp2(t) for t <= 0 (or NaN), clamped at 2^-125; exact at 0. Least maximal relative error on [-1/2, 1/2]: 1.6e-7 with rounding. */
+/* exp2(t) for t <= 0 (or NaN), clamped at 2^-125; exact at 0. Least maximal relative error on [-1/2, 1/2]:
+ * 1.6e-7 with rounding. */
 TD_INLINE v16 v16_exp2(v16 t)
 {
     t = v16_max(v16_set1(-125.0f), t); /* this order keeps NaN */
@@ -371,7 +397,8 @@ TD_INLINE v16 v16_exp2(v16 t)
 TD_INLINE v16 v16_exp(v16 x)
 {
     x = v16_min(v16_set1(88.0f), v16_max(v16_set1(-87.0f), x));
-    v16 magic = v16_set1(0x1.8p23f), n = v16_fma(x, v16_set1(0x1.715476p+0f), magic), whole = v16_sub(n, magic);
+    v16 magic = v16_set1(0x1.8p23f), n = v16_fma(x, v16_set1(0x1.715476p+0f), magic),
+        whole = v16_sub(n, magic);
     v16 r = v16_fnma(whole, v16_set1(0x1.62e4p-1f), x);
     r = v16_fnma(whole, v16_set1(0x1.7f7d1cp-20f), r);
     v16 p = v16_set1(0x1.6ae73p-10f);

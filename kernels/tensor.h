@@ -1,7 +1,8 @@
 /* kernels/tensor.h - element types, non-owning views, and the dimension letters used in every comment.
  *
- *   B sequences in a step   T rows (tokens) in a step   L layers      E hidden size      H query heads   G kv heads
- *   D head dimension        F feed-forward size         V vocabulary  P tokens per page  N, K a weight's rows and columns
+ *   B sequences in a step   T rows (tokens) in a step   L layers       E hidden size
+ *   H query heads           G kv heads                  V vocabulary   D head dimension
+ *   F feed-forward size     P tokens per page           N, K a weight's rows and columns
  */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_TENSOR_H
@@ -36,7 +37,8 @@ float td_f16_to_f32(uint16_t v);
 uint16_t td_f32_to_f16(float f);
 void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n); /* element-wise, RNE */
 
-/* y[N] = W[N,K] x[K] + bias. `p` is in the family's own packed order (td_ops.pack), one order for every row count. */
+/* y[N] = W[N,K] x[K] + bias. `p` is in the family's own packed order (td_ops.pack), one order for every row
+ * count. */
 typedef struct td_weight {
     int N, K;
     td_dtype dtype;    /* of the packed elements */
@@ -51,8 +53,8 @@ typedef struct td_table {
     const void *p;
 } td_table;
 
-/* How one page group's keys and values lie in memory: page[k|v][G][P][D]; pages of one layer slot are contiguous:
- *   address(slot, page) = base + (slot * n_pages + page) * td_kv_page_bytes(). */
+/* How one page group's keys and values lie in memory: page[k|v][G][P][D]; pages of one layer slot are
+ *   contiguous:   address(slot, page) = base + (slot * n_pages + page) * td_kv_page_bytes(). */
 typedef struct td_kv {
     uint8_t *base; /* 64-byte aligned */
     td_dtype dtype;

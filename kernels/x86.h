@@ -1,7 +1,7 @@
 /* kernels/x86.h - internal: the packed weight layout and the scratch sizes that all x86 families share.
  *
- * Weights: panels of 32 columns, [ceil(N/32)][ceil(K/2)][32][2] bf16, padded with zeros: one panel is one sequential stream for any number of
- *          rows. Measured against other orders: see README.md.
+ * Weights: panels of 32 columns, [ceil(N/32)][ceil(K/2)][32][2] bf16, padded with zeros: one panel is one
+ *          sequential stream for any number of rows. Measured against other orders: see README.md.
  * Scratch: linear and attention use the same bytes in turn. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_X86_H
@@ -20,7 +20,10 @@ static inline size_t td_panels(int N) { return ((size_t)N + TD_PANEL - 1) / TD_P
 static inline size_t td_panel_bytes(int K) { return td_pairs(K) * TD_PANEL * 4; }
 
 /* Packed x: one dword per pair (bf16) or two (f32, for the families that emulate vdpbf16ps). */
-static inline size_t td_gemm_scratch_bytes(int T, int K) { return td_round64((size_t)T * td_pairs(K) * 8) + 4096; }
+static inline size_t td_gemm_scratch_bytes(int T, int K)
+{
+    return td_round64((size_t)T * td_pairs(K) * 8) + 4096;
+}
 
 /* One member's attention scratch: K and V tiles, q, scores, P, outputs, maxima and sums. */
 static inline size_t td_attn_member_bytes(int D)

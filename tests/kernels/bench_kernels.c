@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|attn|rows|sample|all] [threads] [part of the name]
- * Each line: best of many short calls; bytes and flops; share of the roofline max(bytes / read stream, flops / dot product loop), the
- * two limits being measured right before the group (the machine's bandwidth changes by the minute). */
+/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|attn|rows|sample|all]
+ * [threads] [part of the name] Each line: best of many short calls; bytes and flops; share of the roofline
+ * max(bytes / read stream, flops / dot product loop), the two limits being measured right before the group
+ * (the machine's bandwidth changes by the minute). */
 #include "tests/kernels/bench_probe.h"
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/case_gemm.h"
@@ -30,8 +31,8 @@ static void *huge_alloc(size_t bytes)
 static void line(const char *name, double best_s, double bytes, double flops)
 {
     double least = TD_MAX(bytes / (limits.gb_s * 1e9), flops / (limits.gf_s * 1e9));
-    printf("%-34s %10.1f us  %8.1f GF/s  %6.1f GB/s  %5.1f %% of roofline\n", name, best_s * 1e6, flops / best_s * 1e-9,
-           bytes / best_s * 1e-9, 100 * least / best_s);
+    printf("%-34s %10.1f us  %8.1f GF/s  %6.1f GB/s  %5.1f %% of roofline\n", name, best_s * 1e6,
+           flops / best_s * 1e-9, bytes / best_s * 1e-9, 100 * least / best_s);
     fflush(stdout);
 }
 
@@ -70,13 +71,17 @@ static void gemm_call(void *arg, int i)
 {
     gemm_bench *b = arg;
     size_t bytes = b->o->packed_bytes(b->c.N, b->c.K, TD_BF16);
-    td_weight w = {b->c.N, b->c.K, b->o->packed_dtype(TD_BF16), b->weights + (size_t)(i % b->copies) * bytes, NULL};
+    td_weight w = {b->c.N, b->c.K, b->o->packed_dtype(TD_BF16), b->weights + (size_t)(i % b->copies) * bytes,
+                   NULL};
     b->o->linear(pool, b->scratch, &w, b->x, (size_t)b->c.K, b->M, b->y, (size_t)b->c.N, false);
 }
 
 static void bench_gemm(const td_ops *o)
 {
-    gemm_bench b = {.o = o, .weights = huge_alloc(POOL_BYTES), .x = huge_alloc(512 * 8192 * 4), .y = huge_alloc(512 * 8192 * 4)};
+    gemm_bench b = {.o = o,
+                    .weights = huge_alloc(POOL_BYTES),
+                    .x = huge_alloc(512 * 8192 * 4),
+                    .y = huge_alloc(512 * 8192 * 4)};
     b.scratch = huge_alloc(o->scratch_bytes(512, 8192, 128, td_pool_size(pool)));
     uint16_t values[4096];
     uint64_t seed = 7;
@@ -140,14 +145,24 @@ static void bench_attn(const td_ops *o, int P)
     kv.base = huge_alloc(bytes);
     float value[256];
     rnd_fill(value, 256, 3, 1);
-    for (size_t i = 0; i < bytes; i += 256 * td_dtype_bytes(kv.dtype)) td_convert(kv.base + i, kv.dtype, value, TD_F32, 256);
+    for (size_t i = 0; i < bytes; i += 256 * td_dtype_bytes(kv.dtype))
+        td_convert(kv.base + i, kv.dtype, value, TD_F32, 256);
     int32_t *table = malloc((size_t)kv.n_pages * 4);
     for (int i = 0; i < kv.n_pages; i++) table[i] = (i * 37) % kv.n_pages;
     float *q = huge_alloc(512 * HD * 4), *out = huge_alloc(512 * HD * 4);
     rnd_fill(q, 512 * HD, 4, 1);
     b.scratch = huge_alloc(o->scratch_bytes(512, 64, c->D, td_pool_size(pool)));
     for (int s = 0; s < 8; s++) b.seq[s].pages = table;
-    b.a = (td_attn_args){.q = q, .ldq = HD, .out = out, .ldo = HD, .kv = &kv, .seq = b.seq, .H = c->H, .G = c->G, .D = c->D, .scale = 0.125f};
+    b.a = (td_attn_args){.q = q,
+                         .ldq = HD,
+                         .out = out,
+                         .ldo = HD,
+                         .kv = &kv,
+                         .seq = b.seq,
+                         .H = c->H,
+                         .G = c->G,
+                         .D = c->D,
+                         .scale = 0.125f};
     char title[64];
     snprintf(title, sizeof title, "%s attention, 32/8 heads of 64, P=%d", o->family, P);
     group(title);
@@ -190,13 +205,17 @@ static void call_silu(void *arg, int i)
 
 static void bench_rows(const td_ops *o)
 {
-    rows_bench b = {.o = o, .x = huge_alloc(512 * 16384 * 4), .y = huge_alloc(512 * 16384 * 4), .w = huge_alloc(8192 * 4)};
+    rows_bench b = {.o = o,
+                    .x = huge_alloc(512 * 16384 * 4),
+                    .y = huge_alloc(512 * 16384 * 4),
+                    .w = huge_alloc(8192 * 4)};
     float *cs = huge_alloc(512 * 64 * 4);
     static int32_t page[512], in[512];
     td_kv kv = {.dtype = o->kv_dtype, .P = 16, .G = 8, .D = 64, .n_pages = 32};
     kv.base = huge_alloc(32 * td_kv_page_bytes(&kv));
     rnd_fill(b.x, 512 * 16384, 1, 1), rnd_fill(b.w, 8192, 2, 1);
-    for (int i = 0; i < 512 * 32; i++) cs[2 * i] = 1, cs[2 * i + 1] = 0; /* no rotation: values stay what they are, call after call */
+    for (int i = 0; i < 512 * 32; i++)
+        cs[2 * i] = 1, cs[2 * i + 1] = 0; /* no rotation: values stay what they are, call after call */
     for (int t = 0; t < 512; t++) page[t] = t / 16, in[t] = t % 16;
     b.rope = (td_rope_args){b.y, 3072, 0, cs, NULL, NULL, NULL, 1e-5f, 32, 8, 64, 64, &kv, 0, page, in};
     group(o->family);
@@ -237,10 +256,16 @@ static void bench_sample(const td_ops *o)
     for (size_t c = 0; c < TD_COUNT(sample_cases); c++)
         for (int logprobs = -1; logprobs < (c ? 0 : 21); logprobs += 21) {
             const sample_case *s = &sample_cases[c];
-            b.row = (td_sample_row){.temperature = s->temperature, .top_p = s->top_p, .min_p = s->min_p, .top_k = s->top_k,
-                                    .repetition_penalty = 1, .seed = 1, .logprobs = logprobs};
+            b.row = (td_sample_row){.temperature = s->temperature,
+                                    .top_p = s->top_p,
+                                    .min_p = s->min_p,
+                                    .top_k = s->top_k,
+                                    .repetition_penalty = 1,
+                                    .seed = 1,
+                                    .logprobs = logprobs};
             char name[64];
-            snprintf(name, sizeof name, "T=%g k=%d p=%g min %g lp %d", (double)s->temperature, s->top_k, (double)s->top_p, (double)s->min_p, logprobs);
+            snprintf(name, sizeof name, "T=%g k=%d p=%g min %g lp %d", (double)s->temperature, s->top_k,
+                     (double)s->top_p, (double)s->min_p, logprobs);
             line(name, best_of(call_sample, &b), VOCAB * 4.0, 0);
         }
     free(b.logits);
@@ -268,7 +293,8 @@ int main(int argc, char **argv)
     pool = td_pool_open(argc > 3 ? atoi(argv[3]) : 2);
     if (argc > 4) only = argv[4];
     atomic_int pinned = 0;
-    for (int i = 0; i < 50 && atomic_load(&pinned) < td_pool_size(pool); i++) td_pool_for(pool, 2 * td_pool_size(pool), pin_member, &pinned);
+    for (int i = 0; i < 50 && atomic_load(&pinned) < td_pool_size(pool); i++)
+        td_pool_for(pool, 2 * td_pool_size(pool), pin_member, &pinned);
     bool all = !strcmp(what, "all");
     if (all || !strcmp(what, "gemm")) bench_gemm(o);
     if (all || !strcmp(what, "attn")) bench_attn(o, 16), bench_attn(o, 64);

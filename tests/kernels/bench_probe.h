@@ -1,5 +1,5 @@
-/* tests/kernels/bench_probe.h - the two limits a kernel is measured against: a sequential read by all members, and their best
- * dot product loop (vdpbf16ps where the CPU has it, else f32 FMA counted as two). */
+/* tests/kernels/bench_probe.h - the two limits a kernel is measured against: a sequential read by all
+ * members, and their best dot product loop (vdpbf16ps where the CPU has it, else f32 FMA counted as two). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_KERNELS_BENCH_PROBE_H
 #define TD_TESTS_KERNELS_BENCH_PROBE_H

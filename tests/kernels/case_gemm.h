@@ -1,4 +1,5 @@
-/* tests/kernels/case_gemm.h - matrix shapes: `odd` for the tests (tails of N, K and of the tiles), `model` for the benchmark. */
+/* tests/kernels/case_gemm.h - matrix shapes: `odd` for the tests (tails of N, K and of the tiles), `model`
+ * for the benchmark. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_KERNELS_CASE_GEMM_H
 #define TD_TESTS_KERNELS_CASE_GEMM_H

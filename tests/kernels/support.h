@@ -1,4 +1,5 @@
-/* tests/kernels/support.h - what every kernel test needs: seeded values, aligned blocks, teams of 1 to 3 members, families. */
+/* tests/kernels/support.h - what every kernel test needs: seeded values, aligned blocks, teams of 1 to 3
+ * members, families. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_KERNELS_SUPPORT_H
 #define TD_TESTS_KERNELS_SUPPORT_H

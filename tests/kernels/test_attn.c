@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Attention of every family: against double, and the same bits for every page size, chunking, team and company of rows. Pages hold NaN wherever
- * nothing was appended yet. */
+/* Attention of every family: against double, and the same bits for every page size, chunking, team and
+ * company of rows. Pages hold NaN wherever nothing was appended yet. */
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/support.h"
 
@@ -69,7 +69,8 @@ static void append(const world *w, pages *p, int s, int from, int to)
         }
 }
 
-/* All sequences in steps of at most `chunk` tokens each; out [rows][H*D]. Pages before the window are forgotten (-1) on the way. */
+/* All sequences in steps of at most `chunk` tokens each; out [rows][H*D]. Pages before the window are
+ * forgotten (-1) on the way. */
 static void run(const td_ops *o, const world *w, int P, int chunk, int threads, float *out)
 {
     pages p = pages_open(w, o->kv_dtype, P);
@@ -85,12 +86,24 @@ static void run(const td_ops *o, const world *w, int P, int chunk, int threads, 
             append(w, &p, s, done, to);
             for (int i = 0; w->c.window && (i + 1) * P <= done - w->c.window + 1; i++) p.table[s][i] = -1;
             seq[n] = (td_attn_seq){rows, to - done, done, p.table[s]};
-            memcpy(q + (size_t)rows * HD, w->q + (size_t)(w->row0[s] + done) * HD, (size_t)(to - done) * HD * 4);
+            memcpy(q + (size_t)rows * HD, w->q + (size_t)(w->row0[s] + done) * HD,
+                   (size_t)(to - done) * HD * 4);
             from[n++] = w->row0[s] + done;
             rows += to - done;
         }
-        td_attn_args a = {.q = q, .ldq = HD, .out = y, .ldo = HD, .kv = &p.kv, .slot = SLOT, .seq = seq, .n_seq = n, .H = w->c.H,
-                          .G = w->c.G, .D = w->c.D, .scale = 1 / sqrtf((float)w->c.D), .window = w->c.window};
+        td_attn_args a = {.q = q,
+                          .ldq = HD,
+                          .out = y,
+                          .ldo = HD,
+                          .kv = &p.kv,
+                          .slot = SLOT,
+                          .seq = seq,
+                          .n_seq = n,
+                          .H = w->c.H,
+                          .G = w->c.G,
+                          .D = w->c.D,
+                          .scale = 1 / sqrtf((float)w->c.D),
+                          .window = w->c.window};
         for (size_t i = 0; i < (size_t)rows * HD; i++) y[i] = NAN;
         o->attention(team(threads), scratch, &a);
         for (int i = 0; i < n; i++)
@@ -100,10 +113,12 @@ static void run(const td_ops *o, const world *w, int P, int chunk, int threads, 
     pages_close(&p);
 }
 
-/* out in double from f32 or bf16 keys and values; `plain`: with q x scale and P rounded to bf16, what any bf16 kernel does. */
+/* out in double from f32 or bf16 keys and values; `plain`: with q x scale and P rounded to bf16, what any
+ * bf16 kernel does. */
 static void oracle(const world *w, int s, int t, int h, bool bf16, bool plain, double *out)
 {
-    int D = w->c.D, g = h / (w->c.H / w->c.G), first = w->c.window && t + 1 > w->c.window ? t + 1 - w->c.window : 0;
+    int D = w->c.D, g = h / (w->c.H / w->c.G),
+        first = w->c.window && t + 1 > w->c.window ? t + 1 - w->c.window : 0;
     double *p = malloc((size_t)(t + 1) * sizeof *p), top = -1e300, sum = 0;
     double scale = 1 / sqrt((double)D);
     for (int j = first; j <= t; j++) {
@@ -111,7 +126,8 @@ static void oracle(const world *w, int s, int t, int h, bool bf16, bool plain, d
         const float *q = w->q + (size_t)(w->row0[s] + t) * (size_t)(w->c.H * D) + (size_t)(h * D);
         p[j] = 0;
         for (int d = 0; d < D; d++) {
-            double qd = (double)q[d] * scale, kd = (double)(bf16 ? td_bf16_to_f32(td_f32_to_bf16(k[d])) : k[d]);
+            double qd = (double)q[d] * scale,
+                   kd = (double)(bf16 ? td_bf16_to_f32(td_f32_to_bf16(k[d])) : k[d]);
             if (plain) qd = (double)td_bf16_to_f32(td_f32_to_bf16((float)qd));
             p[j] += qd * kd;
         }
@@ -122,23 +138,26 @@ static void oracle(const world *w, int s, int t, int h, bool bf16, bool plain, d
         const float *v = w->v + ((size_t)(w->row0[s] + j) * (size_t)w->c.G + (size_t)g) * (size_t)D;
         double e = exp(p[j] - top), r = plain ? (double)td_bf16_to_f32(td_f32_to_bf16((float)e)) : e;
         sum += e;
-        for (int d = 0; d < D; d++) out[d] += r * (double)(bf16 ? td_bf16_to_f32(td_f32_to_bf16(v[d])) : v[d]);
+        for (int d = 0; d < D; d++)
+            out[d] += r * (double)(bf16 ? td_bf16_to_f32(td_f32_to_bf16(v[d])) : v[d]);
     }
     for (int d = 0; d < D; d++) out[d] /= sum;
     free(p);
 }
 
-/* Error against double: root mean square at most 1.5 times, largest at most 3 times that of a plain bf16 computation (ref: 2e-6 of the
- * largest value). */
+/* Error against double: root mean square at most 1.5 times, largest at most 3 times that of a plain bf16
+ * computation (ref: 2e-6 of the largest value). */
 static void values(const td_ops *o, const world *w, const float *out)
 {
-    double want[TD_MAX_HEAD_DIM], plain[TD_MAX_HEAD_DIM], err = 0, plain_err = 0, size = 0, sum = 0, plain_sum = 0;
+    double want[TD_MAX_HEAD_DIM], plain[TD_MAX_HEAD_DIM], err = 0, plain_err = 0, size = 0, sum = 0,
+                                                          plain_sum = 0;
     for (int s = 0; s < w->n_seq; s++)
         for (int t = 0; t < w->len[s]; t += t < 70 ? 1 : 9)
             for (int h = 0; h < w->c.H; h++) {
                 oracle(w, s, t, h, !is_ref(o), false, want);
                 if (!is_ref(o)) oracle(w, s, t, h, true, true, plain);
-                const float *y = out + ((size_t)(w->row0[s] + t) * (size_t)w->c.H + (size_t)h) * (size_t)w->c.D;
+                const float *y =
+                    out + ((size_t)(w->row0[s] + t) * (size_t)w->c.H + (size_t)h) * (size_t)w->c.D;
                 for (int d = 0; d < w->c.D; d++) {
                     double e = fabs((double)y[d] - want[d]);
                     err = e <= err ? err : e; /* NaN counts */
@@ -151,7 +170,9 @@ static void values(const td_ops *o, const world *w, const float *out)
                 }
             }
     double limit = is_ref(o) ? 2e-6 * size : 3 * plain_err;
-    if (!is_ref(o)) T_OK(sum <= 1.5 * 1.5 * plain_sum, "%s D=%d window=%d: square %g, plain %g", o->family, w->c.D, w->c.window, sum, plain_sum);
+    if (!is_ref(o))
+        T_OK(sum <= 1.5 * 1.5 * plain_sum, "%s D=%d window=%d: square %g, plain %g", o->family, w->c.D,
+             w->c.window, sum, plain_sum);
     T_OK(err <= limit, "%s D=%d window=%d: error %g, allowed %g", o->family, w->c.D, w->c.window, err, limit);
 }
 
@@ -168,18 +189,21 @@ static void one_case(const td_ops *o, attn_case c, float **x86_out, bool *have)
             if (is_ref(o) && (k || i % 2)) continue; /* slow, and its item is one row anyway */
             int threads = (int)(i + k) % MAX_TEAM + 1, chunk = is_ref(o) ? 64 : chunks[k];
             run(o, &w, sizes[i], chunk, threads, out);
-            T_OK(!memcmp(out, base, n * 4), "%s D=%d window=%d P=%d chunk=%d threads=%d", o->family, c.D, c.window, sizes[i], chunk, threads);
+            T_OK(!memcmp(out, base, n * 4), "%s D=%d window=%d P=%d chunk=%d threads=%d", o->family, c.D,
+                 c.window, sizes[i], chunk, threads);
         }
     }
     if (!is_ref(o)) {
-        if (*have) T_OK(!memcmp(*x86_out, base, n * 4), "%s D=%d differs from the family before", o->family, c.D);
+        if (*have)
+            T_OK(!memcmp(*x86_out, base, n * 4), "%s D=%d differs from the family before", o->family, c.D);
         else *x86_out = floats(n), memcpy(*x86_out, base, n * 4), *have = true;
     }
     free(base), free(out);
     world_close(&w);
 }
 
-/* A value that is not finite reaches the rows which attend to it and no other, inside a tile and at the window's edge. */
+/* A value that is not finite reaches the rows which attend to it and no other, inside a tile and at the
+ * window's edge. */
 static void nan_stays(const td_ops *o, int window)
 {
     attn_case c = {4, 2, 32, window, 150};
@@ -193,7 +217,8 @@ static void nan_stays(const td_ops *o, int window)
         for (int t = 0; t < w.rows; t++) {
             bool sees = t < w.len[0] && t >= 85 && (!window || t < 85 + window);
             bool same = !memcmp(out + (size_t)t * HD, clean + (size_t)t * HD, HD * 4);
-            T_OK(sees ? count_nan(out + (size_t)t * HD, HD) == c.H : same, "%s window %d row %d", o->family, window, t);
+            T_OK(sees ? count_nan(out + (size_t)t * HD, HD) == c.H : same, "%s window %d row %d", o->family,
+                 window, t);
         }
     }
     free(clean), free(out);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Matrix products of every family of this CPU: the matrix law bit for bit (x86), double within tolerance (ref), row invariance. */
+/* Matrix products of every family of this CPU: the matrix law bit for bit (x86), double within tolerance
+ * (ref), row invariance. */
 #include "tests/kernels/case_gemm.h"
 #include "tests/kernels/support.h"
 #if defined(__x86_64__)
@@ -20,12 +21,14 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     problem p = {.N = c.N, .K = c.K};
     size_t n = (size_t)c.N * (size_t)c.K;
     p.w = floats(n), p.bias = floats((size_t)c.N), p.x = floats((size_t)MAX_M * (size_t)c.K);
-    rnd_fill(p.w, n, 1, scale), rnd_fill(p.bias, (size_t)c.N, 2, scale), rnd_fill(p.x, (size_t)MAX_M * (size_t)c.K, 3, scale);
+    rnd_fill(p.w, n, 1, scale), rnd_fill(p.bias, (size_t)c.N, 2, scale),
+        rnd_fill(p.x, (size_t)MAX_M * (size_t)c.K, 3, scale);
     void *stored = block_alloc(n * 4);
     td_convert(stored, from, p.w, TD_F32, n);
     td_convert(p.w, TD_F32, stored, from, n);
     p.packed = block_alloc(o->packed_bytes(c.N, c.K, from));
-    for (int n0 = 0; n0 < c.N; n0 += 32) o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
+    for (int n0 = 0; n0 < c.N; n0 += 32)
+        o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
     p.weight = (td_weight){c.N, c.K, o->packed_dtype(from), p.packed, p.bias};
     free(stored);
@@ -42,7 +45,8 @@ static float law(const problem *p, const float *x, int n, float old, bool add)
 {
     float acc = 0;
     for (int k = 0; k < p->K; k += 2) {
-        float x0 = td_bf16_to_f32(td_f32_to_bf16(x[k])), w0 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k]));
+        float x0 = td_bf16_to_f32(td_f32_to_bf16(x[k])),
+              w0 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k]));
         float x1 = 0, w1 = 0;
         if (k + 1 < p->K) {
             x1 = td_bf16_to_f32(td_f32_to_bf16(x[k + 1]));
@@ -65,7 +69,8 @@ static double exact(const problem *p, const float *x, int n, float old, bool add
     return add ? s + (double)old : s;
 }
 
-static void run(const td_ops *o, const problem *p, int threads, const float *x, int M, float *y, size_t ldy, bool add)
+static void run(const td_ops *o, const problem *p, int threads, const float *x, int M, float *y, size_t ldy,
+                bool add)
 {
     o->linear(team(threads), p->scratch, &p->weight, x, (size_t)p->K, M, y, ldy, add);
 }
@@ -90,7 +95,8 @@ static void restore(unsigned csr)
 #endif
 }
 
-/* Every M, add and no add, against the law (x86) or double (ref: half an ulp of f32, 1e-7 of the sum of magnitudes). */
+/* Every M, add and no add, against the law (x86) or double (ref: half an ulp of f32, 1e-7 of the sum of
+ * magnitudes). */
 static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
 {
     problem p = problem_open(o, c, from, scale);
@@ -118,7 +124,8 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
                 }
             }
         if (!is_ref(o)) restore(csr);
-        T_OK(!bad, "%s N=%d K=%d M=%d scale %g: %d outputs differ", o->family, c.N, c.K, M, (double)scale, bad);
+        T_OK(!bad, "%s N=%d K=%d M=%d scale %g: %d outputs differ", o->family, c.N, c.K, M, (double)scale,
+             bad);
         T_OK(!outside, "%s N=%d K=%d M=%d: wrote outside", o->family, c.N, c.K, M);
     }
     free(y);
@@ -131,12 +138,14 @@ static void invariance(const td_ops *o, gemm_case c)
     problem p = problem_open(o, c, TD_BF16, 1);
     size_t N = (size_t)c.N;
     float *alone = floats(MAX_M * N), *y = floats(MAX_M * N);
-    for (int m = 0; m < MAX_M; m++) run(o, &p, 1, p.x + (size_t)m * (size_t)c.K, 1, alone + (size_t)m * N, N, false);
+    for (int m = 0; m < MAX_M; m++)
+        run(o, &p, 1, p.x + (size_t)m * (size_t)c.K, 1, alone + (size_t)m * N, N, false);
     for (int M = 1; M <= MAX_M; M++)
         for (int threads = 1; threads <= MAX_TEAM; threads++) {
             int at = (M * 7 + threads) % (MAX_M - M + 1);
             run(o, &p, threads, p.x + (size_t)at * (size_t)c.K, M, y, N, false);
-            T_OK(!memcmp(y, alone + (size_t)at * N, (size_t)M * N * 4), "%s N=%d M=%d threads=%d", o->family, c.N, M, threads);
+            T_OK(!memcmp(y, alone + (size_t)at * N, (size_t)M * N * 4), "%s N=%d M=%d threads=%d", o->family,
+                 c.N, M, threads);
         }
     free(alone), free(y);
     problem_close(&p);
@@ -165,7 +174,9 @@ static void embed(const td_ops *o)
     float *out = floats(6 * 36);
     o->embed_packed(team(2), &p.weight, ids, 6, out, 36);
     for (int t = 0; t < 6; t++)
-        for (int k = 0; k < 35; k++) T_OK(out[t * 36 + k] == (t < 4 ? p.w[ids[t] * 35 + k] : 0), "%s id %d k %d", o->family, ids[t], k);
+        for (int k = 0; k < 35; k++)
+            T_OK(out[t * 36 + k] == (t < 4 ? p.w[ids[t] * 35 + k] : 0), "%s id %d k %d", o->family, ids[t],
+                 k);
     free(out);
     problem_close(&p);
 }
@@ -176,7 +187,8 @@ int main(void)
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(gemm_odd); i++) {
             values(o, gemm_odd[i], i % 3 == 0 ? TD_F32 : i % 3 == 1 ? TD_BF16 : TD_F16, 1);
-            if (i % 4 == 2) values(o, gemm_odd[i], TD_F32, 1e-19f); /* products and sums around the smallest normal */
+            if (i % 4 == 2)
+                values(o, gemm_odd[i], TD_F32, 1e-19f); /* products and sums around the smallest normal */
             if (i % 4 == 3) values(o, gemm_odd[i], TD_F32, 1e-38f); /* denormal inputs */
             if (i % 3 == 2) invariance(o, gemm_odd[i]);
         }

@@ -27,7 +27,8 @@ static bool same_as_first(const td_ops *o, int key, const float *out, size_t n)
 static void norm(const td_ops *o, int E, int key)
 {
     size_t ld = (size_t)E + 2;
-    float *x = floats(MAX_T * ld), *w = floats((size_t)E), *out = floats(MAX_T * ld), *alone = floats((size_t)E);
+    float *x = floats(MAX_T * ld), *w = floats((size_t)E), *out = floats(MAX_T * ld),
+          *alone = floats((size_t)E);
     rnd_fill(x, MAX_T * ld, 21, 3), rnd_fill(w, (size_t)E, 22, 1);
     o->rmsnorm(team(3), x, ld, w, 1e-5f, MAX_T, E, out, ld);
     for (int t = 0; t < MAX_T; t++) {
@@ -36,7 +37,8 @@ static void norm(const td_ops *o, int E, int key)
         for (int i = 0; i < E; i++) sum += (double)row[i] * (double)row[i];
         double scale = 1 / sqrt(sum / E + (double)1e-5f);
         for (int i = 0; i < E; i++) {
-            double want = (double)row[i] * scale * (double)w[i], e = fabs((double)y[i] - want) / (fabs(want) + 1e-20);
+            double want = (double)row[i] * scale * (double)w[i],
+                   e = fabs((double)y[i] - want) / (fabs(want) + 1e-20);
             worst = e <= worst ? worst : e;
         }
         T_OK(worst < 8e-7, "%s norm E=%d: %g", o->family, E, worst);
@@ -50,7 +52,8 @@ static void norm(const td_ops *o, int E, int key)
     x[3 * ld] = NAN;
     o->rmsnorm(team(2), x, ld, w, 1e-5f, MAX_T, E, out, ld);
     for (int t = 0; t < MAX_T; t++)
-        T_OK(t == 3 ? count_nan(out + 3 * ld, (size_t)E) == E : !differ(out + (size_t)t * ld, packed + (size_t)t * (size_t)E, (size_t)E));
+        T_OK(t == 3 ? count_nan(out + 3 * ld, (size_t)E) == E
+                    : !differ(out + (size_t)t * ld, packed + (size_t)t * (size_t)E, (size_t)E));
     free(x), free(w), free(out), free(alone), free(packed);
 }
 
@@ -64,7 +67,8 @@ static void silu(const td_ops *o, int F, int key)
     double worst = 0;
     for (int t = 0; t < MAX_T; t++)
         for (int f = 0; f < F; f++) {
-            double g = (double)x[(size_t)t * ld + (size_t)f], want = g / (1 + exp(-g)) * (double)x[(size_t)t * ld + (size_t)(F + f)];
+            double g = (double)x[(size_t)t * ld + (size_t)f],
+                   want = g / (1 + exp(-g)) * (double)x[(size_t)t * ld + (size_t)(F + f)];
             double e = fabs((double)out[t * F + f] - want) / (fabs(want) + 1e-30);
             if (g < -80) e = fabs((double)out[t * F + f]); /* silu(-120) is 1e-50: any tiny value */
             worst = e <= worst ? worst : e;
@@ -74,7 +78,8 @@ static void silu(const td_ops *o, int F, int key)
     float *in_place = floats(MAX_T * ld);
     memcpy(in_place, x, MAX_T * ld * sizeof *x);
     o->silu_mul(team(2), in_place, ld, MAX_T, F, in_place, ld);
-    for (int t = 0; t < MAX_T; t++) T_OK(!differ(in_place + (size_t)t * ld, out + t * F, (size_t)F), "%s silu in place", o->family);
+    for (int t = 0; t < MAX_T; t++)
+        T_OK(!differ(in_place + (size_t)t * ld, out + t * F, (size_t)F), "%s silu in place", o->family);
     free(x), free(out), free(in_place);
 }
 
@@ -82,16 +87,19 @@ typedef struct rope_case {
     int H, G, D, rot;
     bool norms, scale;
 } rope_case;
-static const rope_case ropes[] = {{4, 2, 16, 16, false, false}, {8, 1, 64, 64, true, false}, {3, 3, 80, 32, false, true},
-                                  {4, 4, 96, 96, true, true}, {32, 8, 64, 64, false, false}, {2, 1, 256, 64, true, true}};
+static const rope_case ropes[] = {{4, 2, 16, 16, false, false},  {8, 1, 64, 64, true, false},
+                                  {3, 3, 80, 32, false, true},   {4, 4, 96, 96, true, true},
+                                  {32, 8, 64, 64, false, false}, {2, 1, 256, 64, true, true}};
 
 static void rope(const td_ops *o, rope_case c, int P, int key)
 {
     int half = c.rot / 2, pages = (MAX_T + P - 1) / P;
     size_t width = (size_t)(c.H + 2 * c.G) * (size_t)c.D, ld = width + 3;
-    float *x = floats(MAX_T * ld), *y = floats(MAX_T * ld), *cs = floats((size_t)(MAX_T * c.rot)), *qn = floats((size_t)c.D);
+    float *x = floats(MAX_T * ld), *y = floats(MAX_T * ld), *cs = floats((size_t)(MAX_T * c.rot)),
+          *qn = floats((size_t)c.D);
     float *kn = floats((size_t)c.D), *scale = floats(MAX_T);
-    rnd_fill(x, MAX_T * ld, 41, 1), rnd_fill(qn, (size_t)c.D, 42, 1), rnd_fill(kn, (size_t)c.D, 43, 1), rnd_fill(scale, MAX_T, 44, 1);
+    rnd_fill(x, MAX_T * ld, 41, 1), rnd_fill(qn, (size_t)c.D, 42, 1), rnd_fill(kn, (size_t)c.D, 43, 1),
+        rnd_fill(scale, MAX_T, 44, 1);
     for (int i = 0; i < MAX_T * half; i++) cs[2 * i] = cosf((float)i), cs[2 * i + 1] = sinf((float)i);
     memcpy(y, x, MAX_T * ld * sizeof *x);
     td_kv kv = {.dtype = o->kv_dtype, .n_pages = pages, .P = P, .G = c.G, .D = c.D};
@@ -99,17 +107,33 @@ static void rope(const td_ops *o, rope_case c, int P, int key)
     kv.base = block_alloc(bytes);
     int32_t page[MAX_T], in[MAX_T];
     for (int t = 0; t < MAX_T; t++) page[t] = t == 5 ? -1 : pages - 1 - t / P, in[t] = t % P;
-    td_rope_args a = {y, ld, MAX_T, cs, c.scale ? scale : NULL, c.norms ? qn : NULL, c.norms ? kn : NULL, 1e-6f, c.H, c.G, c.D, c.rot,
-                      &kv, 0, page, in};
+    td_rope_args a = {y,
+                      ld,
+                      MAX_T,
+                      cs,
+                      c.scale ? scale : NULL,
+                      c.norms ? qn : NULL,
+                      c.norms ? kn : NULL,
+                      1e-6f,
+                      c.H,
+                      c.G,
+                      c.D,
+                      c.rot,
+                      &kv,
+                      0,
+                      page,
+                      in};
     o->rope_append(team(3), &a);
     double worst = 0;
     for (int t = 0; t < MAX_T; t++)
         for (int h = 0; h < c.H + 2 * c.G; h++) {
-            float *in_x = x + (size_t)t * ld + (size_t)(h * c.D), *out = y + (size_t)t * ld + (size_t)(h * c.D);
+            float *in_x = x + (size_t)t * ld + (size_t)(h * c.D),
+                  *out = y + (size_t)t * ld + (size_t)(h * c.D);
             double v[TD_MAX_HEAD_DIM], r[TD_MAX_HEAD_DIM], sum = 0;
             bool is_q = h < c.H, is_v = h >= c.H + c.G;
             for (int d = 0; d < c.D; d++) v[d] = (double)in_x[d], sum += v[d] * v[d];
-            for (int d = 0; d < c.D && c.norms && !is_v; d++) v[d] *= (double)(is_q ? qn : kn)[d] / sqrt(sum / c.D + (double)1e-6f);
+            for (int d = 0; d < c.D && c.norms && !is_v; d++)
+                v[d] *= (double)(is_q ? qn : kn)[d] / sqrt(sum / c.D + (double)1e-6f);
             memcpy(r, v, sizeof r);
             for (int i = 0; i < half && !is_v; i++) {
                 double co = (double)cs[(t * half + i) * 2], si = (double)cs[(t * half + i) * 2 + 1];
@@ -125,17 +149,21 @@ static void rope(const td_ops *o, rope_case c, int P, int key)
             size_t at = (((size_t)is_v * (size_t)c.G + (size_t)g) * (size_t)P + (size_t)in[t]) * (size_t)c.D;
             uint8_t want[TD_MAX_HEAD_DIM * 4];
             td_convert(want, kv.dtype, out, TD_F32, (size_t)c.D);
-            T_OK(!memcmp(want, td_kv_page(&kv, 0, page[t]) + at * td_dtype_bytes(kv.dtype), (size_t)c.D * td_dtype_bytes(kv.dtype)), "%s D=%d t=%d h=%d", o->family, c.D, t, h);
+            T_OK(!memcmp(want, td_kv_page(&kv, 0, page[t]) + at * td_dtype_bytes(kv.dtype),
+                         (size_t)c.D * td_dtype_bytes(kv.dtype)),
+                 "%s D=%d t=%d h=%d", o->family, c.D, t, h);
         }
     T_OK(worst < 4e-6, "%s rope D=%d: %g", o->family, c.D, worst);
     int untouched = 0; /* the row without a page, and nothing else of those pages */
     for (size_t i = 0; i < bytes; i++) untouched += kv.base[i] == 0xff;
-    T_OK(untouched >= (int)(2 * (size_t)(c.G * c.D) * td_dtype_bytes(kv.dtype)), "%s rope wrote a row without a page", o->family);
+    T_OK(untouched >= (int)(2 * (size_t)(c.G * c.D) * td_dtype_bytes(kv.dtype)),
+         "%s rope wrote a row without a page", o->family);
     float *alone = floats(ld);
     for (int t = 0; t < MAX_T; t++) {
         memcpy(alone, x + (size_t)t * ld, ld * sizeof *x);
         td_rope_args b = a;
-        b.qkv = alone, b.T = 1, b.cs = cs + (size_t)(t * c.rot), b.row_page = page + t, b.row_in_page = in + t, b.q_scale = c.scale ? scale + t : NULL;
+        b.qkv = alone, b.T = 1, b.cs = cs + (size_t)(t * c.rot), b.row_page = page + t,
+        b.row_in_page = in + t, b.q_scale = c.scale ? scale + t : NULL;
         o->rope_append(team(1), &b);
         T_OK(!differ(alone, y + (size_t)t * ld, ld), "%s rope D=%d row %d alone", o->family, c.D, t);
     }
@@ -188,7 +216,8 @@ static void conversions(void)
             up = td_f16_to_f32(half);
             for (int d = -1; d <= 1; d += 2) {
                 float n = td_f16_to_f32((uint16_t)(half + d));
-                if (fabsf(f) < 65504 && fabsf(f) > 0x1p-24f && n == n && (half & 0x7fff)) bad += fabs((double)n - (double)f) < fabs((double)up - (double)f);
+                if (fabsf(f) < 65504 && fabsf(f) > 0x1p-24f && n == n && (half & 0x7fff))
+                    bad += fabs((double)n - (double)f) < fabs((double)up - (double)f);
             }
         }
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Token choice of every family against a plain oracle with a sort in double; ties, masks, penalties, NaN; the distribution by chi-square. */
+/* Token choice of every family against a plain oracle with a sort in double; ties, masks, penalties, NaN; the
+ * distribution by chi-square. */
 #include "common/rng.h"
 #include "tests/kernels/case_sample.h"
 #include "tests/kernels/support.h"
@@ -30,14 +31,16 @@ static void process(const float *raw, int V, const td_sample_row *r, float *x)
     }
 }
 
-/* The token, or -2 where a rounding of the masses decides (within 1e-6 of a border). keep (may be NULL) and prob: the kept set's law. */
+/* The token, or -2 where a rounding of the masses decides (within 1e-6 of a border). keep (may be NULL) and
+ * prob: the kept set's law. */
 static int oracle(const float *raw, int V, const td_sample_row *r, double *prob)
 {
     float *x = malloc((size_t)V * sizeof *x);
     entry *e = malloc((size_t)V * sizeof *e);
     process(raw, V, r, x);
     int n = V, doubt = 0, token = -1;
-    for (int i = 0; i < V; i++) e[i] = (entry){r->temperature < 1e-5f ? (double)x[i] : (double)(x[i] / r->temperature), 0, i};
+    for (int i = 0; i < V; i++)
+        e[i] = (entry){r->temperature < 1e-5f ? (double)x[i] : (double)(x[i] / r->temperature), 0, i};
     qsort(e, (size_t)V, sizeof *e, by_value);
     if (!(e[0].x > -INFINITY)) goto out;
     if (r->temperature < 1e-5f) {
@@ -53,7 +56,8 @@ static int oracle(const float *raw, int V, const td_sample_row *r, double *prob)
         int k = 0;
         for (; k < n && (k == 0 || before / total < (double)r->top_p); k++) before += e[k].p;
         double last = before - e[k - 1].p;
-        doubt |= fabs(before / total - (double)r->top_p) < 1e-6 || (k > 1 && fabs(last / total - (double)r->top_p) < 1e-6);
+        doubt |= fabs(before / total - (double)r->top_p) < 1e-6 ||
+                 (k > 1 && fabs(last / total - (double)r->top_p) < 1e-6);
         n = k;
     }
     int m = 0;
@@ -80,8 +84,15 @@ out:
 
 static td_sample_row row_of(sample_case c, uint64_t seed, uint32_t position)
 {
-    return (td_sample_row){.temperature = c.temperature, .top_p = c.top_p, .min_p = c.min_p, .top_k = c.top_k, .repetition_penalty = 1,
-                           .seed = seed, .position = position, .stream = 256, .logprobs = -1};
+    return (td_sample_row){.temperature = c.temperature,
+                           .top_p = c.top_p,
+                           .min_p = c.min_p,
+                           .top_k = c.top_k,
+                           .repetition_penalty = 1,
+                           .seed = seed,
+                           .position = position,
+                           .stream = 256,
+                           .logprobs = -1};
 }
 
 /* kind 0: normal; 1: few distinct values (ties everywhere); 2: one value; 3: peaked, with NaN and -inf. */
@@ -113,8 +124,11 @@ static void against_oracle(const td_ops *o, int V)
             for (int k = 0; k < ROWS; k++) {
                 fill(x + (size_t)k * ld, V, k, c * 10 + (uint64_t)extra + 1);
                 rows[k] = row_of(sample_cases[c], c * 77 + (uint64_t)k, (uint32_t)(extra * 1000 + k));
-                if (extra == 1) rows[k].bias = bias, rows[k].n_bias = V > 2 ? 3 : 2, rows[k].pen = pen, rows[k].n_pen = V > 2 ? 2 : 1;
-                rows[k].repetition_penalty = extra ? 1.3f : 1, rows[k].presence_penalty = 0.4f, rows[k].frequency_penalty = 0.2f;
+                if (extra == 1)
+                    rows[k].bias = bias, rows[k].n_bias = V > 2 ? 3 : 2, rows[k].pen = pen,
+                    rows[k].n_pen = V > 2 ? 2 : 1;
+                rows[k].repetition_penalty = extra ? 1.3f : 1, rows[k].presence_penalty = 0.4f,
+                rows[k].frequency_penalty = 0.2f;
                 if (extra == 2) rows[k].mask = mask;
                 rows[k].logprobs = k == 3 ? -1 : 3;
             }
@@ -124,7 +138,9 @@ static void against_oracle(const td_ops *o, int V)
                 int want = oracle(x + (size_t)k * ld, V, &rows[k], NULL);
                 tried++;
                 if (want == -2) doubts++;
-                else T_OK(out[k].token == want, "%s V=%d case %zu extra %d kind %d: got %d, expected %d", o->family, V, c, extra, k, out[k].token, want);
+                else
+                    T_OK(out[k].token == want, "%s V=%d case %zu extra %d kind %d: got %d, expected %d",
+                         o->family, V, c, extra, k, out[k].token, want);
             }
         }
     T_OK(doubts * 3 < tried, "V=%d: %d of %d cases undecided", V, doubts, tried);
@@ -211,8 +227,10 @@ static void distribution(const td_ops *o)
             double d = count[i] - prob[i] * N;
             chi += d * d / (prob[i] * N), cells++;
         }
-        double df = cells - 1, z = 4.75, limit = df * pow(1 - 2 / (9 * df) + z * sqrt(2 / (9 * df)), 3); /* Wilson-Hilferty */
-        T_OK(chi < limit, "%s case %zu: chi-square %g of %d cells, limit %g", o->family, c, chi, cells, limit);
+        double df = cells - 1, z = 4.75,
+               limit = df * pow(1 - 2 / (9 * df) + z * sqrt(2 / (9 * df)), 3); /* Wilson-Hilferty */
+        T_OK(chi < limit, "%s case %zu: chi-square %g of %d cells, limit %g", o->family, c, chi, cells,
+             limit);
     }
 }
 
@@ -220,7 +238,8 @@ int main(void)
 {
     const td_ops *o;
     for (int f = 0; (o = td_ops_family(f)); f++) {
-        for (size_t i = 0; i < TD_COUNT(sample_V); i++) against_oracle(o, sample_V[i]), log_probabilities(o, sample_V[i]);
+        for (size_t i = 0; i < TD_COUNT(sample_V); i++)
+            against_oracle(o, sample_V[i]), log_probabilities(o, sample_V[i]);
         edges(o);
         distribution(o);
     }
