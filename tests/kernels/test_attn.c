@@ -204,24 +204,44 @@ static void one_case(const td_ops *o, attn_case c, float **x86_out, bool *have)
 
 /* A value that is not finite reaches the rows which attend to it and no other, inside a tile and at the
  * window's edge. */
-static void nan_stays(const td_ops *o, int window)
+static void nan_stays(const td_ops *o, int window, int at)
 {
     attn_case c = {4, 2, 32, window, 150};
     world w = world_open(c);
     size_t HD = (size_t)(c.H * c.D), n = (size_t)w.rows * HD;
     float *clean = floats(n), *out = floats(n);
     run(o, &w, 16, c.tokens, 1, clean);
-    for (int g = 0; g < c.G; g++) w.v[(size_t)(85 * c.G + g) * (size_t)c.D + 5] = NAN;
+    for (int g = 0; g < c.G; g++) w.v[(size_t)(at * c.G + g) * (size_t)c.D + 5] = NAN;
     for (int chunk = 50; chunk <= 150; chunk += 50) {
         run(o, &w, 16, chunk, 2, out);
         for (int t = 0; t < w.rows; t++) {
-            bool sees = t < w.len[0] && t >= 85 && (!window || t < 85 + window);
+            bool sees = t < w.len[0] && t >= at && (!window || t < at + window);
             bool same = !memcmp(out + (size_t)t * HD, clean + (size_t)t * HD, HD * 4);
             T_OK(sees ? count_nan(out + (size_t)t * HD, HD) == c.H : same, "%s window %d row %d", o->family,
                  window, t);
         }
     }
     free(clean), free(out);
+    world_close(&w);
+}
+
+/* Two keys, the first with score 0 and V = 1, the second with score t < 0 and V = 0: out = 1 / (1 + 2^t), in
+ * which no probability was rounded to bf16. Shows the exponential alone. */
+static void exponential(const td_ops *o)
+{
+    attn_case c = {1, 1, 16, 0, 2};
+    world w = world_open(c);
+    float *out = floats((size_t)w.rows * 16);
+    for (size_t i = 0; i < (size_t)w.rows * 16; i++) w.q[i] = w.k[i] = w.v[i] = 0;
+    w.v[0] = 1;
+    for (int i = 1; i < 400; i++) {
+        w.q[16] = (float)i * 0.17f, w.k[16] = -0.5f;
+        run(o, &w, 8, 2, 1, out);
+        double q = (double)w.q[16] * 0.25 * 1.4426950408889634;
+        if (!is_ref(o)) q = (double)td_bf16_to_f32(td_f32_to_bf16(w.q[16] * (0.25f * 1.44269504f)));
+        T_NEAR(out[16], 1 / (1 + exp2(q * -0.5)), 3e-7);
+    }
+    free(out);
     world_close(&w);
 }
 
@@ -232,9 +252,8 @@ int main(void)
     bool have[TD_COUNT(attn_odd)] = {0};
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(attn_odd); i++) one_case(o, attn_odd[i], &x86_out[i], &have[i]);
-        nan_stays(o, 0);
-        nan_stays(o, 20);
-        nan_stays(o, 21);
+        for (int at = 84; at <= 85; at++) nan_stays(o, 0, at), nan_stays(o, 20, at), nan_stays(o, 21, at);
+        exponential(o);
     }
     for (size_t i = 0; i < TD_COUNT(attn_odd); i++) free(x86_out[i]);
     return T_DONE();

@@ -95,12 +95,12 @@ static td_sample_row row_of(sample_case c, uint64_t seed, uint32_t position)
                            .logprobs = -1};
 }
 
-/* kind 0: normal; 1: few distinct values (ties everywhere); 2: one value; 3: peaked, with NaN and -inf. */
+/* kind 0: normal; 1: few distinct values, ties everywhere; 2: one value; 3: peaked, with NaN and -inf. */
 static void fill(float *x, int V, int kind, uint64_t seed)
 {
     for (int i = 0; i < V; i++) {
         float v = rnd_float(&seed, 3);
-        if (kind == 1) v = (float)(int)v;
+        if (kind == 1) v = (float)(int)v, v = v == 0 && i % 2 ? -0.0f : v; /* both zeros */
         if (kind == 2) v = -0.5f;
         if (kind == 3) v = i % 5 == 1 ? NAN : i % 7 == 2 ? -INFINITY : v * 4;
         x[i] = v;
