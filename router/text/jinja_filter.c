@@ -61,7 +61,9 @@ FILTER(f_replace)
     BIND("replace", "old new count", 2, x);
     td_jv pass[3] = {td_jv_to_str(r, x[0]), td_jv_to_str(r, x[1]), x[2]};
     td_jargs b = {.pos = pass, .n = x[2].kind == JV_MISSING || x[2].kind == JV_NONE ? 2 : 3};
-    return via_method(r, v, &b, "replace");
+    td_jv out = via_method(r, v, &b, "replace");
+    out.flag = 0; /* plain text without autoescape, whatever went in */
+    return out;
 }
 
 /* First letter of each word upper, the rest lower; words end at blanks, dashes and opening brackets. */
