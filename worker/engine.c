@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/engine_int.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +47,9 @@ static void open_tables(td_engine *e)
     td_map_init(&e->by_key, (size_t)o->max_legs);
     e->item = td_xalloc(seqs * sizeof *e->item);
     e->sched = td_xalloc(seqs * sizeof *e->sched);
-    e->cap_draw = seqs + (uint32_t)e->max_logits + TD_MAX_CHOICES;
+    e->ids = td_xalloc(((size_t)e->max_len + 1) * sizeof *e->ids);
+    e->blocked.changes = UINT64_MAX;
+    e->cap_draw = seqs + (uint32_t)e->max_logits;
     e->draw = td_xalloc(e->cap_draw * sizeof *e->draw);
     e->res = td_xalloc(e->cap_draw * sizeof *e->res);
     e->logits = td_xalloc((size_t)e->max_logits * (size_t)e->desc->V * sizeof(float));
@@ -71,7 +74,6 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->max_len = (int)TD_MIN((int64_t)d->max_positions, (pages - 1) * o->page_size);
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
     td_kvpool_opts k = {.n_groups = d->n_groups, .page_size = o->page_size, .n_pages = (int)pages, .max_seqs = o->max_seqs + o->max_legs, /* a held leg keeps its trunk */
-                       
                         .max_pages_per_seq = e->max_len / o->page_size + 2, .kv_dtype = o->ops->kv_dtype, .prefix_cache = o->prefix_cache, .hash_key = o->hash_key};
     memcpy(k.group, d->group, sizeof k.group);
     td_status s = td_kvpool_open(&k, &e->pool);
@@ -108,7 +110,7 @@ void td_engine_close(td_engine *e)
     td_step_build_close(e->build);
     td_kvpool_close(e->pool);
     td_map_deinit(&e->by_key);
-    free(e->leg), free(e->item), free(e->sched), free(e->draw), free(e->res), free(e->logits);
+    free(e->leg), free(e->item), free(e->sched), free(e->draw), free(e->res), free(e->logits), free(e->ids);
     free(e);
 }
 
@@ -235,6 +237,21 @@ static td_h128 root_of(const td_engine *e, const td_leg *leg)
     return h;
 }
 
+enum { MAX_SALT = 4096 };
+
+/* Written so that a value that is not a number is refused too. */
+static td_status check_sampling(const td_sampling *s)
+{
+    if (!(s->temperature >= 0 && s->temperature < 1e6f)) return td_refuse(TD_EBADREQ, "temperature %g", (double)s->temperature);
+    if (!(s->top_p > 0 && s->top_p <= 1)) return td_refuse(TD_EBADREQ, "top_p %g is not in (0, 1]", (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1)) return td_refuse(TD_EBADREQ, "min_p %g is not in [0, 1]", (double)s->min_p);
+    if (!(s->repetition_penalty > 0 && s->repetition_penalty < 1e6f)) return td_refuse(TD_EBADREQ, "repetition_penalty %g", (double)s->repetition_penalty);
+    if (!(fabsf(s->presence_penalty) < 1e6f && fabsf(s->frequency_penalty) < 1e6f)) return td_refuse(TD_EBADREQ, "presence_penalty %g, frequency_penalty %g", (double)s->presence_penalty, (double)s->frequency_penalty);
+    for (uint32_t i = 0; i < s->n_bias; i++)
+        if (isnan(s->bias[i].add)) return td_refuse(TD_EBADREQ, "the bias of token %u is not a number", s->bias[i].id);
+    return TD_OK;
+}
+
 static td_status check_leg(const td_engine *e, const td_leg *leg)
 {
     const td_sampling *s = &leg->sampling;
@@ -247,6 +264,8 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
     if (s->n_bias > TD_MAX_LOGIT_BIAS || s->n_stop_ids > TD_MAX_STOP_IDS)
         return td_refuse(TD_EBADREQ, "%u biases and %u stop ids; at most %d and %d", s->n_bias, s->n_stop_ids, TD_MAX_LOGIT_BIAS, TD_MAX_STOP_IDS);
     if (leg->all_logits && (s->n > 1 || leg->kind != TD_LEG_MIXED)) return td_refuse(TD_EBADREQ, "all logits are for mixed legs of one choice");
+    if (leg->salt_bytes > MAX_SALT) return td_refuse(TD_EBADREQ, "a salt of %u bytes; at most %d", leg->salt_bytes, MAX_SALT);
+    TD_TRY(check_sampling(s));
     for (uint32_t i = 0; i < leg->n_prompt; i++)
         if (leg->prompt[i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "token id %u at position %u is outside the vocabulary of %d", leg->prompt[i], i, e->desc->V);
     for (uint32_t c = 0; leg->n_resume && c < s->n; c++) {
@@ -272,7 +291,7 @@ static td_status add_leg(td_engine *e, const td_leg *leg, td_seq **out)
     TD_TRY(check_leg(e, leg));
     td_seq *q;
     td_leg bounded = *leg; /* the log is allocated for max_tokens */
-    bounded.sampling.max_tokens = TD_MIN(bounded.sampling.max_tokens, (uint32_t)e->max_len);
+    bounded.sampling.max_tokens = TD_MIN(bounded.sampling.max_tokens, (uint32_t)e->max_len - leg->n_prompt);
     uint32_t stop[TD_MAX_STOP_IDS], n_stop = 0; /* an id outside the vocabulary is never drawn, and cannot be banned either */
     for (uint32_t i = 0; i < leg->sampling.n_stop_ids; i++)
         if (leg->sampling.stop_ids[i] < (uint32_t)e->desc->V) stop[n_stop++] = leg->sampling.stop_ids[i];
@@ -287,16 +306,18 @@ static td_status add_leg(td_engine *e, const td_leg *leg, td_seq **out)
     return TD_OK;
 }
 
-/* Resumed tokens may already contain the end. */
-static void settle_resumed(td_engine *e, td_seq *q)
+/* Resumed tokens may already contain the end. True: the leg is over. */
+static bool settle_resumed(td_engine *e, td_seq *q)
 {
     for (uint32_t c = 0; c < q->d.sampling.n; c++) {
         td_finish f = td_seq_ended(q, c, (uint32_t)e->max_len);
-        if (f == TD_FINISH_NONE) continue;
+        if (f == TD_FINISH_NONE || q->choice[c].done) continue;
         q->choice[c].done = true;
         td_engine_tell_tokens(e, q, c, NULL, f);
     }
-    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    if (!td_seq_all_done(q)) return false;
+    td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    return true;
 }
 
 td_status td_engine_start(td_engine *e, const td_leg *leg)
@@ -318,7 +339,7 @@ td_status td_engine_reserve(td_engine *e, const td_leg *leg, uint32_t *out_hit)
     }
     q->state = TD_LEG_RESERVED;
     e->slots += td_seq_slots(q);
-    *out_hit = q->hit;
+    *out_hit = q->choice[0].computed; /* of one choice's resumed tokens too */
     return TD_OK;
 }
 
@@ -338,6 +359,7 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
     td_seq *q = td_engine_find(e, key);
     if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
     if (n && n != q->d.sampling.n) return td_refuse(TD_EPROTO, "%u first tokens for %u choices", n, q->d.sampling.n);
+    if (n > 1 && td_seq_resumes(q)) return td_refuse(TD_EPROTO, "first tokens for choices that have others already");
     for (uint32_t c = 0; c < n; c++)
         if (first[c] >= (uint32_t)e->desc->V) return td_refuse(TD_EPROTO, "first token %u is outside the vocabulary", first[c]);
     td_choice *trunk = &q->choice[0];
@@ -349,6 +371,7 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
     bool again = !n, short_by_one = again && window_begins(e, length) > hit;
     trunk->computed = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
     td_kvseq_landed(e->pool, &trunk->kv, hit, short_by_one ? 0 : length);
+    if (settle_resumed(e, q)) return TD_OK;
     for (uint32_t c = 0; c < n; c++) {
         if (q->choice[c].done) continue;
         td_finish f = td_seq_append(q, c, first[c], (uint32_t)e->max_len);
@@ -428,6 +451,7 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
     end_overdue(e);
     td_status s = td_engine_step(e);
     if (s == TD_OK) out->step = e->step;
+    TD_CHECK(td_kvpool_balanced(e->pool)); /* rule 4 */
     const td_engine_news *n = &e->news[e->filling];
     bool told = n->n_tokens || n->n_prompt || n->n_end;
     hand_out(e, out);

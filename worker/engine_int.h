@@ -49,6 +49,8 @@ struct td_engine {
     td_sched_item *sched;
     td_engine_draw *draw;
     uint32_t n_item, n_draw, cap_draw;
+    uint32_t *ids;                   /* [max_len + 1]: a log, or a unit of it, as one array */
+    struct { uint64_t changes, key; uint32_t slots; } blocked; /* the first waiting leg did not fit then: no new try until something changes */
     td_engine_news news[2];
     int filling;
     uint64_t step;

@@ -21,10 +21,8 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
     uint32_t hit = 0;
     bool fresh = q->score || q->d.all_logits; /* every row has to be computed */
     if (!fresh) {
-        uint32_t *ids = td_xalloc(length * sizeof *ids);
-        for (uint32_t i = 0; i < length; i++) ids[i] = td_seq_token(q, 0, i);
-        hit = td_kvseq_match(e->pool, &trunk->kv, ids, length);
-        free(ids);
+        for (uint32_t i = 0; i < length; i++) e->ids[i] = td_seq_token(q, 0, i);
+        hit = td_kvseq_match(e->pool, &trunk->kv, e->ids, length);
     }
     trunk->kv.in_transit = in_transit;
     /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg that is alone needs no such
@@ -75,10 +73,12 @@ static bool grow(td_engine *e, td_seq *q, uint32_t c)
 
 /* ---- admission ---- */
 
-static void shipped_hit(td_engine *e, const td_seq *q)
+static void shipped_hit(td_engine *e, td_seq *q)
 {
-    uint32_t from = q->d.hit_tokens, to = q->choice[0].computed;
-    if (e->on_kv && q->d.kind == TD_LEG_PREFILL && from < to) e->on_kv(e->kv_arg, q->d.key, 0, e->desc->L, from, to);
+    uint32_t from = TD_MAX(q->d.hit_tokens, q->kv_told), to = q->choice[0].computed;
+    if (q->d.kind != TD_LEG_PREFILL || from >= to) return;
+    if (e->on_kv) e->on_kv(e->kv_arg, q->d.key, 0, e->desc->L, from, to);
+    q->kv_told = to;
 }
 
 static void admit(td_engine *e)
@@ -89,7 +89,14 @@ static void admit(td_engine *e)
         if (e->slots + td_seq_slots(q) > (uint32_t)e->o.max_seqs) return;
         /* Room to grow for those that run already, so that a newcomer is not preempted at once. */
         if (e->slots && td_kvpool_available(e->pool) < e->slots) return;
-        if (td_engine_take_pages(e, q, false) < 0) return;
+        uint64_t changes = td_kvpool_changes(e->pool);
+        if (e->blocked.changes == changes && e->blocked.key == q->d.key && e->blocked.slots == e->slots) return;
+        if (td_engine_take_pages(e, q, false) < 0) {
+            e->blocked.changes = td_kvpool_changes(e->pool); /* putting its own hits back is no change */
+            e->blocked.key = q->d.key;
+            e->blocked.slots = e->slots;
+            return;
+        }
         q->state = TD_LEG_RUNNING;
         e->slots += td_seq_slots(q);
         shipped_hit(e, q);
@@ -108,8 +115,9 @@ static void grow_decodes(td_engine *e)
 {
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
+        for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].ready = false;
         for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING; c++)
-            if (choice_runs(q, c) && !grow(e, q, c)) break;
+            if (choice_runs(q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
     }
 }
 
@@ -119,9 +127,8 @@ static void list_candidates(td_engine *e)
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
         for (uint32_t c = 0; c < q->d.sampling.n && e->n_item < (uint32_t)e->o.max_seqs; c++) {
-            if (!choice_runs(q, c)) continue;
+            if (!choice_runs(q, c) || !q->choice[c].ready) continue;
             const td_choice *x = &q->choice[c];
-            if ((uint32_t)x->kv.n_pages * (uint32_t)e->o.page_size < td_seq_length(q, c)) continue; /* waits for pages */
             uint32_t want = td_seq_length(q, c) - x->computed;
             bool every = (q->score || q->d.all_logits) && x->computed < q->d.n_prompt;
             e->sched[e->n_item] = (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
@@ -132,7 +139,11 @@ static void list_candidates(td_engine *e)
 
 static void add_draw(td_engine *e, uint32_t item, uint32_t c, int32_t score_at)
 {
-    TD_CHECK(e->n_draw < e->cap_draw);
+    if (e->n_draw == e->cap_draw) { /* prefill legs of many choices; at most max_seqs * TD_MAX_CHOICES and the scores */
+        e->cap_draw *= 2;
+        e->draw = td_xrealloc(e->draw, e->cap_draw * sizeof *e->draw);
+        e->res = td_xrealloc(e->res, e->cap_draw * sizeof *e->res);
+    }
     e->draw[e->n_draw++] = (td_engine_draw){item, c, score_at};
 }
 
@@ -185,8 +196,6 @@ static const td_step *plan(td_engine *e)
     e->n_draw = 0;
     for (uint32_t i = 0; i < e->n_item; i++) {
         if (!e->sched[i].rows) continue;
-        uint32_t draws = (e->item[i].q->score ? e->sched[i].rows : 0) + (e->item[i].q->forked ? 1 : e->item[i].q->d.sampling.n);
-        if (e->n_draw + draws > e->cap_draw) continue; /* in the next step; the first always fits */
         bool every = e->sched[i].all_logits, done = false;
         td_engine_item *it = &e->item[n];
         *it = e->item[i];
@@ -209,7 +218,7 @@ static void layer_written(void *arg, int layer)
     td_engine *e = arg;
     for (uint32_t i = 0; i < e->n_item; i++) {
         const td_engine_item *it = &e->item[i];
-        uint32_t from = TD_MAX(it->pos0, it->q->d.hit_tokens), to = it->pos0 + it->n_rows;
+        uint32_t from = TD_MAX(it->pos0, TD_MAX(it->q->d.hit_tokens, it->q->kv_told)), to = it->pos0 + it->n_rows;
         if (it->q->d.kind == TD_LEG_PREFILL && from < to) e->on_kv(e->kv_arg, it->q->d.key, layer, layer + 1, from, to);
     }
 }
@@ -239,13 +248,11 @@ static td_status submit(td_engine *e, const td_step *step)
 static void publish(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
-    if (!e->o.prefix_cache) return;
-    uint32_t n = x->computed, unit = (uint32_t)td_kvpool_unit(e->pool);
-    if ((uint32_t)(x->kv.n_nodes + 1) * unit > n || x->kv.no_publish) return;
-    uint32_t *ids = td_xalloc(n * sizeof *ids);
-    for (uint32_t i = 0; i < n; i++) ids[i] = td_seq_token(q, c, i);
-    td_kvseq_publish(e->pool, &x->kv, ids, n);
-    free(ids);
+    uint32_t unit = (uint32_t)td_kvpool_unit(e->pool);
+    for (uint32_t at; (at = td_kvseq_unpublished(e->pool, &x->kv, x->computed)) != UINT32_MAX;) {
+        for (uint32_t i = 0; i < unit; i++) e->ids[i] = td_seq_token(q, c, at + i);
+        td_kvseq_publish_unit(e->pool, &x->kv, e->ids);
+    }
 }
 
 void td_engine_fork(td_engine *e, td_seq *q)
@@ -311,6 +318,7 @@ static void collect(td_engine *e)
     for (uint32_t i = 0; i < e->n_item; i++) {
         td_engine_item *it = &e->item[i];
         it->q->choice[it->c].computed = it->pos0 + it->n_rows;
+        it->q->kv_told = TD_MAX(it->q->kv_told, it->pos0 + it->n_rows);
         publish(e, it->q, it->c);
         td_engine_fork(e, it->q);
     }

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+typedef enum { FREE, PRIVATE, SHARED, CACHED, TRANSIT, N_CLASSES } page_class;
+
 typedef struct page {
     uint16_t refs;     /* sequences that hold it */
     bool transit;      /* of those, its content is still arriving */
@@ -30,6 +32,7 @@ typedef struct group {
     page *page;
     int32_t *free_list;
     int n_free;
+    int64_t count[N_CLASSES]; /* pages of each class, kept as they change: the ledger costs nothing */
 } group;
 
 struct td_kvpool {
@@ -42,7 +45,7 @@ struct td_kvpool {
     int32_t *free_node;
     int n_nodes, n_free_node, n_lru, newest, oldest;
     td_map by_hash;
-    uint64_t evictions;
+    uint64_t evictions, changes;
     int32_t *slab;          /* tables of all sequences */
     int *free_slot, n_free_slot;
     size_t slot_ints;
@@ -73,6 +76,7 @@ static td_status group_open(td_kvpool *p, int i)
         g->free_list[k] = p->o.n_pages - 1 - k;
     }
     g->n_free = p->o.n_pages;
+    g->count[FREE] = p->o.n_pages;
     return TD_OK;
 }
 
@@ -129,12 +133,31 @@ void td_kvpool_close(td_kvpool *p)
 const td_kv *td_kvpool_kv(const td_kvpool *p, int g) { return &p->g[g].kv; }
 int td_kvpool_unit(const td_kvpool *p) { return p->unit; }
 uint64_t td_kvpool_evictions(const td_kvpool *p) { return p->evictions; }
+uint64_t td_kvpool_changes(const td_kvpool *p) { return p->changes; }
 
 int64_t td_kvpool_available(const td_kvpool *p)
 {
     int64_t least = INT64_MAX;
     for (int i = 0; i < p->o.n_groups; i++) least = TD_MIN(least, p->g[i].n_free);
     return least + (int64_t)p->n_lru * p->pages_per_unit;
+}
+
+/* ---- pages ---- */
+
+static page_class class_of(const page *x)
+{
+    if (!x->refs) return x->node >= 0 ? CACHED : FREE;
+    if (x->transit) return TRANSIT;
+    return x->refs == 1 && x->node < 0 ? PRIVATE : SHARED;
+}
+
+/* The one place where a page changes: its class is counted anew. */
+static void page_set(td_kvpool *p, int g, int32_t k, int refs, bool transit, int32_t of)
+{
+    page *x = &p->g[g].page[k];
+    p->g[g].count[class_of(x)]--;
+    *x = (page){(uint16_t)refs, transit, of};
+    p->g[g].count[class_of(x)]++;
 }
 
 /* ---- nodes ---- */
@@ -168,12 +191,15 @@ static void node_use(td_kvpool *p, int n)
 static void node_unuse(td_kvpool *p, int n)
 {
     TD_ASSERT(p->node[n].uses > 0);
-    if (--p->node[n].uses == 0) lru_push(p, n);
+    if (--p->node[n].uses) return;
+    lru_push(p, n);
+    p->changes++;
 }
 
 static void page_free(td_kvpool *p, int g, int32_t k)
 {
     p->g[g].free_list[p->g[g].n_free++] = k;
+    p->changes++;
 }
 
 static void node_evict(td_kvpool *p, int n)
@@ -185,7 +211,7 @@ static void node_evict(td_kvpool *p, int n)
         for (int j = 0; j < p->pages_per_unit; j++) {
             int32_t k = pages_of(p, n, g)[j];
             TD_ASSERT(p->g[g].page[k].refs == 0);
-            p->g[g].page[k].node = -1;
+            page_set(p, g, k, 0, false, -1);
             page_free(p, g, k);
         }
     if (x->parent >= 0) p->node[x->parent].n_children--;
@@ -225,18 +251,17 @@ td_status td_kvseq_begin(td_kvpool *p, td_kvseq *s, td_h128 root)
 
 static void page_hold(td_kvpool *p, int g, int32_t k)
 {
-    TD_ASSERT(p->g[g].page[k].refs < UINT16_MAX);
-    p->g[g].page[k].refs++;
+    const page *x = &p->g[g].page[k];
+    TD_ASSERT(x->refs < UINT16_MAX);
+    page_set(p, g, k, x->refs + 1, x->transit, x->node);
 }
 
 static void page_drop(td_kvpool *p, int g, int32_t k)
 {
-    page *x = &p->g[g].page[k];
+    const page *x = &p->g[g].page[k];
     TD_CHECK(x->refs > 0);
-    if (--x->refs == 0) {
-        x->transit = false;
-        if (x->node < 0) page_free(p, g, k);
-    }
+    page_set(p, g, k, x->refs - 1, x->transit && x->refs > 1, x->node);
+    if (!x->refs && x->node < 0) page_free(p, g, k);
 }
 
 static uint32_t match(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n, int32_t *path, td_h128 *end)
@@ -293,8 +318,7 @@ td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens)
     for (; s->n_pages < want; s->n_pages++)
         for (int g = 0; g < p->o.n_groups; g++) {
             int32_t k = page_take(p, g);
-            page_hold(p, g, k);
-            p->g[g].page[k].transit = s->in_transit;
+            page_set(p, g, k, 1, s->in_transit, -1);
             s->pages[g][s->n_pages] = k;
         }
     return TD_OK;
@@ -317,8 +341,7 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
         int32_t to = page_take(p, g);
         const td_kv *kv = &p->g[g].kv;
         for (int slot = 0; slot < p->g[g].desc.n_slots; slot++) memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
-        page_hold(p, g, to);
-        p->g[g].page[to].transit = false;
+        page_set(p, g, to, 1, false, -1);
         page_drop(p, g, from);
         s->pages[g][at] = to;
     }
@@ -328,14 +351,14 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
 void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n)
 {
     s->in_transit = false;
-    for (int g = 0; g < p->o.n_groups; g++)
-        for (int j = 0; j < s->n_pages; j++)
-            if (s->pages[g][j] >= 0) p->g[g].page[s->pages[g][j]].transit = false;
     for (int g = 0; g < p->o.n_groups; g++) {
         uint32_t W = (uint32_t)p->g[g].desc.window;
         if (W && n >= W && n - W + 1 > hit) s->no_publish = true;
+        for (int j = 0; j < s->n_pages; j++) {
+            int32_t k = s->pages[g][j];
+            if (k >= 0) page_set(p, g, k, p->g[g].page[k].refs, false, p->g[g].page[k].node);
+        }
     }
-    td_kvseq_trim(p, s, n);
 }
 
 /* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this one holds them: one that
@@ -350,37 +373,50 @@ static bool unit_whole(const td_kvpool *p, const td_kvseq *s, int first)
     return true;
 }
 
+uint32_t td_kvseq_unpublished(const td_kvpool *p, const td_kvseq *s, uint32_t n)
+{
+    uint32_t from = (uint32_t)(s->n_nodes * p->unit);
+    return p->o.prefix_cache && !s->no_publish && from + (uint32_t)p->unit <= n ? from : UINT32_MAX;
+}
+
+static int node_make(td_kvpool *p, const td_kvseq *s, td_h128 hash, int parent, const uint32_t *tokens)
+{
+    int first = s->n_nodes * p->pages_per_unit;
+    uint64_t other;
+    /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends here. */
+    if (td_map_get(&p->by_hash, hash.lo, &other) || !unit_whole(p, s, first) || !p->n_free_node) return -1;
+    int k = p->free_node[--p->n_free_node];
+    p->node[k] = (node){.hash = hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
+    memcpy(tokens_of(p, k), tokens, (size_t)p->unit * sizeof *tokens);
+    for (int g = 0; g < p->o.n_groups; g++)
+        for (int j = 0; j < p->pages_per_unit; j++) {
+            int32_t at = pages_of(p, k, g)[j] = s->pages[g][first + j];
+            page_set(p, g, at, p->g[g].page[at].refs, false, k);
+        }
+    if (parent >= 0) p->node[parent].n_children++;
+    td_map_put(&p->by_hash, hash.lo, (uint64_t)k);
+    p->changes++;
+    return k;
+}
+
+void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens)
+{
+    int parent = s->n_nodes ? s->node[s->n_nodes - 1] : -1;
+    td_h128 h = next_hash(p, s->hash, tokens);
+    int k = node_find(p, h, parent, tokens);
+    if (k >= 0) node_use(p, k);
+    else k = node_make(p, s, h, parent, tokens);
+    if (k < 0) {
+        s->no_publish = true;
+        return;
+    }
+    s->node[s->n_nodes++] = k;
+    s->hash = h;
+}
+
 void td_kvseq_publish(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n)
 {
-    while (p->o.prefix_cache && !s->no_publish && (uint32_t)(s->n_nodes + 1) * (uint32_t)p->unit <= n) {
-        const uint32_t *t = tokens + (size_t)s->n_nodes * (size_t)p->unit;
-        int first = s->n_nodes * p->pages_per_unit, parent = s->n_nodes ? s->node[s->n_nodes - 1] : -1;
-        td_h128 h = next_hash(p, s->hash, t);
-        int k = node_find(p, h, parent, t);
-        uint64_t other;
-        if (k < 0) {
-            /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends here. */
-            if (td_map_get(&p->by_hash, h.lo, &other) || !unit_whole(p, s, first) || !p->n_free_node) {
-                s->no_publish = true;
-                return;
-            }
-            k = p->free_node[--p->n_free_node];
-            p->node[k] = (node){.hash = h, .parent = parent, .live = true, .newer = -1, .older = -1};
-            memcpy(tokens_of(p, k), t, (size_t)p->unit * sizeof *t);
-            for (int g = 0; g < p->o.n_groups; g++)
-                for (int j = 0; j < p->pages_per_unit; j++) {
-                    pages_of(p, k, g)[j] = s->pages[g][first + j];
-                    p->g[g].page[s->pages[g][first + j]].node = k;
-                }
-            if (parent >= 0) p->node[parent].n_children++;
-            td_map_put(&p->by_hash, h.lo, (uint64_t)k);
-            p->node[k].uses = 1;
-        } else {
-            node_use(p, k);
-        }
-        s->node[s->n_nodes++] = k;
-        s->hash = h;
-    }
+    for (uint32_t at; (at = td_kvseq_unpublished(p, s, n)) != UINT32_MAX;) td_kvseq_publish_unit(p, s, tokens + at);
 }
 
 void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next)
@@ -430,30 +466,42 @@ void td_kvseq_release(td_kvpool *p, td_kvseq *s)
 
 void td_kvpool_ledger(const td_kvpool *p, int g, td_kv_ledger *out)
 {
-    td_kv_ledger l = {.total = p->o.n_pages, .free = p->g[g].n_free};
-    for (int k = 0; k < p->o.n_pages; k++) {
-        const page *x = &p->g[g].page[k];
-        if (x->refs && x->transit) l.transit++;
-        else if (x->refs == 1 && x->node < 0) l.private_++;
-        else if (x->refs) l.shared++;
-        else if (x->node >= 0) l.cached++;
-    }
-    *out = l;
+    const int64_t *n = p->g[g].count;
+    *out = (td_kv_ledger){p->o.n_pages, n[FREE], n[PRIVATE], n[SHARED], n[CACHED], n[TRANSIT]};
 }
 
-bool td_kvpool_check(const td_kvpool *p)
+bool td_kvpool_balanced(const td_kvpool *p)
 {
     for (int g = 0; g < p->o.n_groups; g++) {
         td_kv_ledger l;
         td_kvpool_ledger(p, g, &l);
-        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total)
-            return td_refuse(TD_EPROTO, "group %d: %lld free + %lld private + %lld shared + %lld cached + %lld in transit is not %lld", g, (long long)l.free,
-                             (long long)l.private_, (long long)l.shared, (long long)l.cached, (long long)l.transit, (long long)l.total) == TD_OK;
-        for (int i = 0; i < p->g[g].n_free; i++) {
-            const page *x = &p->g[g].page[p->g[g].free_list[i]];
-            if (x->refs || x->node >= 0) return td_refuse(TD_EPROTO, "group %d: a free page is in use", g) == TD_OK;
-        }
+        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total || l.free != p->g[g].n_free) return false;
     }
+    return true;
+}
+
+static bool group_right(const td_kvpool *p, int g)
+{
+    const group *x = &p->g[g];
+    int64_t n[N_CLASSES] = {0};
+    for (int k = 0; k < p->o.n_pages; k++) n[class_of(&x->page[k])]++;
+    if (memcmp(n, x->count, sizeof n)) return false;
+    for (int i = 0; i < x->n_free; i++)
+        if (class_of(&x->page[x->free_list[i]]) != FREE) return false;
+    return true;
+}
+
+bool td_kvpool_check(const td_kvpool *p)
+{
+    for (int g = 0; g < p->o.n_groups; g++)
+        if (!td_kvpool_balanced(p) || !group_right(p, g)) {
+            td_kv_ledger l;
+            td_kvpool_ledger(p, g, &l);
+            td_refuse(TD_EPROTO, "group %d: %lld free, %lld private, %lld shared, %lld cached, %lld in transit of %lld", g,
+                      (long long)l.free, (long long)l.private_, (long long)l.shared, (long long)l.cached, (long long)l.transit,
+                      (long long)l.total);
+            return false;
+        }
     int lru = 0;
     for (int n = 0; n < p->n_nodes; n++) {
         const node *x = &p->node[n];

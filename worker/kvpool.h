@@ -11,7 +11,7 @@
  *   cached    held by a node only: evictable
  *   transit   held by a sequence whose content is still arriving from another worker
  *
- * Rules:     1. free + private + shared + cached + transit = total, in each group, always (td_kvpool_ledger counts page by page).
+ * Rules:     1. free + private + shared + cached + transit = total, in each group, always (td_kvpool_balanced; td_kvpool_check counts page by page).
  *            2. A shared page is never written: the write barrier td_kvseq_writable copies the last, partial page first.
  *            3. A node is made only of pages that are full, committed and complete in all groups; an equal node is kept, not replaced.
  *            4. A hit needs the hash and the token ids; hits take their references before anything is allocated.
@@ -57,7 +57,9 @@ const td_kv *td_kvpool_kv(const td_kvpool *p, int group);
 int td_kvpool_unit(const td_kvpool *p);                 /* tokens per node */
 int64_t td_kvpool_available(const td_kvpool *p);        /* free + evictable pages, least over the groups */
 uint64_t td_kvpool_evictions(const td_kvpool *p);
-void td_kvpool_ledger(const td_kvpool *p, int group, td_kv_ledger *out); /* O(pages) */
+uint64_t td_kvpool_changes(const td_kvpool *p);         /* goes up whenever there is more room or more to hit */
+void td_kvpool_ledger(const td_kvpool *p, int group, td_kv_ledger *out);
+bool td_kvpool_balanced(const td_kvpool *p);            /* rule 1, from counts kept as pages change */
 /* Every rule that can be checked is checked; false with td_reason(). For tests; O(pages + nodes). */
 bool td_kvpool_check(const td_kvpool *p);
 
@@ -69,9 +71,12 @@ uint32_t td_kvpool_peek(const td_kvpool *p, td_h128 root, const uint32_t *tokens
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens);
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position); /* copy on write of that position's page */
 /* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those that position n still sees:
- * if older ones are missing, they are given back and this sequence publishes nothing more. */
+ * if older ones are missing, this sequence publishes nothing more. */
 void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n);
-/* tokens[0..n): committed and computed. */
+/* Of n tokens that are committed and computed: where the next unit to publish starts; UINT32_MAX: none. */
+uint32_t td_kvseq_unpublished(const td_kvpool *p, const td_kvseq *s, uint32_t n);
+void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens); /* tokens[unit()] of that unit */
+/* All units of tokens[0..n). */
 void td_kvseq_publish(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n);
 /* Give back pages that no position >= q_next can see. */
 void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next);

@@ -21,6 +21,7 @@ typedef struct td_choice {
     uint32_t *out, n_out;           /* [sampling.max_tokens + resume]; output tokens */
     uint32_t computed;
     bool done;
+    bool ready;                     /* of this turn: the pages of its next rows are there and its own */
     td_penalty *pen;                /* distinct ids of prompt and output; NULL unless a penalty is set */
     uint32_t n_pen;
     td_map pen_at;                  /* id -> index in pen */
@@ -35,6 +36,7 @@ typedef struct td_seq {             /* a leg in the engine's table */
     bool forked;                    /* choices have tables of their own (always with n = 1) */
     bool prompt_told;
     uint32_t holds, hit;
+    uint32_t kv_told;               /* tokens whose layers on_kv was told of: not again after a preemption */
     td_h128 root;
     td_sample_out *score;           /* [n_prompt - 1] with prompt logprobs */
     int64_t arrived_us, first_row_us;

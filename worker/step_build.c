@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_BYTES = 256 << 20 };
+static const size_t MAX_BYTES = UINT32_MAX - (1u << 20); /* offsets are 32 bits */
 
 struct td_step_build {
     td_step head;

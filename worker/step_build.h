@@ -1,7 +1,7 @@
 /* worker/step_build.h - makes the flat td_step from what the scheduler chose. All of a step's facts about sampling are worked out here.
  *
  * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the builder's, reused every step.
- * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases grow the buffer up to 256 MiB. */
+ * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases are bounded by max_seqs * (vocabulary + 1024). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_STEP_BUILD_H
 #define TD_WORKER_STEP_BUILD_H
