@@ -185,7 +185,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
         head(s, "", rows[k].name, rows[k].type, rows[k].help);
         for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
             const td_worker *w = &f->w[i];
-            if (w->state == TD_WORKER_NONE) continue;
+            if (w->state == TD_WORKER_NONE || w->replaced) continue;
             const td_msg_heartbeat *h = &w->beat;
             const double v[] = {(double)w->state, w->n_leases, h->seqs_running, (double)w->pending_tokens, (double)h->step, (double)h->prompt_rows,
                                 (double)h->decode_rows, (double)h->preemptions, (double)h->bytes_sent, (double)h->frames_bad, (double)h->step_us / 1e6};
@@ -356,7 +356,7 @@ static void put_worker(td_buf *b, const td_worker *w, int64_t now_us)
                (unsigned long long)h->step, h->busy ? "true" : "false", h->legs_waiting, h->legs_running, h->seqs_running, h->epochs_open,
                (unsigned long long)h->preemptions, (unsigned long long)h->hit_tokens, (unsigned long long)h->frames_sent,
                (unsigned long long)h->frames_received, (unsigned long long)h->bytes_sent, (unsigned long long)h->frames_bad);
-    for (uint32_t g = 0; g < h->n_groups; g++) {
+    for (uint32_t g = 0; g < h->n_groups && td_worker_alive(w); g++) { /* the pages of a dead process are gone */
         const td_msg_ledger *l = &h->ledger[g];
         td_buf_fmt(b, "%s{\"total\": %lld, \"free\": %lld, \"private\": %lld, \"shared\": %lld, \"cached\": %lld, \"in_transit\": %lld, \"pinned\": %lld}",
                    g ? ", " : "", (long long)l->total, (long long)l->free, (long long)l->private_, (long long)l->shared, (long long)l->cached,
@@ -371,7 +371,7 @@ void td_ledger_render(td_core *core, int64_t now_us, td_buf *b)
     bool any = false;
     td_buf_str(b, "{\"workers\": [");
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
-        if (f->w[i].state == TD_WORKER_NONE) continue;
+        if (f->w[i].state == TD_WORKER_NONE || f->w[i].replaced) continue;
         if (any) td_buf_str(b, ", ");
         any = true;
         put_worker(b, &f->w[i], now_us);

@@ -211,15 +211,23 @@ static uint32_t log_tokens(const td_request *r)
 
 static uint64_t kv_need(const td_request *r) { return (uint64_t)r->job->n_prompt + log_tokens(r) + 16u * r->job->sampling.n; }
 
-static double best_speed(const td_core *c)
+typedef struct speed { double prefill_tok_s, step_ms; } speed;
+
+/* What to expect of a worker that was not measured yet: as much as of the best, or it would never be tried. */
+static speed best_speed(const td_core *c)
 {
-    double best = 0;
-    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++)
-        if (c->fleet.w[i].beat.prefill_tok_s > best) best = c->fleet.w[i].beat.prefill_tok_s;
-    return best > 0 ? best : 1000;
+    speed best = {0, 0};
+    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
+        const td_worker *w = &c->fleet.w[i];
+        if (!td_worker_alive(w)) continue;
+        double ms = (double)w->beat.step_us / 1e3;
+        if (w->beat.prefill_tok_s > best.prefill_tok_s) best.prefill_tok_s = w->beat.prefill_tok_s;
+        if (ms > 0 && (best.step_ms <= 0 || ms < best.step_ms) && w->role != TD_ROLE_PREFILL) best.step_ms = ms;
+    }
+    return (speed){best.prefill_tok_s > 0 ? best.prefill_tok_s : 1000, best.step_ms > 0 ? best.step_ms : 20};
 }
 
-static td_place_worker row_of(const td_core *c, const td_request *r, const td_worker *w, uint32_t hit_blocks, double speed, bool forgive)
+static td_place_worker row_of(const td_core *c, const td_request *r, const td_worker *w, uint32_t hit_blocks, speed best, bool forgive)
 {
     uint64_t need = kv_need(r), step_tokens = w->max_batched_tokens ? w->max_batched_tokens : 2048;
     uint64_t pending = TD_MAX(w->pending_tokens, w->beat.waiting_tokens);
@@ -230,8 +238,8 @@ static td_place_worker row_of(const td_core *c, const td_request *r, const td_wo
         .usable = w->state == TD_WORKER_READY && (forgive || !td_request_excludes(r, w->incarnation)),
         .room_prefill = !held && (idle || w->pending_tokens < PENDING_STEPS * step_tokens),
         .room_decode = !held && (idle || fits),
-        .prefill_tok_s = w->beat.prefill_tok_s > 0 ? w->beat.prefill_tok_s : speed,
-        .step_ms = w->beat.step_us > 0 ? (double)w->beat.step_us / 1e3 : 20,
+        .prefill_tok_s = w->beat.prefill_tok_s > 0 ? w->beat.prefill_tok_s : best.prefill_tok_s,
+        .step_ms = w->beat.step_us > 0 && w->role != TD_ROLE_PREFILL ? (double)w->beat.step_us / 1e3 : best.step_ms,
         .pending_tokens = (double)pending,
         .seqs = TD_MAX(w->seqs, w->beat.seqs_running),
         .max_seqs = w->max_seqs,
@@ -247,7 +255,7 @@ static td_placement choose(td_core *c, const td_request *r, td_worker **of)
     const td_identity *id = &c->fleet.id;
     uint32_t hits[TD_INDEX_SLOTS];
     td_index_match(c->index, j->blocks, j->n_blocks, hits);
-    double speed = best_speed(c);
+    speed fastest = best_speed(c);
     uint32_t out = TD_MIN(j->sampling.max_tokens, (uint32_t)OUT_GUESS);
     td_place_ask ask = {.tokens = j->n_prompt + r->choice[0].n, .n = j->sampling.n, .out_tokens = out,
                         .kv_bytes_per_token = 4.0 * id->layers * id->kv_heads * id->head_dim, /* K and V of two bytes */
@@ -260,7 +268,7 @@ static td_placement choose(td_core *c, const td_request *r, td_worker **of)
         for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
             if (!td_worker_alive(&c->fleet.w[i])) continue;
             of[n] = &c->fleet.w[i];
-            row[n] = row_of(c, r, of[n], hits[i], speed, forgive);
+            row[n] = row_of(c, r, of[n], hits[i], fastest, forgive);
             n++;
         }
         best = td_place_choose(row, n, &ask);

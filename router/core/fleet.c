@@ -83,8 +83,12 @@ td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, cons
         return TD_EBADREQ;
     }
     td_worker *w = td_fleet_find(f, incarnation);
-    for (unsigned i = 0; i < TD_INDEX_SLOTS && !w && h->name && h->name[0]; i++)
-        if (td_worker_alive(&f->w[i]) && !strcmp(f->w[i].name, h->name)) *replaced = &f->w[i];
+    for (unsigned i = 0; i < TD_INDEX_SLOTS && !w && h->name && h->name[0]; i++) {
+        td_worker *old = &f->w[i];
+        if (old->state == TD_WORKER_NONE || strcmp(old->name, h->name)) continue;
+        old->replaced = true;
+        if (td_worker_alive(old)) *replaced = old;
+    }
     if (!w) {
         w = free_slot(f);
         if (!w) {
@@ -132,6 +136,7 @@ bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heart
     if (moved) w->moved_us = now_us;
     if (w->state == TD_WORKER_HUNG && !moved) return false;
     w->state = state_of(b->state);
+    w->replaced = false; /* two live workers of one name: odd, but both work */
     return back;
 }
 

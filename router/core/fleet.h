@@ -52,6 +52,7 @@ struct td_worker {
     uint64_t kv_tokens;
     uint8_t bulk_key[32];
     bool has_bulk_key;
+    bool replaced;           /* DEAD, and a younger process has its name: of no interest any more */
     td_msg_heartbeat beat;   /* the last one */
     int64_t joined_us, beat_us, moved_us, pinged_us, hold_us, dead_us;
     td_lease *leases;

@@ -476,6 +476,27 @@ static void worker_errors(void)
     close_hand(&h);
 }
 
+/* A worker that never worked has no measured speed: it must be tried all the same. */
+static void unmeasured_is_tried(void)
+{
+    hand h = open_hand((td_core_opts){0});
+    join(&h, 1, "p", TD_ROLE_PREFILL);
+    join(&h, 2, "d", TD_ROLE_DECODE);
+    td_msg m = hello_msg("e", TD_ROLE_DECODE);
+    say(&h, 3, &m);
+    m = (td_msg){.type = TD_MSG_HEARTBEAT};
+    m.heartbeat = (td_msg_heartbeat){.seq = 1, .state = TD_WSTATE_READY}; /* step_us 0 */
+    say(&h, 3, &m);
+    int to[4] = {0};
+    for (int i = 0; i < 4; i++) {
+        submit(&h, 5, 6, 1);
+        for (uint64_t w = 2; w <= 3; w++) to[w] += sent(&h, w, TD_MSG_RESERVE) != NULL;
+    }
+    T_EQ(to[2], 2);
+    T_EQ(to[3], 2);
+    close_hand(&h);
+}
+
 /* A prefill worker that dies after its pages have landed disturbs nobody. */
 static void prefill_dies_late(void)
 {
@@ -556,6 +577,7 @@ int main(void)
     busy_and_drain();
     first_requests_wait_for_the_pair();
     worker_errors();
+    unmeasured_is_tried();
     prefill_dies_late();
     kill_all_prefill();
     kill_decode_midstream();
