@@ -14,7 +14,7 @@
 #include "common/sampling.h"
 #include "router/api/error.h"
 
-enum { TD_ASK_PROMPTS = 256, TD_ASK_STOP_BYTES = 1024, TD_ASK_SALT_BYTES = 256, TD_ASK_SEQUENCES = 1024, TD_ASK_MESSAGES = 4096 };
+enum { TD_ASK_PROMPTS = 256, TD_ASK_STOP_BYTES = 256, TD_ASK_SALT_BYTES = 256, TD_ASK_SEQUENCES = 1024, TD_ASK_MESSAGES = 4096 };
 
 typedef enum { TD_ASK_CHAT = 1, TD_ASK_COMPLETION = 2 } td_ask_kind;
 

@@ -111,7 +111,7 @@ static void finish_implied(td_core *c, td_request *r)
         if (ch->finish == TD_FINISH_STOP) ch->stop_token = ch->ids[ch->n - 1];
         r->n_open--;
         td_buf_reset(&c->text);
-        if (ch->speech) td_speech_end(ch->speech, &c->text);
+        if (r->speech) td_speech_end(r->speech, i, &c->text);
         core_emit_delta(c, r, i, ch->n, &(td_msg_tokens){0}, 0, 0, c->text.p, c->text.len);
     }
     core_check_done(c, r);

@@ -92,18 +92,19 @@ static void to_state_after_tokens(td_core *c, td_request *r, const td_lease *l)
 }
 
 /* Feed new tokens [from, from + n) of the log to the text; stops at a stop string. Returns how many were used. */
-static uint32_t speak(td_core *c, td_request *r, td_choice *ch, const td_msg_tokens *t, uint32_t skip)
+static uint32_t speak(td_core *c, td_request *r, const td_msg_tokens *t, uint32_t skip)
 {
+    td_choice *ch = &r->choice[t->choice];
     const td_job *j = r->job;
     uint32_t limit = j->sampling.max_tokens;
     td_buf_reset(&c->text);
     for (uint32_t i = skip; i < t->n; i++) {
         if (!td_choice_append(ch, t->ids[i], limit)) return i - skip;
         bool last = i + 1 == t->n;
-        if (!ch->speech) continue;
+        if (!r->speech) continue;
         /* The token that ended the text is not part of it. */
         if (last && t->finish == TD_FINISH_STOP && t->stop_token == t->ids[i] && !j->include_stop) continue;
-        int s = td_speech_push(ch->speech, t->ids[i], &c->text);
+        int s = td_speech_push(r->speech, t->choice, t->ids[i], &c->text);
         if (s < 0) continue;
         ch->finish = TD_FINISH_STOP;
         ch->stop_string = s;
@@ -160,13 +161,13 @@ static void on_tokens_of(td_core *c, td_worker *w, const td_msg_tokens *t)
     }
     uint32_t offset = ch->n, skip = ch->n - t->base_index;
     if (skip > t->n) return; /* all known already */
-    uint32_t used = speak(c, r, ch, t, skip);
+    uint32_t used = speak(c, r, t, skip);
     bool cut = ch->stop_string >= 0, over = !cut && used < t->n - skip;
     if (!cut && !over && (t->finish == TD_FINISH_STOP || t->finish == TD_FINISH_LENGTH)) {
         ch->finish = t->finish;
         ch->stop_token = t->stop_token;
-        if (ch->speech) {
-            int s = td_speech_end(ch->speech, &c->text);
+        if (r->speech) {
+            int s = td_speech_end(r->speech, t->choice, &c->text);
             if (s >= 0) { /* the held-back end was one */
                 ch->stop_string = s;
                 ch->finish = TD_FINISH_STOP;

@@ -44,10 +44,8 @@ td_request *td_request_new(td_job *job, int64_t now_us, const td_tokenizer *t)
     r->n_open = n;
     r->scores_due = job->sampling.prompt_logprobs >= 0;
     r->worker_queue_us = r->prefill_us = r->transfer_us = r->exposed_us = -1;
-    for (uint32_t i = 0; i < n; i++) {
-        r->choice[i].stop_string = -1;
-        if (t && job->want_text) r->choice[i].speech = td_speech_open(t, job);
-    }
+    for (uint32_t i = 0; i < n; i++) r->choice[i].stop_string = -1;
+    if (t && job->want_text) r->speech = td_speech_open(t, job);
     return r;
 }
 
@@ -55,10 +53,8 @@ void td_request_free(td_request *r)
 {
     if (!r) return;
     TD_CHECK(!r->leases);
-    for (uint32_t i = 0; i < r->job->sampling.n; i++) {
-        free(r->choice[i].ids);
-        td_speech_close(r->choice[i].speech);
-    }
+    for (uint32_t i = 0; i < r->job->sampling.n; i++) free(r->choice[i].ids);
+    td_speech_close(r->speech);
     free(r->choice);
     free(r->gap_us);
     td_job_free(r->job);

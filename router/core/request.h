@@ -61,7 +61,6 @@ typedef struct td_choice {
     td_finish finish;
     uint32_t stop_token;
     int stop_string;         /* index, or -1 */
-    td_speech *speech;       /* detokenizer and stop strings; NULL: no text wanted */
 } td_choice;
 
 typedef struct td_request {
@@ -69,6 +68,7 @@ typedef struct td_request {
     td_req_state state;
     uint32_t attempt, losses, illegal;
     td_choice *choice;       /* [sampling.n] */
+    td_speech *speech;       /* detokenizer and stop strings; NULL: no text wanted */
     uint32_t n_open;         /* choices that have not finished */
     td_lease *leases;        /* of all attempts, newest first */
     td_lease *decode, *prefill; /* of the current attempt; one worker for both: decode only */

@@ -1,94 +1,66 @@
-/* router/core/speech.c - detokenizer and stop strings of one choice. */
+/* router/core/speech.c - one stopper for all choices, a detokenizer and a stop state for each. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/core/speech.h"
 #include "common/check.h"
+#include "common/log.h"
 #include "router/text/detok.h"
+#include "router/text/stopper.h"
 
 #include <stdlib.h>
-#include <string.h>
 
-enum { HELD_MAX_BYTES = 1 << 20 };
+enum { PIECE_MAX_BYTES = 64 << 10 /* text of one token */ };
+
+typedef struct mouth { td_detok detok; td_stop_state stop; } mouth;
 
 struct td_speech {
     const td_job *job;
-    td_detok detok;
-    td_buf held; /* text not yet let out */
-    bool matched;
+    td_stopper *stopper; /* NULL: no stop strings */
+    td_buf piece;
+    mouth m[]; /* [sampling.n] */
 };
 
 td_speech *td_speech_open(const td_tokenizer *t, const td_job *job)
 {
-    td_speech *s = td_xalloc(sizeof *s);
+    td_speech *s = td_xalloc(sizeof *s + job->sampling.n * sizeof *s->m);
     s->job = job;
-    td_detok_init(&s->detok, t, job->skip_special);
-    td_buf_init(&s->held, HELD_MAX_BYTES);
+    td_buf_init(&s->piece, PIECE_MAX_BYTES);
+    for (uint32_t i = 0; i < job->sampling.n; i++) td_detok_init(&s->m[i].detok, t, job->skip_special);
+    /* The API has checked the strings; without a stopper the text would go on to max_tokens, so say it. */
+    if (job->n_stop && td_stopper_open(job->stop, NULL, job->n_stop, &s->stopper) != TD_OK)
+        TD_WARN("request %s: stop strings are not looked for: %s", job->name, td_reason());
     return s;
 }
 
 void td_speech_close(td_speech *s)
 {
     if (!s) return;
-    td_buf_deinit(&s->held);
+    td_stopper_close(s->stopper);
+    td_buf_deinit(&s->piece);
     free(s);
 }
 
-/* The earliest match wins; of two at the same place the longer one. */
-static int find_stop(const td_speech *s, size_t *at)
+static int let_out(td_speech *s, mouth *m, td_buf *out)
 {
-    int best = -1;
-    size_t best_len = 0;
-    for (uint32_t i = 0; i < s->job->n_stop; i++) {
-        size_t n = strlen(s->job->stop[i]);
-        const char *p = n && s->held.len ? memmem(s->held.p, s->held.len, s->job->stop[i], n) : NULL;
-        if (!p) continue;
-        size_t where = (size_t)(p - s->held.p);
-        if (best >= 0 && (where > *at || (where == *at && n <= best_len))) continue;
-        best = (int)i;
-        best_len = n;
-        *at = where;
-    }
-    return best;
+    if (!s->piece.len) return -1;
+    return td_stopper_push(s->stopper, &m->stop, s->piece.p, s->piece.len, s->job->include_stop, out) ? m->stop.which : -1;
 }
 
-/* Bytes at the end that may become a stop string. */
-static size_t undecided(const td_speech *s)
+int td_speech_push(td_speech *s, uint32_t choice, uint32_t id, td_buf *out)
 {
-    size_t most = 0;
-    for (uint32_t i = 0; i < s->job->n_stop; i++) {
-        size_t n = strlen(s->job->stop[i]), k = TD_MIN(n ? n - 1 : 0, s->held.len);
-        while (k > most && memcmp(s->held.p + s->held.len - k, s->job->stop[i], k)) k--;
-        if (k > most) most = k;
-    }
-    return most;
+    mouth *m = &s->m[choice];
+    if (m->stop.matched) return -1;
+    td_buf_reset(&s->piece);
+    td_detok_push(&m->detok, id, &s->piece);
+    return let_out(s, m, out);
 }
 
-static int look(td_speech *s, td_buf *out, bool end)
+int td_speech_end(td_speech *s, uint32_t choice, td_buf *out)
 {
-    size_t at = 0;
-    int stop = find_stop(s, &at);
-    if (stop >= 0) {
-        s->matched = true;
-        td_buf_add(out, s->held.p, at + (s->job->include_stop ? strlen(s->job->stop[stop]) : 0));
-        return stop;
-    }
-    size_t keep = end ? 0 : undecided(s), go = s->held.len - keep;
-    if (go) {
-        td_buf_add(out, s->held.p, go);
-        td_buf_drop_front(&s->held, go);
-    }
-    return -1;
-}
-
-int td_speech_push(td_speech *s, uint32_t id, td_buf *out)
-{
-    if (s->matched) return -1;
-    td_detok_push(&s->detok, id, &s->held);
-    return look(s, out, false);
-}
-
-int td_speech_end(td_speech *s, td_buf *out)
-{
-    if (s->matched) return -1;
-    td_detok_flush(&s->detok, &s->held);
-    return look(s, out, true);
+    mouth *m = &s->m[choice];
+    if (m->stop.matched) return -1;
+    td_buf_reset(&s->piece);
+    td_detok_flush(&m->detok, &s->piece);
+    int which = let_out(s, m, out);
+    if (which < 0) td_stopper_flush(s->stopper, &m->stop, out);
+    return which;
 }

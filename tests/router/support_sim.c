@@ -795,17 +795,17 @@ uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice,
             break;
         }
         if (!t) continue;
+        size_t from = all.len, end = 0, len = 0;
         td_detok_push(&d, id, &all);
-        bool hit = false;
-        size_t at = SIZE_MAX, len = 0;
-        for (uint32_t k = 0; k < c->n_stop; k++) {
-            const char *p = all.len ? memmem(all.p, all.len, c->stop[k], strlen(c->stop[k])) : NULL;
-            size_t w = p ? (size_t)(p - all.p) : SIZE_MAX;
-            if (p && (w < at || (w == at && strlen(c->stop[k]) > len))) hit = true, at = w, len = strlen(c->stop[k]);
-        }
-        if (hit) {
+        /* The stop string that is complete first; of several that end there, the longest. */
+        for (size_t e = from + 1; e <= all.len && !len; e++)
+            for (uint32_t k = 0; k < c->n_stop; k++) {
+                size_t m = strlen(c->stop[k]);
+                if (m > len && m <= e && !memcmp(all.p + e - m, c->stop[k], m)) len = m, end = e;
+            }
+        if (len) {
             *finish = TD_FINISH_STOP;
-            all.len = at + (c->include_stop ? len : 0);
+            all.len = end - (c->include_stop ? 0 : len);
             *text = malloc(all.len + 1);
             memcpy(*text, all.p, all.len);
             *n_text = all.len;

@@ -239,6 +239,7 @@ static void speak(const char *in, const char *a, const char *b, bool include, co
 {
     const char *stop[2] = {a, b};
     td_job *j = td_job_new(1 << 16);
+    j->sampling.n = 1;
     j->stop = stop;
     j->n_stop = a ? b ? 2 : 1 : 0;
     j->include_stop = include;
@@ -247,8 +248,8 @@ static void speak(const char *in, const char *a, const char *b, bool include, co
     td_buf_init(&out, 0);
     td_buf_str(&out, "");
     int hit = -1;
-    for (const char *p = in; *p && hit < 0; p++) hit = td_speech_push(s, (uint8_t)*p, &out);
-    if (hit < 0) hit = td_speech_end(s, &out);
+    for (const char *p = in; *p && hit < 0; p++) hit = td_speech_push(s, 0, (uint8_t)*p, &out);
+    if (hit < 0) hit = td_speech_end(s, 0, &out);
     T_EQ(hit, want_stop);
     T_STR(out.p, want);
     td_buf_deinit(&out);
