@@ -190,7 +190,12 @@ static void te_on_step(void *arg, const td_step *s)
     }
     T_EQ(row, s->n_rows);
     for (uint32_t i = 0; i < s->n_logits; i++) T_OK(want[i] >= 0 && want[i] < (int32_t)s->n_rows && (!i || want[i] > want[i - 1]));
-    for (uint32_t i = 0; i < s->n_samples; i++) T_OK(d[i].logit < s->n_logits && d[i].pen + d[i].n_pen * sizeof(td_penalty) <= s->bytes);
+    for (uint32_t i = 0; i < s->n_samples; i++) {
+        T_OK(d[i].logit < s->n_logits && d[i].pen + d[i].n_pen * sizeof(td_penalty) <= s->bytes);
+        if (d[i].logit >= s->n_logits) continue;
+        T_EQ(d[i].position, td_step_pos(s)[want[d[i].logit]] + 1); /* absolute, of the token that is made */
+        if (d[i].score < 0) T_EQ(d[i].stream, d[i].choice << 8);
+    }
 }
 
 /* ---- running ---- */

@@ -246,7 +246,7 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
             hand_off(a, b, &s, &got, lost && i % 2, why);
             te_same(&spec[i], &want[i], &got, why);
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) { /* and once more, from the middle */
-                s.n_resume[c] = round ? TD_MIN(want[i].n[c] - 1, 3 + 2 * c) : 0;
+                s.n_resume[c] = round && (s.leg.sampling.n == 1 || (c + (uint32_t)i) % 3) ? TD_MIN(want[i].n[c] - 1, 3 + 2 * c) : 0;
                 memcpy(s.resume[c], want[i].token[c], s.n_resume[c] * sizeof(uint32_t));
             }
             if (!round) continue;
@@ -258,7 +258,8 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
     model->bad_reads = 0;
     td_engine_stats st;
     td_engine_stats_get(b, &st);
-    if (cache) T_OK(st.hit_tokens > 100);
+    /* What fell out of a window before it was shipped is not published. */
+    if (cache) T_OK(st.hit_tokens > (model->desc.n_groups > 1 ? 0 : 100), "%llu tokens hit", (unsigned long long)st.hit_tokens);
     close_idle(a);
     close_idle(b);
     te_result_free(&got);
@@ -455,21 +456,62 @@ static void test_crowd(void)
 /* Several choices that fill the pool to its last page, alone. */
 static void test_tight_choices(void)
 {
-    for (uint32_t n = 1; n <= 6; n++)
-        for (uint32_t prompt = 97; prompt < 113; prompt += 3) {
-            td_engine *e = open_with((td_engine_opts){.kv_pages = 28, .max_model_len = 300});
-            te_spec s = te_make(1, prompt, 40, V);
+    uint32_t ran = 0;
+    for (uint32_t n = 2; n <= 6; n++)
+        for (uint32_t prompt = 95; prompt < 113; prompt++) {
+            td_engine *e = open_with((td_engine_opts){.kv_pages = 6 + 2 * n + prompt % 2, .max_model_len = 125});
+            te_spec s = te_make(1, prompt, 12, V);
             te_result r = {0};
             s.leg.sampling.n = n;
             s.leg.sampling.temperature = 1;
             if (td_engine_start(e, te_leg(&s)) == TD_OK) {
                 te_expect(&s, &r);
                 te_finish(e, &s, &r, 1);
-                T_EQ(r.n[n - 1], 40);
+                T_EQ(r.n[n - 1], 12);
+                ran++;
             }
             close_idle(e);
             te_result_free(&r);
         }
+    T_OK(ran > 20, "%u ran", ran);
+}
+
+/* Each of 20 legs draws 20 choices from its prompt's last row. */
+static void test_many_draws(void)
+{
+    td_engine *e = open_with((td_engine_opts){.max_seqs = 20, .max_legs = 20, .max_batched_tokens = 600});
+    uint32_t tokens = 0, ends = 0;
+    td_engine_out o;
+    for (uint32_t i = 0; i < 20; i++) {
+        te_spec s = te_make(i + 1, 20, 4, V);
+        s.leg.sampling.n = 20;
+        s.leg.kind = TD_LEG_PREFILL;
+        T_OK(td_engine_start(e, te_leg(&s)) == TD_OK, "%s", td_reason());
+    }
+    while (td_engine_turn(e, &o) == TD_OK) tokens += o.n_tokens, ends += o.n_end;
+    T_EQ(tokens, 400);
+    T_EQ(ends, 20);
+    close_idle(e);
+}
+
+/* Another salt is another cache; the choices of one prompt differ from each other. */
+static void test_salt(void)
+{
+    td_engine *e = open_with((td_engine_opts){.prefix_cache = true});
+    te_spec s = te_make(1, 100, 24, V);
+    te_result r = {0};
+    s.leg.sampling.temperature = 1;
+    s.leg.sampling.n = 2;
+    static const struct { const char *salt; uint32_t bytes, cached; } round[] = {{"", 0, 0}, {"", 0, 96}, {"a", 1, 0}, {"b", 1, 0}, {"ab", 2, 0}, {"a", 1, 96}, {"", 0, 96}};
+    for (size_t i = 0; i < TD_COUNT(round); i++) {
+        s.leg.salt = round[i].salt;
+        s.leg.salt_bytes = round[i].bytes;
+        te_run(e, &s, &r, 1);
+        T_EQ(r.cached, round[i].cached);
+        T_OK(memcmp(r.token[0], r.token[1], 24 * sizeof(uint32_t)));
+    }
+    close_idle(e);
+    te_result_free(&r);
 }
 
 static void count_logits(void *arg, uint64_t key, uint32_t position, const float *logits)
@@ -542,6 +584,8 @@ static void all_tests(void)
     test_deadline();
     test_refusals();
     test_crowd();
+    test_many_draws();
+    test_salt();
     test_tight_choices();
     test_all_logits();
     test_model_error();
