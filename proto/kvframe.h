@@ -1,20 +1,27 @@
-/* proto/kvframe.h - bulk KV frames between workers: fixed little-endian structs, followed by the payload as a second ZeroMQ part.
+/* proto/kvframe.h - bulk KV frames between workers: fixed little-endian structs, followed by the payload as a
+ * second ZeroMQ part.
  *
  *   prefill -> decode: FRAME* COMMIT | ABORT          decode -> prefill: CREDIT, ACK | NACK
  *
- * One FRAME carries, for one page group, layers [layer0, layer0 + n_layers) (slots of that group) x tokens [tok0, tok0 + n_tok) of one
- * epoch. Payload order: [layer][k|v][G][token][D], elements of kv dtype: independent of both page sizes.
- * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, token) is written at most once per epoch.
+ * One FRAME carries, for one page group, layers [layer0, layer0 + n_layers) (slots of that group) x tokens
+ * [tok0, tok0 + n_tok) of one epoch. Payload order: [layer][k|v][G][token][D], elements of kv dtype:
+ * independent of both page sizes.
+ * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, token) is written at most
+ *            once per epoch.
  *         2. A frame whose epoch is not live is dropped before any page is touched.
  *         3. crc32c covers the payload; head_crc32c covers the header with that field zero.
- *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the number of choices, or 0 when
- *            choices resume at different lengths: the decode side draws; token TD_KVF_NO_TOKEN: that choice was cancelled), td_kvtop of all
- *            first tokens in order. Its digest is the XOR over frames of td_mix64(payload_crc32c << 32 | index).
- *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged frames; CREDIT returns some.
- *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an empty payload, NACK a short text.
- *         7. ACK, NACK or ABORT end an epoch: what comes after that is dropped and answered with NACK; after ACK, a COMMIT seen again gets
- *            ACK again and a FRAME nothing.
- *         8. ABORT's index: 0, the request is over, free the pages; 1, the pages will not come, compute them yourself. */
+ *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the
+ *            number of choices, or 0 when choices resume at different lengths: the decode side draws; token
+ *            TD_KVF_NO_TOKEN: that choice was cancelled), td_kvtop of all first tokens in order. Its digest
+ *            is the XOR over frames of td_mix64(payload_crc32c << 32 | index).
+ *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged
+ *            frames; CREDIT returns some.
+ *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an
+ *            empty payload, NACK a short text.
+ *         7. ACK, NACK or ABORT end an epoch: what comes after that is dropped and answered with NACK; after
+ *            ACK, a COMMIT seen again gets ACK again and a FRAME nothing.
+ *         8. ABORT's index: 0, the request is over, free the pages; 1, the pages will not come, compute them
+ *            yourself. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_PROTO_KVFRAME_H
 #define TD_PROTO_KVFRAME_H
@@ -32,7 +39,9 @@ typedef struct td_kvframe {
     uint16_t version, type;
     uint64_t epoch;          /* the reservation, unique in the decode worker's incarnation */
     uint64_t incarnation;    /* of the decode worker */
-    uint32_t index;          /* FRAME: 0, 1, 2 ... in sending order; COMMIT: number of frames; CREDIT: frames returned; ABORT: rule 8 */
+    /* FRAME: 0, 1, 2 ... in sending order; COMMIT: number of frames; CREDIT: frames returned; ABORT: rule
+     * 8 */
+    uint32_t index;
     uint16_t group, dtype;   /* page group; td_dtype of the elements */
     uint16_t layer0, n_layers;
     uint32_t tok0, n_tok;
@@ -58,6 +67,7 @@ static_assert(offsetof(td_kvframe, tok0) == 36, "kvframe layout");
 static_assert(offsetof(td_kvframe, digest) == 56 - 0, "kvframe layout");
 static_assert(offsetof(td_kvframe, payload_crc32c) == 72, "kvframe layout");
 static_assert(sizeof(td_kvframe) == 88, "kvframe layout");
-static_assert(sizeof(td_kvcommit) == 16 && sizeof(td_kvfirst) == 12 && sizeof(td_kvtop) == 8, "kvframe layout");
+static_assert(sizeof(td_kvcommit) == 16 && sizeof(td_kvfirst) == 12 && sizeof(td_kvtop) == 8,
+              "kvframe layout");
 
 #endif

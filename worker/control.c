@@ -7,8 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HELLO_RETRY_US = 10000, HELLO_AGAIN_US = 500000, BACKOFF_MIN_US = 100000, BACKOFF_MAX_US = 5000000, BUSY_LOADING_MS = 200,
-       BUSY_FULL_MS = 20, BUSY_DRAIN_MS = 1000, EXTRA_BEAT_US = 20000, GIVE_UP_US = 2000000 };
+enum { HELLO_RETRY_US = 10000, HELLO_AGAIN_US = 500000, BACKOFF_MIN_US = 100000, BACKOFF_MAX_US = 5000000,
+       BUSY_LOADING_MS = 200, BUSY_FULL_MS = 20, BUSY_DRAIN_MS = 1000, EXTRA_BEAT_US = 20000,
+       GIVE_UP_US = 2000000 };
 
 typedef enum { LINK_DOWN, LINK_CONNECTING, LINK_JOINED } link_state;
 
@@ -237,7 +238,8 @@ void td_control_tick(td_control *c, int64_t now_us)
     if (c->link != LINK_DOWN && now_us - c->heard_us >= c->o.dead_us) link_lost(c, now_us, "no word from it");
     if (c->link == LINK_CONNECTING && c->hello && now_us >= c->hello_us) send_hello(c, now_us);
     int64_t since = now_us - c->beat_us;
-    if (c->link != LINK_DOWN && (since >= c->o.beat_us || (c->beat_soon && since >= EXTRA_BEAT_US))) send_beat(c, now_us);
+    if (c->link != LINK_DOWN && (since >= c->o.beat_us || (c->beat_soon && since >= EXTRA_BEAT_US)))
+        send_beat(c, now_us);
     if (c->state != TD_WSTATE_DRAINING || c->outcome != TD_CONTROL_RUNS) return;
     if (c->by_leg.n && now_us >= c->drain_until_us) {
         TD_WARN("draining took too long: %u legs are cancelled", td_control_legs(c));
@@ -256,7 +258,8 @@ void td_control_tick(td_control *c, int64_t now_us)
 int64_t td_control_deadline(const td_control *c)
 {
     if (c->link == LINK_DOWN) return c->retry_us;
-    int64_t due = TD_MIN(c->heard_us + c->o.dead_us, c->beat_us + (c->beat_soon ? (int64_t)EXTRA_BEAT_US : c->o.beat_us));
+    int64_t due = TD_MIN(c->heard_us + c->o.dead_us, c->beat_us + (c->beat_soon ? (int64_t)EXTRA_BEAT_US
+                                                                   : c->o.beat_us));
     if (c->link == LINK_CONNECTING && c->hello) due = TD_MIN(due, c->hello_us);
     if (c->state == TD_WSTATE_DRAINING) due = TD_MIN(due, c->by_leg.n ? c->drain_until_us : 0);
     return due;
@@ -304,8 +307,9 @@ static void on_work(td_control *c, int64_t now, const td_msg *m, td_arena *arena
         return;
     }
     td_wcmd *cmd = td_xalloc(sizeof *cmd);
-    *cmd = (td_wcmd){.type = start ? TD_WCMD_START : TD_WCMD_RESERVE, .leg = l->id, .arena = *arena, .work = *w,
-                     .has_sink = start && m->start.has_sink, .deadline_us = w->remaining_ms ? now + (int64_t)w->remaining_ms * 1000 : 0};
+    *cmd = (td_wcmd){.type = start ? TD_WCMD_START : TD_WCMD_RESERVE, .leg = l->id, .arena = *arena,
+                     .work = *w, .has_sink = start && m->start.has_sink,
+                     .deadline_us = w->remaining_ms ? now + (int64_t)w->remaining_ms * 1000 : 0};
     if (cmd->has_sink) cmd->sink = m->start.sink;
     if (c->io.command(c->io.arg, cmd)) {
         *arena = (td_arena){.max = arena->max}; /* the command has it now */
@@ -353,8 +357,10 @@ static void on_welcome(td_control *c, const td_msg *m)
 void td_control_message(td_control *c, int64_t now_us, const td_msg *m, td_arena *arena)
 {
     if (c->link == LINK_DOWN) return;
-    if (c->link == LINK_JOINED && m->sender != c->router && m->type != TD_MSG_WELCOME && m->type != TD_MSG_REFUSED) {
-        /* Another process answers at this address: everything the old one had started is void. The link itself works. */
+    if (c->link == LINK_JOINED && m->sender != c->router && m->type != TD_MSG_WELCOME &&
+        m->type != TD_MSG_REFUSED) {
+        /* Another process answers at this address: everything the old one had started is void. The link
+         * itself works. */
         TD_WARN("the router was restarted, %u legs cancelled", td_control_legs(c));
         orphan_all(c);
         c->link = LINK_CONNECTING;

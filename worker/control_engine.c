@@ -16,7 +16,8 @@
 #include <unistd.h>
 
 enum { IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
-enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 }; /* packed size of one log probability, at most; control messages are at most 8 MiB */
+/* packed size of one log probability, at most; control messages are at most 8 MiB */
+enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 };
 
 typedef struct wleg {
     uint64_t id;
@@ -112,7 +113,8 @@ static void say_refused(td_wengine *w, uint64_t id, td_status s)
     m->ended.reason = keep(w, td_reason());
 }
 
-static void say_ship_report(td_wengine *w, const wleg *l, const td_ship_event *e, bool landed, const char *reason)
+static void say_ship_report(td_wengine *w, const wleg *l, const td_ship_event *e, bool landed,
+                            const char *reason)
 {
     td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_SHIP_REPORT);
     m->ship_report.landed = landed;
@@ -134,20 +136,23 @@ static wleg *leg_new(const td_wcmd *c, td_leg_kind kind)
     l->logprobs = k->sampling.logprobs >= 0;
     l->base = td_xalloc(l->n_choices * sizeof *l->base);
     for (uint32_t i = 0; i < k->n_resume; i++) l->base[i] = k->resume[i].n;
-    /* One choice: its resumed tokens are part of what is computed and shipped. Several share the prompt only (worker/seq.h). */
+    /* One choice: its resumed tokens are part of what is computed and shipped. Several share the prompt
+     * only (worker/seq.h). */
     l->n_ctx = k->prompt.n + (l->n_choices == 1 ? l->base[0] : 0);
     if (kind != TD_LEG_PREFILL) return l;
     l->first = td_xalloc(l->n_choices * sizeof *l->first);
     l->top = td_xalloc(l->n_choices * sizeof *l->top);
-    for (uint32_t i = 0; i < l->n_choices; i++) l->first[i] = (td_first){.token = TD_KVF_NO_TOKEN, .top = l->top[i]};
+    for (uint32_t i = 0; i < l->n_choices; i++)
+        l->first[i] = (td_first){.token = TD_KVF_NO_TOKEN, .top = l->top[i]};
     return l;
 }
 
 static td_leg describe(const td_wcmd *c, td_leg_kind kind, td_arena *a)
 {
     const td_msg_work *k = &c->work;
-    td_leg d = {.key = c->leg, .kind = kind, .sampling = k->sampling, .prompt = k->prompt.p, .n_prompt = k->prompt.n, .salt = k->salt,
-                .salt_bytes = k->salt_bytes, .deadline_us = c->deadline_us, .hit_tokens = c->has_sink ? c->sink.hit_tokens : 0};
+    td_leg d = {.key = c->leg, .kind = kind, .sampling = k->sampling, .prompt = k->prompt.p,
+                .n_prompt = k->prompt.n, .salt = k->salt, .salt_bytes = k->salt_bytes,
+                .deadline_us = c->deadline_us, .hit_tokens = c->has_sink ? c->sink.hit_tokens : 0};
     if (!k->n_resume) return d;
     const uint32_t **resume = td_arena_alloc(a, k->n_resume * sizeof *resume);
     uint32_t *n = td_arena_alloc(a, k->n_resume * sizeof *n);
@@ -176,9 +181,11 @@ static void on_start(td_wengine *w, td_wcmd *c)
     if (!c->has_sink) return;
     l->in_ship = true;
     td_ship_send_open(w->ship, l->id, &c->sink, l->n_ctx);
-    /* No hold: the leg has ended already (resumed tokens contained the end); its end comes with the next turn and aborts the epoch. */
+    /* No hold: the leg has ended already (resumed tokens contained the end); its end comes with the next
+     * turn and aborts the epoch. */
     (void)td_engine_hold(w->o.engine, l->id);
-    if (td_ship_plan_open(&l->plan, td_engine_descr(w->o.engine), w->o.kv_dtype, c->sink.hit_tokens, l->n_ctx) < 0)
+    if (td_ship_plan_open(&l->plan, td_engine_descr(w->o.engine), w->o.kv_dtype, c->sink.hit_tokens,
+                          l->n_ctx) < 0)
         td_ship_send_cancel(w->ship, l->id, 1, td_reason());
 }
 
@@ -186,8 +193,9 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
 {
     td_leg d = describe(c, TD_LEG_DECODE, &c->arena);
     uint32_t hit = 0;
-    td_status s = td_ship_endpoint(w->ship)[0] ? td_engine_reserve(w->o.engine, &d, &hit)
-                                               : td_refuse(TD_EFULL, "this worker receives no pages: it has no bulk endpoint");
+    td_status s = td_ship_endpoint(w->ship)[0]
+                      ? td_engine_reserve(w->o.engine, &d, &hit)
+                      : td_refuse(TD_EFULL, "this worker receives no pages: it has no bulk endpoint");
     if (s < 0) {
         say_refused(w, c->leg, s);
         return;
@@ -198,7 +206,8 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     (void)td_engine_hold(w->o.engine, l->id);
     const int32_t *pages[TD_MAX_GROUPS] = {0};
     uint32_t n_pages[TD_MAX_GROUPS] = {0};
-    for (int g = 0; g < td_engine_descr(w->o.engine)->n_groups; g++) pages[g] = td_engine_pages(w->o.engine, l->id, g, &n_pages[g]);
+    for (int g = 0; g < td_engine_descr(w->o.engine)->n_groups; g++)
+        pages[g] = td_engine_pages(w->o.engine, l->id, g, &n_pages[g]);
     td_ship_recv_open(w->ship, l->id, hit, l->n_ctx, l->n_choices, pages, n_pages);
     td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_RESERVED);
     m->reserved.epoch = l->id;
@@ -237,7 +246,8 @@ static void take_commands(td_wengine *w)
 }
 
 /* ---- hand-off ---- */
-/* The decode's first message for each choice repeats COMMIT's token: the router may not have heard it from the prefill worker. */
+/* The decode's first message for each choice repeats COMMIT's token: the router may not have heard it from
+ * the prefill worker. */
 static void repeat_first(td_wengine *w, const wleg *l, const td_commit *c)
 {
     for (uint32_t i = 0; i < c->n_first; i++) {
@@ -292,7 +302,8 @@ static void on_sent(td_wengine *w, wleg *l, const td_ship_event *e)
         set_end(l, TD_FINISH_NONE, TD_OK, e->reason, e->ok);
         return;
     }
-    /* Refused while the prompt is still being computed: the decode side computes it itself, so this is wasted work. */
+    /* Refused while the prompt is still being computed: the decode side computes it itself, so this is
+     * wasted work. */
     memcpy(l->ship_failed, e->reason, sizeof l->ship_failed);
     if (!l->cancelled) (void)td_engine_cancel(w->o.engine, l->id);
 }
@@ -334,8 +345,8 @@ static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
     td_wengine *w = arg;
     wleg *l = find(w, key);
     w->progress++;
-    td_trace_event(w->o.trace, "layers", ",\"key\":%llu,\"layer0\":%d,\"layer1\":%d,\"tok0\":%u,\"tok1\":%u", (unsigned long long)key, layer0,
-                   layer1, tok0, tok1);
+    td_trace_event(w->o.trace, "layers", ",\"key\":%llu,\"layer0\":%d,\"layer1\":%d,\"tok0\":%u,\"tok1\":%u",
+                   (unsigned long long)key, layer0, layer1, tok0, tok1);
     if (!l || !l->in_ship || !l->plan.desc) return;
     rect_arg a = {w, l};
     td_ship_plan_add(&l->plan, layer0, layer1, tok0, tok1, ship_rect, &a);
@@ -345,8 +356,8 @@ static void on_step(void *arg, const td_step *s)
 {
     td_wengine *w = arg;
     w->progress++;
-    td_trace_event(w->o.trace, "step", ",\"step\":%llu,\"rows\":%u,\"seqs\":%u,\"samples\":%u", (unsigned long long)s->number, s->n_rows,
-                   s->n_seqs, s->n_samples);
+    td_trace_event(w->o.trace, "step", ",\"step\":%llu,\"rows\":%u,\"seqs\":%u,\"samples\":%u",
+                   (unsigned long long)s->number, s->n_rows, s->n_seqs, s->n_samples);
 }
 
 /* ---- what a turn brought ---- */
@@ -355,9 +366,11 @@ static void pass_prompt(td_wengine *w, const td_engine_prompt *p)
     wleg *l = find(w, p->key);
     if (!l) return;
     l->prompt_end_us = td_now_us();
-    uint64_t bytes = (uint64_t)p->n_scores * SCORE_BYTES * (1 + (p->n_scores ? (uint64_t)p->scores[0].n_top : 0));
+    uint64_t bytes = (uint64_t)p->n_scores * SCORE_BYTES * (1 + (p->n_scores ? (uint64_t)p->scores[0].n_top
+                                                                 : 0));
     if (bytes > MAX_SCORES_BYTES) { /* one message has to hold them */
-        set_end(l, TD_FINISH_ERROR, TD_EBADREQ, "the log probabilities of so long a prompt do not fit one message", false);
+        set_end(l, TD_FINISH_ERROR, TD_EBADREQ,
+                "the log probabilities of so long a prompt do not fit one message", false);
         (void)td_engine_cancel(w->o.engine, l->id);
         return;
     }
@@ -369,8 +382,10 @@ static void pass_prompt(td_wengine *w, const td_engine_prompt *p)
     if (!scores) return;
     for (uint32_t i = 0; i < p->n_scores; i++) {
         const td_sample_out *s = &p->scores[i];
-        scores[i] = (td_msg_score){.id = (uint32_t)s->token, .logprob = s->logprob, .n_top = (uint32_t)s->n_top,
-                                   .top = td_arena_copy(&w->batch->arena, s->top, (size_t)s->n_top * sizeof *s->top)};
+        scores[i] = (td_msg_score){.id = (uint32_t)s->token, .logprob = s->logprob,
+                                   .n_top = (uint32_t)s->n_top,
+                                   .top = td_arena_copy(&w->batch->arena, s->top,
+                                                        (size_t)s->n_top * sizeof *s->top)};
         if (!scores[i].top) scores[i].n_top = 0;
     }
     m->prompt_done.scores = scores;
@@ -413,7 +428,8 @@ static void pass_tokens(td_wengine *w, const td_engine_tokens *t)
 static void end_prefill(td_wengine *w, wleg *l, const td_engine_end *e)
 {
     if (!l->in_ship) { /* the hand-off failed before */
-        if (l->ship_failed[0] && e->status == TD_OK && !l->cancelled) set_end(l, TD_FINISH_NONE, TD_OK, l->ship_failed, false);
+        if (l->ship_failed[0] && e->status == TD_OK && !l->cancelled)
+            set_end(l, TD_FINISH_NONE, TD_OK, l->ship_failed, false);
         else set_end(l, e->finish, e->status, e->reason, false);
         return;
     }
@@ -422,8 +438,10 @@ static void end_prefill(td_wengine *w, wleg *l, const td_engine_end *e)
         td_ship_send_commit(w->ship, l->id, &c, l->prompt_end_us);
         return;
     }
-    bool over = e->status == TD_OK || e->status == TD_ETIME; /* finished at the first token, cancelled, out of time: nothing to decode */
-    td_ship_send_cancel(w->ship, l->id, over ? 0 : 1, e->reason && e->reason[0] ? e->reason : "the request is over");
+    /* finished at the first token, cancelled, out of time: nothing to decode */
+    bool over = e->status == TD_OK || e->status == TD_ETIME;
+    td_ship_send_cancel(w->ship, l->id, over ? 0 : 1, e->reason &&
+                        e->reason[0] ? e->reason : "the request is over");
     set_end(l, e->finish, e->status, e->reason, false);
 }
 
@@ -451,7 +469,8 @@ static void fail_all(td_wengine *w)
         wleg *l = (wleg *)(uintptr_t)v;
         if (!l->in_engine || l->has_end) continue;
         set_end(l, TD_FINISH_ERROR, TD_EIO, "the worker could not compute a step", false);
-        if (l->kind == TD_LEG_PREFILL && l->in_ship) td_ship_send_cancel(w->ship, l->id, 1, "the prefill worker could not compute");
+        if (l->kind == TD_LEG_PREFILL && l->in_ship)
+            td_ship_send_cancel(w->ship, l->id, 1, "the prefill worker could not compute");
         (void)td_engine_cancel(w->o.engine, k);
     }
 }
@@ -501,7 +520,8 @@ static void *run(void *arg)
         td_ship_flush(w->ship);
         w->progress++;
         bool told = w->batch->n_events > 0;
-        take_snapshot(w, !more || told); /* before the news, so that a beat after them shows the ledger after them */
+        /* before the news, so that a beat after them shows the ledger after them */
+        take_snapshot(w, !more || told);
         push_batch(w);
         if (more || w->stop) continue;
         struct pollfd p = {.fd = w->fd, .events = POLLIN};

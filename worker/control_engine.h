@@ -1,5 +1,5 @@
-/* worker/control_engine.h - the engine thread: the only caller of td_engine. It takes commands from the control thread, drives turns, hands
- * finished layers to the ship thread, and reports.
+/* worker/control_engine.h - the engine thread: the only caller of td_engine. It takes commands from the
+ * control thread, drives turns, hands finished layers to the ship thread, and reports.
  *
  *   control --td_wcmd--> [engine thread: td_engine_turn] --td_wbatch--> control
  *                          |  ^
@@ -7,10 +7,12 @@
  *                          v  |
  *                         ship thread
  *
- * A leg here is live in the engine, in ship, or in both; when it is in neither, its last word is said and it is forgotten.
+ * A leg here is live in the engine, in ship, or in both; when it is in neither, its last word is said and it
+ * is forgotten.
  *
  * Rules:     1. Pages of a leg that ships are held from its start until ship's last event about it.
- *            2. Every leg gets one last word: ENDED or BUSY. A prefill leg says it when the hand-off is decided.
+ *            2. Every leg gets one last word: ENDED or BUSY. A prefill leg says it when the hand-off is
+ *               decided.
  *            3. A failing step ends the legs, not the worker.
  * Threads:   open, close, command (control thread only), poll (control thread only), snapshot (any).
  * Limits:    max_legs legs; the command ring holds 4 per leg. */

@@ -13,7 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HWM = 10000, LINGER_MS = 500, BEAT_US = 250000, DEAD_US = 3000000, RECV_PER_TURN = 256, FLUSH_US = 10000, ARENA_MAX = 256 << 20 };
+enum { HWM = 10000, LINGER_MS = 500, BEAT_US = 250000, DEAD_US = 3000000, RECV_PER_TURN = 256,
+       FLUSH_US = 10000, ARENA_MAX = 256 << 20 };
 
 typedef struct queued { struct queued *next; size_t n; char bytes[]; } queued;
 
@@ -60,7 +61,8 @@ static void io_connect(void *arg)
     drop_queue(t);
     char id[32];
     int n = snprintf(id, sizeof id, "w/%016llx", (unsigned long long)t->o.incarnation);
-    td_sock_opts so = {.max_message_bytes = TD_CONTROL_MESSAGE_BYTES, .hwm = HWM, .curve = t->o.curve, .linger_ms = LINGER_MS};
+    td_sock_opts so = {.max_message_bytes = TD_CONTROL_MESSAGE_BYTES, .hwm = HWM, .curve = t->o.curve,
+                       .linger_ms = LINGER_MS};
     if (td_sock_connect_dealer(t->o.z, t->o.router, id, (size_t)n, &so, &t->sock) < 0) {
         t->sock = NULL; /* logged; the machine tries again when no word comes */
         return;
@@ -93,7 +95,8 @@ static td_status io_send(void *arg, const td_msg *m)
     td_part p = {t->out.p, t->out.len};
     td_status s = flush(t) ? td_sock_send(t->sock, NULL, 0, &p, 1) : TD_AGAIN;
     if (s != TD_AGAIN || may_skip) return s;
-    if (t->queue_bytes + p.n > TD_CONTROL_QUEUE_BYTES) return td_fail(TD_EFULL, "%zu bytes wait for the router", t->queue_bytes);
+    if (t->queue_bytes + p.n > TD_CONTROL_QUEUE_BYTES)
+        return td_fail(TD_EFULL, "%zu bytes wait for the router", t->queue_bytes);
     queued *q = td_xalloc(sizeof *q + p.n);
     q->n = p.n;
     memcpy(q->bytes, p.p, p.n);
@@ -117,17 +120,21 @@ static void io_beat(void *arg, td_msg_heartbeat *h)
     td_ship_stats f;
     td_wengine_snapshot_get(t->w, &s);
     td_ship_stats_get(t->ship, &f);
-    *h = (td_msg_heartbeat){.step = s.progress, .busy = s.busy, .waiting_tokens = s.stats.waiting_tokens, .legs_waiting = s.stats.legs_waiting,
-                            .legs_running = s.stats.legs_running, .seqs_running = s.stats.seqs_running, .epochs_open = f.epochs_open,
-                            .n_groups = s.n_groups, .prefill_tok_s = s.stats.prefill_tok_s, .decode_tok_s = s.stats.decode_tok_s,
-                            .step_us = s.stats.step_us_ewma, .prompt_rows = s.stats.prompt_rows, .decode_rows = s.stats.decode_rows,
-                            .preemptions = s.stats.preemptions, .hit_tokens = s.stats.hit_tokens, .query_tokens = s.stats.query_tokens,
-                            .frames_sent = f.frames_sent, .frames_received = f.frames_received, .bytes_sent = f.bytes_sent,
+    *h = (td_msg_heartbeat){.step = s.progress, .busy = s.busy, .waiting_tokens = s.stats.waiting_tokens,
+                            .legs_waiting = s.stats.legs_waiting, .legs_running = s.stats.legs_running,
+                            .seqs_running = s.stats.seqs_running, .epochs_open = f.epochs_open,
+                            .n_groups = s.n_groups, .prefill_tok_s = s.stats.prefill_tok_s,
+                            .decode_tok_s = s.stats.decode_tok_s, .step_us = s.stats.step_us_ewma,
+                            .prompt_rows = s.stats.prompt_rows, .decode_rows = s.stats.decode_rows,
+                            .preemptions = s.stats.preemptions, .hit_tokens = s.stats.hit_tokens,
+                            .query_tokens = s.stats.query_tokens, .frames_sent = f.frames_sent,
+                            .frames_received = f.frames_received, .bytes_sent = f.bytes_sent,
                             .frames_bad = f.frames_bad};
     for (uint32_t g = 0; g < s.n_groups && g < TD_MSG_MAX_GROUPS; g++) {
         const td_engine_ledger_row *r = &s.stats.ledger[g];
-        h->ledger[g] = (td_msg_ledger){.total = r->total, .free = r->free, .private_ = r->private_, .shared = r->shared, .cached = r->cached,
-                                       .in_transit = r->in_transit, .pinned = r->pinned};
+        h->ledger[g] = (td_msg_ledger){.total = r->total, .free = r->free, .private_ = r->private_,
+                                       .shared = r->shared, .cached = r->cached, .in_transit = r->in_transit,
+                                       .pinned = r->pinned};
     }
 }
 
@@ -193,8 +200,10 @@ td_status td_control_thread_open(const td_control_thread_opts *o, td_control_thr
     td_buf_init(&t->out, TD_CONTROL_MESSAGE_BYTES);
     td_loop_init(&t->loop);
     td_loop_add_fd(&t->loop, t->fd);
-    td_control_io io = {.arg = t, .connect = io_connect, .send = io_send, .command = io_command, .beat = io_beat};
-    td_control_opts co = {.incarnation = o->incarnation, .max_legs = o->max_legs, .beat_us = BEAT_US, .dead_us = DEAD_US, .drain_us = o->drain_us};
+    td_control_io io = {.arg = t, .connect = io_connect, .send = io_send, .command = io_command,
+                        .beat = io_beat};
+    td_control_opts co = {.incarnation = o->incarnation, .max_legs = o->max_legs, .beat_us = BEAT_US,
+                          .dead_us = DEAD_US, .drain_us = o->drain_us};
     t->c = td_control_open(&co, io);
     if (t->fd >= 0 && !pthread_create(&t->thread, NULL, run, t)) {
         *out = t;

@@ -1,7 +1,9 @@
-/* worker/control_thread.h - the control thread: the socket to the router, and the machine of control.h driven by it.
+/* worker/control_thread.h - the control thread: the socket to the router, and the machine of control.h driven
+ * by it.
  *
- * Messages that must arrive wait in a queue when the socket has no room; a queue over its limit means that the router is stuck, and the
- * link is made anew. Threads: open, close and the setters: main; the rest is the thread's own.
+ * Messages that must arrive wait in a queue when the socket has no room; a queue over its limit means that
+ * the router is stuck, and the link is made anew. Threads: open, close and the setters: main; the rest is the
+ * thread's own.
  * Limits: TD_CONTROL_QUEUE_BYTES waiting to be sent; messages of at most TD_CONTROL_MESSAGE_BYTES. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_CONTROL_THREAD_H

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* worker/main.c - the tandem-worker program: options, model, engine, and the three threads around it.
  *
- * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or SIGINT ends at once (1). */
+ * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or
+ * SIGINT ends at once (1). */
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -36,24 +37,20 @@ typedef struct worker {
     td_msg_hello hello;
 } worker;
 
-/* Beyond this machine: keys, or the operator says that it may be open. */
-static td_status check_link(worker *w, const char *what, const char *endpoint)
-{
-    if (td_endpoint_is_local(endpoint) || w->has_curve || w->conf.insecure) return TD_OK;
-    return td_fail(TD_EBADREQ, "--%s %s leaves this machine: give --curve-secret-file, or --insecure for a network that is trusted", what, endpoint);
-}
-
 static td_status prepare(worker *w)
 {
     const td_conf *c = &w->conf;
-    if (getrandom(&w->incarnation, sizeof w->incarnation, 0) != sizeof w->incarnation) return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
+    if (getrandom(&w->incarnation, sizeof w->incarnation, 0) != sizeof w->incarnation)
+        return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
     w->incarnation |= 1; /* never 0 */
     if (c->curve_secret_file[0]) {
-        TD_TRY(td_curve_load(&w->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+        TD_TRY(td_curve_load(&w->curve, c->curve_secret_file,
+                             c->curve_public_file[0] ? c->curve_public_file : NULL));
         w->has_curve = true;
     }
-    TD_TRY(check_link(w, "router", c->router));
-    if (strcmp(c->role, "prefill")) TD_TRY(check_link(w, "bulk-bind", c->bulk_bind));
+    const td_curve *key = w->has_curve ? &w->curve : NULL;
+    TD_TRY(td_curve_required("router", c->router, key, c->insecure));
+    if (strcmp(c->role, "prefill")) TD_TRY(td_curve_required("bulk-bind", c->bulk_bind, key, c->insecure));
     if (c->name[0]) snprintf(w->name, sizeof w->name, "%s", c->name);
     else snprintf(w->name, sizeof w->name, "%s-%06llx", c->role, (unsigned long long)(w->incarnation >> 40));
     const char *dir = c->load_format[0] == 'd' && !c->model[0] ? c->shape : c->model;
@@ -67,15 +64,9 @@ static td_status prepare(worker *w)
     return TD_OK;
 }
 
-/* What others are told: as bound, with this host's name where it was bound to all addresses. */
-static void advertise(worker *w)
+static td_role role_of(const char *s)
 {
-    const char *bound = td_ship_endpoint(w->ship), *port = strrchr(bound, ':');
-    char host[128] = "";
-    bool wild = !strncmp(bound, "tcp://0.0.0.0:", 14) || !strncmp(bound, "tcp://[::]:", 11) || !strncmp(bound, "tcp://*:", 8);
-    if (w->conf.bulk_advertise[0]) snprintf(w->endpoint, sizeof w->endpoint, "%s", w->conf.bulk_advertise);
-    else if (wild && !gethostname(host, sizeof host - 1)) snprintf(w->endpoint, sizeof w->endpoint, "tcp://%s%s", host, port);
-    else snprintf(w->endpoint, sizeof w->endpoint, "%s", bound);
+    return !strcmp(s, "prefill") ? TD_ROLE_PREFILL : !strcmp(s, "decode") ? TD_ROLE_DECODE : TD_ROLE_MIXED;
 }
 
 static void fill_hello(worker *w)
@@ -83,41 +74,49 @@ static void fill_hello(worker *w)
     const td_model_desc *d = td_engine_descr(w->engine);
     const td_conf *c = &w->conf;
     td_msg_hello *h = &w->hello;
-    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION, .page_size = (uint32_t)c->page_size,
-                        .role = !strcmp(c->role, "prefill") ? TD_ROLE_PREFILL : !strcmp(c->role, "decode") ? TD_ROLE_DECODE : TD_ROLE_MIXED,
-                        .max_seqs = (uint32_t)c->max_num_seqs, .max_batched_tokens = (uint32_t)c->max_num_batched_tokens,
-                        .kv_tokens = (uint64_t)td_engine_capacity_tokens(w->engine), .has_bulk_key = w->has_curve};
+    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION,
+                        .page_size = (uint32_t)c->page_size, .role = role_of(c->role),
+                        .max_seqs = (uint32_t)c->max_num_seqs, .has_bulk_key = w->has_curve,
+                        .max_batched_tokens = (uint32_t)c->max_num_batched_tokens,
+                        .kv_tokens = (uint64_t)td_engine_capacity_tokens(w->engine)};
     if (w->has_curve) memcpy(h->bulk_public_key, w->curve.public_key, 32);
     for (int i = 0; i < d->n_eos && i < TD_MSG_MAX_EOS; i++) h->eos[h->n_eos++] = (uint32_t)d->eos[i];
-    h->id = (td_identity){.model_digest = d->digest, .model = w->model_name, .kv_dtype = td_dtype_name(w->boot.ops->kv_dtype),
-                          .numerics = w->boot.ops->numerics, .layers = (uint32_t)d->L, .kv_heads = (uint32_t)d->G, .head_dim = (uint32_t)d->D,
-                          .vocab = (uint32_t)d->V, .max_model_len = (uint32_t)td_engine_max_model_len(w->engine)};
+    h->id = (td_identity){.model_digest = d->digest, .model = w->model_name,
+                          .kv_dtype = td_dtype_name(w->boot.ops->kv_dtype), .numerics = w->boot.ops->numerics,
+                          .layers = (uint32_t)d->L, .kv_heads = (uint32_t)d->G, .head_dim = (uint32_t)d->D,
+                          .vocab = (uint32_t)d->V,
+                          .max_model_len = (uint32_t)td_engine_max_model_len(w->engine)};
 }
 
 static td_status load(worker *w)
 {
     const td_conf *c = &w->conf;
     TD_TRY(td_boot_open(c, c->model, 0, &w->boot));
-    if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0) return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
+    if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0)
+        return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
     w->boot.opts.numerics = w->boot.ops->numerics;
     TD_TRY(td_engine_open(&w->boot.opts, &w->engine));
     uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
-    td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs, .credits = (uint32_t)c->credits,
-                          .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};
+    td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs,
+                          .credits = (uint32_t)c->credits, .trace = w->trace,
+                          .wake_fd = td_control_thread_wake_fd(w->control)};
     w->wengine = td_wengine_open(&wo);
     td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
-                       .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL, .curve = w->has_curve ? &w->curve : NULL,
-                       .max_keys = max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine),
-                       .trace = w->trace, .fault = c->fault};
+                       .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
+                       .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
+                       .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
+                       .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, .fault = c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
     TD_TRY(td_ship_open(&so, &w->ship));
     td_wengine_start(w->wengine, w->ship);
-    advertise(w);
+    td_ship_advertised(w->ship, c->bulk_advertise, w->endpoint, sizeof w->endpoint);
     fill_hello(w);
     td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
-    TD_INFO("worker %s ready: %s, %lld KV tokens, %d sequences%s%s", w->name, c->role, (long long)td_engine_capacity_tokens(w->engine),
-            c->max_num_seqs, w->endpoint[0] ? ", pages at " : "", w->endpoint);
-    if (c->ready_fd >= 0 && dprintf(c->ready_fd, "ready %s\n", w->name) < 0) TD_WARN("ready-fd %d: %s", c->ready_fd, strerror(errno));
+    TD_INFO("worker %s ready: %s, %lld KV tokens, %d sequences%s%s", w->name, c->role,
+            (long long)td_engine_capacity_tokens(w->engine), c->max_num_seqs,
+            w->endpoint[0] ? ", pages at " : "", w->endpoint);
+    if (c->ready_fd >= 0 && dprintf(c->ready_fd, "ready %s\n", w->name) < 0)
+        TD_WARN("ready-fd %d: %s", c->ready_fd, strerror(errno));
     return TD_OK;
 }
 
@@ -153,9 +152,10 @@ static int run(worker *w)
     w->done_fd = td_wake_open();
     if (w->signal_fd < 0 || w->done_fd < 0 || prepare(w) < 0) return 2;
     w->z = td_zctx_open();
-    td_control_thread_opts co = {.z = w->z, .router = w->conf.router, .curve = w->has_curve ? &w->curve : NULL, .incarnation = w->incarnation,
-                                 .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs), .drain_us = (int64_t)w->conf.drain_s * 1000000,
-                                 .done_fd = w->done_fd};
+    td_control_thread_opts co = {.z = w->z, .router = w->conf.router,
+                                 .curve = w->has_curve ? &w->curve : NULL, .incarnation = w->incarnation,
+                                 .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs),
+                                 .drain_us = (int64_t)w->conf.drain_s * 1000000, .done_fd = w->done_fd};
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
     if (load(w) == TD_OK) return wait_end(w);
     TD_ERROR("worker %s cannot start: %s", w->name, td_reason());

@@ -28,6 +28,13 @@ bool td_endpoint_is_local(const char *e)
     return dots == 3;
 }
 
+td_status td_curve_required(const char *option, const char *endpoint, const td_curve *key, bool insecure)
+{
+    if (td_endpoint_is_local(endpoint) || key || insecure) return TD_OK;
+    return td_fail(TD_EBADREQ, "--%s %s leaves this machine: give --curve-secret-file, or --insecure",
+                   option, endpoint);
+}
+
 void td_curve_generate(td_curve *c)
 {
     char pub[Z85_CHARS + 1], sec[Z85_CHARS + 1];
@@ -46,7 +53,8 @@ static td_status read_key(const char *path, char z85[Z85_CHARS + 1], uint8_t key
     fclose(f);
     while (n && isspace((unsigned char)line[n - 1])) n--;
     line[n] = '\0';
-    if (n != Z85_CHARS || !zmq_z85_decode(key, line)) return td_fail(TD_EPROTO, "key file %s: not %d Z85 characters", path, Z85_CHARS);
+    if (n != Z85_CHARS || !zmq_z85_decode(key, line))
+        return td_fail(TD_EPROTO, "key file %s: not %d Z85 characters", path, Z85_CHARS);
     memcpy(z85, line, Z85_CHARS + 1);
     return TD_OK;
 }

@@ -29,7 +29,8 @@ void td_loop_wait(td_loop *l, int64_t timeout_us)
 {
     struct pollfd p[2 * TD_LOOP_MAX];
     nfds_t n = 0;
-    for (unsigned i = 0; i < l->n_sock; i++) p[n++] = (struct pollfd){.fd = td_sock_fd(l->sock[i]), .events = POLLIN};
+    for (unsigned i = 0; i < l->n_sock; i++)
+        p[n++] = (struct pollfd){.fd = td_sock_fd(l->sock[i]), .events = POLLIN};
     for (unsigned i = 0; i < l->n_fd; i++) p[n++] = (struct pollfd){.fd = l->fd[i], .events = POLLIN};
     /* After the set is built and right before sleeping: what came in earlier may have no edge left. */
     for (unsigned i = 0; i < l->n_sock; i++)

@@ -1,7 +1,8 @@
-/* common/wire/loop.h - sleep until one of a few sockets or file descriptors has something, or a time has passed.
+/* common/wire/loop.h - sleep until one of a few sockets or file descriptors has something, or a time has
+ * passed.
  *
- * ZeroMQ's descriptor is edge-triggered and any call on a socket may eat the edge, so sleeping without asking every socket first loses
- * wake-ups. td_loop_wait is the one place that gets this right (sock.h rule 2).
+ * ZeroMQ's descriptor is edge-triggered and any call on a socket may eat the edge, so sleeping without asking
+ * every socket first loses wake-ups. td_loop_wait is the one place that gets this right (sock.h rule 2).
  *
  * Threads: one owner. Limits: TD_LOOP_MAX sockets and as many descriptors; add returns false beyond. */
 // SPDX-License-Identifier: Apache-2.0
@@ -25,7 +26,8 @@ static inline void td_loop_init(td_loop *l)
 bool td_loop_add_sock(td_loop *l, td_sock *s);
 void td_loop_del_sock(td_loop *l, const td_sock *s);
 bool td_loop_add_fd(td_loop *l, int fd); /* level-readable: eventfd, pipe, signalfd */
-/* Returns after at most timeout_us (negative: no limit), rounded up to a millisecond; at once if any socket has messages. May wake early. */
+/* Returns after at most timeout_us (negative: no limit), rounded up to a millisecond; at once if any socket
+ * has messages. May wake early. */
 void td_loop_wait(td_loop *l, int64_t timeout_us);
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/wire/msg.c - names, identity, and packing: the plain structs become protobuf-c structs in a scratch arena, then bytes. */
+/* common/wire/msg.c - names, identity, and packing: the plain structs become protobuf-c structs in a scratch
+ * arena, then bytes. */
 #include "common/wire/msg.h"
 #include "common/check.h"
 #include "control.pb-c.h"
@@ -19,9 +20,9 @@ enum { WIRE_VERSION = 1, SCRATCH_MAX = 256 << 20 };
 
 const char *td_msg_name(td_msg_type t)
 {
-    static const char *const name[] = {"None", "Hello", "Welcome", "Refused", "Heartbeat", "HeartbeatAck", "Drain", "Goodbye", "Start",
-                                       "Reserve", "Reserved", "Busy", "Cancel", "CancelChoice", "Tokens", "PromptDone", "Ended",
-                                       "ShipReport"};
+    static const char *const name[] = {"None", "Hello", "Welcome", "Refused", "Heartbeat", "HeartbeatAck",
+                                       "Drain", "Goodbye", "Start", "Reserve", "Reserved", "Busy", "Cancel",
+                                       "CancelChoice", "Tokens", "PromptDone", "Ended", "ShipReport"};
     return (unsigned)t < TD_COUNT(name) ? name[t] : "unknown";
 }
 
@@ -54,16 +55,17 @@ bool td_identity_same(const td_identity *a, const td_identity *b, char *reason, 
     if (a->max_model_len != b->max_model_len)
         return differ_num(reason, n, "max model length", a->max_model_len, b->max_model_len);
     if (a->model_digest.lo != b->model_digest.lo || a->model_digest.hi != b->model_digest.hi) {
-        snprintf(reason, n, "model digest: %016llx%016llx against %016llx%016llx", (unsigned long long)a->model_digest.hi,
-                 (unsigned long long)a->model_digest.lo, (unsigned long long)b->model_digest.hi,
-                 (unsigned long long)b->model_digest.lo);
+        snprintf(reason, n, "model digest: %016llx%016llx against %016llx%016llx",
+                 (unsigned long long)a->model_digest.hi, (unsigned long long)a->model_digest.lo,
+                 (unsigned long long)b->model_digest.hi, (unsigned long long)b->model_digest.lo);
         return false;
     }
     return true;
 }
 
 /* ---- packing ----
- * protobuf-c wants mutable pointers although packing only reads: mutable() is the one place where const is cast away. */
+ * protobuf-c wants mutable pointers although packing only reads: mutable() is the one place where const is
+ * cast away. */
 static char *mutable(const char *s)
 {
     return s ? (char *)(uintptr_t)s : (char *)(uintptr_t)"";
@@ -353,7 +355,8 @@ static bool put_body(td_arena *a, const td_msg *m, PB(Envelope) *e)
         return true;
     case TD_MSG_HEARTBEAT: return (e->heartbeat = put_heartbeat(a, &m->heartbeat));
     case TD_MSG_HEARTBEAT_ACK:
-        if (!(e->heartbeat_ack = NEW(a, HeartbeatAck, TANDEM__CONTROL__V1__HEARTBEAT_ACK__INIT))) return false;
+        if (!(e->heartbeat_ack = NEW(a, HeartbeatAck, TANDEM__CONTROL__V1__HEARTBEAT_ACK__INIT)))
+            return false;
         e->heartbeat_ack->seq = m->heartbeat_ack.seq;
         return true;
     case TD_MSG_DRAIN: return (e->drain = NEW(a, Drain, TANDEM__CONTROL__V1__DRAIN__INIT));
@@ -374,7 +377,8 @@ static bool put_body(td_arena *a, const td_msg *m, PB(Envelope) *e)
 }
 
 /* td_msg_type -> oneof number; the order of the enum. */
-static const PB(Envelope__BodyCase) body_case[] = {0, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 30, 31, 32, 33};
+static const PB(Envelope__BodyCase) body_case[] = {0, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 30,
+                                                   31, 32, 33};
 
 td_status td_msg_pack(const td_msg *m, td_buf *out)
 {

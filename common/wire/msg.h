@@ -1,7 +1,9 @@
-/* common/wire/msg.h - the control messages between router and worker as plain structs (proto/control.proto is their wire form).
+/* common/wire/msg.h - the control messages between router and worker as plain structs (proto/control.proto is
+ * their wire form).
  *
- * Rules:     1. td_msg_unpack validates everything (sizes, enum ranges, n in 1..TD_MAX_CHOICES, array lengths) before handing out; what it
- *               hands out needs no further checks against memory, only against meaning (ids against the vocabulary).
+ * Rules:     1. td_msg_unpack validates everything (sizes, enum ranges, n in 1..TD_MAX_CHOICES, array
+ *               lengths) before handing out; what it hands out needs no further checks against memory, only
+ *               against meaning (ids against the vocabulary).
  *            2. Unknown bodies and fields are ignored (TD_AGAIN) and counted by the caller.
  * Ownership: unpacked arrays and strings live in the arena given; packing copies. Threads: pure. */
 // SPDX-License-Identifier: Apache-2.0
@@ -15,9 +17,10 @@
 #include "common/status.h"
 
 typedef enum {
-    TD_MSG_NONE, TD_MSG_HELLO, TD_MSG_WELCOME, TD_MSG_REFUSED, TD_MSG_HEARTBEAT, TD_MSG_HEARTBEAT_ACK, TD_MSG_DRAIN, TD_MSG_GOODBYE,
-    TD_MSG_START, TD_MSG_RESERVE, TD_MSG_RESERVED, TD_MSG_BUSY, TD_MSG_CANCEL, TD_MSG_CANCEL_CHOICE,
-    TD_MSG_TOKENS, TD_MSG_PROMPT_DONE, TD_MSG_ENDED, TD_MSG_SHIP_REPORT
+    TD_MSG_NONE, TD_MSG_HELLO, TD_MSG_WELCOME, TD_MSG_REFUSED, TD_MSG_HEARTBEAT, TD_MSG_HEARTBEAT_ACK,
+        TD_MSG_DRAIN, TD_MSG_GOODBYE, TD_MSG_START, TD_MSG_RESERVE, TD_MSG_RESERVED, TD_MSG_BUSY,
+        TD_MSG_CANCEL, TD_MSG_CANCEL_CHOICE, TD_MSG_TOKENS, TD_MSG_PROMPT_DONE, TD_MSG_ENDED,
+        TD_MSG_SHIP_REPORT
 } td_msg_type;
 
 typedef enum { TD_ROLE_NONE, TD_ROLE_PREFILL, TD_ROLE_DECODE, TD_ROLE_MIXED } td_role;
@@ -45,7 +48,8 @@ typedef struct td_msg_hello {
     bool has_bulk_key;
 } td_msg_hello;
 
-typedef struct td_msg_ledger { int64_t total, free, private_, shared, cached, in_transit, pinned; } td_msg_ledger;
+typedef struct td_msg_ledger { int64_t total, free, private_, shared, cached, in_transit,
+                               pinned; } td_msg_ledger;
 typedef struct td_msg_heartbeat {
     uint64_t seq, step, waiting_tokens;
     td_wstate state;
@@ -71,7 +75,8 @@ typedef struct td_msg_work {
     const void *salt; uint32_t salt_bytes;
 } td_msg_work;
 
-typedef struct td_msg_sink { const char *endpoint; uint64_t epoch, incarnation; uint32_t hit_tokens, credits; uint8_t public_key[32]; bool has_key; } td_msg_sink;
+typedef struct td_msg_sink { const char *endpoint; uint64_t epoch, incarnation; uint32_t hit_tokens,
+                             credits; uint8_t public_key[32]; bool has_key; } td_msg_sink;
 
 typedef struct td_msg_tokens {
     td_req_key key;
@@ -96,18 +101,44 @@ typedef struct td_msg {
         struct { uint64_t seq; } heartbeat_ack;
         struct { td_msg_work work; bool has_sink; td_msg_sink sink; } start;
         struct { td_msg_work work; } reserve;
-        struct { td_req_key key; uint64_t epoch; uint32_t hit_tokens, credits; const char *endpoint; } reserved;
+        struct {
+            td_req_key key;
+            uint64_t epoch;
+            uint32_t hit_tokens, credits;
+            const char *endpoint;
+        } reserved;
         struct { td_req_key key; uint32_t retry_ms; const char *reason; } busy;
         struct { td_req_key key; uint32_t choice; } cancel; /* CANCEL and CANCEL_CHOICE */
         struct { uint64_t step; const td_msg_tokens *list; uint32_t n; } tokens;
-        struct { td_req_key key; uint32_t cached_tokens; int64_t queued_us, prefill_us; const td_msg_score *scores; uint32_t n_scores; } prompt_done;
-        struct { td_req_key key; td_finish finish; td_status status; const char *reason; bool handed_off; } ended;
-        struct { td_req_key key; bool landed; const char *reason; int64_t transfer_us, exposed_us; uint64_t bytes; uint32_t frames; } ship_report;
+        struct {
+            td_req_key key;
+            uint32_t cached_tokens;
+            int64_t queued_us, prefill_us;
+            const td_msg_score *scores;
+            uint32_t n_scores;
+        } prompt_done;
+        struct {
+            td_req_key key;
+            td_finish finish;
+            td_status status;
+            const char *reason;
+            bool handed_off;
+        } ended;
+        struct {
+            td_req_key key;
+            bool landed;
+            const char *reason;
+            int64_t transfer_us, exposed_us;
+            uint64_t bytes;
+            uint32_t frames;
+        } ship_report;
     };
 } td_msg;
 
 const char *td_msg_name(td_msg_type t);
-td_status td_msg_pack(const td_msg *m, td_buf *out);                                       /* EFULL: over out's limit */
-td_status td_msg_unpack(const void *p, size_t n, td_arena *arena, td_msg *out);            /* EPROTO with reason; AGAIN: unknown body */
+/* EFULL: over out's limit */
+td_status td_msg_pack(const td_msg *m, td_buf *out);
+/* EPROTO with reason; AGAIN: unknown body */
+td_status td_msg_unpack(const void *p, size_t n, td_arena *arena, td_msg *out);
 
 #endif

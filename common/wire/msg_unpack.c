@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* common/wire/msg_unpack.c - bytes from a peer become plain structs: everything is checked here, once.
  *
- * protobuf-c allocates from the caller's arena, so its limit also bounds what a hostile message can expand to; the schema has no
- * recursive messages (protobuf-c 1.4 has no depth limit). Arrays of numbers and strings are handed out in place. */
+ * protobuf-c allocates from the caller's arena, so its limit also bounds what a hostile message can expand
+ * to; the schema has no recursive messages (protobuf-c 1.4 has no depth limit). Arrays of numbers and strings
+ * are handed out in place. */
 #include "common/check.h"
 #include "common/wire/msg.h"
 #include "control.pb-c.h"
@@ -11,7 +12,8 @@
 
 #define PB(name) Tandem__Control__V1__##name
 
-enum { WIRE_VERSION = 1, MAX_TEXT = 4096, MAX_SALT = 1024, MAX_IDS = 4 << 20, MAX_RESUME_IDS = 4 << 20, MAX_MODEL_NUMBER = 1 << 28 };
+enum { WIRE_VERSION = 1, MAX_TEXT = 4096, MAX_SALT = 1024, MAX_IDS = 4 << 20, MAX_RESUME_IDS = 4 << 20,
+       MAX_MODEL_NUMBER = 1 << 28 };
 
 #define BAD(...) return td_refuse(TD_EPROTO, __VA_ARGS__)
 
@@ -57,7 +59,8 @@ static td_status get_identity(const PB(Identity) *id, td_identity *out)
     TD_TRY(get_text(id->numerics, "numerics", &out->numerics));
     const uint32_t v[] = {id->layers, id->kv_heads, id->head_dim, id->vocab, id->max_model_len};
     for (size_t i = 0; i < TD_COUNT(v); i++)
-        if (!v[i] || v[i] > MAX_MODEL_NUMBER) BAD("identity number %zu is %u, outside 1..%d", i, v[i], MAX_MODEL_NUMBER);
+        if (!v[i] || v[i] > MAX_MODEL_NUMBER)
+            BAD("identity number %zu is %u, outside 1..%d", i, v[i], MAX_MODEL_NUMBER);
     out->layers = v[0];
     out->kv_heads = v[1];
     out->head_dim = v[2];
@@ -93,13 +96,15 @@ static double not_nan(double v)
 
 static td_status get_heartbeat(const PB(Heartbeat) *p, td_msg_heartbeat *h)
 {
-    if ((int)p->state < TD_WSTATE_LOADING || (int)p->state > TD_WSTATE_DRAINING) BAD("worker state %d", (int)p->state);
+    if ((int)p->state < TD_WSTATE_LOADING || (int)p->state > TD_WSTATE_DRAINING)
+        BAD("worker state %d", (int)p->state);
     if (p->n_ledger > TD_MSG_MAX_GROUPS) BAD("%zu page groups, limit %d", p->n_ledger, TD_MSG_MAX_GROUPS);
     h->n_groups = (uint32_t)p->n_ledger;
     for (uint32_t i = 0; i < h->n_groups; i++) {
         const PB(GroupLedger) *g = p->ledger[i];
-        h->ledger[i] = (td_msg_ledger){.total = g->total, .free = g->free, .private_ = g->private_, .shared = g->shared,
-                                       .cached = g->cached, .in_transit = g->in_transit, .pinned = g->pinned};
+        h->ledger[i] = (td_msg_ledger){.total = g->total, .free = g->free, .private_ = g->private_,
+                                       .shared = g->shared, .cached = g->cached, .in_transit = g->in_transit,
+                                       .pinned = g->pinned};
     }
     h->seq = p->seq;
     h->state = (td_wstate)p->state;
@@ -128,13 +133,15 @@ static td_status get_heartbeat(const PB(Heartbeat) *p, td_msg_heartbeat *h)
 static td_status get_sampling(const PB(Sampling) *p, td_arena *a, td_sampling *s)
 {
     if (!p) BAD("sampling is missing");
-    const float f[] = {p->temperature, p->top_p, p->min_p, p->repetition_penalty, p->presence_penalty, p->frequency_penalty};
+    const float f[] = {p->temperature, p->top_p, p->min_p, p->repetition_penalty, p->presence_penalty,
+                       p->frequency_penalty};
     for (size_t i = 0; i < TD_COUNT(f); i++)
         if (!isfinite(f[i])) BAD("sampling number %zu is not finite", i);
     if (!p->n || p->n > TD_MAX_CHOICES) BAD("n is %u, outside 1..%d", p->n, TD_MAX_CHOICES);
     if (!p->max_tokens) BAD("max_tokens is 0");
     if (p->logprobs < -1 || p->logprobs > TD_MAX_TOP_LOGPROBS) BAD("logprobs %d", p->logprobs);
-    if (p->prompt_logprobs < -1 || p->prompt_logprobs > TD_MAX_TOP_LOGPROBS) BAD("prompt_logprobs %d", p->prompt_logprobs);
+    if (p->prompt_logprobs < -1 || p->prompt_logprobs > TD_MAX_TOP_LOGPROBS)
+        BAD("prompt_logprobs %d", p->prompt_logprobs);
     if (p->n_bias > TD_MAX_LOGIT_BIAS) BAD("%zu biases, limit %d", p->n_bias, TD_MAX_LOGIT_BIAS);
     if (p->n_stop_ids > TD_MAX_STOP_IDS) BAD("%zu stop ids, limit %d", p->n_stop_ids, TD_MAX_STOP_IDS);
     td_bias *bias = td_arena_alloc(a, p->n_bias * sizeof *bias);
@@ -145,10 +152,11 @@ static td_status get_sampling(const PB(Sampling) *p, td_arena *a, td_sampling *s
     }
     *s = (td_sampling){.temperature = p->temperature, .top_k = p->top_k, .top_p = p->top_p, .min_p = p->min_p,
                        .repetition_penalty = p->repetition_penalty, .presence_penalty = p->presence_penalty,
-                       .frequency_penalty = p->frequency_penalty, .seed = p->seed, .max_tokens = p->max_tokens,
-                       .min_tokens = p->min_tokens, .ignore_eos = p->ignore_eos, .n = p->n, .logprobs = p->logprobs,
-                       .prompt_logprobs = p->prompt_logprobs, .n_bias = (uint32_t)p->n_bias, .bias = bias,
-                       .n_stop_ids = (uint32_t)p->n_stop_ids, .stop_ids = p->stop_ids};
+                       .frequency_penalty = p->frequency_penalty, .seed = p->seed,
+                       .max_tokens = p->max_tokens, .min_tokens = p->min_tokens, .ignore_eos = p->ignore_eos,
+                       .n = p->n, .logprobs = p->logprobs, .prompt_logprobs = p->prompt_logprobs,
+                       .n_bias = (uint32_t)p->n_bias, .bias = bias, .n_stop_ids = (uint32_t)p->n_stop_ids,
+                       .stop_ids = p->stop_ids};
     return TD_OK;
 }
 
@@ -157,7 +165,8 @@ static td_status get_work(const PB(Work) *p, td_arena *a, td_msg_work *w)
     if (!p) BAD("work is missing");
     TD_TRY(get_key(p->key, &w->key));
     TD_TRY(get_sampling(p->sampling, a, &w->sampling));
-    if (!p->n_prompt_ids || p->n_prompt_ids > MAX_IDS) BAD("%zu prompt ids, outside 1..%d", p->n_prompt_ids, MAX_IDS);
+    if (!p->n_prompt_ids || p->n_prompt_ids > MAX_IDS)
+        BAD("%zu prompt ids, outside 1..%d", p->n_prompt_ids, MAX_IDS);
     if (p->n_resume_ids && p->n_resume_ids != w->sampling.n)
         BAD("%zu resume lists for %u choices", p->n_resume_ids, w->sampling.n);
     if (p->salt.len > MAX_SALT) BAD("salt of %zu bytes, limit %d", p->salt.len, MAX_SALT);
@@ -202,7 +211,8 @@ static td_status get_one_tokens(const PB(Tokens) *p, td_arena *a, td_msg_tokens 
     TD_TRY(get_key(p->key, &t->key));
     if (p->choice >= TD_MAX_CHOICES) BAD("choice %u", p->choice);
     if (p->n_ids > MAX_IDS || p->base_index > MAX_IDS) BAD("%zu tokens at %u", p->n_ids, p->base_index);
-    if (p->n_logprobs && p->n_logprobs != p->n_ids) BAD("%zu logprobs for %zu tokens", p->n_logprobs, p->n_ids);
+    if (p->n_logprobs && p->n_logprobs != p->n_ids)
+        BAD("%zu logprobs for %zu tokens", p->n_logprobs, p->n_ids);
     if (p->alternatives > TD_MAX_TOP_LOGPROBS) BAD("%u alternatives", p->alternatives);
     if (p->n_top != p->n_ids * p->alternatives) BAD("%zu alternatives for %zu tokens", p->n_top, p->n_ids);
     if (p->finish > TD_FINISH_ERROR) BAD("finish %u", p->finish);
@@ -274,7 +284,8 @@ static td_status get_ship_report(const PB(ShipReport) *p, td_msg *m)
 
 static td_status get_welcome(const PB(Welcome) *p, td_msg *m)
 {
-    if (p->hash_key.len != sizeof(td_hkey)) BAD("hash key of %zu bytes, not %zu", p->hash_key.len, sizeof(td_hkey));
+    if (p->hash_key.len != sizeof(td_hkey))
+        BAD("hash key of %zu bytes, not %zu", p->hash_key.len, sizeof(td_hkey));
     if (p->heartbeat_ms > 60000) BAD("heartbeat of %u ms", p->heartbeat_ms);
     m->welcome.heartbeat_ms = p->heartbeat_ms;
     memcpy(&m->welcome.hash_key, p->hash_key.data, sizeof(td_hkey));
@@ -339,7 +350,8 @@ td_status td_msg_unpack(const void *p, size_t n, td_arena *arena, td_msg *out)
     ProtobufCAllocator alloc = {.alloc = arena_alloc, .free = arena_free, .allocator_data = arena};
     const PB(Envelope) *e = tandem__control__v1__envelope__unpack(&alloc, n, p);
     if (!e) BAD("control message of %zu bytes is no Envelope or expands over %zu bytes", n, arena->max);
-    if (e->version != WIRE_VERSION) BAD("control protocol version %u, this program speaks %d", e->version, WIRE_VERSION);
+    if (e->version != WIRE_VERSION)
+        BAD("control protocol version %u, this program speaks %d", e->version, WIRE_VERSION);
     td_msg m = {.sender = e->sender};
     td_status s = get_body(e, arena, &m);
     if (s == TD_OK) *out = m;

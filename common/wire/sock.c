@@ -10,7 +10,8 @@
 #include <string.h>
 #include <zmq.h>
 
-enum { BACKLOG = 1024, HANDSHAKE_MS = 3000, RECONNECT_MS = 20, RECONNECT_MAX_MS = 2000, CONNECT_TIMEOUT_MS = 3000, TCP_MAXRT_MS = 5000 };
+enum { BACKLOG = 1024, HANDSHAKE_MS = 3000, RECONNECT_MS = 20, RECONNECT_MAX_MS = 2000,
+       CONNECT_TIMEOUT_MS = 3000, TCP_MAXRT_MS = 5000 };
 
 struct td_zctx {
     void *ctx;
@@ -47,36 +48,45 @@ static bool set_int(void *s, int option, int v)
     return !zmq_setsockopt(s, option, &v, sizeof v);
 }
 
-/* Dual stack for names, "*" and IPv6; a plain IPv4 address stays what it is in the endpoint that is told to others. */
+/* Dual stack for names, "*" and IPv6; a plain IPv4 address stays what it is in the endpoint that is told to
+ * others. */
 static bool is_ipv4(const char *endpoint)
 {
-    return !strncmp(endpoint, "tcp://", 6) && endpoint[6] >= '0' && endpoint[6] <= '9' && !strchr(endpoint, '[');
+    return !strncmp(endpoint, "tcp://", 6) && endpoint[6] >= '0' && endpoint[6] <= '9' &&
+        !strchr(endpoint, '[');
 }
 
 static bool set_common(void *s, const char *endpoint, const td_sock_opts *o)
 {
     int64_t max = (int64_t)o->max_message_bytes;
-    return set_int(s, ZMQ_LINGER, o->linger_ms) && set_int(s, ZMQ_SNDHWM, o->hwm) && set_int(s, ZMQ_RCVHWM, o->hwm) &&
-           !zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &max, sizeof max) && set_int(s, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&
-           set_int(s, ZMQ_TCP_KEEPALIVE, 1) && set_int(s, ZMQ_TCP_KEEPALIVE_IDLE, 10) && set_int(s, ZMQ_TCP_KEEPALIVE_INTVL, 5) &&
-           set_int(s, ZMQ_TCP_KEEPALIVE_CNT, 3) && set_int(s, ZMQ_TCP_MAXRT, TCP_MAXRT_MS) && set_int(s, ZMQ_IPV6, !is_ipv4(endpoint));
+    return set_int(s, ZMQ_LINGER, o->linger_ms) && set_int(s, ZMQ_SNDHWM, o->hwm) &&
+        set_int(s, ZMQ_RCVHWM, o->hwm) && !zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &max, sizeof max) &&
+        set_int(s, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) && set_int(s, ZMQ_TCP_KEEPALIVE, 1) &&
+        set_int(s, ZMQ_TCP_KEEPALIVE_IDLE, 10) && set_int(s, ZMQ_TCP_KEEPALIVE_INTVL, 5) &&
+        set_int(s, ZMQ_TCP_KEEPALIVE_CNT, 3) && set_int(s, ZMQ_TCP_MAXRT, TCP_MAXRT_MS) &&
+        set_int(s, ZMQ_IPV6, !is_ipv4(endpoint));
 }
 
 static bool set_router(void *s, const td_curve *curve)
 {
-    if (!set_int(s, ZMQ_ROUTER_MANDATORY, 1) || !set_int(s, ZMQ_ROUTER_HANDOVER, 1) || !set_int(s, ZMQ_BACKLOG, BACKLOG)) return false;
+    if (!set_int(s, ZMQ_ROUTER_MANDATORY, 1) || !set_int(s, ZMQ_ROUTER_HANDOVER, 1) ||
+        !set_int(s, ZMQ_BACKLOG, BACKLOG)) return false;
     if (!curve) return true;
-    return set_int(s, ZMQ_CURVE_SERVER, 1) && !zmq_setsockopt(s, ZMQ_CURVE_SECRETKEY, curve->secret_key, 32) &&
-           !zmq_setsockopt(s, ZMQ_ZAP_DOMAIN, TD_ZAP_DOMAIN, strlen(TD_ZAP_DOMAIN));
+    return set_int(s, ZMQ_CURVE_SERVER, 1) && !zmq_setsockopt(s, ZMQ_CURVE_SECRETKEY, curve->secret_key,
+                                                              32) && !zmq_setsockopt(s, ZMQ_ZAP_DOMAIN,
+                                                                  TD_ZAP_DOMAIN, strlen(TD_ZAP_DOMAIN));
 }
 
-/* The first reconnect is spread over 20..40 ms (doubling to RECONNECT_MAX_MS), so that a cluster does not return to a restarted router all at once. */
+/* The first reconnect is spread over 20..40 ms (doubling to RECONNECT_MAX_MS), so that a cluster does not
+ * return to a restarted router all at once. */
 static bool set_dealer(void *s, const td_curve *curve)
 {
     uint32_t r[4], key[2] = {(uint32_t)(uintptr_t)s, (uint32_t)td_now_us()};
     td_philox4x32((uint32_t[4]){0}, key, r);
-    if (!set_int(s, ZMQ_IMMEDIATE, 1) || !set_int(s, ZMQ_RECONNECT_IVL, RECONNECT_MS + (int)(r[0] % RECONNECT_MS)) ||
-        !set_int(s, ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS) || !set_int(s, ZMQ_CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS))
+    if (!set_int(s, ZMQ_IMMEDIATE, 1) || !set_int(s, ZMQ_RECONNECT_IVL,
+                                                  RECONNECT_MS + (int)(r[0] % RECONNECT_MS)) ||
+                                                  !set_int(s, ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS) ||
+                                                  !set_int(s, ZMQ_CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS))
         return false;
     if (!curve) return true;
     return !zmq_setsockopt(s, ZMQ_CURVE_SERVERKEY, curve->server_key, 32) &&
@@ -102,7 +112,8 @@ static td_status open_sock(td_zctx *z, int type, const char *endpoint, const td_
     return TD_OK;
 }
 
-td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_opts *o, char *bound, size_t n, td_sock **out)
+td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_opts *o, char *bound, size_t n,
+                              td_sock **out)
 {
     if (o->curve) {
         /* Without a handler CURVE lets any client key in: it has to stand before the socket is bound. */
@@ -125,11 +136,13 @@ td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_op
     return TD_OK;
 }
 
-td_status td_sock_connect_dealer(td_zctx *z, const char *endpoint, const void *identity, size_t id_bytes, const td_sock_opts *o, td_sock **out)
+td_status td_sock_connect_dealer(td_zctx *z, const char *endpoint, const void *identity, size_t id_bytes,
+                                 const td_sock_opts *o, td_sock **out)
 {
     td_sock *s;
     TD_TRY(open_sock(z, ZMQ_DEALER, endpoint, o, &s));
-    if ((id_bytes && zmq_setsockopt(s->s, ZMQ_ROUTING_ID, identity, id_bytes)) || zmq_connect(s->s, endpoint)) {
+    if ((id_bytes && zmq_setsockopt(s->s, ZMQ_ROUTING_ID, identity, id_bytes)) || zmq_connect(s->s, endpoint))
+        {
         td_status st = td_fail(TD_EIO, "connect %s: %s", endpoint, zmq_strerror(errno));
         td_sock_close(s);
         return st;
@@ -195,7 +208,8 @@ static int send_part(td_sock *s, const void *p, size_t n, bool more)
     return rc;
 }
 
-/* ZeroMQ decides at the first part whether the peer exists and has room; the others follow into the same pipe. */
+/* ZeroMQ decides at the first part whether the peer exists and has room; the others follow into the same
+ * pipe. */
 static td_status send_id(td_sock *s, const void *id, size_t id_bytes)
 {
     if (!s->router) return TD_OK;
@@ -208,12 +222,13 @@ td_status td_sock_send(td_sock *s, const void *id, size_t id_bytes, const td_par
     td_status st = send_id(s, id, id_bytes);
     if (st != TD_OK) return st;
     for (int i = 0; i < n_parts; i++)
-        if (send_part(s, part[i].p, part[i].n, i + 1 < n_parts) < 0) return send_status(s, i == 0 && !s->router);
+        if (send_part(s, part[i].p, part[i].n, i + 1 < n_parts) < 0)
+            return send_status(s, i == 0 && !s->router);
     return TD_OK;
 }
 
-td_status td_sock_send_owned(td_sock *s, const void *id, size_t id_bytes, td_part head, void *payload, size_t n,
-                             void (*free_fn)(void *payload, void *hint), void *hint)
+td_status td_sock_send_owned(td_sock *s, const void *id, size_t id_bytes, td_part head, void *payload,
+                             size_t n, void (*free_fn)(void *payload, void *hint), void *hint)
 {
     TD_CHECK(s->router == (id != NULL));
     zmq_msg_t m;

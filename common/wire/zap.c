@@ -60,9 +60,12 @@ static void serve(td_zap *z)
         more = zmq_msg_more(&m);
         zmq_msg_close(&m);
     }
-    bool ok = n == ZAP_PARTS && len[5] == 5 && !memcmp(part[5], "CURVE", 5) && len[6] == 32 && len[2] == strlen(TD_ZAP_DOMAIN) &&
-              !memcmp(part[2], TD_ZAP_DOMAIN, len[2]) && allowed(z, (const uint8_t *)part[6]);
-    if (!ok) TD_WARN("a peer from %.*s was refused: its key is not the cluster's", n > 3 ? (int)len[3] : 0, part[3]);
+    bool ok = n == ZAP_PARTS && len[5] == 5 && !memcmp(part[5], "CURVE", 5) && len[6] == 32 &&
+        len[2] == strlen(TD_ZAP_DOMAIN) && !memcmp(part[2], TD_ZAP_DOMAIN, len[2]) &&
+        allowed(z, (const uint8_t *)part[6]);
+    if (!ok)
+        TD_WARN("a peer from %.*s was refused: its key is not the cluster's", n > 3 ? (int)len[3] : 0,
+                part[3]);
     reply(z, part[1], n > 1 ? len[1] : 0, ok);
 }
 
@@ -70,7 +73,8 @@ static void *run(void *arg)
 {
     td_zap *z = arg;
     for (;;) {
-        zmq_pollitem_t item[2] = {{.socket = z->rep, .events = ZMQ_POLLIN}, {.socket = z->stop[0], .events = ZMQ_POLLIN}};
+        zmq_pollitem_t item[2] = {{.socket = z->rep, .events = ZMQ_POLLIN},
+                                  {.socket = z->stop[0], .events = ZMQ_POLLIN}};
         if (zmq_poll(item, 2, -1) < 0 && errno != EINTR) break;
         if (item[1].revents) break;
         if (item[0].revents) serve(z);

@@ -1,6 +1,8 @@
-/* common/wire/zap.h - the ZAP handler (ZeroMQ RFC 27): which CURVE clients may connect to this process. Private to common/wire.
+/* common/wire/zap.h - the ZAP handler (ZeroMQ RFC 27): which CURVE clients may connect to this process.
+ * Private to common/wire.
  *
- * A client is let in if and only if it proved a public key on the list. Threads: one handler thread per context; allow: any. */
+ * A client is let in if and only if it proved a public key on the list. Threads: one handler thread per
+ * context; allow: any. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_WIRE_ZAP_H
 #define TD_COMMON_WIRE_ZAP_H

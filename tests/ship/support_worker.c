@@ -107,21 +107,21 @@ sw_peer *sw_peer_of(sw_router *r, uint64_t worker)
 
 sw_leg *sw_leg_of(sw_router *r, uint64_t worker, td_req_key key)
 {
-    for (unsigned i = 0; i < r->n_legs; i++)
+    for (unsigned i = 0; i < SW_MAX_LEGS; i++)
         if (r->leg[i].worker == worker && r->leg[i].key.request == key.request && r->leg[i].key.attempt == key.attempt) return &r->leg[i];
-    if (r->n_legs == SW_MAX_LEGS) r->n_legs = 0;
-    r->leg[r->n_legs] = (sw_leg){.worker = worker, .key = key};
-    return &r->leg[r->n_legs++];
+    sw_leg *l = &r->leg[r->next_leg++ % SW_MAX_LEGS]; /* the oldest goes */
+    *l = (sw_leg){.worker = worker, .key = key};
+    return l;
 }
 
 sw_log *sw_log_of(sw_router *r, uint64_t request)
 {
-    for (unsigned i = 0; i < r->n_logs; i++)
+    for (unsigned i = 0; i < SW_MAX_LEGS; i++)
         if (r->log[i].request == request) return &r->log[i];
-    if (r->n_logs == SW_MAX_LEGS) r->n_logs = 0;
-    memset(&r->log[r->n_logs], 0, sizeof *r->log);
-    r->log[r->n_logs].request = request;
-    return &r->log[r->n_logs++];
+    sw_log *l = &r->log[r->next_log++ % SW_MAX_LEGS];
+    memset(l, 0, sizeof *l);
+    l->request = request;
+    return l;
 }
 
 void sw_send(sw_router *r, uint64_t worker, td_msg *m)

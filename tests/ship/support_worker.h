@@ -63,9 +63,9 @@ typedef struct sw_router {
     sw_peer peer[8];
     unsigned n_peers;
     sw_leg leg[SW_MAX_LEGS];
-    unsigned n_legs;
+    unsigned next_leg;
     sw_log log[SW_MAX_LEGS];
-    unsigned n_logs;
+    unsigned next_log;
     uint64_t bad;
 } sw_router;
 

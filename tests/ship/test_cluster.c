@@ -332,7 +332,8 @@ static void test_overlap(void)
     make(&q, 1, 1000, 1, 3, 0);
     outcome o = run_pair(301, 302, &q);
     T_OK(o.decode.landed);
-    T_OK(o.decode.msg_report.ship_report.frames >= 12 && o.decode.msg_report.ship_report.bytes == 1000u * 512 * 6);
+    T_OK(o.decode.msg_report.ship_report.frames >= 12 && o.decode.msg_report.ship_report.bytes == 1000u * 512 * 6, "%u frames, %llu bytes, hit %u",
+         o.decode.msg_report.ship_report.frames, (unsigned long long)o.decode.msg_report.ship_report.bytes, o.decode.hit);
     sw_close(&a);
     sw_close(&b);
     FILE *f = fopen(path, "r");

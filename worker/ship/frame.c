@@ -7,7 +7,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "kvframe.h is little-en
 
 void td_frame_init(td_kvframe *f, uint16_t type, uint64_t epoch, uint64_t incarnation)
 {
-    *f = (td_kvframe){.magic = TD_KVF_MAGIC, .version = TD_KVF_VERSION, .type = type, .epoch = epoch, .incarnation = incarnation};
+    *f = (td_kvframe){.magic = TD_KVF_MAGIC, .version = TD_KVF_VERSION, .type = type, .epoch = epoch,
+                      .incarnation = incarnation};
 }
 
 static uint32_t head_crc(const td_kvframe *f)
@@ -30,11 +31,13 @@ td_status td_frame_parse(const void *head, size_t n_head, size_t n_payload, td_k
     if (n_head != sizeof f) return td_refuse(TD_EPROTO, "frame header of %zu bytes", n_head);
     memcpy(&f, head, sizeof f);
     if (f.magic != TD_KVF_MAGIC) return td_refuse(TD_EPROTO, "no KV frame");
-    if (f.version != TD_KVF_VERSION) return td_refuse(TD_EPROTO, "frame version %u, this program speaks %d", f.version, TD_KVF_VERSION);
+    if (f.version != TD_KVF_VERSION)
+        return td_refuse(TD_EPROTO, "frame version %u, this program speaks %d", f.version, TD_KVF_VERSION);
     if (f.head_crc32c != head_crc(&f)) return td_refuse(TD_EPROTO, "frame header checksum");
     if (f.type < TD_KVF_FRAME || f.type > TD_KVF_NACK) return td_refuse(TD_EPROTO, "frame type %u", f.type);
     if (f.payload_bytes != n_payload)
-        return td_refuse(TD_EPROTO, "frame says %llu payload bytes, has %zu", (unsigned long long)f.payload_bytes, n_payload);
+        return td_refuse(TD_EPROTO, "frame says %llu payload bytes, has %zu",
+                         (unsigned long long)f.payload_bytes, n_payload);
     *out = f;
     return TD_OK;
 }
@@ -71,11 +74,14 @@ td_status td_commit_read(td_arena *a, const void *p, size_t n, uint32_t n_first,
 {
     const uint8_t *at = p;
     td_kvcommit h;
-    if (n_first > TD_MAX_CHOICES || n < sizeof h) return td_refuse(TD_EPROTO, "COMMIT of %zu bytes with %u first tokens", n, n_first);
+    if (n_first > TD_MAX_CHOICES || n < sizeof h)
+        return td_refuse(TD_EPROTO, "COMMIT of %zu bytes with %u first tokens", n, n_first);
     memcpy(&h, at, sizeof h);
     at += sizeof h;
-    if (h.n_top > n_first * TD_MAX_TOP_LOGPROBS || n != sizeof h + n_first * sizeof(td_kvfirst) + h.n_top * sizeof(td_kvtop))
-        return td_refuse(TD_EPROTO, "COMMIT of %zu bytes with %u first tokens, %u alternatives", n, n_first, h.n_top);
+    if (h.n_top > n_first * TD_MAX_TOP_LOGPROBS ||
+        n != sizeof h + n_first * sizeof(td_kvfirst) + h.n_top * sizeof(td_kvtop))
+        return td_refuse(TD_EPROTO, "COMMIT of %zu bytes with %u first tokens, %u alternatives", n, n_first,
+                         h.n_top);
     td_first *first = td_arena_alloc(a, n_first * sizeof *first);
     td_top *top = td_arena_alloc(a, h.n_top * sizeof *top);
     if (!first || !top) return td_refuse(TD_EFULL, "COMMIT's first tokens");
@@ -94,6 +100,7 @@ td_status td_commit_read(td_arena *a, const void *p, size_t n, uint32_t n_first,
         }
     }
     if (used != h.n_top) return td_refuse(TD_EPROTO, "COMMIT: %u alternatives, %u used", h.n_top, used);
-    *out = (td_commit){.n_first = n_first, .logprobs = h.logprobs != 0, .exposed_us = h.exposed_us, .first = first};
+    *out = (td_commit){.n_first = n_first, .logprobs = h.logprobs != 0, .exposed_us = h.exposed_us,
+                       .first = first};
     return TD_OK;
 }

@@ -1,7 +1,9 @@
-/* worker/ship/frame.h - the header of kvframe.h as bytes: built with checksum, and checked on arrival. COMMIT's payload likewise.
+/* worker/ship/frame.h - the header of kvframe.h as bytes: built with checksum, and checked on arrival.
+ * COMMIT's payload likewise.
  *
- * Errors:  td_frame_parse answers EPROTO (with td_reason) for anything that is not a well-formed header for the payload it came with;
- *          meaning (epoch, geometry, coverage) is the receiver's business. Threads: pure. */
+ * Errors:  td_frame_parse answers EPROTO (with td_reason) for anything that is not a well-formed header for
+ *          the payload it came with; meaning (epoch, geometry, coverage) is the receiver's business. Threads:
+ *          pure. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_FRAME_H
 #define TD_WORKER_SHIP_FRAME_H

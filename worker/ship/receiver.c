@@ -7,7 +7,8 @@
 struct td_receiver {
     td_receiver_opts o;
     td_map live;                       /* epoch -> td_epoch * */
-    uint64_t recent[TD_RECV_RECENT];   /* epochs that landed: their COMMIT is acknowledged again (the first ACK may be lost) */
+    /* epochs that landed: their COMMIT is acknowledged again (the first ACK may be lost) */
+    uint64_t recent[TD_RECV_RECENT];
     uint32_t n_recent;
 };
 
@@ -41,9 +42,11 @@ void td_receiver_free(td_receiver *r, void (*drop)(void *user))
     free(r);
 }
 
-td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens, uint32_t n_first, void *user)
+td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
+                          uint32_t n_first, void *user)
 {
-    if (td_receiver_find(r, epoch)) return td_fail(TD_EBADREQ, "epoch %llu is open already", (unsigned long long)epoch);
+    if (td_receiver_find(r, epoch))
+        return td_fail(TD_EBADREQ, "epoch %llu is open already", (unsigned long long)epoch);
     td_epoch *e = td_xalloc(sizeof *e);
     if (!td_map_put(&r->live, epoch, (uint64_t)(uintptr_t)e)) {
         free(e);
@@ -125,7 +128,8 @@ static const char *geometry(const td_receiver *r, const td_epoch *e, const td_kv
     if (f->dtype != (uint16_t)r->o.kv_dtype) return "another KV type";
     if (f->kv_heads != g->G || f->head_dim != g->D) return "other heads or head size";
     if (!f->n_layers || f->layer0 + f->n_layers > g->n_slots) return "layers outside the group";
-    if (!f->n_tok || f->tok0 < e->first_tok[f->group] || f->n_tok > e->n_tokens || f->tok0 > e->n_tokens - f->n_tok)
+    if (!f->n_tok || f->tok0 < e->first_tok[f->group] || f->n_tok > e->n_tokens ||
+        f->tok0 > e->n_tokens - f->n_tok)
         return "tokens outside the reservation";
     uint64_t bytes = (uint64_t)td_ship_plan_token_bytes(d, f->group, r->o.kv_dtype) * f->n_layers * f->n_tok;
     if (bytes != f->payload_bytes || bytes > TD_KVF_FRAME_BYTES) return "payload size";
@@ -161,7 +165,8 @@ static td_recv_action settle(td_epoch *e, td_recv_action a)
 {
     if (e->state != TD_EPOCH_COMMITTED) return a;
     if (e->frames > e->commit_frames) return failed(e, "more frames than COMMIT says", true);
-    if (e->frames < e->commit_frames) return a; /* some are still on their way, or lost: the deadline decides */
+    /* some are still on their way, or lost: the deadline decides */
+    if (e->frames < e->commit_frames) return a;
     if (e->missing || e->digest != e->commit_digest) {
         td_recv_action bad = failed(e, e->missing ? "frames do not cover the reservation" : "digest", true);
         return bad;
@@ -171,13 +176,15 @@ static td_recv_action settle(td_epoch *e, td_recv_action a)
     return a;
 }
 
-static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f, const void *payload)
+static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f,
+                               const void *payload)
 {
     const char *why = geometry(r, e, f);
     if (why) return failed(e, why, true);
     td_recv_action a = {.epoch = e};
     if (seen(e, f->index)) return a;
-    a.rect = (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .tok0 = f->tok0, .n_tok = f->n_tok};
+    a.rect = (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .tok0 = f->tok0,
+                       .n_tok = f->n_tok};
     if (!cover(e, &a.rect, false)) return failed(e, "a part came twice", true);
     if (!td_frame_payload_ok(f, payload)) return failed(e, "payload checksum", true);
     cover(e, &a.rect, true);
@@ -188,7 +195,8 @@ static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const t
     e->digest ^= td_frame_digest(f);
     e->progress_us = now;
     a.write = true;
-    a.answer = TD_KVF_CREDIT; /* one each: 88 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
+    /* one each: 88 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
+    a.answer = TD_KVF_CREDIT;
     a.credits = 1;
     return settle(e, a);
 }
@@ -245,7 +253,8 @@ td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us)
     while (td_map_next(&r->live, &it, &k, &v)) {
         td_epoch *e = (td_epoch *)(uintptr_t)v;
         if (now_us - e->progress_us < r->o.timeout_us) continue;
-        e->why = e->state == TD_EPOCH_COMMITTED ? "frames missing in time" : e->first_us < 0 ? "no frame in time" : "no COMMIT in time";
+        e->why = e->state == TD_EPOCH_COMMITTED ? "frames missing in time" : e->first_us < 0
+            ? "no frame in time" : "no COMMIT in time";
         e->state = TD_EPOCH_FAILED;
         return e;
     }

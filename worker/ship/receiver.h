@@ -4,16 +4,20 @@
  *     |                                  |
  *     +--- bad frame, ABORT, deadline ---+----------------------------------------------> FAILED
  *
- * td_receiver_message is given one message and says what to do: write the rectangle, and what to answer; td_receiver_tick finds epochs whose time
- * is up. An epoch that LANDED or FAILED is out of the table: whatever comes for it later is dropped before a page is
- * touched, and answered: NACK, or, if it LANDED, ACK to a repeated COMMIT and nothing to a repeated frame.
+ * td_receiver_message is given one message and says what to do: write the rectangle, and what to answer;
+ * td_receiver_tick finds epochs whose time is up. An epoch that LANDED or FAILED is out of the table:
+ * whatever comes for it later is dropped before a page is touched, and answered: NACK, or, if it LANDED, ACK
+ * to a repeated COMMIT and nothing to a repeated frame.
  *
- * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the group's, its payload checksum is right, and
- *             every (slot, token) of it is still missing. The same index again is ignored. Anything else ends the epoch: it is recomputed.
- *          2. LANDED means: every (slot, token) of every group exactly once, as many frames as COMMIT says, equal digest, and one first token per
- *             choice or none (the decode side draws them itself). Frames and COMMIT may come in any order.
+ * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the
+ *             group's, its payload checksum is right, and every (slot, token) of it is still missing. The
+ *             same index again is ignored. Anything else ends the epoch: it is recomputed.
+ *          2. LANDED means: every (slot, token) of every group exactly once, as many frames as COMMIT says,
+ *             equal digest, and one first token per choice or none (the decode side draws them itself).
+ *             Frames and COMMIT may come in any order.
  *          3. An epoch that makes no progress for timeout_us FAILS, in every state.
- * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; bitmaps of slots x tokens bits per epoch. */
+ * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; bitmaps of slots x tokens bits
+ *          per epoch. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_RECEIVER_H
 #define TD_WORKER_SHIP_RECEIVER_H
@@ -54,7 +58,8 @@ typedef struct td_epoch {
 
 typedef struct td_receiver td_receiver;
 
-/* What a message led to. Do it in this order: write, then (epoch in a final state) settle and td_receiver_close, then answer. */
+/* What a message led to. Do it in this order: write, then (epoch in a final state) settle and
+ * td_receiver_close, then answer. */
 typedef struct td_recv_action {
     td_epoch *epoch;                /* NULL: unknown epoch, dropped */
     bool write;                     /* scatter the payload to `rect` */
@@ -66,10 +71,12 @@ typedef struct td_recv_action {
 } td_recv_action;
 
 td_receiver *td_receiver_open(const td_receiver_opts *o);
-void td_receiver_free(td_receiver *r, void (*drop)(void *user)); /* drop (or NULL): called for each live epoch's user */
+/* drop (or NULL): called for each live epoch's user */
+void td_receiver_free(td_receiver *r, void (*drop)(void *user));
 
 /* n_first: choices. EFULL: table full. */
-td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens, uint32_t n_first, void *user);
+td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
+                          uint32_t n_first, void *user);
 td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload);
 td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);
 /* Next epoch whose deadline has passed (it is FAILED now; settle and close it); NULL: none. */

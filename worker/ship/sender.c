@@ -110,7 +110,8 @@ static void handle(td_sender *s, int64_t now, const td_send_event *e)
         if (s->state == TD_SENDER_COMMITTED) s->state = TD_SENDER_ACKED;
         else fail(s, true, 1, "acknowledged before the COMMIT");
         break;
-    case TD_SEND_NACK: fail(s, false, 0, e->reason && e->reason[0] ? e->reason : "refused by the receiver"); break;
+    case TD_SEND_NACK: fail(s, false, 0, e->reason &&
+                            e->reason[0] ? e->reason : "refused by the receiver"); break;
     case TD_SEND_CANCEL: fail(s, true, e->n, e->reason); break;
     case TD_SEND_GONE: fail(s, false, 0, e->reason); break;
     default: break;
@@ -120,7 +121,8 @@ static void handle(td_sender *s, int64_t now, const td_send_event *e)
 td_send_action td_sender_step(td_sender *s, int64_t now_us, const td_send_event *e)
 {
     handle(s, now_us, e);
-    bool waiting = s->state == TD_SENDER_COMMITTED || (s->state == TD_SENDER_SENDING && (s->n || s->commit_ready));
+    bool waiting = s->state == TD_SENDER_COMMITTED || (s->state == TD_SENDER_SENDING &&
+                                                       (s->n || s->commit_ready));
     if (!waiting) s->stuck_us = -1;
     else if (s->stuck_us < 0) s->stuck_us = now_us;
     else if (now_us - s->stuck_us >= s->o.timeout_us) {

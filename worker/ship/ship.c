@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { BULK_HWM = 64, MAX_WAIT_US = 500000 };
 
@@ -62,7 +63,8 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
     post(s, c);
 }
 
-void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0, uint32_t n_pages)
+void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
+                       uint32_t n_pages)
 {
     cmd *c = command(CMD_SEND_RECT, key);
     c->rect = *r;
@@ -123,8 +125,9 @@ void td_ship_event_free(td_ship_event *e)
 
 void td_ship_stats_get(td_ship *s, td_ship_stats *out)
 {
-    *out = (td_ship_stats){.frames_sent = s->frames_sent, .frames_received = s->frames_received, .bytes_sent = s->bytes_sent,
-                           .bytes_received = s->bytes_received, .frames_bad = s->frames_bad, .epochs_open = s->epochs_open};
+    *out = (td_ship_stats){.frames_sent = s->frames_sent, .frames_received = s->frames_received,
+                           .bytes_sent = s->bytes_sent, .bytes_received = s->bytes_received,
+                           .frames_bad = s->frames_bad, .epochs_open = s->epochs_open};
 }
 
 /* ---- ship thread ---- */
@@ -181,7 +184,8 @@ static td_status start(td_ship *s)
     td_loop_init(&s->loop);
     td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
     if (!s->o.bulk_bind) return TD_OK;
-    td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = BULK_HWM, .curve = s->o.curve};
+    td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = BULK_HWM,
+                       .curve = s->o.curve};
     TD_TRY(td_sock_bind_router(s->o.z, s->o.bulk_bind, &so, s->endpoint, sizeof s->endpoint, &s->router));
     td_loop_add_sock(&s->loop, s->router);
     return TD_OK;
@@ -203,7 +207,9 @@ static void *thread_main(void *arg)
 
 static td_status parse_fault(const char *text, fault *f)
 {
-    static const struct { const char *name; int what; } known[] = {{"flip:", FAULT_FLIP}, {"drop:", FAULT_DROP}, {"delay-commit:", FAULT_DELAY_COMMIT}};
+    static const struct { const char *name; int what; } known[] = {{"flip:", FAULT_FLIP},
+                                                                   {"drop:", FAULT_DROP}, {"delay-commit:",
+                                                                       FAULT_DELAY_COMMIT}};
     *f = (fault){0};
     if (!text || !text[0]) return TD_OK;
     for (size_t i = 0; i < TD_COUNT(known); i++) {
@@ -247,8 +253,10 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->wait_last = &s->wait_first;
     s->commands = td_chan_open(1024, -1);
     s->events = td_chan_open(o->max_keys + 1, o->wake_fd);
-    s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype, .incarnation = o->incarnation,
-                                                       .max_epochs = o->max_keys, .timeout_us = o->timeout_us});
+    s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype,
+                                                       .incarnation = o->incarnation,
+                                                       .max_epochs = o->max_keys,
+                                                       .timeout_us = o->timeout_us});
     sem_init(&s->started, 0, 0);
     if (pthread_create(&s->thread, NULL, thread_main, s)) {
         destroy(s);
@@ -280,4 +288,14 @@ void td_ship_close(td_ship *s)
 const char *td_ship_endpoint(const td_ship *s)
 {
     return s->endpoint;
+}
+
+void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n)
+{
+    static const char *const wild[] = {"tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"};
+    char host[128] = "";
+    snprintf(out, n, "%s", given[0] ? given : s->endpoint);
+    for (size_t i = 0; i < TD_COUNT(wild) && !given[0]; i++)
+        if (!strncmp(s->endpoint, wild[i], strlen(wild[i])) && !gethostname(host, sizeof host - 1))
+            snprintf(out, n, "tcp://%s:%s", host, s->endpoint + strlen(wild[i]));
 }

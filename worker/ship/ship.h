@@ -3,18 +3,20 @@
  *   engine thread --commands--> ship thread: senders --DEALER--> another worker's ROUTER
  *                 <--events---               receiver <--ROUTER-- other workers' DEALERs
  *
- * Payloads are gathered and scattered on the ship thread, straight from and to the pages, which the engine holds (td_engine_hold) from the
- * first command about a key until that key's last event: SENT for a sending key; LANDED, LOST or CLOSED for a receiving one. Every key that was
- * opened gets exactly one of these.
+ * Payloads are gathered and scattered on the ship thread, straight from and to the pages, which the engine
+ * holds (td_engine_hold) from the first command about a key until that key's last event: SENT for a sending
+ * key; LANDED, LOST or CLOSED for a receiving one. Every key that was opened gets exactly one of these.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
- *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for it is looked at.
- *            3. Commands never block the engine: those that find the ring full wait in order on the engine's side (td_ship_flush).
+ *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
+ *               it is looked at.
+ *            3. Commands never block the engine: those that find the ring full wait in order on the engine's
+ *               side (td_ship_flush).
  * Ownership: commands copy what they are given; events belong to the caller (td_ship_event_free).
  * Threads:   open, close: main. Commands, flush and poll: the engine thread. Stats: any.
  * Errors:    open: EIO (bind). Later faults end the hand-off concerned, never the worker.
- * Limits:    max_keys open keys; TD_SHIP_MAX_DESTS connections out (idle ones are closed); as many frames in flight per hand-off as its
- *            sink gave credits. */
+ * Limits:    max_keys open keys; TD_SHIP_MAX_DESTS connections out (idle ones are closed); as many frames in
+ *            flight per hand-off as its sink gave credits. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_SHIP_H
 #define TD_WORKER_SHIP_SHIP_H
@@ -40,7 +42,8 @@ typedef struct td_ship_opts {
     int64_t timeout_us;          /* without progress a hand-off fails */
     int wake_fd;                 /* signalled when events are there */
     td_trace *trace;             /* or NULL */
-    const char *fault;           /* tests: "flip:N", "drop:N" (N-th frame sent), "delay-commit:MS"; NULL or "": none */
+    /* tests: "flip:N", "drop:N" (N-th frame sent), "delay-commit:MS"; NULL or "": none */
+    const char *fault;
 } td_ship_opts;
 
 typedef enum { TD_SHIP_SENT, TD_SHIP_LANDED, TD_SHIP_LOST, TD_SHIP_CLOSED } td_ship_event_type;
@@ -57,17 +60,22 @@ typedef struct td_ship_event {
     uint32_t frames;
 } td_ship_event;
 
-typedef struct td_ship_stats { uint64_t frames_sent, frames_received, bytes_sent, bytes_received, frames_bad; uint32_t epochs_open; } td_ship_stats;
+typedef struct td_ship_stats { uint64_t frames_sent, frames_received, bytes_sent, bytes_received,
+                               frames_bad; uint32_t epochs_open; } td_ship_stats;
 
 td_status td_ship_open(const td_ship_opts *o, td_ship **out);
 void td_ship_close(td_ship *s);  /* open keys get no event any more; nothing touches pages afterwards */
 const char *td_ship_endpoint(const td_ship *s); /* as bound; "" without bulk_bind */
+/* What others are told: given, if not ""; else as bound, with this host's name for a wildcard address. */
+void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n);
 
 void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens);
 /* pages: the group's page table from page page0 on, covering the rectangle. */
-void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0, uint32_t n_pages);
+void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
+                       uint32_t n_pages);
 void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *c, int64_t prompt_end_us);
-void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const char *reason); /* kvframe.h rule 8 */
+/* kvframe.h rule 8 */
+void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const char *reason);
 void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens, uint32_t n_first,
                        const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
 void td_ship_recv_close(td_ship *s, uint64_t key);

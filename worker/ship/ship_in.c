@@ -23,7 +23,8 @@ static void drop_user(void *r)
     receiving_free(r);
 }
 
-static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation, uint16_t type, uint32_t credits, const char *why)
+static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation, uint16_t type,
+                   uint32_t credits, const char *why)
 {
     td_kvframe h;
     td_frame_init(&h, type, epoch, incarnation);
@@ -31,23 +32,27 @@ static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation,
     size_t n = why ? strlen(why) : 0;
     td_frame_seal(&h, why, n);
     td_part part[2] = {{&h, sizeof h}, {why, n}};
-    if (td_sock_send(s->router, id.p, id.n, part, n ? 2 : 1) < 0) TD_DEBUG_LOG("an answer did not leave: the sender is gone");
+    if (td_sock_send(s->router, id.p, id.n, part, n ? 2 : 1) < 0)
+        TD_DEBUG_LOG("an answer did not leave: the sender is gone");
 }
 
 /* The sender should not have to wait for its own deadline. */
 static void refuse(td_ship *s, const td_epoch *e, const char *why)
 {
     const receiving *r = e->user;
-    if (r->peer_bytes) answer(s, (td_part){r->peer, r->peer_bytes}, e->id, s->o.incarnation, TD_KVF_NACK, 0, why);
+    if (r->peer_bytes)
+        answer(s, (td_part){r->peer, r->peer_bytes}, e->id, s->o.incarnation, TD_KVF_NACK, 0, why);
 }
 
-/* The epoch is over: tell the engine, take it out of the table. A COMMIT that cannot be read turns LANDED into FAILED.
+/* The epoch is over: tell the engine, take it out of the table. A COMMIT that cannot be read turns LANDED
+ * into FAILED.
  * True: landed. */
 static bool settle(td_ship *s, td_epoch *e, int64_t now)
 {
     receiving *r = e->user;
     td_ship_event *ev = ship_event(TD_SHIP_LANDED, r->key);
-    if (e->state == TD_EPOCH_LANDED && td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first, &ev->commit) != TD_OK) {
+    if (e->state == TD_EPOCH_LANDED && td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first,
+                                                      &ev->commit) != TD_OK) {
         e->state = TD_EPOCH_FAILED;
         e->why = BAD_FIRST;
     }
@@ -57,13 +62,14 @@ static bool settle(td_ship *s, td_epoch *e, int64_t now)
     if (landed) {
         ev->transfer_us = e->first_us < 0 ? 0 : now - e->first_us;
         ev->exposed_us = TD_MAX(ev->commit.exposed_us, (int64_t)0) + (now - e->commit_us);
-        td_trace_event(s->o.trace, "landed", ",\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu", (unsigned long long)e->id, e->frames,
-                       (unsigned long long)e->bytes);
+        td_trace_event(s->o.trace, "landed", ",\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu",
+                       (unsigned long long)e->id, e->frames, (unsigned long long)e->bytes);
     } else {
         ev->type = TD_SHIP_LOST;
         ev->over = e->over;
         snprintf(ev->reason, sizeof ev->reason, "%s", e->why ? e->why : "failed");
-        td_trace_event(s->o.trace, "lost", ",\"epoch\":%llu,\"why\":\"%s\"", (unsigned long long)e->id, ev->reason);
+        td_trace_event(s->o.trace, "lost", ",\"epoch\":%llu,\"why\":\"%s\"", (unsigned long long)e->id,
+                       ev->reason);
     }
     td_receiver_close(s->receiver, e);
     receiving_free(r);
@@ -113,7 +119,8 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     }
     if (a.bad) {
         s->frames_bad++;
-        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch, a.why ? a.why : "message for a sender");
+        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch,
+                a.why ? a.why : "message for a sender");
     }
     if (a.epoch && id.n <= sizeof ((receiving *)0)->peer) {
         receiving *r = a.epoch->user;
@@ -122,7 +129,8 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     }
     if (a.write) {
         const receiving *r = a.epoch->user;
-        if (!td_codec_scatter(s->o.kv[a.rect.group], r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect, part[1].p)) {
+        if (!td_codec_scatter(s->o.kv[a.rect.group], r->pages[a.rect.group], 0, r->n_pages[a.rect.group],
+                              &a.rect, part[1].p)) {
             a.epoch->state = TD_EPOCH_FAILED;
             a.epoch->why = a.why = "a page of the reservation is missing";
             a.answer = TD_KVF_NACK;
@@ -132,7 +140,8 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
         a.answer = TD_KVF_NACK;
         a.why = BAD_FIRST;
     }
-    if (a.answer) answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
+    if (a.answer)
+        answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
 }
 
 bool ship_in_receive(td_ship *s, int64_t now)

@@ -1,4 +1,5 @@
-/* worker/ship/ship_int.h - shared by ship.c (thread, commands), ship_out.c (sending) and ship_in.c (receiving). */
+/* worker/ship/ship_int.h - shared by ship.c (thread, commands), ship_out.c (sending) and ship_in.c
+ * (receiving). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_SHIP_INT_H
 #define TD_WORKER_SHIP_SHIP_INT_H
@@ -13,7 +14,8 @@
 #include <semaphore.h>
 #include <stdatomic.h>
 
-typedef enum { CMD_SEND_OPEN, CMD_SEND_RECT, CMD_SEND_COMMIT, CMD_SEND_CANCEL, CMD_RECV_OPEN, CMD_RECV_CLOSE, CMD_STOP } cmd_type;
+typedef enum { CMD_SEND_OPEN, CMD_SEND_RECT, CMD_SEND_COMMIT, CMD_SEND_CANCEL, CMD_RECV_OPEN, CMD_RECV_CLOSE,
+               CMD_STOP } cmd_type;
 
 /* A rectangle with the pages it lies in; pages follow the struct. */
 typedef struct rect_ref { uint32_t page0, n_pages; int32_t pages[]; } rect_ref;
@@ -60,7 +62,8 @@ typedef struct receiving {
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
 
-typedef struct fault { enum { FAULT_NONE, FAULT_FLIP, FAULT_DROP, FAULT_DELAY_COMMIT } what; int64_t n; } fault;
+typedef struct fault { enum { FAULT_NONE, FAULT_FLIP, FAULT_DROP,
+                              FAULT_DELAY_COMMIT } what; int64_t n; } fault;
 
 struct td_ship {
     td_ship_opts o;

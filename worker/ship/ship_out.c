@@ -28,7 +28,8 @@ static dest *dest_find(td_ship *s, const cmd *c)
             if (!free_one) free_one = d;
             continue;
         }
-        bool same_key = d->has_key == c->sink.has_key && (!d->has_key || !memcmp(d->curve.server_key, c->sink.public_key, 32));
+        bool same_key = d->has_key == c->sink.has_key &&
+            (!d->has_key || !memcmp(d->curve.server_key, c->sink.public_key, 32));
         if (same_key && !strcmp(d->endpoint, c->text)) return d;
         if (!d->users && (!oldest || d->idle_us < oldest->idle_us)) oldest = d;
     }
@@ -51,7 +52,8 @@ static td_status dest_open(td_ship *s, const cmd *c, dest **out)
     memcpy(d->endpoint, c->text, sizeof d->endpoint);
     td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = BULK_HWM};
     if (d->has_key) {
-        if (!s->o.curve) return td_refuse(TD_ENOSUP, "%s wants encryption and this worker has no key", d->endpoint);
+        if (!s->o.curve)
+            return td_refuse(TD_ENOSUP, "%s wants encryption and this worker has no key", d->endpoint);
         d->curve = *s->o.curve;
         memcpy(d->curve.server_key, c->sink.public_key, 32);
         o.curve = &d->curve;
@@ -86,8 +88,9 @@ static void finish(td_ship *s, sending *x, int64_t now)
     e->bytes = x->m.bytes;
     e->frames = x->m.index;
     snprintf(e->reason, sizeof e->reason, "%s", x->m.reason);
-    td_trace_event(s->o.trace, e->ok ? "handed_off" : "handoff_failed", ",\"key\":%llu,\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu",
-                   (unsigned long long)x->key, (unsigned long long)x->m.o.epoch, e->frames, (unsigned long long)e->bytes);
+    td_trace_event(s->o.trace, e->ok ? "handed_off" : "handoff_failed",
+                   ",\"key\":%llu,\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu", (unsigned long long)x->key,
+                   (unsigned long long)x->m.o.epoch, e->frames, (unsigned long long)e->bytes);
     if (x->to) {
         x->to->users--;
         x->to->idle_us = now;
@@ -116,7 +119,8 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
     if (!payload) return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
     if (!td_codec_gather(kv, ref->pages, ref->page0, ref->n_pages, &a->rect, payload)) {
         free(payload);
-        return td_fail(TD_EPROTO, "a page of tokens %u.. of group %u is not held", a->rect.tok0, a->rect.group);
+        return td_fail(TD_EPROTO, "a page of tokens %u.. of group %u is not held", a->rect.tok0,
+                       a->rect.group);
     }
     a->head.group = a->rect.group;
     a->head.dtype = (uint16_t)kv->dtype;
@@ -134,7 +138,8 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
         free(payload);
         return TD_OK;
     }
-    return td_sock_send_owned(x->to->sock, NULL, 0, (td_part){&a->head, sizeof a->head}, payload, n, free_payload, NULL);
+    return td_sock_send_owned(x->to->sock, NULL, 0, (td_part){&a->head, sizeof a->head}, payload, n,
+                              free_payload, NULL);
 }
 
 static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t now, td_send_event *posted)
@@ -158,25 +163,28 @@ static void post_abort(sending *x, td_send_action *a)
 {
     td_frame_seal(&a->head, NULL, 0);
     td_part part = {&a->head, sizeof a->head};
-    if (x->to && td_sock_send(x->to->sock, NULL, 0, &part, 1) < 0) TD_DEBUG_LOG("an ABORT did not leave: %s", td_reason());
+    if (x->to && td_sock_send(x->to->sock, NULL, 0, &part, 1) < 0)
+        TD_DEBUG_LOG("an ABORT did not leave: %s", td_reason());
 }
 
 static void sent(td_ship *s, const sending *x, const td_send_action *a, size_t bytes)
 {
     if (a->type == TD_SEND_DO_COMMIT) {
-        td_trace_event(s->o.trace, "commit_sent", ",\"key\":%llu,\"epoch\":%llu,\"frames\":%u", (unsigned long long)x->key,
-                       (unsigned long long)x->m.o.epoch, a->head.index);
+        td_trace_event(s->o.trace, "commit_sent", ",\"key\":%llu,\"epoch\":%llu,\"frames\":%u",
+                       (unsigned long long)x->key, (unsigned long long)x->m.o.epoch, a->head.index);
         return;
     }
     s->frames_sent++;
     s->bytes_sent += bytes;
     td_trace_event(s->o.trace, "frame_sent",
-                   ",\"key\":%llu,\"epoch\":%llu,\"index\":%u,\"group\":%u,\"layer0\":%u,\"n_layers\":%u,\"tok0\":%u,\"n_tok\":%u,\"bytes\":%zu",
-                   (unsigned long long)x->key, (unsigned long long)x->m.o.epoch, a->head.index, a->rect.group, a->rect.layer0,
-                   a->rect.n_layers, a->rect.tok0, a->rect.n_tok, bytes);
+                   ",\"key\":%llu,\"epoch\":%llu,\"index\":%u,\"group\":%u,\"layer0\":%u,\"n_layers\":%u"
+                   ",\"tok0\":%u,\"n_tok\":%u,\"bytes\":%zu",
+                   (unsigned long long)x->key, (unsigned long long)x->m.o.epoch, a->head.index, a->rect.group,
+                   a->rect.layer0, a->rect.n_layers, a->rect.tok0, a->rect.n_tok, bytes);
 }
 
-/* Posts at most FRAMES_PER_TURN messages of one hand-off. True: it could go on at once. The sending may be gone afterwards. */
+/* Posts at most FRAMES_PER_TURN messages of one hand-off. True: it could go on at once. The sending may be
+ * gone afterwards. */
 static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
 {
     td_send_action a = td_sender_step(&x->m, now, &e);
@@ -216,8 +224,10 @@ static void open_sending(td_ship *s, int64_t now, const cmd *c)
     sending *x = td_xalloc(sizeof *x);
     x->key = c->key;
     td_buf_init(&x->commit, 0);
-    td_sender_init(&x->m, &(td_sender_opts){.epoch = c->sink.epoch, .incarnation = c->sink.incarnation, .credits = c->sink.credits,
-                                            .max_frames = td_ship_plan_max_frames(s->o.desc, c->n_tokens), .timeout_us = s->o.timeout_us});
+    td_sender_init(&x->m, &(td_sender_opts){.epoch = c->sink.epoch, .incarnation = c->sink.incarnation,
+                                            .credits = c->sink.credits,
+                                            .max_frames = td_ship_plan_max_frames(s->o.desc, c->n_tokens),
+                                            .timeout_us = s->o.timeout_us});
     x->next = s->sendings;
     s->sendings = x;
     if (dest_open(s, c, &x->to) != TD_OK) {
@@ -259,10 +269,12 @@ void ship_out_command(td_ship *s, int64_t now, cmd *c)
 static void on_reply(td_ship *s, dest *d, int64_t now, const td_kvframe *f, td_part payload)
 {
     sending *x = s->sendings;
-    while (x && !(x->to == d && x->m.o.epoch == f->epoch && x->m.o.incarnation == f->incarnation)) x = x->next;
+    while (x && !(x->to == d && x->m.o.epoch == f->epoch && x->m.o.incarnation == f->incarnation))
+        x = x->next;
     if (!x) return;
     char text[128] = "";
-    if (payload.n && payload.n < sizeof text && td_frame_payload_ok(f, payload.p)) memcpy(text, payload.p, payload.n);
+    if (payload.n && payload.n < sizeof text && td_frame_payload_ok(f, payload.p))
+        memcpy(text, payload.p, payload.n);
     td_send_event e = {.n = f->index, .reason = text};
     if (f->type == TD_KVF_CREDIT) e.type = TD_SEND_CREDIT;
     else if (f->type == TD_KVF_ACK) e.type = TD_SEND_ACK;
@@ -291,8 +303,10 @@ int64_t ship_out_deadline(const td_ship *s, int64_t now)
     int64_t due = INT64_MAX;
     for (const sending *x = s->sendings; x; x = x->next) {
         due = TD_MIN(due, td_sender_deadline(&x->m));
-        bool ready = x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) || (!x->m.n && x->m.commit_ready));
-        if (ready) due = TD_MIN(due, now + RETRY_US); /* not writable yet: the socket's wake-up may have been eaten */
+        bool ready = x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) ||
+                                                         (!x->m.n && x->m.commit_ready));
+        /* not writable yet: the socket's wake-up may have been eaten */
+        if (ready) due = TD_MIN(due, now + RETRY_US);
     }
     return due;
 }

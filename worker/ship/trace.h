@@ -1,5 +1,6 @@
-/* worker/ship/trace.h - steps, layers and shipments as JSON lines, for tests and timelines: {"t_us":..,"ev":"frame_sent",...}.
- * t_us is td_now_us, comparable within one machine. Threads: any (one write per line). NULL trace: no-op. */
+/* worker/ship/trace.h - steps, layers and shipments as JSON lines, for tests and timelines:
+ * {"t_us":..,"ev":"frame_sent",...}. t_us is td_now_us, comparable within one machine. Threads: any (one
+ * write per line). NULL trace: no-op. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_TRACE_H
 #define TD_WORKER_SHIP_TRACE_H
