@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/added.h"
 #include "common/check.h"
+#include "router/text/added.h"
 #include "router/text/unicode.h"
 #include <stdlib.h>
 #include <string.h>
@@ -8,13 +8,17 @@
 enum { TOKENS_MAX = 1 << 20, TOKEN_BYTES_MAX = 4096, NODES_MAX = 1 << 26 };
 
 /* Children of a node are a linked list; node 0 is the root. token is an index + 1. */
-typedef struct td_trie_node { uint32_t child, sibling, token; unsigned char byte; } node;
+typedef struct td_trie_node {
+    uint32_t child, sibling, token;
+    unsigned char byte;
+} node;
 
 static td_status trie_add(td_trie *t, const char *p, size_t n, uint32_t token)
 {
     uint32_t at = 0;
     if (!n) return TD_OK;
-    if (n > TOKEN_BYTES_MAX || t->n > NODES_MAX - n) return td_fail(TD_ENOSUP, "added_tokens: more text than supported");
+    if (n > TOKEN_BYTES_MAX || t->n > NODES_MAX - n)
+        return td_fail(TD_ENOSUP, "added_tokens: more text than supported");
     if (t->n + n + 1 > t->cap) {
         t->cap = TD_MAX(t->cap * 2, t->n + (uint32_t)n + 64);
         t->node = td_xrealloc(t->node, t->cap * sizeof(node));
@@ -57,11 +61,14 @@ const td_added_token *td_added_find(const td_added *a, const char *text, size_t 
     return NULL;
 }
 
-td_status td_added_add(td_added *a, uint32_t id, const char *text, size_t n, const td_json *flags, const char *file)
+td_status td_added_add(td_added *a, uint32_t id, const char *text, size_t n, const td_json *flags,
+                       const char *file)
 {
     uint32_t seen;
     if (!n) return TD_OK;
-    if (n > TOKEN_BYTES_MAX || a->n >= TOKENS_MAX) return td_fail(TD_ENOSUP, "%s: added_tokens over %d entries or %d bytes", file, TOKENS_MAX, TOKEN_BYTES_MAX);
+    if (n > TOKEN_BYTES_MAX || a->n >= TOKENS_MAX)
+        return td_fail(TD_ENOSUP, "%s: added_tokens over %d entries or %d bytes", file, TOKENS_MAX,
+                       TOKEN_BYTES_MAX);
     if (a->raw.n && trie_longest(&a->raw, text, n, &seen) == n) return TD_OK;
     if (a->cooked.n && trie_longest(&a->cooked, text, n, &seen) == n) return TD_OK;
     if (a->n == a->cap) {
@@ -70,9 +77,14 @@ td_status td_added_add(td_added *a, uint32_t id, const char *text, size_t n, con
     }
     bool special = td_json_bool(flags, "special", !flags);
     a->token[a->n] = (td_added_token){
-        .id = id, .text = td_xstrndup(text, n), .n = n, .special = special,
-        .normalized = td_json_bool(flags, "normalized", !special), .lstrip = td_json_bool(flags, "lstrip", false),
-        .rstrip = td_json_bool(flags, "rstrip", false), .single_word = td_json_bool(flags, "single_word", false),
+        .id = id,
+        .text = td_xstrndup(text, n),
+        .n = n,
+        .special = special,
+        .normalized = td_json_bool(flags, "normalized", !special),
+        .lstrip = td_json_bool(flags, "lstrip", false),
+        .rstrip = td_json_bool(flags, "rstrip", false),
+        .single_word = td_json_bool(flags, "single_word", false),
     };
     /* Until td_added_build() the tries hold the contents as given and serve as the set of known ones. */
     size_t k = a->n++;
@@ -153,8 +165,8 @@ static size_t spaces_after(const char *p, size_t n, size_t i)
     return i;
 }
 
-bool td_added_next(const td_added *a, bool cooked, bool parse_special, const char *p, size_t n, size_t *from, size_t done,
-                   size_t *start, size_t *end, uint32_t *id)
+bool td_added_next(const td_added *a, bool cooked, bool parse_special, const char *p, size_t n, size_t *from,
+                   size_t done, size_t *start, size_t *end, uint32_t *id)
 {
     const td_trie *t = cooked ? &a->cooked : &a->raw;
     if (!t->n) return false;
@@ -168,7 +180,8 @@ bool td_added_next(const td_added *a, bool cooked, bool parse_special, const cha
         const td_added_token *x = &a->token[k];
         size_t e = i + len;
         /* A refused match still consumes its text, as the search goes on behind it. */
-        if ((x->special && !parse_special) || (x->single_word && (word_before(p, i) || word_after(p, n, e)))) {
+        if ((x->special && !parse_special) ||
+            (x->single_word && (word_before(p, i) || word_after(p, n, e)))) {
             i = e;
             continue;
         }

@@ -1,38 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/bpe.h"
 #include "common/check.h"
 #include "common/hash.h"
 #include "common/map.h"
+#include "router/text/bpe.h"
 #include "router/text/unicode.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { DIRECT = 0x800, TOKEN_MAX = 4096, SHORT_WORD = 24, MEMO_SLOTS = 4096, MEMO_TEXT = 24, MEMO_IDS = 6, NONE = -1 };
+enum {
+    DIRECT = 0x800,
+    TOKEN_MAX = 4096,
+    SHORT_WORD = 24,
+    MEMO_SLOTS = 4096,
+    MEMO_TEXT = 24,
+    MEMO_IDS = 6,
+    NONE = -1
+};
 
-typedef struct td_bpe_sym { uint32_t id; int32_t prev, next; uint32_t live; } sym;
-typedef struct td_bpe_cand { uint64_t key; uint32_t new_id; } cand; /* key: rank << 32 | position */
+typedef struct td_bpe_sym {
+    uint32_t id;
+    int32_t prev, next;
+    uint32_t live;
+} sym;
+typedef struct td_bpe_cand {
+    uint64_t key;
+    uint32_t new_id;
+} cand; /* key: rank << 32 | position */
 typedef struct td_bpe_memo {
     uint32_t n, n_ids;
     char text[MEMO_TEXT];
     uint32_t id[MEMO_IDS];
 } memo;
 
-typedef struct span { uint32_t off, n; } span;
+typedef struct span {
+    uint32_t off, n;
+} span;
 
 struct td_bpe {
-    char *blob;         /* token texts */
+    char *blob; /* token texts */
     size_t blob_n, blob_cap;
-    span *token;        /* by id; n 0: no such id (the empty token is not a token) */
+    span *token; /* by id; n 0: no such id (the empty token is not a token) */
     uint32_t size;
-    uint32_t *slot;     /* hash of text -> id + 1 */
+    uint32_t *slot; /* hash of text -> id + 1 */
     size_t slots;
-    td_map merge;       /* left id << 32 | right id -> rank << 32 | new id */
+    td_map merge;           /* left id << 32 | right id -> rank << 32 | new id */
     int32_t direct[DIRECT]; /* code point -> id of its one-character token */
     int32_t byte[256];      /* <0xNN> */
     bool byte_fallback, fuse_unk, ignore_merges;
     int64_t unk;
-    char *prefix, *suffix;  /* continuing_subword_prefix, end_of_word_suffix; "" if none */
+    char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; "" if none */
 };
 
 /* ---- vocabulary ---- */
@@ -77,8 +94,10 @@ static td_status check_vocab(const td_json *vocab, const char *file, uint32_t *s
     if (!vocab || vocab->type != TD_JSON_OBJ) return td_fail(TD_EPROTO, "%s: vocab is no object", file);
     for (const td_json *m = vocab->child; m; m = m->next) {
         if (m->type != TD_JSON_INT || m->i < 0 || m->i >= TD_BPE_MAX_ID)
-            return td_fail(TD_EPROTO, "%s: vocab: id of \"%.40s\" is not in [0, %d)", file, m->key, TD_BPE_MAX_ID);
-        if (m->key_len > TOKEN_MAX) return td_fail(TD_ENOSUP, "%s: vocab: token of %u bytes, limit %d", file, m->key_len, TOKEN_MAX);
+            return td_fail(TD_EPROTO, "%s: vocab: id of \"%.40s\" is not in [0, %d)", file, m->key,
+                           TD_BPE_MAX_ID);
+        if (m->key_len > TOKEN_MAX)
+            return td_fail(TD_ENOSUP, "%s: vocab: token of %u bytes, limit %d", file, m->key_len, TOKEN_MAX);
         if ((uint32_t)m->i >= *size) *size = (uint32_t)m->i + 1;
         *bytes += m->key_len;
     }
@@ -118,7 +137,8 @@ static td_status fill_vocab(td_bpe *b, const td_json *vocab, const char *file)
 
 /* ---- merges ---- */
 
-static td_status add_merge(td_bpe *b, const char *file, uint32_t rank, const char *l, size_t ln, const char *r, size_t rn)
+static td_status add_merge(td_bpe *b, const char *file, uint32_t rank, const char *l, size_t ln,
+                           const char *r, size_t rn)
 {
     char t[2 * TOKEN_MAX];
     size_t skip = strlen(b->prefix);
@@ -129,8 +149,8 @@ static td_status add_merge(td_bpe *b, const char *file, uint32_t rank, const cha
         ni = td_bpe_find(b, t, ln + rn - skip);
     }
     if (ni < 0)
-        return td_fail(TD_EPROTO, "%s: merges: rank %u \"%.*s %.*s\" has no token in the vocabulary", file, rank, (int)TD_MIN(ln, 40u), l,
-                       (int)TD_MIN(rn, 40u), r);
+        return td_fail(TD_EPROTO, "%s: merges: rank %u \"%.*s %.*s\" has no token in the vocabulary", file,
+                       rank, (int)TD_MIN(ln, 40u), l, (int)TD_MIN(rn, 40u), r);
     if (!td_map_put(&b->merge, (uint64_t)li << 32 | (uint64_t)ri, (uint64_t)rank << 32 | (uint64_t)ni))
         return td_fail(TD_ENOSUP, "%s: more than %d merges", file, TD_BPE_MAX_MERGES);
     return TD_OK;
@@ -140,14 +160,16 @@ static td_status add_merge_line(td_bpe *b, const char *file, uint32_t rank, cons
 {
     const char *sp = memchr(s, ' ', n);
     if (!sp || memchr(sp + 1, ' ', (size_t)(s + n - sp - 1)))
-        return td_fail(TD_EPROTO, "%s: merges: rank %u \"%.*s\" is not two tokens", file, rank, (int)TD_MIN(n, 80u), s);
+        return td_fail(TD_EPROTO, "%s: merges: rank %u \"%.*s\" is not two tokens", file, rank,
+                       (int)TD_MIN(n, 80u), s);
     return add_merge(b, file, rank, s, (size_t)(sp - s), sp + 1, (size_t)(s + n - sp - 1));
 }
 
 static td_status fill_merges(td_bpe *b, const td_json *merges, const char *file)
 {
     uint32_t rank = 0;
-    if (!merges || merges->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: model.merges is no list", file);
+    if (!merges || merges->type != TD_JSON_ARR)
+        return td_fail(TD_EPROTO, "%s: model.merges is no list", file);
     for (const td_json *m = merges->child; m; m = m->next, rank++) {
         if (m->type == TD_JSON_STR) {
             TD_TRY(add_merge_line(b, file, rank, m->s, m->n));
@@ -179,18 +201,22 @@ static td_status fill(td_bpe *b, const td_json *model, const char *file)
         const td_json *v = td_json_get(model, "vocab");
         type = td_json_get(model, "merges") ? "BPE" : v && v->type == TD_JSON_ARR ? "Unigram" : "WordPiece";
     }
-    if (strcmp(type, "BPE")) return td_fail(TD_ENOSUP, "%s: model type \"%.40s\" is not supported, only BPE", file, type);
-    if (!td_json_is_null(drop) && td_json_num(model, "dropout", 1) > 0) return td_fail(TD_ENOSUP, "%s: model.dropout is not supported", file);
+    if (strcmp(type, "BPE"))
+        return td_fail(TD_ENOSUP, "%s: model type \"%.40s\" is not supported, only BPE", file, type);
+    if (!td_json_is_null(drop) && td_json_num(model, "dropout", 1) > 0)
+        return td_fail(TD_ENOSUP, "%s: model.dropout is not supported", file);
     b->prefix = td_xstrdup(td_json_str(model, "continuing_subword_prefix", ""));
     b->suffix = td_xstrdup(td_json_str(model, "end_of_word_suffix", ""));
-    if (strlen(b->prefix) > 64 || strlen(b->suffix) > 64) return td_fail(TD_ENOSUP, "%s: model: subword prefix or suffix over 64 bytes", file);
+    if (strlen(b->prefix) > 64 || strlen(b->suffix) > 64)
+        return td_fail(TD_ENOSUP, "%s: model: subword prefix or suffix over 64 bytes", file);
     b->byte_fallback = td_json_bool(model, "byte_fallback", false);
     b->fuse_unk = td_json_bool(model, "fuse_unk", false);
     b->ignore_merges = td_json_bool(model, "ignore_merges", false);
     TD_TRY(fill_vocab(b, td_json_get(model, "vocab"), file));
     if (unk) {
         b->unk = td_bpe_find(b, unk, strlen(unk));
-        if (b->unk < 0) return td_fail(TD_EPROTO, "%s: model.unk_token \"%.40s\" is not in the vocabulary", file, unk);
+        if (b->unk < 0)
+            return td_fail(TD_EPROTO, "%s: model.unk_token \"%.40s\" is not in the vocabulary", file, unk);
     }
     return fill_merges(b, td_json_get(model, "merges"), file);
 }
@@ -198,7 +224,8 @@ static td_status fill(td_bpe *b, const td_json *model, const char *file)
 td_status td_bpe_open(const td_json *model, const char *file, td_bpe **out)
 {
     td_bpe *b = new_bpe();
-    td_status st = model && model->type == TD_JSON_OBJ ? fill(b, model, file) : td_fail(TD_EPROTO, "%s: no model", file);
+    td_status st =
+        model && model->type == TD_JSON_OBJ ? fill(b, model, file) : td_fail(TD_EPROTO, "%s: no model", file);
     if (st < 0) td_bpe_close(b);
     else *out = b;
     return st;
@@ -214,7 +241,8 @@ static td_status fill_files(td_bpe *b, const td_json *vocab, const char *p, size
         const char *nl = memchr(p + i, '\n', n - i);
         size_t e = nl ? (size_t)(nl - p) : n, k = e - i;
         if (k && p[e - 1] == '\r') k--;
-        if (k && !(k > 8 && !memcmp(p + i, "#version", 8))) TD_TRY(add_merge_line(b, "merges.txt", rank++, p + i, k));
+        if (k && !(k > 8 && !memcmp(p + i, "#version", 8)))
+            TD_TRY(add_merge_line(b, "merges.txt", rank++, p + i, k));
         i = e + 1;
     }
     return TD_OK;
@@ -299,7 +327,8 @@ static bool add_bytes(const td_bpe *b, td_bpe_run *run, int32_t *n, const char *
     return true;
 }
 
-/* One symbol a character. An unknown stretch is one unk with fuse_unk; it is written before the next known character. */
+/* One symbol a character. An unknown stretch is one unk with fuse_unk; it is written before the next known
+ * character. */
 static int32_t first_symbols(const td_bpe *b, td_bpe_run *run, const char *p, size_t n)
 {
     int32_t count = 0;

@@ -1,13 +1,16 @@
 /* router/text/bpe.h - the "model" of tokenizer.json, type BPE: words into token ids by ranked merges.
  *
- * A word starts as one symbol a character (a byte token <0xNN> each byte where the character is unknown and byte_fallback is set, else
- * unk); then the adjacent pair of lowest rank, leftmost on ties, is merged until no pair is in the table.
- * Rules:     1. Time is n log n in the length of a word: a heap of candidate merges over a doubly linked list; entries made
- *               stale by an earlier merge are recognized when popped. Short words scan a small array instead; same result.
+ * A word starts as one symbol a character (a byte token <0xNN> each byte where the character is unknown and
+ * byte_fallback is set, else unk); then the adjacent pair of lowest rank, leftmost on ties, is merged until
+ * no pair is in the table.
+ * Rules:     1. Time is n log n in the length of a word: a heap of candidate merges over a doubly linked
+ *               list; entries made stale by an earlier merge are recognized when popped. Short words scan a
+ *               small array instead; same result.
  *            2. Repeated short words are answered from a cache in the run.
  * Threads:   const after opening; a td_bpe_run belongs to one thread.
  * Limits:    ids below 4 million, 8 million merges, run->max tokens a call (TD_EFULL).
- * Source:    Sennrich, Haddow, Birch, Neural Machine Translation of Rare Words with Subword Units (ACL 2016), 3.2. */
+ * Source:    Sennrich, Haddow, Birch, Neural Machine Translation of Rare Words with Subword Units (ACL 2016),
+ *            3.2. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_TEXT_BPE_H
 #define TD_ROUTER_TEXT_BPE_H
@@ -34,8 +37,8 @@ td_status td_bpe_open(const td_json *model, const char *file, td_bpe **out);
 td_status td_bpe_open_files(const td_json *vocab, const char *merges, size_t n, td_bpe **out);
 void td_bpe_close(td_bpe *b);
 
-uint32_t td_bpe_size(const td_bpe *b);                          /* largest id + 1 */
-int64_t td_bpe_find(const td_bpe *b, const char *s, size_t n);  /* id or -1 */
+uint32_t td_bpe_size(const td_bpe *b);                             /* largest id + 1 */
+int64_t td_bpe_find(const td_bpe *b, const char *s, size_t n);     /* id or -1 */
 const char *td_bpe_token(const td_bpe *b, uint32_t id, size_t *n); /* NULL: no such id */
 bool td_bpe_byte_fallback(const td_bpe *b);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/chat.h"
 #include "common/check.h"
+#include "router/text/chat.h"
 #include "router/text/files.h"
 #include "router/text/jinja.h"
 #include <stdio.h>
@@ -66,7 +66,9 @@ static td_json *copy_member(td_arena *a, const td_json *from)
     return v;
 }
 
-typedef struct chain { td_json *parent, *last; } chain;
+typedef struct chain {
+    td_json *parent, *last;
+} chain;
 
 /* An empty container like v, to be filled through the chain. */
 static chain start_like(td_arena *a, const td_json *v, const char *key)
@@ -87,7 +89,10 @@ static bool add(chain *c, td_json *v)
     return true;
 }
 
-static bool named(const td_json *member, const char *name) { return member->key_len == strlen(name) && !memcmp(member->key, name, member->key_len); }
+static bool named(const td_json *member, const char *name)
+{
+    return member->key_len == strlen(name) && !memcmp(member->key, name, member->key_len);
+}
 
 /* ---- bringing messages to the template's shape ---- */
 
@@ -132,7 +137,9 @@ static td_json *fix_arguments(const td_chat *c, td_arena *a, const td_json *args
 {
     td_json *parsed;
     if (c->objects && args->type == TD_JSON_STR) {
-        if (td_json_parse(a, args->s, args->n, (td_json_limits){0}, &parsed) >= 0 && parsed->type == TD_JSON_OBJ) return copy_as(a, parsed, "arguments");
+        if (td_json_parse(a, args->s, args->n, (td_json_limits){0}, &parsed) >= 0 &&
+            parsed->type == TD_JSON_OBJ)
+            return copy_as(a, parsed, "arguments");
     } else if (!c->objects && args->type == TD_JSON_OBJ) {
         td_buf b;
         td_buf_init(&b, 0);
@@ -144,7 +151,8 @@ static td_json *fix_arguments(const td_chat *c, td_arena *a, const td_json *args
 
 /* A shallow copy of an object in which the members called `name` are what fix() makes of them. */
 typedef td_json *fix_fn(const td_chat *c, td_arena *a, const td_json *v);
-static td_json *with_member(const td_chat *c, td_arena *a, const td_json *obj, const char *key, const char *name, fix_fn *fix)
+static td_json *with_member(const td_chat *c, td_arena *a, const td_json *obj, const char *key,
+                            const char *name, fix_fn *fix)
 {
     if (obj->type != TD_JSON_OBJ) return copy_as(a, obj, key);
     chain list = start_like(a, obj, key);
@@ -153,7 +161,10 @@ static td_json *with_member(const td_chat *c, td_arena *a, const td_json *obj, c
     return list.parent;
 }
 
-static td_json *fix_function(const td_chat *c, td_arena *a, const td_json *f) { return with_member(c, a, f, "function", "arguments", fix_arguments); }
+static td_json *fix_function(const td_chat *c, td_arena *a, const td_json *f)
+{
+    return with_member(c, a, f, "function", "arguments", fix_arguments);
+}
 
 static td_json *fix_calls(const td_chat *c, td_arena *a, const td_json *calls)
 {
@@ -185,13 +196,17 @@ static td_json *fix_messages(const td_chat *c, td_arena *a, const td_json *messa
 
 /* ---- rendering ---- */
 
-static td_json *context(const td_chat *c, td_arena *a, const td_json *messages, const td_json *tools, const td_json *extra, bool prompt)
+static td_json *context(const td_chat *c, td_arena *a, const td_json *messages, const td_json *tools,
+                        const td_json *extra, bool prompt)
 {
-    td_json *root = make(a, TD_JSON_OBJ, NULL), *generation = make(a, TD_JSON_BOOL, "add_generation_prompt"), *documents = NULL;
+    td_json *root = make(a, TD_JSON_OBJ, NULL), *generation = make(a, TD_JSON_BOOL, "add_generation_prompt"),
+            *documents = NULL;
     chain list = {root, NULL};
     if (!root || !generation) return NULL;
     generation->truth = prompt;
-    if (!add(&list, fix_messages(c, a, messages)) || !add(&list, copy_as(a, tools, "tools")) || !add(&list, generation)) return NULL;
+    if (!add(&list, fix_messages(c, a, messages)) || !add(&list, copy_as(a, tools, "tools")) ||
+        !add(&list, generation))
+        return NULL;
     for (int i = 0; i < NAMED; i++)
         if (c->token[i] && !add(&list, make_text(a, names[i], c->token[i], strlen(c->token[i])))) return NULL;
     for (const td_json *m = extra && extra->type == TD_JSON_OBJ ? extra->child : NULL; m; m = m->next)
@@ -200,8 +215,8 @@ static td_json *context(const td_chat *c, td_arena *a, const td_json *messages, 
     return td_json_get(root, "documents") || add(&list, documents) ? root : NULL;
 }
 
-static td_status render(const td_chat *c, const td_json *messages, const td_json *tools, const td_json *extra, bool prompt, td_jinja_limits lim,
-                        td_arena *a, td_buf *out)
+static td_status render(const td_chat *c, const td_json *messages, const td_json *tools, const td_json *extra,
+                        bool prompt, td_jinja_limits lim, td_arena *a, td_buf *out)
 {
     bool with_tools = !td_json_is_null(tools) && tools->n;
     const td_jinja *t = (with_tools && c->tools) || !c->plain ? c->tools : c->plain;
@@ -211,8 +226,8 @@ static td_status render(const td_chat *c, const td_json *messages, const td_json
     return td_jinja_render(t, root, a, lim, out);
 }
 
-td_status td_chat_render(const td_chat *c, const td_json *messages, const td_json *tools, const td_json *extra, bool add_generation_prompt,
-                         td_arena *a, td_buf *out)
+td_status td_chat_render(const td_chat *c, const td_json *messages, const td_json *tools,
+                         const td_json *extra, bool add_generation_prompt, td_arena *a, td_buf *out)
 {
     return render(c, messages, tools, extra, add_generation_prompt, (td_jinja_limits){0}, a, out);
 }
@@ -228,25 +243,29 @@ static bool probe(const td_chat *c, const char *json, const char *want, const ch
     td_arena_init(&a, PROBE_ARENA);
     td_buf_init(&out, PROBE_TEXT);
     bool good = td_json_parse(&a, json, strlen(json), (td_json_limits){0}, &m) >= 0 &&
-                render(c, m, NULL, NULL, false, (td_jinja_limits){.steps = PROBE_STEPS}, &a, &out) >= 0 && out.p && strstr(out.p, want) &&
-                !strstr(out.p, never);
+                render(c, m, NULL, NULL, false, (td_jinja_limits){.steps = PROBE_STEPS}, &a, &out) >= 0 &&
+                out.p && strstr(out.p, want) && !strstr(out.p, never);
     td_buf_deinit(&out);
     td_arena_deinit(&a);
     return good;
 }
 
-#define PROBE_CALL(arguments)                                                                                                  \
-    "[{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{\"id\": \"call00001\", " \
-    "\"type\": \"function\", \"function\": {\"name\": \"probe\", \"arguments\": " arguments "}}]}, {\"role\": \"tool\", "                \
+#define PROBE_CALL(arguments)                                                                                \
+    "[{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"\", "              \
+    "\"tool_calls\": [{\"id\": \"call00001\", "                                                              \
+    "\"type\": \"function\", \"function\": {\"name\": \"probe\", \"arguments\": " arguments                  \
+    "}}]}, {\"role\": \"tool\", "                                                                            \
     "\"tool_call_id\": \"call00001\", \"name\": \"probe\", \"content\": \"ok\"}]"
 
-/* A template that wants text prints an object as Python does, with single quotes, or fails; one that wants an object quotes the
- * quotes of a text. Where neither tells, objects: transformers documents them so. */
+/* A template that wants text prints an object as Python does, with single quotes, or fails; one that wants an
+ * object quotes the quotes of a text. Where neither tells, objects: transformers documents them so. */
 static void learn(td_chat *c)
 {
-    static const char PARTS[] = "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"QXZPROBE\"}]}]";
+    static const char PARTS[] =
+        "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"QXZPROBE\"}]}]";
     c->parts = c->objects = true;
-    bool parts = probe(c, PARTS, "QXZPROBE", "'text'"), objects = probe(c, PROBE_CALL("{\"key\": \"QXZPROBE\"}"), "QXZPROBE", "'key'");
+    bool parts = probe(c, PARTS, "QXZPROBE", "'text'"),
+         objects = probe(c, PROBE_CALL("{\"key\": \"QXZPROBE\"}"), "QXZPROBE", "'key'");
     c->objects = false;
     bool text = probe(c, PROBE_CALL("\"{\\\"key\\\": \\\"QXZPROBE\\\"}\""), "QXZPROBE", "\\\"QXZPROBE");
     c->parts = parts;
@@ -281,13 +300,15 @@ static td_status from_json(td_chat *c, const td_json *v, const char *file)
 {
     if (td_json_is_null(v)) return TD_AGAIN;
     if (v->type == TD_JSON_STR) return compile(v->s, v->n, file, &c->plain);
-    if (v->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: chat_template is neither a string nor a list", file);
+    if (v->type != TD_JSON_ARR)
+        return td_fail(TD_EPROTO, "%s: chat_template is neither a string nor a list", file);
     for (const td_json *e = v->child; e; e = e->next) {
         const td_json *source = td_json_get(e, "template");
         const char *name = td_json_str(e, "name", "");
         td_jinja **t = !strcmp(name, "default") ? &c->plain : !strcmp(name, "tool_use") ? &c->tools : NULL;
         if (!t || *t) continue; /* others are chosen by name in transformers; no request names one here */
-        if (!source || source->type != TD_JSON_STR) return td_fail(TD_EPROTO, "%s: chat_template \"%.40s\" is no string", file, name);
+        if (!source || source->type != TD_JSON_STR)
+            return td_fail(TD_EPROTO, "%s: chat_template \"%.40s\" is no string", file, name);
         TD_TRY(compile(source->s, source->n, file, t));
     }
     return c->plain || c->tools ? TD_OK : TD_AGAIN;
@@ -304,7 +325,8 @@ static void load_tokens(td_chat *c, const td_json *config, const td_tokenizer *t
     }
 }
 
-static td_status load(td_chat *c, const char *dir, const char *override_file, const td_tokenizer *t, td_arena *a)
+static td_status load(td_chat *c, const char *dir, const char *override_file, const td_tokenizer *t,
+                      td_arena *a)
 {
     td_json *config, *extra;
     td_status st = td_files_json(dir, "tokenizer_config.json", a, &config);

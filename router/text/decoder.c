@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/decoder.h"
 #include "common/check.h"
+#include "router/text/decoder.h"
 #include "router/text/unicode.h"
 #include <stdlib.h>
 #include <string.h>
@@ -27,11 +27,13 @@ struct td_decoder {
     step step[STEPS];
 };
 
-static td_status one_char(const td_json *node, const char *key, const char *dflt, const char *file, char mark[4], size_t *n)
+static td_status one_char(const td_json *node, const char *key, const char *dflt, const char *file,
+                          char mark[4], size_t *n)
 {
     const char *s = td_json_str(node, key, dflt);
     size_t k = strlen(s);
-    if (k < 1 || k > 4 || td_uc_count(s, k) != 1) return td_fail(TD_EPROTO, "%s: decoder: %s is not one character", file, key);
+    if (k < 1 || k > 4 || td_uc_count(s, k) != 1)
+        return td_fail(TD_EPROTO, "%s: decoder: %s is not one character", file, key);
     memcpy(mark, s, k);
     *n = k;
     return TD_OK;
@@ -40,14 +42,17 @@ static td_status one_char(const td_json *node, const char *key, const char *dflt
 static td_status open_strip(td_decoder *d, const td_json *node, const char *file, step *s)
 {
     int64_t start = td_json_int(node, "start", 0), stop = td_json_int(node, "stop", 0);
-    if (start < 0 || start > 1024 || stop < 0 || stop > 1024) return td_fail(TD_EPROTO, "%s: decoder: Strip start or stop out of range", file);
+    if (start < 0 || start > 1024 || stop < 0 || stop > 1024)
+        return td_fail(TD_EPROTO, "%s: decoder: Strip start or stop out of range", file);
     TD_TRY(one_char(node, "content", " ", file, s->mark, &s->mark_n));
     s->start = (uint32_t)start;
     s->stop = (uint32_t)stop;
     if (!d->fused) return TD_OK;
     d->n--; /* not a step on tokens */
-    if (stop) return td_fail(TD_ENOSUP, "%s: decoder: Strip with stop > 0 behind Fuse is not supported", file);
-    if (d->facts.lead_max) return td_fail(TD_ENOSUP, "%s: decoder: two Strips behind Fuse are not supported", file);
+    if (stop)
+        return td_fail(TD_ENOSUP, "%s: decoder: Strip with stop > 0 behind Fuse is not supported", file);
+    if (d->facts.lead_max)
+        return td_fail(TD_ENOSUP, "%s: decoder: two Strips behind Fuse are not supported", file);
     memcpy(d->facts.lead, s->mark, s->mark_n);
     d->facts.lead_n = (uint8_t)s->mark_n;
     d->facts.lead_max = (uint32_t)start;
@@ -60,18 +65,22 @@ static td_status open_step(td_decoder *d, const td_json *node, const char *file,
     step *s = &d->step[d->n++];
     s->kind = k;
     if (k == D_STRIP) return open_strip(d, node, file, s);
-    if (d->fused) return td_fail(TD_ENOSUP, "%s: decoder \"%.40s\" behind Fuse is not supported", file, td_json_str(node, "type", ""));
+    if (d->fused)
+        return td_fail(TD_ENOSUP, "%s: decoder \"%.40s\" behind Fuse is not supported", file,
+                       td_json_str(node, "type", ""));
     if (k == D_BYTELEVEL) d->fused = true;
     if (k == D_BYTE_FALLBACK) d->facts.byte_fallback = true;
     if (k == D_METASPACE) {
-        const char *scheme = td_json_str(node, "prepend_scheme", td_json_bool(node, "add_prefix_space", true) ? "always" : "never");
+        const char *scheme = td_json_str(node, "prepend_scheme",
+                                         td_json_bool(node, "add_prefix_space", true) ? "always" : "never");
         s->keep_first = !strcmp(scheme, "never");
         if (!s->keep_first) d->facts.first_differs = true;
         return one_char(node, "replacement", "\xE2\x96\x81", file, s->mark, &s->mark_n);
     }
     if (k == D_REPLACE) {
         const td_json *c = td_json_get(node, "content");
-        if (!c || c->type != TD_JSON_STR) return td_fail(TD_EPROTO, "%s: decoder: Replace has no content", file);
+        if (!c || c->type != TD_JSON_STR)
+            return td_fail(TD_EPROTO, "%s: decoder: Replace has no content", file);
         s->text = td_xstrndup(c->s, c->n);
         s->n = c->n;
         return td_pattern_open(td_json_get(node, "pattern"), file, &s->pattern);
@@ -81,14 +90,19 @@ static td_status open_step(td_decoder *d, const td_json *node, const char *file,
 
 static td_status add_node(td_decoder *d, const td_json *node, const char *file, int depth)
 {
-    static const struct { const char *name; kind kind; } known[] = {
-        {"ByteLevel", D_BYTELEVEL}, {"Replace", D_REPLACE}, {"ByteFallback", D_BYTE_FALLBACK}, {"Strip", D_STRIP}, {"Metaspace", D_METASPACE},
+    static const struct {
+        const char *name;
+        kind kind;
+    } known[] = {
+        {"ByteLevel", D_BYTELEVEL}, {"Replace", D_REPLACE},     {"ByteFallback", D_BYTE_FALLBACK},
+        {"Strip", D_STRIP},         {"Metaspace", D_METASPACE},
     };
     const char *type = td_json_str(node, "type", "");
     if (depth > NESTING) return td_fail(TD_ENOSUP, "%s: decoder nested too deeply", file);
     if (!strcmp(type, "Sequence")) {
         const td_json *list = td_json_get(node, "decoders");
-        if (!list || list->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: decoder Sequence has no decoders", file);
+        if (!list || list->type != TD_JSON_ARR)
+            return td_fail(TD_EPROTO, "%s: decoder Sequence has no decoders", file);
         for (const td_json *c = list->child; c; c = c->next) TD_TRY(add_node(d, c, file, depth + 1));
         return TD_OK;
     }
@@ -166,8 +180,11 @@ static void bytelevel(const char *p, size_t n, td_buf *out)
 static void strip(const step *s, const char *p, size_t n, td_buf *out)
 {
     size_t from = 0, to = n;
-    for (uint32_t k = 0; k < s->start && n - from >= s->mark_n && !memcmp(p + from, s->mark, s->mark_n); k++) from += s->mark_n;
-    for (uint32_t k = 0; k < s->stop && to - from >= s->mark_n && !memcmp(p + to - s->mark_n, s->mark, s->mark_n); k++) to -= s->mark_n;
+    for (uint32_t k = 0; k < s->start && n - from >= s->mark_n && !memcmp(p + from, s->mark, s->mark_n); k++)
+        from += s->mark_n;
+    for (uint32_t k = 0;
+         k < s->stop && to - from >= s->mark_n && !memcmp(p + to - s->mark_n, s->mark, s->mark_n); k++)
+        to -= s->mark_n;
     td_buf_add(out, p + from, to - from);
 }
 

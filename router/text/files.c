@@ -20,9 +20,11 @@ td_status td_files_read(const char *dir, const char *name, char **text, size_t *
     td_status rc = TD_OK;
     char *p = NULL;
     if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) rc = td_fail(TD_EIO, "%s: not a regular file", name);
-    else if (st.st_size > (off_t)TD_FILES_MAX_MIB << 20) rc = td_fail(TD_ENOSUP, "%s: larger than %d MiB", name, TD_FILES_MAX_MIB);
+    else if (st.st_size > (off_t)TD_FILES_MAX_MIB << 20)
+        rc = td_fail(TD_ENOSUP, "%s: larger than %d MiB", name, TD_FILES_MAX_MIB);
     else if (!(p = malloc((size_t)st.st_size + 1))) rc = td_fail(TD_EFULL, "%s: no memory", name);
-    else if (fread(p, 1, (size_t)st.st_size, f) != (size_t)st.st_size) rc = td_fail(TD_EIO, "%s: could not be read whole", name);
+    else if (fread(p, 1, (size_t)st.st_size, f) != (size_t)st.st_size)
+        rc = td_fail(TD_EIO, "%s: could not be read whole", name);
     fclose(f);
     if (rc < 0) {
         free(p);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* router/text/jinja_eval.c - walking the tree. Scopes are chained lists of bindings: if and the template share one, every loop turn,
- * macro call, with, filter and set block opens a new one, and set writes into the innermost (Jinja's rule). A macro's scope hangs
- * on the one it was defined in, so it sees later assignments there. */
+/* router/text/jinja_eval.c - walking the tree. Scopes are chained lists of bindings: if and the template
+ * share one, every loop turn, macro call, with, filter and set block opens a new one, and set writes into the
+ * innermost (Jinja's rule). A macro's scope hangs on the one it was defined in, so it sees later assignments
+ * there. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "router/text/jinja_impl.h"
@@ -13,18 +14,19 @@ enum { DEFAULT_STEPS = 20000000, DEFAULT_DEPTH = 400, ARGS_MAX = 256 };
 
 typedef enum { FLOW_ON, FLOW_BREAK, FLOW_CONTINUE } flow;
 
-/* A running loop. Items are pulled one ahead only when somebody asks what comes next, as its condition may change meanwhile. */
+/* A running loop. Items are pulled one ahead only when somebody asks what comes next, as its condition may
+ * change meanwhile. */
 typedef struct td_jloop {
     td_jrun *r;
     const td_jnode *node;
-    td_jscope *scope;    /* the loop is in; for its condition */
+    td_jscope *scope; /* the loop is in; for its condition */
     td_jiter it;
-    td_jlist *ahead;     /* pulled, not yet run */
+    td_jlist *ahead; /* pulled, not yet run */
     uint32_t ahead_at;
-    td_jv prev, cur;     /* prev JV_MISSING in the first turn */
+    td_jv prev, cur;       /* prev JV_MISSING in the first turn */
     int64_t index0, total; /* total -1: not known */
     int nesting;
-    td_jv changed;       /* arguments of the last loop.changed() */
+    td_jv changed; /* arguments of the last loop.changed() */
 } td_jloop;
 
 static td_jv eval(td_jrun *r, const td_jnode *x, td_jscope *s);
@@ -48,7 +50,8 @@ td_jv td_jrun_fail(td_jrun *r, td_status st, const char *fmt, ...)
 void td_jrun_charge(td_jrun *r, uint64_t steps)
 {
     r->steps += steps;
-    if (r->steps > r->lim.steps && r->st >= 0) td_jrun_fail(r, TD_EFULL, "more than %llu steps", (unsigned long long)r->lim.steps);
+    if (r->steps > r->lim.steps && r->st >= 0)
+        td_jrun_fail(r, TD_EFULL, "more than %llu steps", (unsigned long long)r->lim.steps);
 }
 
 static bool enter(td_jrun *r, const td_jnode *x)
@@ -124,7 +127,10 @@ static void assign(td_jrun *r, const td_jnode *target, td_jv v, td_jscope *s)
         td_jlist *l = td_jv_collect(r, v);
         if (!l) return;
         if (l->n != target->n) {
-            td_jrun_fail(r, TD_EBADREQ, l->n > target->n ? "too many values to unpack (expected %u)" : "not enough values to unpack (expected %u)", target->n);
+            td_jrun_fail(r, TD_EBADREQ,
+                         l->n > target->n ? "too many values to unpack (expected %u)"
+                                          : "not enough values to unpack (expected %u)",
+                         target->n);
             return;
         }
         uint32_t i = 0;
@@ -147,17 +153,23 @@ bool td_jargs_bind(td_jrun *r, td_jargs *a, const char *what, const char *names,
         while (*p == ' ') p++;
     }
     if (r->st < 0) return false;
-    if (a->n > n) return td_jrun_fail(r, TD_EBADREQ, "%s takes at most %u arguments (%u given)", what, n, a->n), false;
+    if (a->n > n)
+        return td_jrun_fail(r, TD_EBADREQ, "%s takes at most %u arguments (%u given)", what, n, a->n), false;
     for (unsigned i = 0; i < a->n; i++) v[i] = a->pos[i];
     for (unsigned k = 0; k < a->n_kw; k++) {
         unsigned i = 0;
         while (i < n && (len[i] != a->kw[k].n || memcmp(name[i], a->kw[k].name, len[i]))) i++;
         if (i == n || v[i].kind != JV_MISSING)
-            return td_jrun_fail(r, TD_EBADREQ, "%s got an unexpected argument '%.*s'", what, (int)a->kw[k].n, a->kw[k].name), false;
+            return td_jrun_fail(r, TD_EBADREQ, "%s got an unexpected argument '%.*s'", what, (int)a->kw[k].n,
+                                a->kw[k].name),
+                   false;
         v[i] = a->kw[k].v;
     }
     for (unsigned i = 0; i < required; i++)
-        if (v[i].kind == JV_MISSING) return td_jrun_fail(r, TD_EBADREQ, "%s is missing its argument '%.*s'", what, (int)len[i], name[i]), false;
+        if (v[i].kind == JV_MISSING)
+            return td_jrun_fail(r, TD_EBADREQ, "%s is missing its argument '%.*s'", what, (int)len[i],
+                                name[i]),
+                   false;
     return true;
 }
 
@@ -171,15 +183,18 @@ static td_jargs eval_args(td_jrun *r, const td_jnode *call, td_jscope *s)
         td_jv v = eval(r, c->type == N_KEYWORD || c->type == N_STAR || c->type == N_DSTAR ? c->a : c, s), x;
         td_jiter it;
         if (c->type == N_KEYWORD) {
-            if (td_jdict_find(r, kw, c->value)) td_jrun_fail(r, TD_EBADREQ, "keyword argument repeated: %.*s", (int)c->value.n, c->value.u.s);
+            if (td_jdict_find(r, kw, c->value))
+                td_jrun_fail(r, TD_EBADREQ, "keyword argument repeated: %.*s", (int)c->value.n, c->value.u.s);
             td_jdict_set(r, kw, c->value, v);
         } else if (c->type == N_STAR) {
             if (td_jiter_open(r, &it, v))
                 while (td_jiter_next(r, &it, &x)) td_jlist_push(r, pos, x);
         } else if (c->type == N_DSTAR) {
-            if (v.kind != JV_DICT) td_jrun_fail(r, TD_EBADREQ, "argument after ** must be a mapping, not %s", td_jv_type(v));
+            if (v.kind != JV_DICT)
+                td_jrun_fail(r, TD_EBADREQ, "argument after ** must be a mapping, not %s", td_jv_type(v));
             else
-                for (uint32_t i = 0; i < v.u.dict->n; i++) td_jdict_set(r, kw, v.u.dict->e[i].k, v.u.dict->e[i].v);
+                for (uint32_t i = 0; i < v.u.dict->n; i++)
+                    td_jdict_set(r, kw, v.u.dict->e[i].k, v.u.dict->e[i].v);
         } else td_jlist_push(r, pos, v);
     }
     if (!pos || !kw || r->st < 0) return a;
@@ -205,7 +220,8 @@ static td_jv capture(td_jrun *r, const td_jnode *body, td_jscope *s)
     return td_jv_take(r, &b);
 }
 
-/* The arguments of a macro that are not its parameters: caller, kwargs, varargs if the body names them; else an error. */
+/* The arguments of a macro that are not its parameters: caller, kwargs, varargs if the body names them; else
+ * an error. */
 static void bind_rest(td_jrun *r, const td_jnode *m, td_jargs *a, td_jscope *s)
 {
     const td_jinja *t = r->t;
@@ -215,14 +231,20 @@ static void bind_rest(td_jrun *r, const td_jnode *m, td_jargs *a, td_jscope *s)
     for (uint32_t i = m->n; rest && i < a->n; i++) td_jlist_push(r, rest, a->pos[i]);
     for (uint32_t k = 0; kw && k < a->n_kw; k++) {
         bool param = false;
-        for (const td_jnode *p = m->list; p; p = p->next) param |= t->sym[p->sym].n == a->kw[k].n && !memcmp(t->sym[p->sym].name, a->kw[k].name, a->kw[k].n);
+        for (const td_jnode *p = m->list; p; p = p->next)
+            param |=
+                t->sym[p->sym].n == a->kw[k].n && !memcmp(t->sym[p->sym].name, a->kw[k].name, a->kw[k].n);
         if (param) continue;
         if (m->flag & 4 && a->kw[k].n == 6 && !memcmp(a->kw[k].name, "caller", 6)) caller = a->kw[k].v;
         else if (m->flag & 2) td_jdict_set(r, kw, td_jv_text(a->kw[k].name, a->kw[k].n), a->kw[k].v);
-        else td_jrun_fail(r, TD_EBADREQ, "macro '%s' takes no keyword argument '%.*s'", t->sym[m->sym].name, (int)a->kw[k].n, a->kw[k].name);
+        else
+            td_jrun_fail(r, TD_EBADREQ, "macro '%s' takes no keyword argument '%.*s'", t->sym[m->sym].name,
+                         (int)a->kw[k].n, a->kw[k].name);
     }
     if (!rest || !kw) return;
-    if (rest->n && !(m->flag & 1)) td_jrun_fail(r, TD_EBADREQ, "macro '%s' takes not more than %u argument(s)", t->sym[m->sym].name, m->n);
+    if (rest->n && !(m->flag & 1))
+        td_jrun_fail(r, TD_EBADREQ, "macro '%s' takes not more than %u argument(s)", t->sym[m->sym].name,
+                     m->n);
     if (m->flag & 1) bind(r, s, t->s_varargs, (td_jv){.kind = JV_TUPLE, .u.list = rest});
     if (m->flag & 2) bind(r, s, t->s_kwargs, (td_jv){.kind = JV_DICT, .u.dict = kw});
     if (m->flag & 4) bind(r, s, t->s_caller, caller);
@@ -241,10 +263,13 @@ static td_jv call_macro(td_jrun *r, td_jmacro *macro, td_jargs *a)
         if (i < a->n) v = a->pos[i];
         for (uint32_t k = 0; k < a->n_kw; k++) {
             if (sym[p->sym].n != a->kw[k].n || memcmp(sym[p->sym].name, a->kw[k].name, a->kw[k].n)) continue;
-            if (v.kind != JV_MISSING) td_jrun_fail(r, TD_EBADREQ, "macro '%s' got multiple values for argument '%s'", sym[m->sym].name, sym[p->sym].name);
+            if (v.kind != JV_MISSING)
+                td_jrun_fail(r, TD_EBADREQ, "macro '%s' got multiple values for argument '%s'",
+                             sym[m->sym].name, sym[p->sym].name);
             v = a->kw[k].v;
         }
-        if (v.kind == JV_MISSING) v = p->a ? eval(r, p->a, s) : td_jv_undef(sym[p->sym].name, sym[p->sym].n, false);
+        if (v.kind == JV_MISSING)
+            v = p->a ? eval(r, p->a, s) : td_jv_undef(sym[p->sym].name, sym[p->sym].n, false);
         bind(r, s, p->sym, v);
     }
     td_jv text = capture(r, m->body, s);
@@ -302,7 +327,8 @@ static td_jv eval_applied(td_jrun *r, const td_jnode *x, td_jscope *s)
     r->line = x->line;
     if (r->st < 0) return v;
     if (!x->fn)
-        return td_jrun_fail(r, TD_ENOSUP, "no %s named '%.*s'", x->type == N_FILTER ? "filter" : "test", (int)x->value.n, x->value.u.s);
+        return td_jrun_fail(r, TD_ENOSUP, "no %s named '%.*s'", x->type == N_FILTER ? "filter" : "test",
+                            (int)x->value.n, x->value.u.s);
     return x->fn->call(r, v, &a);
 }
 
@@ -366,7 +392,8 @@ static td_jv eval_sign(td_jrun *r, const td_jnode *x, td_jscope *s)
     if (v.kind == JV_REAL) return td_jv_real(x->type == N_NEG ? -v.u.f : v.u.f);
     if (td_jv_integer(v, &i) && i != INT64_MIN) return td_jv_int(x->type == N_NEG ? -i : i);
     if (v.kind == JV_UNDEF) return td_jrun_fail(r, TD_EBADREQ, "'%.*s' is undefined", (int)v.n, v.u.s);
-    return td_jrun_fail(r, TD_EBADREQ, "bad operand type for unary %c: '%s'", x->type == N_NEG ? '-' : '+', td_jv_type(v));
+    return td_jrun_fail(r, TD_EBADREQ, "bad operand type for unary %c: '%s'", x->type == N_NEG ? '-' : '+',
+                        td_jv_type(v));
 }
 
 static td_jv eval_node(td_jrun *r, const td_jnode *x, td_jscope *s)
@@ -376,7 +403,8 @@ static td_jv eval_node(td_jrun *r, const td_jnode *x, td_jscope *s)
     case N_CONST: return x->value;
     case N_NAME: return lookup(r, s, x->sym);
     case N_HOLE: return r->hole;
-    case N_LIST: case N_TUPLE: return eval_sequence(r, x, s);
+    case N_LIST:
+    case N_TUPLE: return eval_sequence(r, x, s);
     case N_DICT: return eval_dict(r, x, s);
     case N_ATTR:
         v = eval(r, x->a, s);
@@ -389,15 +417,13 @@ static td_jv eval_node(td_jrun *r, const td_jnode *x, td_jscope *s)
         r->line = x->line;
         return r->st < 0 ? v : td_jrun_item(r, v, w);
     case N_CALL: return eval_call(r, x, s);
-    case N_FILTER: case N_TEST: return eval_applied(r, x, s);
+    case N_FILTER:
+    case N_TEST: return eval_applied(r, x, s);
     case N_NOT: return td_jv_bool(!td_jv_true(eval(r, x->a, s)));
-    case N_NEG: case N_POS: return eval_sign(r, x, s);
-    case N_AND:
-        v = eval(r, x->a, s);
-        return td_jv_true(v) ? eval(r, x->b, s) : v;
-    case N_OR:
-        v = eval(r, x->a, s);
-        return td_jv_true(v) ? v : eval(r, x->b, s);
+    case N_NEG:
+    case N_POS: return eval_sign(r, x, s);
+    case N_AND: v = eval(r, x->a, s); return td_jv_true(v) ? eval(r, x->b, s) : v;
+    case N_OR: v = eval(r, x->a, s); return td_jv_true(v) ? v : eval(r, x->b, s);
     case N_COND:
         if (td_jv_true(eval(r, x->a, s))) return eval(r, x->b, s);
         return x->c ? eval(r, x->c, s) : td_jv_undef("the inline if-expression", 24, false);
@@ -469,7 +495,8 @@ static int64_t length(td_jloop *l)
         l->ahead->n -= l->ahead_at;
         l->ahead_at = 0;
     }
-    while (pull(l, &v) && td_jlist_push(l->r, l->ahead, v)) {}
+    while (pull(l, &v) && td_jlist_push(l->r, l->ahead, v)) {
+    }
     return l->total = l->index0 + 1 + l->ahead->n;
 }
 
@@ -503,7 +530,8 @@ td_jv td_jloop_attr(td_jrun *r, td_jloop *l, const char *name, uint32_t n)
     if (td_jv_is(key, "revindex0")) return td_jv_int(length(l) - l->index0 - 1);
     if (td_jv_is(key, "depth")) return td_jv_int(1);
     if (td_jv_is(key, "depth0")) return td_jv_int(0);
-    if (td_jv_is(key, "previtem")) return l->prev.kind == JV_MISSING ? td_jv_undef("there is no previous item", 25, false) : l->prev;
+    if (td_jv_is(key, "previtem"))
+        return l->prev.kind == JV_MISSING ? td_jv_undef("there is no previous item", 25, false) : l->prev;
     if (td_jv_is(key, "nextitem")) return peek(l, &v) ? v : td_jv_undef("there is no next item", 21, false);
     if (td_jv_is(key, "cycle") || td_jv_is(key, "changed")) {
         td_jbound *b = td_jrun_alloc(r, sizeof *b);
@@ -566,7 +594,8 @@ static td_jv filtered(td_jrun *r, const td_jnode *x, td_jscope *s)
 static void exec_with(td_jrun *r, const td_jnode *x, td_jscope *s)
 {
     td_jscope *inner = new_scope(r, s);
-    for (const td_jnode *c = x->list; inner && c && r->st >= 0; c = c->next->next) assign(r, c, eval(r, c->next, s), inner);
+    for (const td_jnode *c = x->list; inner && c && r->st >= 0; c = c->next->next)
+        assign(r, c, eval(r, c->next, s), inner);
     if (inner && r->st >= 0) exec(r, x->body, inner);
 }
 
@@ -630,16 +659,19 @@ static void load_context(td_jrun *r, const td_json *context)
 {
     for (const td_json *m = context->child; m && r->st >= 0; m = m->next)
         for (uint32_t i = 0; i < r->t->n_sym; i++)
-            if (r->t->sym[i].n == m->key_len && !memcmp(r->t->sym[i].name, m->key, m->key_len)) r->ctx[i] = td_jv_from_json(r, m);
+            if (r->t->sym[i].n == m->key_len && !memcmp(r->t->sym[i].name, m->key, m->key_len))
+                r->ctx[i] = td_jv_from_json(r, m);
 }
 
-td_status td_jinja_render(const td_jinja *t, const td_json *context, td_arena *a, td_jinja_limits lim, td_buf *out)
+td_status td_jinja_render(const td_jinja *t, const td_json *context, td_arena *a, td_jinja_limits lim,
+                          td_buf *out)
 {
     td_jrun r = {.t = t, .a = a, .lim = lim, .out = out};
     if (!r.lim.steps) r.lim.steps = DEFAULT_STEPS;
     if (!r.lim.depth) r.lim.depth = DEFAULT_DEPTH;
     if (!r.lim.now_s) r.lim.now_s = td_wall_s();
-    if (!context || context->type != TD_JSON_OBJ) return td_refuse(TD_EBADREQ, "chat template: the context is no object");
+    if (!context || context->type != TD_JSON_OBJ)
+        return td_refuse(TD_EBADREQ, "chat template: the context is no object");
     size_t before = out->len;
     r.ctx = td_jrun_alloc(&r, (t->n_sym + 1) * sizeof(td_jv));
     td_jscope *root = new_scope(&r, NULL);

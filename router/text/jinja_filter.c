@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* router/text/jinja_filter.c - filters. Each is Jinja2's of the same name; tojson is the one transformers installs. */
+/* router/text/jinja_filter.c - filters. Each is Jinja2's of the same name; tojson is the one transformers
+ * installs. */
 #include "common/check.h"
 #include "router/text/jinja_impl.h"
 #include "router/text/unicode.h"
@@ -10,14 +11,15 @@
 enum { INDENT_MAX = 64, WIDTH_MAX = 1 << 20 };
 
 #define FILTER(name) static td_jv name(td_jrun *r, td_jv v, td_jargs *a)
-#define BIND(what, names, required, out) \
-    td_jv out[16];                       \
+#define BIND(what, names, required, out)                                                                     \
+    td_jv out[16];                                                                                           \
     if (!td_jargs_bind(r, a, what, names, required, out)) return v
 
 static int64_t int_arg(td_jrun *r, td_jv v, int64_t dflt, const char *what)
 {
     int64_t i = dflt;
-    if (v.kind != JV_MISSING && v.kind != JV_NONE && !td_jv_integer(v, &i)) td_jrun_fail(r, TD_EBADREQ, "%s must be an integer, not %s", what, td_jv_type(v));
+    if (v.kind != JV_MISSING && v.kind != JV_NONE && !td_jv_integer(v, &i))
+        td_jrun_fail(r, TD_EBADREQ, "%s must be an integer, not %s", what, td_jv_type(v));
     return i;
 }
 
@@ -122,7 +124,8 @@ static size_t line_end(td_jv s, size_t i, size_t *next)
     while (i < s.n) {
         size_t k = td_uc_next(s.u.s + i, s.n - i, &cp);
         bool crlf = cp == '\r' && i + 1 < s.n && s.u.s[i + 1] == '\n';
-        if ((cp >= 10 && cp <= 13) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 || cp == 0x2029) {
+        if ((cp >= 10 && cp <= 13) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 ||
+            cp == 0x2029) {
             *next = i + k + crlf;
             return i;
         }
@@ -142,7 +145,8 @@ FILTER(f_indent)
     if (x[0].kind == JV_STR) pad = x[0].u.s, pad_n = x[0].n;
     else {
         int64_t n = int_arg(r, x[0], 4, "width");
-        if (n > (int64_t)sizeof spaces) return td_jrun_fail(r, TD_EFULL, "indent of more than %zu", sizeof spaces);
+        if (n > (int64_t)sizeof spaces)
+            return td_jrun_fail(r, TD_EFULL, "indent of more than %zu", sizeof spaces);
         pad_n = n > 0 ? (size_t)n : 0;
         memset(spaces, ' ', pad_n);
     }
@@ -150,7 +154,8 @@ FILTER(f_indent)
     td_buf b;
     td_jbuf_init(r, &b);
     if (flag_arg(x[1], false)) td_buf_add(&b, pad, pad_n);
-    /* A line break at the end of the text is followed by an empty line, which gets no indent: so in Jinja2. */
+    /* A line break at the end of the text is followed by an empty line, which gets no indent: so in Jinja2.
+     * */
     bool first = true;
     for (size_t i = 0, next = 0, e = 0; first || e < s.n; i = next, first = false) {
         e = line_end(s, i, &next);
@@ -211,7 +216,8 @@ FILTER(f_format)
 FILTER(f_tojson)
 {
     BIND("tojson", "ensure_ascii indent separators sort_keys", 0, x);
-    td_jjson o = {.item_sep = ", ", .key_sep = ": ", .ascii = flag_arg(x[0], false), .sort = flag_arg(x[3], false)};
+    td_jjson o = {
+        .item_sep = ", ", .key_sep = ": ", .ascii = flag_arg(x[0], false), .sort = flag_arg(x[3], false)};
     char spaces[INDENT_MAX + 1];
     if (x[1].kind == JV_STR) {
         td_jv keep = td_jv_copy_text(r, x[1].u.s, x[1].n);
@@ -226,12 +232,14 @@ FILTER(f_tojson)
     if (o.indent) o.item_sep = ",";
     if (x[2].kind == JV_TUPLE || x[2].kind == JV_LIST) {
         td_jlist *l = x[2].u.list;
-        if (l->n != 2 || l->v[0].kind != JV_STR || l->v[1].kind != JV_STR) return td_jrun_fail(r, TD_EBADREQ, "tojson: separators must be two strings");
+        if (l->n != 2 || l->v[0].kind != JV_STR || l->v[1].kind != JV_STR)
+            return td_jrun_fail(r, TD_EBADREQ, "tojson: separators must be two strings");
         td_jv i = td_jv_copy_text(r, l->v[0].u.s, l->v[0].n), k = td_jv_copy_text(r, l->v[1].u.s, l->v[1].n);
         if (r->st < 0) return v;
         o.item_sep = i.u.s;
         o.key_sep = k.u.s;
-    } else if (x[2].kind != JV_MISSING && x[2].kind != JV_NONE) return td_jrun_fail(r, TD_EBADREQ, "tojson: separators must be two strings");
+    } else if (x[2].kind != JV_MISSING && x[2].kind != JV_NONE)
+        return td_jrun_fail(r, TD_EBADREQ, "tojson: separators must be two strings");
     td_buf b;
     td_jbuf_init(r, &b);
     td_jv_json(r, v, &o, &b, 0);
@@ -249,13 +257,17 @@ static bool parse_int(td_jv s, int64_t base, int64_t *out)
     while (e > i && td_uc_py_space((unsigned char)s.u.s[e - 1])) e--;
     for (; i < e; i++) {
         char c = s.u.s[i];
-        if (c == '_' && n && i + 1 < e && s.u.s[i - 1] != '_' && s.u.s[i - 1] != '+' && s.u.s[i - 1] != '-') continue;
-        if (n > 70 || !(c == '+' || c == '-' || (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z'))) return false;
+        if (c == '_' && n && i + 1 < e && s.u.s[i - 1] != '_' && s.u.s[i - 1] != '+' && s.u.s[i - 1] != '-')
+            continue;
+        if (n > 70 ||
+            !(c == '+' || c == '-' || (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z')))
+            return false;
         t[n++] = c;
     }
     t[n] = '\0';
     size_t at = t[0] == '+' || t[0] == '-';
-    if (t[at] == '0' && t[at + 1] && ((base == 8 && (t[at + 1] | 0x20) == 'o') || (base == 2 && (t[at + 1] | 0x20) == 'b')))
+    if (t[at] == '0' && t[at + 1] &&
+        ((base == 8 && (t[at + 1] | 0x20) == 'o') || (base == 2 && (t[at + 1] | 0x20) == 'b')))
         memmove(t + at, t + at + 2, n - at - 1);
     if (!t[at] || t[at] == '+' || t[at] == '-') return false;
     char *end;
@@ -325,15 +337,18 @@ FILTER(f_round)
     int64_t places = int_arg(r, x[0], 0, "precision"), i;
     double f;
     td_jv method = x[1].kind == JV_MISSING ? td_jv_text("common", 6) : x[1];
-    if (!td_jv_number(v, &f)) return td_jrun_fail(r, TD_EBADREQ, "type %s doesn't define __round__ method", td_jv_type(v));
+    if (!td_jv_number(v, &f))
+        return td_jrun_fail(r, TD_EBADREQ, "type %s doesn't define __round__ method", td_jv_type(v));
     if (places < -300 || places > 300) return td_jrun_fail(r, TD_EBADREQ, "round: precision out of range");
     double scale = pow(10, (double)places);
     if (td_jv_is(method, "ceil")) return td_jv_real(ceil(f * scale) / scale);
     if (td_jv_is(method, "floor")) return td_jv_real(floor(f * scale) / scale);
-    if (!td_jv_is(method, "common")) return td_jrun_fail(r, TD_EBADREQ, "method must be common, ceil or floor");
+    if (!td_jv_is(method, "common"))
+        return td_jrun_fail(r, TD_EBADREQ, "method must be common, ceil or floor");
     if (td_jv_integer(v, &i) && places >= 0) return td_jv_int(i);
     if (places == 0) return td_jv_real(nearbyint(f));
-    if (places > 0 && places <= 17 && isfinite(f) && fabs(f) < 1e17) { /* correctly rounded decimal, halves by the exact binary value */
+    if (places > 0 && places <= 17 && isfinite(f) &&
+        fabs(f) < 1e17) { /* correctly rounded decimal, halves by the exact binary value */
         char t[64];
         td_buf b;
         td_buf_init(&b, 0);
@@ -400,7 +415,8 @@ FILTER(f_reverse)
     return l ? td_jv_gen(r, l) : v;
 }
 
-/* "a.b.0" of a value; MISSING: the value itself. Integers index. dflt replaces what is undefined on the way, unless MISSING. */
+/* "a.b.0" of a value; MISSING: the value itself. Integers index. dflt replaces what is undefined on the way,
+ * unless MISSING. */
 static td_jv attribute_or(td_jrun *r, td_jv v, td_jv path, td_jv dflt)
 {
     int64_t i;
@@ -466,7 +482,8 @@ FILTER(f_sort)
 FILTER(f_unique)
 {
     BIND("unique", "case_sensitive attribute", 0, x);
-    td_jlist *keys, *l = keyed(r, v, x[1], (td_jv){0}, flag_arg(x[0], false), &keys), *out = td_jlist_new(r, 8);
+    td_jlist *keys, *l = keyed(r, v, x[1], (td_jv){0}, flag_arg(x[0], false), &keys),
+                    *out = td_jlist_new(r, 8);
     td_jdict *seen = td_jdict_new(r);
     for (uint32_t i = 0; l && out && seen && i < l->n && r->st >= 0; i++) {
         if (!td_jv_hashable(r, keys->v[i]) || td_jdict_find(r, seen, keys->v[i])) continue;
@@ -532,7 +549,9 @@ FILTER(f_batch)
         }
         td_jlist_push(r, row, all->v[i]);
     }
-    while (row && x[1].kind != JV_MISSING && x[1].kind != JV_NONE && row->n < size && td_jlist_push(r, row, x[1])) {}
+    while (row && x[1].kind != JV_MISSING && x[1].kind != JV_NONE && row->n < size &&
+           td_jlist_push(r, row, x[1])) {
+    }
     return td_jv_gen(r, out);
 }
 
@@ -567,8 +586,10 @@ FILTER(f_items)
     BIND("items", "", 0, none);
     (void)none;
     td_jlist *l = td_jlist_new(r, 8);
-    if (v.kind != JV_UNDEF && v.kind != JV_DICT) return td_jrun_fail(r, TD_EBADREQ, "Can only get item pairs from a mapping.");
-    for (uint32_t i = 0; v.kind == JV_DICT && i < v.u.dict->n; i++) td_jlist_push(r, l, pair(r, v.u.dict->e[i].k, v.u.dict->e[i].v));
+    if (v.kind != JV_UNDEF && v.kind != JV_DICT)
+        return td_jrun_fail(r, TD_EBADREQ, "Can only get item pairs from a mapping.");
+    for (uint32_t i = 0; v.kind == JV_DICT && i < v.u.dict->n; i++)
+        td_jlist_push(r, l, pair(r, v.u.dict->e[i].k, v.u.dict->e[i].v));
     return td_jv_gen(r, l);
 }
 
@@ -577,9 +598,11 @@ FILTER(f_dictsort)
     BIND("dictsort", "case_sensitive by reverse", 0, x);
     bool by_value = td_jv_is(x[1], "value"), sensitive = flag_arg(x[0], false);
     td_jlist *l = td_jlist_new(r, 8), *keys = td_jlist_new(r, 8);
-    if (x[1].kind != JV_MISSING && !by_value && !td_jv_is(x[1], "key")) return td_jrun_fail(r, TD_EBADREQ, "You can only sort by either \"key\" or \"value\"");
+    if (x[1].kind != JV_MISSING && !by_value && !td_jv_is(x[1], "key"))
+        return td_jrun_fail(r, TD_EBADREQ, "You can only sort by either \"key\" or \"value\"");
     if (v.kind == JV_UNDEF) return td_jrun_fail(r, TD_EBADREQ, "'%.*s' is undefined", (int)v.n, v.u.s);
-    if (v.kind != JV_DICT) return td_jrun_fail(r, TD_EBADREQ, "'%s' object has no attribute 'items'", td_jv_type(v));
+    if (v.kind != JV_DICT)
+        return td_jrun_fail(r, TD_EBADREQ, "'%s' object has no attribute 'items'", td_jv_type(v));
     for (uint32_t i = 0; l && keys && i < v.u.dict->n && r->st >= 0; i++) {
         td_jentry e = v.u.dict->e[i];
         td_jlist_push(r, l, pair(r, e.k, e.v));
@@ -594,7 +617,8 @@ FILTER(f_dictsort)
 FILTER(f_groupby)
 {
     BIND("groupby", "attribute default case_sensitive", 1, x);
-    td_jlist *keys, *l = keyed(r, v, x[0], x[1], flag_arg(x[2], false), &keys), *out = td_jlist_new(r, 8), *group = NULL;
+    td_jlist *keys, *l = keyed(r, v, x[0], x[1], flag_arg(x[2], false), &keys), *out = td_jlist_new(r, 8),
+                    *group = NULL;
     if (!l || !out) return v;
     td_jlist_sort(r, l->v, keys->v, l->n, false);
     for (uint32_t i = 0; i < l->n && r->st >= 0; i++) {
@@ -610,7 +634,10 @@ FILTER(f_groupby)
 
 /* ---- map, select and their kin ---- */
 
-static td_jargs rest(td_jargs *a, uint32_t skip) { return (td_jargs){a->pos + skip, a->n > skip ? a->n - skip : 0, a->kw, a->n_kw}; }
+static td_jargs rest(td_jargs *a, uint32_t skip)
+{
+    return (td_jargs){a->pos + skip, a->n > skip ? a->n - skip : 0, a->kw, a->n_kw};
+}
 
 static td_jkw *keyword(td_jargs *a, const char *name)
 {
@@ -631,18 +658,21 @@ FILTER(f_map)
     td_jargs more = rest(a, 1);
     if (r->st < 0) return v;
     if (!attr) {
-        if (!a->n || a->pos[0].kind != JV_STR) return td_jrun_fail(r, TD_EBADREQ, "map requires a filter argument");
+        if (!a->n || a->pos[0].kind != JV_STR)
+            return td_jrun_fail(r, TD_EBADREQ, "map requires a filter argument");
         fn = td_jinja_filter(a->pos[0].u.s, a->pos[0].n);
         if (!fn) return td_jrun_fail(r, TD_ENOSUP, "no filter named '%.*s'", (int)a->pos[0].n, a->pos[0].u.s);
     }
     for (uint32_t i = 0; i < l->n && r->st >= 0; i++) {
-        td_jv x = attr ? attribute_or(r, l->v[i], attr->v, dflt ? dflt->v : (td_jv){0}) : fn->call(r, l->v[i], &more);
+        td_jv x = attr ? attribute_or(r, l->v[i], attr->v, dflt ? dflt->v : (td_jv){0})
+                       : fn->call(r, l->v[i], &more);
         td_jlist_push(r, out, x);
     }
     return td_jv_gen(r, out);
 }
 
-/* attr: the first argument names what is tested of each item; then a test's name and its arguments, or none: truth. */
+/* attr: the first argument names what is tested of each item; then a test's name and its arguments, or none:
+ * truth. */
 static td_jv select_items(td_jrun *r, td_jv v, td_jargs *a, bool attr, bool want)
 {
     if (nothing(v)) return td_jv_gen(r, td_jlist_new(r, 1));
@@ -658,7 +688,9 @@ static td_jv select_items(td_jrun *r, td_jv v, td_jargs *a, bool attr, bool want
     if (a->n > skip) {
         td_jv name = a->pos[skip];
         if (name.kind == JV_STR) fn = td_jinja_test(name.u.s, name.n);
-        if (!fn) return td_jrun_fail(r, TD_ENOSUP, "no test named '%.*s'", name.kind == JV_STR ? (int)name.n : 1, name.kind == JV_STR ? name.u.s : "?");
+        if (!fn)
+            return td_jrun_fail(r, TD_ENOSUP, "no test named '%.*s'", name.kind == JV_STR ? (int)name.n : 1,
+                                name.kind == JV_STR ? name.u.s : "?");
     }
     td_jargs more = rest(a, skip + 1);
     for (uint32_t i = 0; i < l->n && r->st >= 0; i++) {
@@ -700,17 +732,51 @@ FILTER(f_attr)
 const td_jfn *td_jinja_filter(const char *name, uint32_t n)
 {
     static const td_jfn all[] = {
-        {"abs", f_abs, false}, {"attr", f_attr, false}, {"batch", f_batch, false}, {"capitalize", f_capitalize, false},
-        {"center", f_center, false}, {"count", f_length, false}, {"d", f_default, false}, {"default", f_default, false},
-        {"dictsort", f_dictsort, false}, {"e", f_escape, false}, {"escape", f_escape, false}, {"first", f_first, false},
-        {"float", f_float, false}, {"format", f_format, false}, {"groupby", f_groupby, false}, {"indent", f_indent, false},
-        {"int", f_int, false}, {"items", f_items, false}, {"join", f_join, false}, {"last", f_last, false}, {"length", f_length, false},
-        {"list", f_list, false}, {"lower", f_lower, false}, {"map", f_map, false}, {"max", f_max, false}, {"min", f_min, false},
-        {"reject", f_reject, false}, {"rejectattr", f_rejectattr, false}, {"replace", f_replace, false}, {"reverse", f_reverse, false},
-        {"round", f_round, false}, {"safe", f_safe, false}, {"select", f_select, false}, {"selectattr", f_selectattr, false},
-        {"slice", f_slice, false}, {"sort", f_sort, false}, {"string", f_string, false}, {"sum", f_sum, false}, {"title", f_title, false},
-        {"tojson", f_tojson, false}, {"trim", f_trim, false}, {"truncate", f_truncate, false}, {"unique", f_unique, false},
-        {"upper", f_upper, false}, {"wordcount", f_wordcount, false},
+        {"abs", f_abs, false},
+        {"attr", f_attr, false},
+        {"batch", f_batch, false},
+        {"capitalize", f_capitalize, false},
+        {"center", f_center, false},
+        {"count", f_length, false},
+        {"d", f_default, false},
+        {"default", f_default, false},
+        {"dictsort", f_dictsort, false},
+        {"e", f_escape, false},
+        {"escape", f_escape, false},
+        {"first", f_first, false},
+        {"float", f_float, false},
+        {"format", f_format, false},
+        {"groupby", f_groupby, false},
+        {"indent", f_indent, false},
+        {"int", f_int, false},
+        {"items", f_items, false},
+        {"join", f_join, false},
+        {"last", f_last, false},
+        {"length", f_length, false},
+        {"list", f_list, false},
+        {"lower", f_lower, false},
+        {"map", f_map, false},
+        {"max", f_max, false},
+        {"min", f_min, false},
+        {"reject", f_reject, false},
+        {"rejectattr", f_rejectattr, false},
+        {"replace", f_replace, false},
+        {"reverse", f_reverse, false},
+        {"round", f_round, false},
+        {"safe", f_safe, false},
+        {"select", f_select, false},
+        {"selectattr", f_selectattr, false},
+        {"slice", f_slice, false},
+        {"sort", f_sort, false},
+        {"string", f_string, false},
+        {"sum", f_sum, false},
+        {"title", f_title, false},
+        {"tojson", f_tojson, false},
+        {"trim", f_trim, false},
+        {"truncate", f_truncate, false},
+        {"unique", f_unique, false},
+        {"upper", f_upper, false},
+        {"wordcount", f_wordcount, false},
     };
     for (size_t k = 0; k < TD_COUNT(all); k++)
         if (strlen(all[k].name) == n && !memcmp(all[k].name, name, n)) return &all[k];

@@ -12,15 +12,15 @@ enum { RANGE_MAX = 100000, TIME_TEXT = 512 };
 /* ---- tests ---- */
 
 #define TEST(name) static td_jv name(td_jrun *r, td_jv v, td_jargs *a)
-#define NO_ARGS(what)                                     \
-    td_jv none[16];                                       \
+#define NO_ARGS(what)                                                                                        \
+    td_jv none[16];                                                                                          \
     if (!td_jargs_bind(r, a, what, "", 0, none)) return v
 
-#define KIND_TEST(fn, what, condition) \
-    TEST(fn)                           \
-    {                                  \
-        NO_ARGS(what);                 \
-        return td_jv_bool(condition);  \
+#define KIND_TEST(fn, what, condition)                                                                       \
+    TEST(fn)                                                                                                 \
+    {                                                                                                        \
+        NO_ARGS(what);                                                                                       \
+        return td_jv_bool(condition);                                                                        \
     }
 
 KIND_TEST(t_defined, "defined", v.kind != JV_UNDEF)
@@ -34,9 +34,14 @@ KIND_TEST(t_integer, "integer", v.kind == JV_INT)
 KIND_TEST(t_float, "float", v.kind == JV_REAL)
 KIND_TEST(t_number, "number", v.kind == JV_INT || v.kind == JV_REAL || v.kind == JV_BOOL)
 KIND_TEST(t_mapping, "mapping", v.kind == JV_DICT)
-KIND_TEST(t_sequence, "sequence", v.kind == JV_STR || v.kind == JV_LIST || v.kind == JV_TUPLE || v.kind == JV_DICT || v.kind == JV_UNDEF)
-KIND_TEST(t_iterable, "iterable", v.kind == JV_UNDEF || (v.kind >= JV_STR && v.kind <= JV_GEN) || v.kind == JV_LOOP)
-KIND_TEST(t_callable, "callable", v.kind == JV_UNDEF || v.kind == JV_MACRO || v.kind == JV_METHOD || v.kind == JV_FUNC || v.kind == JV_JOINER)
+KIND_TEST(t_sequence, "sequence",
+          v.kind == JV_STR || v.kind == JV_LIST || v.kind == JV_TUPLE || v.kind == JV_DICT ||
+              v.kind == JV_UNDEF)
+KIND_TEST(t_iterable, "iterable",
+          v.kind == JV_UNDEF || (v.kind >= JV_STR && v.kind <= JV_GEN) || v.kind == JV_LOOP)
+KIND_TEST(t_callable, "callable",
+          v.kind == JV_UNDEF || v.kind == JV_MACRO || v.kind == JV_METHOD || v.kind == JV_FUNC ||
+              v.kind == JV_JOINER)
 KIND_TEST(t_escaped, "escaped", v.kind == JV_STR && v.flag)
 
 static td_jv parity(td_jrun *r, td_jv v, td_jargs *a, int64_t want)
@@ -75,7 +80,8 @@ TEST(t_sameas)
 {
     td_jv x[16];
     if (!td_jargs_bind(r, a, "sameas", "other", 1, x)) return v;
-    return td_jv_bool(v.kind == x[0].kind && (v.kind <= JV_STR ? td_jv_eq(r, v, x[0]) : v.u.list == x[0].u.list));
+    return td_jv_bool(v.kind == x[0].kind &&
+                      (v.kind <= JV_STR ? td_jv_eq(r, v, x[0]) : v.u.list == x[0].u.list));
 }
 
 static td_jv cased(td_jrun *r, td_jv v, td_jargs *a, const char *method)
@@ -103,14 +109,45 @@ TEST(t_test)
 const td_jfn *td_jinja_test(const char *name, uint32_t n)
 {
     static const td_jfn all[] = {
-        {"!=", t_ne, false}, {"<", t_lt, false}, {"<=", t_le, false}, {"==", t_eq, false}, {">", t_gt, false}, {">=", t_ge, false},
-        {"boolean", t_boolean, false}, {"callable", t_callable, false}, {"defined", t_defined, false}, {"divisibleby", t_divisibleby, false},
-        {"eq", t_eq, false}, {"equalto", t_eq, false}, {"escaped", t_escaped, false}, {"even", t_even, false}, {"false", t_false, false},
-        {"filter", t_filter, false}, {"float", t_float, false}, {"ge", t_ge, false}, {"greaterthan", t_gt, false}, {"gt", t_gt, false},
-        {"in", t_in, false}, {"integer", t_integer, false}, {"iterable", t_iterable, false}, {"le", t_le, false}, {"lessthan", t_lt, false},
-        {"lower", t_lower, false}, {"lt", t_lt, false}, {"mapping", t_mapping, false}, {"ne", t_ne, false}, {"none", t_none, false},
-        {"number", t_number, false}, {"odd", t_odd, false}, {"sameas", t_sameas, false}, {"sequence", t_sequence, false},
-        {"string", t_string, false}, {"test", t_test, false}, {"true", t_true, false}, {"undefined", t_undefined, false}, {"upper", t_upper, false},
+        {"!=", t_ne, false},
+        {"<", t_lt, false},
+        {"<=", t_le, false},
+        {"==", t_eq, false},
+        {">", t_gt, false},
+        {">=", t_ge, false},
+        {"boolean", t_boolean, false},
+        {"callable", t_callable, false},
+        {"defined", t_defined, false},
+        {"divisibleby", t_divisibleby, false},
+        {"eq", t_eq, false},
+        {"equalto", t_eq, false},
+        {"escaped", t_escaped, false},
+        {"even", t_even, false},
+        {"false", t_false, false},
+        {"filter", t_filter, false},
+        {"float", t_float, false},
+        {"ge", t_ge, false},
+        {"greaterthan", t_gt, false},
+        {"gt", t_gt, false},
+        {"in", t_in, false},
+        {"integer", t_integer, false},
+        {"iterable", t_iterable, false},
+        {"le", t_le, false},
+        {"lessthan", t_lt, false},
+        {"lower", t_lower, false},
+        {"lt", t_lt, false},
+        {"mapping", t_mapping, false},
+        {"ne", t_ne, false},
+        {"none", t_none, false},
+        {"number", t_number, false},
+        {"odd", t_odd, false},
+        {"sameas", t_sameas, false},
+        {"sequence", t_sequence, false},
+        {"string", t_string, false},
+        {"test", t_test, false},
+        {"true", t_true, false},
+        {"undefined", t_undefined, false},
+        {"upper", t_upper, false},
     };
     for (size_t k = 0; k < TD_COUNT(all); k++)
         if (strlen(all[k].name) == n && !memcmp(all[k].name, name, n)) return &all[k];
@@ -122,9 +159,12 @@ const td_jfn *td_jinja_test(const char *name, uint32_t n)
 TEST(g_range)
 {
     int64_t x[3] = {0, 0, 1};
-    if (a->n < 1 || a->n > 3 || a->n_kw) return td_jrun_fail(r, TD_EBADREQ, "range expected 1 to 3 arguments, got %u", a->n);
+    if (a->n < 1 || a->n > 3 || a->n_kw)
+        return td_jrun_fail(r, TD_EBADREQ, "range expected 1 to 3 arguments, got %u", a->n);
     for (uint32_t i = 0; i < a->n; i++)
-        if (!td_jv_integer(a->pos[i], &x[i])) return td_jrun_fail(r, TD_EBADREQ, "'%s' object cannot be interpreted as an integer", td_jv_type(a->pos[i]));
+        if (!td_jv_integer(a->pos[i], &x[i]))
+            return td_jrun_fail(r, TD_EBADREQ, "'%s' object cannot be interpreted as an integer",
+                                td_jv_type(a->pos[i]));
     if (a->n == 1) x[1] = x[0], x[0] = 0;
     if (!x[2]) return td_jrun_fail(r, TD_EBADREQ, "range() arg 3 must not be zero");
     td_jlist *l = td_jlist_new(r, 8);
@@ -146,7 +186,8 @@ static td_jdict *make_dict(td_jrun *r, td_jargs *a, const char *what)
     if (a->n > 1) td_jrun_fail(r, TD_EBADREQ, "%s expected at most 1 argument, got %u", what, a->n);
     if (!d || r->st < 0) return NULL;
     if (a->n && a->pos[0].kind == JV_DICT) {
-        for (uint32_t i = 0; i < a->pos[0].u.dict->n; i++) td_jdict_set(r, d, a->pos[0].u.dict->e[i].k, a->pos[0].u.dict->e[i].v);
+        for (uint32_t i = 0; i < a->pos[0].u.dict->n; i++)
+            td_jdict_set(r, d, a->pos[0].u.dict->e[i].k, a->pos[0].u.dict->e[i].v);
     } else if (a->n && td_jiter_open(r, &it, a->pos[0])) {
         while (td_jiter_next(r, &it, &item)) {
             td_jlist *pair = td_jv_collect(r, item);
@@ -157,7 +198,8 @@ static td_jdict *make_dict(td_jrun *r, td_jargs *a, const char *what)
             td_jdict_set(r, d, pair->v[0], pair->v[1]);
         }
     }
-    for (uint32_t k = 0; k < a->n_kw; k++) td_jdict_set(r, d, td_jv_text(a->kw[k].name, a->kw[k].n), a->kw[k].v);
+    for (uint32_t k = 0; k < a->n_kw; k++)
+        td_jdict_set(r, d, td_jv_text(a->kw[k].name, a->kw[k].n), a->kw[k].v);
     return r->st < 0 ? NULL : d;
 }
 
@@ -228,8 +270,13 @@ TEST(g_joiner)
 const td_jfn *td_jinja_global(const char *name, uint32_t n)
 {
     static const td_jfn all[] = {
-        {"range", g_range, false}, {"dict", g_dict, false}, {"namespace", g_namespace, false}, {"raise_exception", g_raise, false},
-        {"strftime_now", g_strftime_now, false}, {"cycler", g_cycler, false}, {"joiner", g_joiner, false},
+        {"range", g_range, false},
+        {"dict", g_dict, false},
+        {"namespace", g_namespace, false},
+        {"raise_exception", g_raise, false},
+        {"strftime_now", g_strftime_now, false},
+        {"cycler", g_cycler, false},
+        {"joiner", g_joiner, false},
     };
     for (size_t k = 0; k < TD_COUNT(all); k++)
         if (strlen(all[k].name) == n && !memcmp(all[k].name, name, n)) return &all[k];
@@ -244,7 +291,9 @@ static bool percent_number(td_jrun *r, td_buf *b, char conv, const char *spec, s
     double f;
     int64_t i;
     if (n > 5) return td_jrun_fail(r, TD_ENOSUP, "format specification too long"), false;
-    if (!td_jv_number(v, &f)) return td_jrun_fail(r, TD_EBADREQ, "%%%c format: a number is required, not %s", conv, td_jv_type(v)), false;
+    if (!td_jv_number(v, &f))
+        return td_jrun_fail(r, TD_EBADREQ, "%%%c format: a number is required, not %s", conv, td_jv_type(v)),
+               false;
     fmt[0] = '%';
     memcpy(fmt + 1, spec, n);
     bool real = conv == 'f' || conv == 'e' || conv == 'g';
@@ -252,7 +301,8 @@ static bool percent_number(td_jrun *r, td_buf *b, char conv, const char *spec, s
     if (!td_jv_integer(v, &i)) i = (int64_t)f;
     char text[400];
     int k = real ? snprintf(text, sizeof text, fmt, f) : snprintf(text, sizeof text, fmt, (long long)i);
-    if (k < 0 || (size_t)k >= sizeof text) return td_jrun_fail(r, TD_EFULL, "formatted number too long"), false;
+    if (k < 0 || (size_t)k >= sizeof text)
+        return td_jrun_fail(r, TD_EFULL, "formatted number too long"), false;
     td_buf_add(b, text, (size_t)k);
     return true;
 }
@@ -288,6 +338,7 @@ td_jv td_jinja_percent(td_jrun *r, td_jv format, td_jv args)
         else if (conv == 'r') td_jv_repr(r, v, &b, 0);
         else if (!percent_number(r, &b, conv, format.u.s + from, i - from, v)) break;
     }
-    if (next < n && args.kind != JV_DICT && args.kind != JV_LIST && args.kind != JV_UNDEF && r->st >= 0) td_jrun_fail(r, TD_EBADREQ, "not all arguments converted during string formatting");
+    if (next < n && args.kind != JV_DICT && args.kind != JV_LIST && args.kind != JV_UNDEF && r->st >= 0)
+        td_jrun_fail(r, TD_EBADREQ, "not all arguments converted during string formatting");
     return td_jv_take(r, &b);
 }

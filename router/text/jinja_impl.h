@@ -1,10 +1,11 @@
 /* router/text/jinja_impl.h - values, syntax tree and run state of the interpreter, shared by jinja_*.c.
  *
- * Files: jinja_lex.c text -> tokens; jinja_parse.c tokens -> tree; jinja_eval.c walks it; jinja_value.c what values are; jinja_filter.c
- * filters; jinja_method.c methods, globals and tests.
- * Rules: 1. Errors stick: td_jrun_fail() records the first one in run->st, values computed afterwards are undefined and ignored; every loop
- *           looks at run->st. 2. Values are small and copied; what they point to is in the render's arena. 3. Work that is not
- *           constant per node is charged with td_jrun_charge(). */
+ * Files: jinja_lex.c text -> tokens; jinja_parse.c tokens -> tree; jinja_eval.c walks it; jinja_value.c what
+ * values are; jinja_ops.c what operators do; jinja_filter.c, jinja_method.c, jinja_global.c the library.
+ * Rules: 1. Errors stick: td_jrun_fail() records the first one in run->st, values computed afterwards are
+ *           undefined and ignored; every loop looks at run->st.
+ *        2. Values are small and copied; what they point to is in the render's arena.
+ *        3. Work that is not constant per node is charged with td_jrun_charge(). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_TEXT_JINJA_IMPL_H
 #define TD_ROUTER_TEXT_JINJA_IMPL_H
@@ -55,14 +56,17 @@ typedef struct td_jbound { td_jv self; const td_jfn *fn; } td_jbound;
 /* ---- syntax tree ---- */
 
 typedef enum {
-    N_CONST, N_NAME, N_LIST, N_TUPLE, N_DICT, N_ATTR, N_ITEM, N_SLICE, N_CALL, N_FILTER, N_TEST, N_NOT, N_NEG, N_POS, N_BIN, N_CONCAT,
+    N_CONST, N_NAME, N_LIST, N_TUPLE, N_DICT, N_ATTR, N_ITEM, N_SLICE, N_CALL, N_FILTER, N_TEST,
+    N_NOT, N_NEG, N_POS, N_BIN, N_CONCAT,
     N_AND, N_OR, N_COND, N_COMPARE, N_KEYWORD, N_STAR, N_DSTAR, N_NSREF, N_HOLE,
-    N_TEXT, N_PRINT, N_IF, N_BRANCH, N_FOR, N_SET, N_SETBLOCK, N_MACRO, N_CALLBLOCK, N_FILTERBLOCK, N_WITH, N_BREAK, N_CONTINUE, N_BODY
+    N_TEXT, N_PRINT, N_IF, N_BRANCH, N_FOR, N_SET, N_SETBLOCK, N_MACRO, N_CALLBLOCK, N_FILTERBLOCK, N_WITH,
+    N_BREAK, N_CONTINUE, N_BODY
 } td_jnode_type;
 
 /* Operators; the lexer's punctuation too. */
 typedef enum {
-    O_NONE, O_ADD, O_SUB, O_MUL, O_DIV, O_FLOORDIV, O_MOD, O_POW, O_TILDE, O_EQ, O_NE, O_LT, O_LE, O_GT, O_GE, O_IN, O_NOTIN, O_LPAREN, O_RPAREN,
+    O_NONE, O_ADD, O_SUB, O_MUL, O_DIV, O_FLOORDIV, O_MOD, O_POW, O_TILDE, 
+    O_EQ, O_NE, O_LT, O_LE, O_GT, O_GE, O_IN, O_NOTIN, O_LPAREN, O_RPAREN,
     O_LBRACKET, O_RBRACKET, O_LBRACE, O_RBRACE, O_DOT, O_COMMA, O_COLON, O_PIPE, O_ASSIGN, O_SEMICOLON
 } td_jop;
 
@@ -87,11 +91,20 @@ struct td_jinja {
 
 /* ---- lexer ---- */
 
-typedef enum { T_EOF, T_DATA, T_VAR_BEGIN, T_VAR_END, T_BLOCK_BEGIN, T_BLOCK_END, T_NAME, T_INT, T_REAL, T_STR, T_OP } td_jtoken_type;
-typedef struct td_jtoken { uint8_t type, op; uint32_t line, n; const char *s; int64_t i; double f; } td_jtoken;
+typedef enum {
+    T_EOF, T_DATA, T_VAR_BEGIN, T_VAR_END, T_BLOCK_BEGIN, T_BLOCK_END, T_NAME, T_INT, T_REAL, T_STR, T_OP
+} td_jtoken_type;
+typedef struct td_jtoken {
+    uint8_t type, op;
+    uint32_t line, n;
+    const char *s;
+    int64_t i;
+    double f;
+} td_jtoken;
 td_status td_jinja_lex(td_arena *a, const char *src, size_t n, td_jtoken **out, uint32_t *count);
 td_status td_jinja_parse(td_jinja *t, const td_jtoken *tok, uint32_t n);
-td_status td_jinja_syntax(td_status st, uint32_t line, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+td_status td_jinja_syntax(td_status st, uint32_t line, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* ---- run ---- */
 
@@ -112,19 +125,25 @@ struct td_jrun {
     td_jv hole;   /* what N_HOLE stands for: captured text of a block with filters */
 };
 
-td_jv td_jrun_fail(td_jrun *r, td_status st, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+td_jv td_jrun_fail(td_jrun *r, td_status st, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 void *td_jrun_alloc(td_jrun *r, size_t bytes);
 void td_jrun_charge(td_jrun *r, uint64_t steps);
 td_jv td_jrun_call(td_jrun *r, td_jv callee, td_jargs *args, const char *what);
 td_jv td_jrun_attr(td_jrun *r, td_jv obj, const char *name, uint32_t n);
 td_jv td_jrun_item(td_jrun *r, td_jv obj, td_jv key);
 td_jv td_jloop_attr(td_jrun *r, struct td_jloop *l, const char *name, uint32_t n);
-/* names: "a b c"; v[] gets positional and keyword arguments in that order, JV_MISSING where absent. False: error set. */
-bool td_jargs_bind(td_jrun *r, td_jargs *args, const char *what, const char *names, unsigned required, td_jv *v);
+/* names: "a b c"; v[] gets positional and keyword arguments in that order, JV_MISSING where absent. False:
+ * error set. v has room for 16. */
+bool td_jargs_bind(td_jrun *r, td_jargs *args, const char *what, const char *names, unsigned required,
+                   td_jv *v);
 
 /* ---- values ---- */
 
-static inline td_jv td_jv_undef(const char *name, uint32_t n, bool attr) { return (td_jv){JV_UNDEF, attr, n, {.s = name}}; }
+static inline td_jv td_jv_undef(const char *name, uint32_t n, bool attr)
+{
+    return (td_jv){JV_UNDEF, attr, n, {.s = name}};
+}
 static inline td_jv td_jv_none(void) { return (td_jv){.kind = JV_NONE}; }
 static inline td_jv td_jv_bool(bool b) { return (td_jv){.kind = JV_BOOL, .u.b = b}; }
 static inline td_jv td_jv_int(int64_t i) { return (td_jv){.kind = JV_INT, .u.i = i}; }
@@ -144,7 +163,11 @@ td_jv td_jv_take(td_jrun *r, td_buf *b);         /* text of b, which is deinitia
 void td_jv_str(td_jrun *r, td_jv v, td_buf *b);  /* Python's str() */
 td_jv td_jv_to_str(td_jrun *r, td_jv v);         /* v itself if a string */
 void td_jv_repr(td_jrun *r, td_jv v, td_buf *b, int depth);
-typedef struct td_jjson { const char *item_sep, *key_sep; const char *indent; bool ascii, sort; } td_jjson; /* indent NULL: one line */
+typedef struct td_jjson {
+    const char *item_sep, *key_sep;
+    const char *indent; /* NULL: one line */
+    bool ascii, sort;
+} td_jjson;
 void td_jv_json(td_jrun *r, td_jv v, const td_jjson *o, td_buf *b, int depth);
 td_jv td_jv_from_json(td_jrun *r, const td_json *j);
 void td_jbuf_init(td_jrun *r, td_buf *b);        /* limited to what the arena has left */
@@ -167,7 +190,8 @@ bool td_jv_contains(td_jrun *r, td_jv in, td_jv x);
 td_jv td_jv_slice(td_jrun *r, td_jv v, td_jv start, td_jv stop, td_jv step);
 td_jv td_jv_arith(td_jrun *r, td_jop op, td_jv x, td_jv y);
 td_jv td_jv_compare(td_jrun *r, td_jop op, td_jv x, td_jv y);
-void td_jlist_sort(td_jrun *r, td_jv *item, td_jv *key, uint32_t n, bool reverse); /* stable, by key; key == item is allowed */
+/* Stable, by key; key == item is allowed. */
+void td_jlist_sort(td_jrun *r, td_jv *item, td_jv *key, uint32_t n, bool reverse);
 
 const td_jfn *td_jinja_filter(const char *name, uint32_t n);
 const td_jfn *td_jinja_test(const char *name, uint32_t n);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* router/text/jinja_lex.c - template text into tokens, with the white space rules of trim_blocks and lstrip_blocks:
- *   a block or comment swallows the line break right behind it, and the blanks between the line's start and itself;
- *   "-" inside a delimiter strips all white space on that side, "+" switches the rule off there. */
+/* router/text/jinja_lex.c - template text into tokens, with the white space rules of trim_blocks and
+ * lstrip_blocks:
+ *   a block or comment swallows the line break right behind it, and the blanks between the line's start and
+ *   itself; "-" inside a delimiter strips all white space on that side, "+" switches the rule off there. */
 #include "common/check.h"
 #include "router/text/jinja_impl.h"
 #include "router/text/unicode.h"
@@ -15,10 +16,10 @@ enum { TOKENS_MAX = 1 << 20, BRACES_MAX = 200 };
 
 typedef struct lexer {
     td_arena *a;
-    const char *p;     /* source, \n line ends only */
+    const char *p; /* source, \n line ends only */
     size_t n, at;
     uint32_t line;
-    bool line_start;   /* only white space can stand between here and the line's start */
+    bool line_start; /* only white space can stand between here and the line's start */
     td_jtoken *tok;
     uint32_t count, cap;
 } lexer;
@@ -99,7 +100,10 @@ static size_t keep_before(const lexer *l, const char *p, size_t n, char sign, bo
     return from;
 }
 
-static char sign_at(const lexer *l, size_t at) { return at < l->n && (l->p[at] == '-' || l->p[at] == '+') ? l->p[at] : 0; }
+static char sign_at(const lexer *l, size_t at)
+{
+    return at < l->n && (l->p[at] == '-' || l->p[at] == '+') ? l->p[at] : 0;
+}
 
 /* Behind a closing delimiter that ends at `at`. */
 static void after_close(lexer *l, size_t at, char sign, bool trim)
@@ -110,7 +114,8 @@ static void after_close(lexer *l, size_t at, char sign, bool trim)
     go(l, at);
 }
 
-/* `{% raw %}` or `{% endraw %}` at `at`: end of the tag before its closing delimiter's strip, 0 if it is something else. */
+/* `{% raw %}` or `{% endraw %}` at `at`: end of the tag before its closing delimiter's strip, 0 if it is
+ * something else. */
 static size_t raw_tag(const lexer *l, size_t at, const char *word, char *open_sign, char *close_sign)
 {
     if (!starts(l, at, "{%")) return 0;
@@ -161,14 +166,17 @@ static td_status lex_comment(lexer *l)
 
 static int digit_of(char c, int base)
 {
-    int d = c >= '0' && c <= '9' ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : 99;
+    int d = c >= '0' && c <= '9'                     ? c - '0'
+            : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10
+                                                     : 99;
     return d < base ? d : -1;
 }
 
 static void add_octal(td_buf *b, const char *p, size_t n, size_t *i)
 {
     uint32_t v = 0;
-    for (int k = 0; k < 3 && *i < n && digit_of(p[*i], 8) >= 0; k++) v = v * 8 + (uint32_t)digit_of(p[(*i)++], 8);
+    for (int k = 0; k < 3 && *i < n && digit_of(p[*i], 8) >= 0; k++)
+        v = v * 8 + (uint32_t)digit_of(p[(*i)++], 8);
     td_uc_add(b, v);
 }
 
@@ -194,7 +202,8 @@ static td_status unescape(lexer *l, const char *p, size_t n, td_buf *b)
         } else if (c == 'x' || c == 'u' || c == 'U') {
             size_t want = c == 'x' ? 2 : c == 'u' ? 4 : 8, k = 0;
             uint32_t v = 0;
-            for (; k < want && i + 2 + k < n && digit_of(p[i + 2 + k], 16) >= 0; k++) v = v << 4 | (uint32_t)digit_of(p[i + 2 + k], 16);
+            for (; k < want && i + 2 + k < n && digit_of(p[i + 2 + k], 16) >= 0; k++)
+                v = v << 4 | (uint32_t)digit_of(p[i + 2 + k], 16);
             if (k < want) return td_jinja_syntax(TD_EPROTO, l->line, "truncated \\%c escape in a string", c);
             td_uc_add(b, v);
             i += 2 + want;
@@ -254,7 +263,8 @@ static td_status lex_number(lexer *l)
     else base = 10, i = digits(l, i, 10, t, &n);
     if (base == 10) {
         size_t e = i;
-        if (e + 1 < l->n && l->p[e] == '.' && digit_of(l->p[e + 1], 10) >= 0 && !(l->at && l->p[l->at - 1] == '.')) {
+        if (e + 1 < l->n && l->p[e] == '.' && digit_of(l->p[e + 1], 10) >= 0 &&
+            !(l->at && l->p[l->at - 1] == '.')) {
             t[n++] = '.';
             tok.type = T_REAL;
             e = i = digits(l, e + 1, 10, t, &n);
@@ -273,28 +283,37 @@ static td_status lex_number(lexer *l)
     errno = 0;
     if (tok.type == T_REAL) tok.f = strtod(t, NULL);
     else tok.i = strtoll(t, NULL, base);
-    if (tok.type == T_INT && errno == ERANGE) return td_jinja_syntax(TD_ENOSUP, l->line, "integer beyond 64 bits");
+    if (tok.type == T_INT && errno == ERANGE)
+        return td_jinja_syntax(TD_ENOSUP, l->line, "integer beyond 64 bits");
     go(l, i);
     return add(l, tok);
 }
 
 static td_status lex_operator(lexer *l, char *braces, int *depth)
 {
-    static const struct { const char *s; td_jop op; } ops[] = {
-        {"//", O_FLOORDIV}, {"**", O_POW}, {"==", O_EQ}, {"!=", O_NE}, {">=", O_GE}, {"<=", O_LE}, {"+", O_ADD}, {"-", O_SUB}, {"*", O_MUL},
-        {"/", O_DIV}, {"%", O_MOD}, {"~", O_TILDE}, {"<", O_LT}, {">", O_GT}, {"(", O_LPAREN}, {")", O_RPAREN}, {"[", O_LBRACKET},
-        {"]", O_RBRACKET}, {"{", O_LBRACE}, {"}", O_RBRACE}, {".", O_DOT}, {",", O_COMMA}, {":", O_COLON}, {"|", O_PIPE}, {"=", O_ASSIGN},
+    static const struct {
+        const char *s;
+        td_jop op;
+    } ops[] = {
+        {"//", O_FLOORDIV}, {"**", O_POW},     {"==", O_EQ},      {"!=", O_NE},    {">=", O_GE},
+        {"<=", O_LE},       {"+", O_ADD},      {"-", O_SUB},      {"*", O_MUL},    {"/", O_DIV},
+        {"%", O_MOD},       {"~", O_TILDE},    {"<", O_LT},       {">", O_GT},     {"(", O_LPAREN},
+        {")", O_RPAREN},    {"[", O_LBRACKET}, {"]", O_RBRACKET}, {"{", O_LBRACE}, {"}", O_RBRACE},
+        {".", O_DOT},       {",", O_COMMA},    {":", O_COLON},    {"|", O_PIPE},   {"=", O_ASSIGN},
         {";", O_SEMICOLON},
     };
     size_t k = 0;
     while (k < TD_COUNT(ops) && !starts(l, l->at, ops[k].s)) k++;
-    if (k == TD_COUNT(ops)) return td_jinja_syntax(TD_EPROTO, l->line, "unexpected character '%c'", l->p[l->at] >= 32 ? l->p[l->at] : '?');
+    if (k == TD_COUNT(ops))
+        return td_jinja_syntax(TD_EPROTO, l->line, "unexpected character '%c'",
+                               l->p[l->at] >= 32 ? l->p[l->at] : '?');
     td_jop op = ops[k].op;
     if (op == O_LPAREN || op == O_LBRACKET || op == O_LBRACE) {
         if (*depth == BRACES_MAX) return td_jinja_syntax(TD_EFULL, l->line, "brackets nested too deeply");
         braces[(*depth)++] = (char)(op + 1);
     } else if (op == O_RPAREN || op == O_RBRACKET || op == O_RBRACE) {
-        if (!*depth || braces[--*depth] != (char)op) return td_jinja_syntax(TD_EPROTO, l->line, "unexpected '%s'", ops[k].s);
+        if (!*depth || braces[--*depth] != (char)op)
+            return td_jinja_syntax(TD_EPROTO, l->line, "unexpected '%s'", ops[k].s);
     }
     go(l, l->at + strlen(ops[k].s));
     return add(l, (td_jtoken){.type = T_OP, .op = (uint8_t)op});
@@ -315,7 +334,8 @@ static td_status lex_inside(lexer *l, bool block)
     const char *close = block ? "%}" : "}}";
     for (;;) {
         go(l, skip_space(l, l->at));
-        if (l->at >= l->n) return td_jinja_syntax(TD_EPROTO, l->line, "%s is not closed", block ? "block" : "expression");
+        if (l->at >= l->n)
+            return td_jinja_syntax(TD_EPROTO, l->line, "%s is not closed", block ? "block" : "expression");
         char sign = sign_at(l, l->at), c = l->p[l->at];
         if (!block && sign == '+') sign = 0;
         if (!depth && starts(l, l->at + (sign != 0), close)) {
@@ -342,14 +362,17 @@ static td_status lex_all(lexer *l)
 {
     while (l->at < l->n) {
         size_t i = l->at;
-        while (i < l->n && !(l->p[i] == '{' && i + 1 < l->n && (l->p[i + 1] == '{' || l->p[i + 1] == '%' || l->p[i + 1] == '#'))) i++;
+        while (i < l->n && !(l->p[i] == '{' && i + 1 < l->n &&
+                             (l->p[i + 1] == '{' || l->p[i + 1] == '%' || l->p[i + 1] == '#')))
+            i++;
         if (i >= l->n) {
             TD_TRY(add_data(l, l->p + l->at, l->n - l->at, l->line));
             go(l, l->n);
             break;
         }
         char kind = l->p[i + 1], sign = sign_at(l, i + 2), open_sign = 0, close_sign = 0;
-        TD_TRY(add_data(l, l->p + l->at, keep_before(l, l->p + l->at, i - l->at, sign, kind == '{'), l->line));
+        TD_TRY(
+            add_data(l, l->p + l->at, keep_before(l, l->p + l->at, i - l->at, sign, kind == '{'), l->line));
         go(l, i);
         size_t raw = raw_tag(l, i, "raw", &open_sign, &close_sign);
         if (raw && close_sign != '+') {

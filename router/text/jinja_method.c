@@ -9,8 +9,8 @@
 enum { WIDTH_MAX = 1 << 20 };
 
 #define METHOD(name) static td_jv name(td_jrun *r, td_jv self, td_jargs *a)
-#define BIND(what, names, required, out) \
-    td_jv out[16];                       \
+#define BIND(what, names, required, out)                                                                     \
+    td_jv out[16];                                                                                           \
     if (!td_jargs_bind(r, a, what, names, required, out)) return self
 
 static bool given(td_jv v) { return v.kind != JV_MISSING && v.kind != JV_NONE; }
@@ -25,7 +25,8 @@ static bool text_arg(td_jrun *r, td_jv v, const char *what)
 static int64_t int_arg(td_jrun *r, td_jv v, int64_t dflt)
 {
     int64_t i = dflt;
-    if (given(v) && !td_jv_integer(v, &i)) td_jrun_fail(r, TD_EBADREQ, "'%s' object cannot be interpreted as an integer", td_jv_type(v));
+    if (given(v) && !td_jv_integer(v, &i))
+        td_jrun_fail(r, TD_EBADREQ, "'%s' object cannot be interpreted as an integer", td_jv_type(v));
     return i;
 }
 
@@ -120,7 +121,8 @@ static td_jv split_spaces(td_jrun *r, td_jv s, int64_t max, bool from_right)
             i += k;
             continue;
         }
-        if (max >= 0 && l && l->n >= max) { /* the rest, blanks at its end dropped by Python only if they are all there is */
+        if (max >= 0 && l &&
+            l->n >= max) { /* the rest, blanks at its end dropped by Python only if they are all there is */
             td_jlist_push(r, l, part(s, i, s.n));
             break;
         }
@@ -155,7 +157,8 @@ static td_jv split(td_jrun *r, td_jv self, td_jargs *a, bool from_right)
     if (!x[0].n) return td_jrun_fail(r, TD_EBADREQ, "empty separator");
     size_t from = 0, to = self.n;
     while ((max < 0 || l->n < max) && r->st >= 0) {
-        const char *hit = from_right ? find_last(self.u.s, to, x[0].u.s, x[0].n) : memmem(self.u.s + from, self.n - from, x[0].u.s, x[0].n);
+        const char *hit = from_right ? find_last(self.u.s, to, x[0].u.s, x[0].n)
+                                     : memmem(self.u.s + from, self.n - from, x[0].u.s, x[0].n);
         if (!hit) break;
         size_t at = (size_t)(hit - self.u.s);
         td_jlist_push(r, l, from_right ? part(self, at + x[0].n, to) : part(self, from, at));
@@ -182,7 +185,9 @@ METHOD(s_splitlines)
     size_t from = 0;
     for (size_t i = 0, k; i < self.n && r->st >= 0; i += k) {
         k = td_uc_next(self.u.s + i, self.n - i, &cp);
-        if (!((cp >= 10 && cp <= 13) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 || cp == 0x2029)) continue;
+        if (!((cp >= 10 && cp <= 13) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 ||
+              cp == 0x2029))
+            continue;
         if (cp == '\r' && i + 1 < self.n && self.u.s[i + 1] == '\n') k = 2;
         td_jlist_push(r, l, part(self, from, td_jv_true(x[0]) ? i + k : i));
         from = i + k;
@@ -196,7 +201,8 @@ static td_jv partition(td_jrun *r, td_jv self, td_jargs *a, bool from_right)
     BIND("partition", "sep", 1, x);
     if (!text_arg(r, x[0], "sep")) return self;
     if (!x[0].n) return td_jrun_fail(r, TD_EBADREQ, "empty separator");
-    const char *hit = from_right ? find_last(self.u.s, self.n, x[0].u.s, x[0].n) : memmem(self.u.s, self.n, x[0].u.s, x[0].n);
+    const char *hit = from_right ? find_last(self.u.s, self.n, x[0].u.s, x[0].n)
+                                 : memmem(self.u.s, self.n, x[0].u.s, x[0].n);
     size_t at = hit ? (size_t)(hit - self.u.s) : self.n;
     td_jv none = td_jv_text("", 0);
     td_jlist *l = td_jlist_new(r, 4);
@@ -214,7 +220,10 @@ METHOD(s_rpartition) { return partition(r, self, a, true); }
 
 /* ---- search and replace ---- */
 
-static bool affix(td_jv s, td_jv w, bool end) { return s.n >= w.n && !memcmp(s.u.s + (end ? s.n - w.n : 0), w.u.s, w.n); }
+static bool affix(td_jv s, td_jv w, bool end)
+{
+    return s.n >= w.n && !memcmp(s.u.s + (end ? s.n - w.n : 0), w.u.s, w.n);
+}
 
 static td_jv has_affix(td_jrun *r, td_jv self, td_jargs *a, bool end)
 {
@@ -222,11 +231,13 @@ static td_jv has_affix(td_jrun *r, td_jv self, td_jargs *a, bool end)
     if (given(x[1]) || given(x[2])) self = td_jv_slice(r, self, x[1], x[2], (td_jv){0});
     if (x[0].kind == JV_TUPLE) {
         for (uint32_t i = 0; i < x[0].u.list->n; i++)
-            if (text_arg(r, x[0].u.list->v[i], "affix") && affix(self, x[0].u.list->v[i], end)) return td_jv_bool(true);
+            if (text_arg(r, x[0].u.list->v[i], "affix") && affix(self, x[0].u.list->v[i], end))
+                return td_jv_bool(true);
         return td_jv_bool(false);
     }
     if (x[0].kind != JV_STR)
-        return td_jrun_fail(r, TD_EBADREQ, "%s first arg must be str or a tuple of str, not %s", end ? "endswith" : "startswith", td_jv_type(x[0]));
+        return td_jrun_fail(r, TD_EBADREQ, "%s first arg must be str or a tuple of str, not %s",
+                            end ? "endswith" : "startswith", td_jv_type(x[0]));
     return td_jv_bool(affix(self, x[0], end));
 }
 
@@ -247,9 +258,11 @@ static td_jv locate(td_jrun *r, td_jv self, td_jargs *a, bool last, bool must)
 {
     BIND("find", "sub start end", 1, x);
     if (!text_arg(r, x[0], "sub")) return self;
-    if (given(x[1]) || given(x[2])) return td_jrun_fail(r, TD_ENOSUP, "find with start or end is not supported");
+    if (given(x[1]) || given(x[2]))
+        return td_jrun_fail(r, TD_ENOSUP, "find with start or end is not supported");
     td_jrun_charge(r, self.n / 16);
-    const char *hit = last ? find_last(self.u.s, self.n, x[0].u.s, x[0].n) : memmem(self.u.s, self.n, x[0].u.s, x[0].n);
+    const char *hit =
+        last ? find_last(self.u.s, self.n, x[0].u.s, x[0].n) : memmem(self.u.s, self.n, x[0].u.s, x[0].n);
     if (!x[0].n) hit = self.u.s + (last ? self.n : 0);
     if (!hit && must) return td_jrun_fail(r, TD_EBADREQ, "substring not found");
     return td_jv_int(hit ? (int64_t)td_uc_count(self.u.s, (size_t)(hit - self.u.s)) : -1);
@@ -267,7 +280,9 @@ METHOD(s_count)
     if (!text_arg(r, x[0], "sub")) return self;
     if (!x[0].n) return td_jv_int((int64_t)td_uc_count(self.u.s, self.n) + 1);
     td_jrun_charge(r, self.n / 16);
-    for (const char *p = self.u.s, *end = p + self.n; (p = memmem(p, (size_t)(end - p), x[0].u.s, x[0].n)); p += x[0].n) n++;
+    for (const char *p = self.u.s, *end = p + self.n; (p = memmem(p, (size_t)(end - p), x[0].u.s, x[0].n));
+         p += x[0].n)
+        n++;
     return td_jv_int(n);
 }
 
@@ -276,7 +291,8 @@ METHOD(s_replace)
     BIND("replace", "old new count", 2, x);
     int64_t left = int_arg(r, x[2], -1);
     td_buf b;
-    if (!text_arg(r, x[0], "replace() argument 1") || !text_arg(r, x[1], "replace() argument 2") || r->st < 0) return self;
+    if (!text_arg(r, x[0], "replace() argument 1") || !text_arg(r, x[1], "replace() argument 2") || r->st < 0)
+        return self;
     td_jrun_charge(r, self.n / 16);
     td_jbuf_init(r, &b);
     size_t from = 0;
@@ -346,9 +362,12 @@ static td_jv recase(td_jrun *r, td_jv self, td_jargs *a, case_kind kind)
         k = td_uc_next(self.u.s + i, self.n - i, &cp);
         unsigned cls = td_uc_class(cp);
         bool cased = cls & (TD_UC_UPPER | TD_UC_LOWER);
-        bool up = kind == UPPER || (kind == TITLE && start) || (kind == CAPITAL && !i) || (kind == SWAP && (cls & TD_UC_LOWER));
+        bool up = kind == UPPER || (kind == TITLE && start) || (kind == CAPITAL && !i) ||
+                  (kind == SWAP && (cls & TD_UC_LOWER));
         /* Greek sigma is final behind a letter and before none */
-        if (!up && cp == 0x3A3 && i && (td_uc_class((unsigned char)self.u.s[i - 1]) & TD_UC_LETTER || (unsigned char)self.u.s[i - 1] >= 0x80)) {
+        if (!up && cp == 0x3A3 && i &&
+            (td_uc_class((unsigned char)self.u.s[i - 1]) & TD_UC_LETTER ||
+             (unsigned char)self.u.s[i - 1] >= 0x80)) {
             uint32_t after = 0;
             if (i + k < self.n) td_uc_next(self.u.s + i + k, self.n - i - k, &after);
             td_uc_add(&b, td_uc_class(after) & TD_UC_LETTER ? 0x3C3 : 0x3C2);
@@ -413,7 +432,8 @@ static td_jv pad(td_jrun *r, td_jv self, td_jargs *a, int side)
     td_jv fill = given(x[1]) ? x[1] : td_jv_text(" ", 1);
     td_buf b;
     if (!text_arg(r, fill, "fillchar") || r->st < 0) return self;
-    if (td_uc_count(fill.u.s, fill.n) != 1) return td_jrun_fail(r, TD_EBADREQ, "The fill character must be exactly one character long");
+    if (td_uc_count(fill.u.s, fill.n) != 1)
+        return td_jrun_fail(r, TD_EBADREQ, "The fill character must be exactly one character long");
     if (width > WIDTH_MAX) return td_jrun_fail(r, TD_EFULL, "string too long");
     if (width <= n) return self;
     left = side > 0 ? width - n : side < 0 ? 0 : (width - n) / 2 + ((width - n) & width & 1);
@@ -624,7 +644,8 @@ METHOD(d_copy)
     BIND("copy", "", 0, none);
     (void)none;
     td_jdict *d = td_jdict_new(r);
-    for (uint32_t i = 0; d && i < self.u.dict->n; i++) td_jdict_set(r, d, self.u.dict->e[i].k, self.u.dict->e[i].v);
+    for (uint32_t i = 0; d && i < self.u.dict->n; i++)
+        td_jdict_set(r, d, self.u.dict->e[i].k, self.u.dict->e[i].v);
     return d ? (td_jv){.kind = JV_DICT, .u.dict = d} : self;
 }
 
@@ -665,9 +686,12 @@ METHOD(d_setdefault)
 METHOD(d_update)
 {
     if (a->n > 1) return td_jrun_fail(r, TD_EBADREQ, "update expected at most 1 argument");
-    if (a->n && a->pos[0].kind != JV_DICT) return td_jrun_fail(r, TD_ENOSUP, "update with a %s is not supported", td_jv_type(a->pos[0]));
-    for (uint32_t i = 0; a->n && i < a->pos[0].u.dict->n; i++) td_jdict_set(r, self.u.dict, a->pos[0].u.dict->e[i].k, a->pos[0].u.dict->e[i].v);
-    for (uint32_t k = 0; k < a->n_kw; k++) td_jdict_set(r, self.u.dict, td_jv_text(a->kw[k].name, a->kw[k].n), a->kw[k].v);
+    if (a->n && a->pos[0].kind != JV_DICT)
+        return td_jrun_fail(r, TD_ENOSUP, "update with a %s is not supported", td_jv_type(a->pos[0]));
+    for (uint32_t i = 0; a->n && i < a->pos[0].u.dict->n; i++)
+        td_jdict_set(r, self.u.dict, a->pos[0].u.dict->e[i].k, a->pos[0].u.dict->e[i].v);
+    for (uint32_t k = 0; k < a->n_kw; k++)
+        td_jdict_set(r, self.u.dict, td_jv_text(a->kw[k].name, a->kw[k].n), a->kw[k].v);
     return td_jv_none();
 }
 
@@ -703,30 +727,68 @@ METHOD(c_reset)
 const td_jfn *td_jinja_method(td_jkind kind, const char *name, uint32_t n)
 {
     static const td_jfn str[] = {
-        {"capitalize", s_capitalize, false}, {"casefold", s_lower, false}, {"center", s_center, false}, {"count", s_count, false},
-        {"endswith", s_endswith, false}, {"find", s_find, false}, {"format", s_format, false}, {"index", s_index, false},
-        {"isalnum", s_isalnum, false}, {"isalpha", s_isalpha, false}, {"isdecimal", s_isdigit, false}, {"isdigit", s_isdigit, false},
-        {"islower", s_islower, false}, {"isnumeric", s_isnumeric, false}, {"isspace", s_isspace, false}, {"isupper", s_isupper, false},
-        {"join", s_join, false}, {"ljust", s_ljust, false}, {"lower", s_lower, false}, {"lstrip", s_lstrip, false},
-        {"partition", s_partition, false}, {"removeprefix", s_removeprefix, false}, {"removesuffix", s_removesuffix, false},
-        {"replace", s_replace, false}, {"rfind", s_rfind, false}, {"rindex", s_rindex, false}, {"rjust", s_rjust, false},
-        {"rpartition", s_rpartition, false}, {"rsplit", s_rsplit, false}, {"rstrip", s_rstrip, false}, {"split", s_split, false},
-        {"splitlines", s_splitlines, false}, {"startswith", s_startswith, false}, {"strip", s_strip, false}, {"swapcase", s_swapcase, false},
-        {"title", s_title, false}, {"upper", s_upper, false}, {"zfill", s_zfill, false}, {NULL, NULL, false},
+        {"capitalize", s_capitalize, false},
+        {"casefold", s_lower, false},
+        {"center", s_center, false},
+        {"count", s_count, false},
+        {"endswith", s_endswith, false},
+        {"find", s_find, false},
+        {"format", s_format, false},
+        {"index", s_index, false},
+        {"isalnum", s_isalnum, false},
+        {"isalpha", s_isalpha, false},
+        {"isdecimal", s_isdigit, false},
+        {"isdigit", s_isdigit, false},
+        {"islower", s_islower, false},
+        {"isnumeric", s_isnumeric, false},
+        {"isspace", s_isspace, false},
+        {"isupper", s_isupper, false},
+        {"join", s_join, false},
+        {"ljust", s_ljust, false},
+        {"lower", s_lower, false},
+        {"lstrip", s_lstrip, false},
+        {"partition", s_partition, false},
+        {"removeprefix", s_removeprefix, false},
+        {"removesuffix", s_removesuffix, false},
+        {"replace", s_replace, false},
+        {"rfind", s_rfind, false},
+        {"rindex", s_rindex, false},
+        {"rjust", s_rjust, false},
+        {"rpartition", s_rpartition, false},
+        {"rsplit", s_rsplit, false},
+        {"rstrip", s_rstrip, false},
+        {"split", s_split, false},
+        {"splitlines", s_splitlines, false},
+        {"startswith", s_startswith, false},
+        {"strip", s_strip, false},
+        {"swapcase", s_swapcase, false},
+        {"title", s_title, false},
+        {"upper", s_upper, false},
+        {"zfill", s_zfill, false},
+        {NULL, NULL, false},
     };
     static const td_jfn list[] = {
-        {"append", l_append, true}, {"clear", l_clear, true}, {"copy", l_copy, false}, {"count", l_count, false}, {"extend", l_extend, true},
-        {"index", l_index, false}, {"insert", l_insert, true}, {"pop", l_pop, true}, {"remove", l_remove, true},
-        {"reverse", l_reverse, true}, {"sort", l_sort, true}, {NULL, NULL, false},
+        {"append", l_append, true},   {"clear", l_clear, true},   {"copy", l_copy, false},
+        {"count", l_count, false},    {"extend", l_extend, true}, {"index", l_index, false},
+        {"insert", l_insert, true},   {"pop", l_pop, true},       {"remove", l_remove, true},
+        {"reverse", l_reverse, true}, {"sort", l_sort, true},     {NULL, NULL, false},
     };
     static const td_jfn tuple[] = {{"count", l_count, false}, {"index", l_index, false}, {NULL, NULL, false}};
     static const td_jfn dict[] = {
-        {"clear", d_clear, true}, {"copy", d_copy, false}, {"get", d_get, false}, {"items", d_items, false}, {"keys", d_keys, false},
-        {"pop", d_pop, true}, {"popitem", d_popitem, true}, {"setdefault", d_setdefault, true}, {"update", d_update, true},
-        {"values", d_values, false}, {NULL, NULL, false},
+        {"clear", d_clear, true},     {"copy", d_copy, false},
+        {"get", d_get, false},        {"items", d_items, false},
+        {"keys", d_keys, false},      {"pop", d_pop, true},
+        {"popitem", d_popitem, true}, {"setdefault", d_setdefault, true},
+        {"update", d_update, true},   {"values", d_values, false},
+        {NULL, NULL, false},
     };
     static const td_jfn cycler[] = {{"next", c_next, false}, {"reset", c_reset, false}, {NULL, NULL, false}};
-    const td_jfn *t = kind == JV_STR ? str : kind == JV_LIST ? list : kind == JV_TUPLE ? tuple : kind == JV_DICT ? dict : kind == JV_CYCLER ? cycler : NULL;
+    const td_jfn *t = kind == JV_STR      ? str
+                      : kind == JV_LIST   ? list
+                      : kind == JV_TUPLE  ? tuple
+                      : kind == JV_DICT   ? dict
+                      : kind == JV_CYCLER ? cycler
+                                          : NULL;
     for (; t && t->name; t++)
         if (strlen(t->name) == n && !memcmp(t->name, name, n)) return t;
     return NULL;

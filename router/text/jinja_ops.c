@@ -15,7 +15,13 @@ bool td_jiter_open(td_jrun *r, td_jiter *it, td_jv v)
     *it = (td_jiter){.src = v};
     if (r->st < 0) return false;
     switch (v.kind) {
-    case JV_UNDEF: case JV_STR: case JV_LIST: case JV_TUPLE: case JV_DICT: case JV_VIEW: case JV_GEN: return true;
+    case JV_UNDEF:
+    case JV_STR:
+    case JV_LIST:
+    case JV_TUPLE:
+    case JV_DICT:
+    case JV_VIEW:
+    case JV_GEN: return true;
     default: td_jrun_fail(r, TD_EBADREQ, "'%s' object is not iterable", td_jv_type(v)); return false;
     }
 }
@@ -34,7 +40,9 @@ bool td_jiter_next(td_jrun *r, td_jiter *it, td_jv *out)
         it->at += k;
         return true;
     }
-    case JV_LIST: case JV_TUPLE: case JV_VIEW:
+    case JV_LIST:
+    case JV_TUPLE:
+    case JV_VIEW:
         if (it->i >= v.u.list->n) return false;
         *out = v.u.list->v[it->i++];
         return true;
@@ -65,7 +73,9 @@ int64_t td_jv_len(td_jrun *r, td_jv v)
     switch (v.kind) {
     case JV_UNDEF: return 0;
     case JV_STR: td_jrun_charge(r, v.n / 64); return (int64_t)td_uc_count(v.u.s, v.n);
-    case JV_LIST: case JV_TUPLE: case JV_VIEW: return v.u.list->n;
+    case JV_LIST:
+    case JV_TUPLE:
+    case JV_VIEW: return v.u.list->n;
     case JV_DICT: return v.u.dict->n;
     default: td_jrun_fail(r, TD_EBADREQ, "object of type '%s' has no len()", td_jv_type(v)); return -1;
     }
@@ -77,7 +87,8 @@ bool td_jv_contains(td_jrun *r, td_jv in, td_jv x)
     td_jv y;
     if (in.kind == JV_STR) {
         if (x.kind != JV_STR) {
-            td_jrun_fail(r, TD_EBADREQ, "'in <string>' requires string as left operand, not %s", td_jv_type(x));
+            td_jrun_fail(r, TD_EBADREQ, "'in <string>' requires string as left operand, not %s",
+                         td_jv_type(x));
             return false;
         }
         td_jrun_charge(r, in.n / 64);
@@ -118,10 +129,12 @@ static td_jv own_attr(td_jrun *r, td_jv obj, const char *name, uint32_t n)
         td_jv *v = td_jdict_find(r, obj.u.dict, td_jv_text(name, n));
         return v ? *v : td_jv_undef(name, n, true);
     }
-    if (obj.kind == JV_CYCLER && td_jv_is(td_jv_text(name, n), "current")) return obj.u.gen->list->v[obj.u.gen->at];
+    if (obj.kind == JV_CYCLER && td_jv_is(td_jv_text(name, n), "current"))
+        return obj.u.gen->list->v[obj.u.gen->at];
     const td_jfn *fn = td_jinja_method((td_jkind)obj.kind, name, n);
     if (!fn) return td_jv_undef(name, n, true);
-    if (fn->mutates && r->lim.immutable) return td_jv_undef("access to a method that changes its object is unsafe", 52, false);
+    if (fn->mutates && r->lim.immutable)
+        return td_jv_undef("access to a method that changes its object is unsafe", 52, false);
     td_jbound *b = td_jrun_alloc(r, sizeof *b);
     if (!b) return td_jv_undef(name, n, true);
     *b = (td_jbound){obj, fn};
@@ -198,7 +211,8 @@ static td_jv slice_text(td_jrun *r, td_jv v, int64_t a, int64_t b, int64_t step,
     }
     at[k] = v.n;
     td_jbuf_init(r, &out);
-    for (int64_t i = a; step > 0 ? i < b : i > b; i += step) td_buf_add(&out, v.u.s + at[i], at[i + 1] - at[i]);
+    for (int64_t i = a; step > 0 ? i < b : i > b; i += step)
+        td_buf_add(&out, v.u.s + at[i], at[i + 1] - at[i]);
     return td_jv_take(r, &out);
 }
 
@@ -206,15 +220,20 @@ td_jv td_jv_slice(td_jrun *r, td_jv v, td_jv start, td_jv stop, td_jv step)
 {
     int64_t k = 1, n, a, b;
     if (undefined_base(r, v)) return v;
-    if (v.kind != JV_STR && v.kind != JV_LIST && v.kind != JV_TUPLE) return td_jrun_fail(r, TD_EBADREQ, "'%s' object is not subscriptable", td_jv_type(v));
-    if (step.kind != JV_MISSING && step.kind != JV_NONE && !td_jv_integer(step, &k)) return td_jrun_fail(r, TD_EBADREQ, "slice indices must be integers or None");
+    if (v.kind != JV_STR && v.kind != JV_LIST && v.kind != JV_TUPLE)
+        return td_jrun_fail(r, TD_EBADREQ, "'%s' object is not subscriptable", td_jv_type(v));
+    if (step.kind != JV_MISSING && step.kind != JV_NONE && !td_jv_integer(step, &k))
+        return td_jrun_fail(r, TD_EBADREQ, "slice indices must be integers or None");
     if (!k) return td_jrun_fail(r, TD_EBADREQ, "slice step cannot be zero");
     n = td_jv_len(r, v);
     k = TD_MAX(TD_MIN(k, (int64_t)1 << 40), -((int64_t)1 << 40));
-    if (!slice_bound(r, start, n, k, k < 0 ? n - 1 : 0, &a) || !slice_bound(r, stop, n, k, k < 0 ? -1 : n, &b)) return v;
+    if (!slice_bound(r, start, n, k, k < 0 ? n - 1 : 0, &a) ||
+        !slice_bound(r, stop, n, k, k < 0 ? -1 : n, &b))
+        return v;
     if (v.kind == JV_STR) return slice_text(r, v, a, b, k, n);
     td_jlist *l = td_jlist_new(r, 8);
-    for (int64_t i = a; l && r->st >= 0 && (k > 0 ? i < b : i > b); i += k) td_jlist_push(r, l, v.u.list->v[i]);
+    for (int64_t i = a; l && r->st >= 0 && (k > 0 ? i < b : i > b); i += k)
+        td_jlist_push(r, l, v.u.list->v[i]);
     if (!l) return v;
     return (td_jv){.kind = v.kind, .u.list = l};
 }
@@ -224,8 +243,10 @@ td_jv td_jv_slice(td_jrun *r, td_jv v, td_jv start, td_jv stop, td_jv step)
 static td_jv bad_operands(td_jrun *r, const char *op, td_jv x, td_jv y)
 {
     if (undefined_base(r, x) || undefined_base(r, y)) return x;
-    if (x.kind == JV_STR && *op == '+') return td_jrun_fail(r, TD_EBADREQ, "can only concatenate str (not \"%s\") to str", td_jv_type(y));
-    return td_jrun_fail(r, TD_EBADREQ, "unsupported operand type(s) for %s: '%s' and '%s'", op, td_jv_type(x), td_jv_type(y));
+    if (x.kind == JV_STR && *op == '+')
+        return td_jrun_fail(r, TD_EBADREQ, "can only concatenate str (not \"%s\") to str", td_jv_type(y));
+    return td_jrun_fail(r, TD_EBADREQ, "unsupported operand type(s) for %s: '%s' and '%s'", op, td_jv_type(x),
+                        td_jv_type(y));
 }
 
 static void add_escaped(td_buf *b, td_jv v)
@@ -301,7 +322,8 @@ static td_jv int_arith(td_jrun *r, td_jop op, int64_t x, int64_t y)
     case O_DIV:
         if (!y) return td_jrun_fail(r, TD_EBADREQ, "division by zero");
         return td_jv_real((double)x / (double)y);
-    case O_FLOORDIV: case O_MOD:
+    case O_FLOORDIV:
+    case O_MOD:
         if (!y) return td_jrun_fail(r, TD_EBADREQ, "integer division or modulo by zero");
         if (y == -1) { /* INT64_MIN / -1 traps */
             over = op == O_FLOORDIV && x == INT64_MIN;
@@ -312,7 +334,9 @@ static td_jv int_arith(td_jrun *r, td_jop op, int64_t x, int64_t y)
         if (x % y && (x % y < 0) != (y < 0)) v += op == O_FLOORDIV ? -1 : y;
         break;
     default: /* power */
-        if (y < 0) return x ? td_jv_real(pow((double)x, (double)y)) : td_jrun_fail(r, TD_EBADREQ, "0.0 cannot be raised to a negative power");
+        if (y < 0)
+            return x ? td_jv_real(pow((double)x, (double)y))
+                     : td_jrun_fail(r, TD_EBADREQ, "0.0 cannot be raised to a negative power");
         v = 1;
         for (; y && !over; y >>= 1) {
             if (y & 1) over = __builtin_mul_overflow(v, x, &v);
@@ -343,7 +367,9 @@ static td_jv real_arith(td_jrun *r, td_jop op, double x, double y)
 
 td_jv td_jv_arith(td_jrun *r, td_jop op, td_jv x, td_jv y)
 {
-    static const char *const names[] = {[O_ADD] = "+", [O_SUB] = "-", [O_MUL] = "*", [O_DIV] = "/", [O_FLOORDIV] = "//", [O_MOD] = "%", [O_POW] = "** or pow()"};
+    static const char *const names[] = {
+        [O_ADD] = "+",       [O_SUB] = "-", [O_MUL] = "*",          [O_DIV] = "/",
+        [O_FLOORDIV] = "//", [O_MOD] = "%", [O_POW] = "** or pow()"};
     int64_t i, j;
     double f, g;
     if (td_jv_integer(x, &i) && td_jv_integer(y, &j)) return int_arith(r, op, i, j);
@@ -352,7 +378,8 @@ td_jv td_jv_arith(td_jrun *r, td_jop op, td_jv x, td_jv y)
     if (op == O_ADD && x.kind == JV_STR && y.kind == JV_STR) return add_text(r, x, y);
     if (op == O_ADD && seq && x.kind == y.kind) return add_lists(r, x, y);
     if (op == O_MUL && seq && td_jv_integer(y, &j)) return repeat(r, x, j);
-    if (op == O_MUL && (y.kind == JV_STR || y.kind == JV_LIST || y.kind == JV_TUPLE) && td_jv_integer(x, &i)) return repeat(r, y, i);
+    if (op == O_MUL && (y.kind == JV_STR || y.kind == JV_LIST || y.kind == JV_TUPLE) && td_jv_integer(x, &i))
+        return repeat(r, y, i);
     if (op == O_MOD && x.kind == JV_STR) return td_jinja_percent(r, x, y);
     return bad_operands(r, names[op], x, y);
 }
@@ -369,7 +396,8 @@ td_jv td_jv_compare(td_jrun *r, td_jop op, td_jv x, td_jv y)
     }
     if (x.kind == JV_REAL || y.kind == JV_REAL) { /* NaN is not ordered */
         double f, g;
-        if (td_jv_number(x, &f) && td_jv_number(y, &g)) return td_jv_bool(op == O_LT ? f < g : op == O_LE ? f <= g : op == O_GT ? f > g : f >= g);
+        if (td_jv_number(x, &f) && td_jv_number(y, &g))
+            return td_jv_bool(op == O_LT ? f < g : op == O_LE ? f <= g : op == O_GT ? f > g : f >= g);
     }
     int c = td_jv_cmp(r, x, y, names[op]);
     return td_jv_bool(op == O_LT ? c < 0 : op == O_LE ? c <= 0 : op == O_GT ? c > 0 : c >= 0);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* router/text/jinja_parse.c - tokens into a tree, by recursive descent. Children by node type:
- *   ATTR a.value; ITEM a[b]; SLICE a:b:c; CALL a(list); FILTER a | value(list); TEST a is value(list); COND b if a else c;
- *   COMPARE a then list of BIN{op, a}; DICT list k v k v; KEYWORD value=a; STAR *a; DSTAR **a; NSREF sym.value
- *   PRINT a; IF list of BRANCH{a or NULL, body}; FOR a=target b=iterable c=condition body orelse; SET a=target b; SETBLOCK a=target b=filters body;
- *   MACRO sym, list of NAME{a=default} body; CALLBLOCK a=call b=macro; FILTERBLOCK b=filters body; WITH list target value ..., body */
+ *   ATTR a.value; ITEM a[b]; SLICE a:b:c; CALL a(list); FILTER a | value(list); TEST a is value(list);
+ *   COND b if a else c; COMPARE a, list of BIN{op, a}; DICT list k v k v; KEYWORD value=a; STAR *a;
+ *   DSTAR **a; NSREF sym.value;
+ *   PRINT a; IF list of BRANCH{a or NULL, body}; FOR a=target b=iterable c=condition body orelse;
+ *   SET a=target b; SETBLOCK a=target b=filters body; MACRO sym, list of NAME{a=default}, body;
+ *   CALLBLOCK a=call b=macro; FILTERBLOCK b=filters body; WITH list target value ..., body */
 #include "common/check.h"
 #include "router/text/jinja_impl.h"
 #include "router/text/unicode.h"
@@ -25,14 +27,20 @@ typedef td_jnode node;
 
 static const td_jtoken *cur(const parser *p) { return &p->tok[p->at]; }
 static const td_jtoken *ahead(const parser *p) { return &p->tok[TD_MIN(p->at + 1, p->n - 1)]; }
-static void next(parser *p) { if (p->at + 1 < p->n) p->at++; }
+static void next(parser *p)
+{
+    if (p->at + 1 < p->n) p->at++;
+}
 
 static node *fail(parser *p, td_status st, const char *what)
 {
     if (p->st < 0) return NULL;
     const td_jtoken *t = cur(p);
-    if (t->type == T_NAME || t->type == T_STR) p->st = td_jinja_syntax(st, t->line, "%s, at \"%.*s\"", what, (int)TD_MIN(t->n, 40u), t->s);
-    else p->st = td_jinja_syntax(st, t->line, "%s%s", what, t->type == T_EOF ? ", at the end of the template" : "");
+    if (t->type == T_NAME || t->type == T_STR)
+        p->st = td_jinja_syntax(st, t->line, "%s, at \"%.*s\"", what, (int)TD_MIN(t->n, 40u), t->s);
+    else
+        p->st = td_jinja_syntax(st, t->line, "%s%s", what,
+                                t->type == T_EOF ? ", at the end of the template" : "");
     return NULL;
 }
 
@@ -46,7 +54,10 @@ static node *new_node(parser *p, td_jnode_type type)
 }
 
 static bool is_op(const parser *p, td_jop op) { return cur(p)->type == T_OP && cur(p)->op == op; }
-static bool token_is(const td_jtoken *t, const char *name) { return t->type == T_NAME && t->n == strlen(name) && !memcmp(t->s, name, t->n); }
+static bool token_is(const td_jtoken *t, const char *name)
+{
+    return t->type == T_NAME && t->n == strlen(name) && !memcmp(t->s, name, t->n);
+}
 static bool is_name(const parser *p, const char *name) { return token_is(cur(p), name); }
 
 static bool skip_op(parser *p, td_jop op)
@@ -63,7 +74,10 @@ static bool skip_name(parser *p, const char *name)
     return true;
 }
 
-static void expect_op(parser *p, td_jop op, const char *what) { if (p->st >= 0 && !skip_op(p, op)) fail(p, TD_EPROTO, what); }
+static void expect_op(parser *p, td_jop op, const char *what)
+{
+    if (p->st >= 0 && !skip_op(p, op)) fail(p, TD_EPROTO, what);
+}
 
 /* Symbols are interned once: at run time a name is a number. */
 static uint32_t intern(parser *p, const char *s, uint32_t n)
@@ -178,7 +192,8 @@ static node *string(parser *p)
 
 static bool tuple_end(const parser *p, const char *stop)
 {
-    return cur(p)->type == T_VAR_END || cur(p)->type == T_BLOCK_END || is_op(p, O_RPAREN) || (stop && is_name(p, stop));
+    return cur(p)->type == T_VAR_END || cur(p)->type == T_BLOCK_END || is_op(p, O_RPAREN) ||
+           (stop && is_name(p, stop));
 }
 
 static node *primary(parser *p, bool with_namespace);
@@ -358,7 +373,8 @@ static bool test_argument(const parser *p)
 {
     const td_jtoken *t = cur(p);
     if (t->type == T_NAME) return !is_name(p, "else") && !is_name(p, "or") && !is_name(p, "and");
-    return t->type == T_STR || t->type == T_INT || t->type == T_REAL || is_op(p, O_LBRACKET) || is_op(p, O_LBRACE);
+    return t->type == T_STR || t->type == T_INT || t->type == T_REAL || is_op(p, O_LBRACKET) ||
+           is_op(p, O_LBRACE);
 }
 
 static node *test(parser *p, node *of)
@@ -414,7 +430,8 @@ static node *binary(parser *p, td_jnode_type type, td_jop op, node *l, node *r)
     return x;
 }
 
-/* Left-associative chains build deep trees: their length counts as nesting, as the evaluator will walk down it. */
+/* Left-associative chains build deep trees: their length counts as nesting, as the evaluator will walk down
+ * it. */
 static node *chain(parser *p, node *(*operand)(parser *), bool (*here)(const parser *), td_jnode_type type)
 {
     node *x = operand(p);
@@ -430,7 +447,10 @@ static node *chain(parser *p, node *(*operand)(parser *), bool (*here)(const par
 
 static node *operand_unary(parser *p) { return unary(p, true); }
 static bool here_pow(const parser *p) { return is_op(p, O_POW); }
-static bool here_math2(const parser *p) { return is_op(p, O_MUL) || is_op(p, O_DIV) || is_op(p, O_FLOORDIV) || is_op(p, O_MOD); }
+static bool here_math2(const parser *p)
+{
+    return is_op(p, O_MUL) || is_op(p, O_DIV) || is_op(p, O_FLOORDIV) || is_op(p, O_MOD);
+}
 static bool here_math1(const parser *p) { return is_op(p, O_ADD) || is_op(p, O_SUB); }
 static bool here_and(const parser *p) { return is_name(p, "and"); }
 static bool here_or(const parser *p) { return is_name(p, "or"); }
@@ -745,12 +765,19 @@ static node *loop_control(parser *p)
 
 static node *statement(parser *p)
 {
-    static const struct { const char *name; node *(*parse)(parser *); } known[] = {
-        {"if", if_statement}, {"for", for_statement}, {"set", set_statement}, {"macro", macro_statement}, {"call", call_statement},
-        {"filter", filter_statement}, {"with", with_statement}, {"generation", generation_statement}, {"print", print_statement},
-        {"break", loop_control}, {"continue", loop_control},
+    static const struct {
+        const char *name;
+        node *(*parse)(parser *);
+    } known[] = {
+        {"if", if_statement},       {"for", for_statement},
+        {"set", set_statement},     {"macro", macro_statement},
+        {"call", call_statement},   {"filter", filter_statement},
+        {"with", with_statement},   {"generation", generation_statement},
+        {"print", print_statement}, {"break", loop_control},
+        {"continue", loop_control},
     };
-    static const char *const refused[] = {"include", "import", "from", "extends", "block", "autoescape", "do", "trans"};
+    static const char *const refused[] = {"include", "import",     "from", "extends",
+                                          "block",   "autoescape", "do",   "trans"};
     if (cur(p)->type != T_NAME) return fail(p, TD_EPROTO, "tag name expected");
     for (size_t k = 0; k < TD_COUNT(known); k++)
         if (is_name(p, known[k].name)) return known[k].parse(p);
@@ -778,7 +805,8 @@ static node *print_node(parser *p)
     return x;
 }
 
-/* Statements up to a tag in stops (current afterwards) or the end of the template; returns the first of a list. */
+/* Statements up to a tag in stops (current afterwards) or the end of the template; returns the first of a
+ * list. */
 static node *body_until(parser *p, const char *const *stops)
 {
     node *first = NULL, **tail = &first;

@@ -26,14 +26,12 @@ td_jv td_jv_copy_text(td_jrun *r, const char *s, size_t n)
     return td_jv_text(p, n);
 }
 
-void td_jbuf_init(td_jrun *r, td_buf *b)
-{
-    td_buf_init(b, TD_MAX(r->a->max - r->a->used, (size_t)1));
-}
+void td_jbuf_init(td_jrun *r, td_buf *b) { td_buf_init(b, TD_MAX(r->a->max - r->a->used, (size_t)1)); }
 
 td_jv td_jv_take(td_jrun *r, td_buf *b)
 {
-    td_jv v = td_buf_ok(b) ? td_jv_copy_text(r, b->p ? b->p : "", b->len) : td_jrun_fail(r, TD_EFULL, "memory limit reached");
+    td_jv v = td_buf_ok(b) ? td_jv_copy_text(r, b->p ? b->p : "", b->len)
+                           : td_jrun_fail(r, TD_EFULL, "memory limit reached");
     td_jrun_charge(r, b->len / 64);
     td_buf_deinit(b);
     return v;
@@ -79,10 +77,11 @@ td_jv td_jv_gen(td_jrun *r, td_jlist *l)
 const char *td_jv_type(td_jv v)
 {
     static const char *const names[] = {
-        [JV_MISSING] = "missing", [JV_UNDEF] = "Undefined", [JV_NONE] = "NoneType", [JV_BOOL] = "bool", [JV_INT] = "int", [JV_REAL] = "float",
-        [JV_STR] = "str", [JV_LIST] = "list", [JV_TUPLE] = "tuple", [JV_DICT] = "dict", [JV_VIEW] = "dict view", [JV_GEN] = "generator",
-        [JV_NS] = "Namespace", [JV_LOOP] = "LoopContext", [JV_MACRO] = "Macro", [JV_METHOD] = "method", [JV_FUNC] = "function",
-        [JV_CYCLER] = "Cycler", [JV_JOINER] = "Joiner",
+        [JV_MISSING] = "missing", [JV_UNDEF] = "Undefined",  [JV_NONE] = "NoneType",  [JV_BOOL] = "bool",
+        [JV_INT] = "int",         [JV_REAL] = "float",       [JV_STR] = "str",        [JV_LIST] = "list",
+        [JV_TUPLE] = "tuple",     [JV_DICT] = "dict",        [JV_VIEW] = "dict view", [JV_GEN] = "generator",
+        [JV_NS] = "Namespace",    [JV_LOOP] = "LoopContext", [JV_MACRO] = "Macro",    [JV_METHOD] = "method",
+        [JV_FUNC] = "function",   [JV_CYCLER] = "Cycler",    [JV_JOINER] = "Joiner",
     };
     return names[v.kind];
 }
@@ -90,18 +89,25 @@ const char *td_jv_type(td_jv v)
 bool td_jv_true(td_jv v)
 {
     switch (v.kind) {
-    case JV_MISSING: case JV_UNDEF: case JV_NONE: return false;
+    case JV_MISSING:
+    case JV_UNDEF:
+    case JV_NONE: return false;
     case JV_BOOL: return v.u.b;
     case JV_INT: return v.u.i != 0;
     case JV_REAL: return v.u.f != 0;
     case JV_STR: return v.n != 0;
-    case JV_LIST: case JV_TUPLE: case JV_VIEW: return v.u.list->n != 0;
+    case JV_LIST:
+    case JV_TUPLE:
+    case JV_VIEW: return v.u.list->n != 0;
     case JV_DICT: return v.u.dict->n != 0;
     default: return true;
     }
 }
 
-bool td_jv_is(td_jv v, const char *text) { return v.kind == JV_STR && v.n == strlen(text) && !memcmp(v.u.s, text, v.n); }
+bool td_jv_is(td_jv v, const char *text)
+{
+    return v.kind == JV_STR && v.n == strlen(text) && !memcmp(v.u.s, text, v.n);
+}
 
 bool td_jv_integer(td_jv v, int64_t *i)
 {
@@ -158,9 +164,11 @@ static bool eq(td_jrun *r, td_jv x, td_jv y, int depth)
     if (td_jv_number(x, &f) && td_jv_number(y, &g)) return f == g;
     if (x.kind != y.kind) return false;
     switch (x.kind) {
-    case JV_UNDEF: case JV_NONE: return true;
+    case JV_UNDEF:
+    case JV_NONE: return true;
     case JV_STR: return x.n == y.n && (x.u.s == y.u.s || !memcmp(x.u.s, y.u.s, x.n));
-    case JV_LIST: case JV_TUPLE: return eq_list(r, x.u.list, y.u.list, depth + 1);
+    case JV_LIST:
+    case JV_TUPLE: return eq_list(r, x.u.list, y.u.list, depth + 1);
     case JV_VIEW: return x.flag == y.flag && eq_list(r, x.u.list, y.u.list, depth + 1);
     case JV_DICT: return eq_dict(r, x.u.dict, y.u.dict, depth + 1);
     default: return x.u.dict == y.u.dict; /* identity */
@@ -200,7 +208,8 @@ int td_jv_cmp(td_jrun *r, td_jv x, td_jv y, const char *op)
         td_jrun_fail(r, TD_EBADREQ, "'%.*s' is undefined", (int)u.n, u.u.s);
         return 0;
     }
-    td_jrun_fail(r, TD_EBADREQ, "'%s' not supported between instances of '%s' and '%s'", op, td_jv_type(x), td_jv_type(y));
+    td_jrun_fail(r, TD_EBADREQ, "'%s' not supported between instances of '%s' and '%s'", op, td_jv_type(x),
+                 td_jv_type(y));
     return 0;
 }
 
@@ -363,7 +372,8 @@ static void repr_text(td_jv v, td_buf *b)
         else if (cp == '\n') td_buf_str(b, "\\n");
         else if (cp == '\r') td_buf_str(b, "\\r");
         else if (cp == '\t') td_buf_str(b, "\\t");
-        else if (cp != ' ' && td_uc_class(cp) & TD_UC_HIDDEN) td_buf_fmt(b, cp < 0x100 ? "\\x%02x" : cp < 0x10000 ? "\\u%04x" : "\\U%08x", cp);
+        else if (cp != ' ' && td_uc_class(cp) & TD_UC_HIDDEN)
+            td_buf_fmt(b, cp < 0x100 ? "\\x%02x" : cp < 0x10000 ? "\\u%04x" : "\\U%08x", cp);
         else td_buf_add(b, v.u.s + i, k);
     }
     td_buf_chr(b, quote);
@@ -469,7 +479,9 @@ static void json_text(td_jv v, bool ascii, td_buf *b)
         else if (cp == '\f') td_buf_str(b, "\\f");
         else if (cp == 0x7F) td_buf_chr(b, 0x7F);
         else if (cp < 0x10000) td_buf_fmt(b, "\\u%04x", cp);
-        else td_buf_fmt(b, "\\u%04x\\u%04x", 0xD800 + ((cp - 0x10000) >> 10), 0xDC00 + ((cp - 0x10000) & 0x3FF));
+        else
+            td_buf_fmt(b, "\\u%04x\\u%04x", 0xD800 + ((cp - 0x10000) >> 10),
+                       0xDC00 + ((cp - 0x10000) & 0x3FF));
     }
     td_buf_chr(b, '"');
 }
@@ -552,7 +564,8 @@ void td_jv_json(td_jrun *r, td_jv v, const td_jjson *o, td_buf *b, int depth)
         else td_buf_json_num(b, v.u.f);
         break;
     case JV_STR: json_text(v, o->ascii, b); break;
-    case JV_LIST: case JV_TUPLE: json_list(r, v.u.list, o, b, depth); break;
+    case JV_LIST:
+    case JV_TUPLE: json_list(r, v.u.list, o, b, depth); break;
     case JV_DICT: json_dict(r, v.u.dict, o, b, depth); break;
     default: td_jrun_fail(r, TD_EBADREQ, "Object of type %s is not JSON serializable", td_jv_type(v));
     }
@@ -570,12 +583,14 @@ td_jv td_jv_from_json(td_jrun *r, const td_json *j)
     case TD_JSON_STR: return td_jv_text(j->s, j->n); /* the context outlives the render */
     case TD_JSON_ARR: {
         td_jlist *l = td_jlist_new(r, j->n);
-        for (const td_json *c = j->child; c && r->st >= 0; c = c->next) td_jlist_push(r, l, td_jv_from_json(r, c));
+        for (const td_json *c = j->child; c && r->st >= 0; c = c->next)
+            td_jlist_push(r, l, td_jv_from_json(r, c));
         return l ? td_jv_list(l) : td_jv_none();
     }
     default: {
         td_jdict *d = td_jdict_new(r);
-        for (const td_json *c = j->child; c && r->st >= 0; c = c->next) td_jdict_set(r, d, td_jv_text(c->key, c->key_len), td_jv_from_json(r, c));
+        for (const td_json *c = j->child; c && r->st >= 0; c = c->next)
+            td_jdict_set(r, d, td_jv_text(c->key, c->key_len), td_jv_from_json(r, c));
         return d ? (td_jv){.kind = JV_DICT, .u.dict = d} : td_jv_none();
     }
     }

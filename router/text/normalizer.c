@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/normalizer.h"
 #include "common/check.h"
+#include "router/text/normalizer.h"
 #include "router/text/unicode.h"
 #include <stdlib.h>
 #include <string.h>
@@ -23,9 +23,13 @@ struct td_normalizer {
     step step[STEPS];
 };
 
-/* ---- byte level alphabet: printable Latin-1 bytes stand for themselves, the rest for U+0100, U+0101, ... in order ---- */
+/* ---- byte level alphabet: printable Latin-1 bytes stand for themselves, the rest for U+0100, U+0101, ... in
+ * order ---- */
 
-static bool self_mapped(unsigned b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255); }
+static bool self_mapped(unsigned b)
+{
+    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255);
+}
 
 uint32_t td_bytelevel_char(unsigned char byte)
 {
@@ -87,7 +91,8 @@ void td_pattern_close(td_pattern *p)
     *p = (td_pattern){0};
 }
 
-td_status td_pattern_find(const td_pattern *p, td_match *m, const char *text, size_t n, size_t from, size_t *start, size_t *end)
+td_status td_pattern_find(const td_pattern *p, td_match *m, const char *text, size_t n, size_t from,
+                          size_t *start, size_t *end)
 {
     if (p->regex) return td_regex_find(p->regex, m, text, n, from, start, end);
     const char *hit = from < n ? memmem(text + from, n - from, p->literal, p->n) : NULL;
@@ -97,7 +102,8 @@ td_status td_pattern_find(const td_pattern *p, td_match *m, const char *text, si
     return TD_OK;
 }
 
-td_status td_pattern_replace(const td_pattern *p, td_match *m, const char *text, size_t n, const char *by, size_t by_n, td_buf *out)
+td_status td_pattern_replace(const td_pattern *p, td_match *m, const char *text, size_t n, const char *by,
+                             size_t by_n, td_buf *out)
 {
     size_t from = 0, done = 0, s, e;
     while (from <= n) {
@@ -134,17 +140,23 @@ static td_status add_node(td_normalizer *z, const td_json *node, const char *fil
 static td_status add_sequence(td_normalizer *z, const td_json *node, const char *file, int depth)
 {
     const td_json *list = td_json_get(node, "normalizers");
-    if (!list || list->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: normalizer Sequence has no normalizers", file);
+    if (!list || list->type != TD_JSON_ARR)
+        return td_fail(TD_EPROTO, "%s: normalizer Sequence has no normalizers", file);
     for (const td_json *c = list->child; c; c = c->next) TD_TRY(add_node(z, c, file, depth + 1));
     return TD_OK;
 }
 
 static td_status add_node(td_normalizer *z, const td_json *node, const char *file, int depth)
 {
-    static const struct { const char *name; kind kind; td_nform form; } plain[] = {
-        {"NFC", N_FORM, TD_NFC}, {"NFD", N_FORM, TD_NFD}, {"NFKC", N_FORM, TD_NFKC}, {"NFKD", N_FORM, TD_NFKD},
-        {"Lowercase", N_LOWER, 0}, {"StripAccents", N_ACCENTS, 0}, {"ByteLevel", N_BYTES, 0},
-        {"Strip", N_STRIP, 0}, {"Prepend", N_PREPEND, 0}, {"Replace", N_REPLACE, 0},
+    static const struct {
+        const char *name;
+        kind kind;
+        td_nform form;
+    } plain[] = {
+        {"NFC", N_FORM, TD_NFC},   {"NFD", N_FORM, TD_NFD},   {"NFKC", N_FORM, TD_NFKC},
+        {"NFKD", N_FORM, TD_NFKD}, {"Lowercase", N_LOWER, 0}, {"StripAccents", N_ACCENTS, 0},
+        {"ByteLevel", N_BYTES, 0}, {"Strip", N_STRIP, 0},     {"Prepend", N_PREPEND, 0},
+        {"Replace", N_REPLACE, 0},
     };
     const char *type = td_json_str(node, "type", "");
     if (depth > NESTING) return td_fail(TD_ENOSUP, "%s: normalizer nested too deeply", file);
@@ -152,7 +164,8 @@ static td_status add_node(td_normalizer *z, const td_json *node, const char *fil
     if (z->n == STEPS) return td_fail(TD_ENOSUP, "%s: more than %d normalizer steps", file, STEPS);
     size_t k = 0;
     while (k < TD_COUNT(plain) && strcmp(type, plain[k].name)) k++;
-    if (k == TD_COUNT(plain)) return td_fail(TD_ENOSUP, "%s: normalizer type \"%.40s\" is not supported", file, type);
+    if (k == TD_COUNT(plain))
+        return td_fail(TD_ENOSUP, "%s: normalizer type \"%.40s\" is not supported", file, type);
     step *s = &z->step[z->n++];
     s->kind = plain[k].kind;
     s->form = plain[k].form;
@@ -235,7 +248,8 @@ static td_status run_step(const step *s, td_match *m, const char *p, size_t n, t
     return td_buf_ok(out) ? TD_OK : td_refuse(TD_EFULL, "normalizer: text over its limit");
 }
 
-td_status td_normalizer_run(const td_normalizer *z, td_match *m, const char *p, size_t n, td_buf *out, td_buf *tmp)
+td_status td_normalizer_run(const td_normalizer *z, td_match *m, const char *p, size_t n, td_buf *out,
+                            td_buf *tmp)
 {
     td_buf_reset(out);
     if (!z->n) td_buf_add(out, p, n);

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/pretok.h"
 #include "common/check.h"
+#include "router/text/pretok.h"
 #include "router/text/unicode.h"
 #include <stdlib.h>
 #include <string.h>
 
 enum { NESTING = 8, CUTS_MAX = 1 << 24 };
 
-/* \w+|[^\w\s]+ with \w as the Rust regex library has it (UTS #18 with joiners), which the library uses for this one. */
-#define RUST_WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}" \
-                  "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+/* \w+|[^\w\s]+ with \w as the Rust regex library has it (UTS #18 with joiners), which the library uses for
+ * this one. */
+#define RUST_WORD                                                                                            \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}"                                 \
+    "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 static const char WHITESPACE[] = "[" RUST_WORD "]+|[^" RUST_WORD "\\s]+";
 
 typedef enum { P_SPACE_FIRST, P_BYTES, P_METASPACE, P_SPLIT } kind;
@@ -20,10 +22,11 @@ typedef struct step {
     kind kind;
     behavior behavior;
     bool invert;
-    td_pattern pattern;   /* P_SPLIT: one of pattern, fast, classes */
+    td_pattern pattern; /* P_SPLIT: one of pattern, fast, classes */
     td_pretok_fast *fast;
-    unsigned classes;     /* characters with any of these bits (TD_UC_PUNCT: or ASCII punctuation) match one by one */
-    scheme scheme;        /* P_METASPACE */
+    unsigned
+        classes; /* characters with any of these bits (TD_UC_PUNCT: or ASCII punctuation) match one by one */
+    scheme scheme; /* P_METASPACE */
     char mark[4];
     size_t mark_n;
 } step;
@@ -38,7 +41,8 @@ struct td_pretok {
 
 static td_status new_step(td_pretok *t, const char *file, kind k, step **out)
 {
-    if (t->n == TD_PRETOK_STEPS) return td_fail(TD_ENOSUP, "%s: more than %d pre_tokenizer steps", file, TD_PRETOK_STEPS);
+    if (t->n == TD_PRETOK_STEPS)
+        return td_fail(TD_ENOSUP, "%s: more than %d pre_tokenizer steps", file, TD_PRETOK_STEPS);
     *out = &t->step[t->n++];
     (*out)->kind = k;
     return TD_OK;
@@ -46,7 +50,8 @@ static td_status new_step(td_pretok *t, const char *file, kind k, step **out)
 
 static td_status take_behavior(const char *name, const char *file, behavior *out)
 {
-    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext",
+                                        "Contiguous"};
     for (size_t k = 0; k < TD_COUNT(names); k++)
         if (!strcmp(name, names[k])) {
             *out = (behavior)k;
@@ -99,7 +104,8 @@ static td_status open_split(td_pretok *t, const td_json *node, const char *file)
     TD_TRY(new_step(t, file, P_SPLIT, &s));
     TD_TRY(take_behavior(td_json_str(node, "behavior", ""), file, &s->behavior));
     s->invert = td_json_bool(node, "invert", false);
-    if (!t->slow && !s->invert && regex && regex->type == TD_JSON_STR) s->fast = td_pretok_fast_for(regex->s, regex->n);
+    if (!t->slow && !s->invert && regex && regex->type == TD_JSON_STR)
+        s->fast = td_pretok_fast_for(regex->s, regex->n);
     return s->fast ? TD_OK : td_pattern_open(pattern, file, &s->pattern);
 }
 
@@ -107,7 +113,8 @@ static td_status open_metaspace(td_pretok *t, const td_json *node, const char *f
 {
     step *s = NULL;
     const char *mark = td_json_str(node, "replacement", "\xE2\x96\x81");
-    const char *name = td_json_str(node, "prepend_scheme", td_json_bool(node, "add_prefix_space", true) ? "always" : "never");
+    const char *name = td_json_str(node, "prepend_scheme",
+                                   td_json_bool(node, "add_prefix_space", true) ? "always" : "never");
     size_t n = strlen(mark);
     TD_TRY(new_step(t, file, P_METASPACE, &s));
     if (n < 1 || n > 4 || td_uc_count(mark, n) != 1)
@@ -128,7 +135,8 @@ static td_status add_node(td_pretok *t, const td_json *node, const char *file, i
     if (depth > NESTING) return td_fail(TD_ENOSUP, "%s: pre_tokenizer nested too deeply", file);
     if (!strcmp(type, "Sequence")) {
         const td_json *list = td_json_get(node, "pretokenizers");
-        if (!list || list->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: pre_tokenizer Sequence has no pretokenizers", file);
+        if (!list || list->type != TD_JSON_ARR)
+            return td_fail(TD_EPROTO, "%s: pre_tokenizer Sequence has no pretokenizers", file);
         for (const td_json *c = list->child; c; c = c->next) TD_TRY(add_node(t, c, file, depth + 1));
         return TD_OK;
     }
@@ -136,7 +144,8 @@ static td_status add_node(td_pretok *t, const td_json *node, const char *file, i
     if (!strcmp(type, "Split")) return open_split(t, node, file);
     if (!strcmp(type, "Metaspace")) return open_metaspace(t, node, file);
     if (!strcmp(type, "Digits"))
-        return split_class(t, file, TD_UC_NUMBER, td_json_bool(node, "individual_digits", false) ? ISOLATED : CONTIGUOUS);
+        return split_class(t, file, TD_UC_NUMBER,
+                           td_json_bool(node, "individual_digits", false) ? ISOLATED : CONTIGUOUS);
     if (!strcmp(type, "Punctuation")) {
         TD_TRY(take_behavior(td_json_str(node, "behavior", "Isolated"), file, &b));
         return split_class(t, file, TD_UC_PUNCT, b);
@@ -179,7 +188,8 @@ void td_pretok_run_deinit(td_pretok_run *run)
 
 static bool in_class(uint32_t cp, unsigned classes)
 {
-    if (classes & TD_UC_PUNCT && cp < 0x80) return cp > 32 && cp < 127 && !(td_uc_class(cp) & (TD_UC_LETTER | TD_UC_NUMBER));
+    if (classes & TD_UC_PUNCT && cp < 0x80)
+        return cp > 32 && cp < 127 && !(td_uc_class(cp) & (TD_UC_LETTER | TD_UC_NUMBER));
     return td_uc_class(cp) & classes;
 }
 
@@ -196,7 +206,8 @@ static td_status find_class(const step *s, const char *p, size_t n, size_t from,
     return TD_AGAIN;
 }
 
-static td_status find(const step *s, td_match *m, const char *p, size_t n, size_t from, size_t *start, size_t *end)
+static td_status find(const step *s, td_match *m, const char *p, size_t n, size_t from, size_t *start,
+                      size_t *end)
 {
     if (s->fast) {
         if (from >= n) return TD_AGAIN;
@@ -220,7 +231,8 @@ static td_status push(td_pretok_run *run, unsigned lv, size_t *count, size_t sta
 }
 
 /* Matches and what lies between them, in order. `invert` swaps which of the two counts as the match. */
-static td_status collect(const step *s, td_pretok_run *run, unsigned lv, const char *p, size_t n, size_t *count)
+static td_status collect(const step *s, td_pretok_run *run, unsigned lv, const char *p, size_t n,
+                         size_t *count)
 {
     size_t from = 0, done = 0, a, b;
     *count = 0;
@@ -268,9 +280,11 @@ static size_t merge(td_cut *c, size_t n, behavior b)
     return n - k;
 }
 
-static td_status walk(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n, bool at_start);
+static td_status walk(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n,
+                      bool at_start);
 
-static td_status split(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n, bool at_start)
+static td_status split(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n,
+                       bool at_start)
 {
     const step *s = &t->step[lv];
     size_t count;
@@ -291,7 +305,8 @@ static td_status split(const td_pretok *t, td_pretok_run *run, unsigned lv, cons
     return TD_OK;
 }
 
-static td_status rewrite(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n, bool at_start)
+static td_status rewrite(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n,
+                         bool at_start)
 {
     const step *s = &t->step[lv];
     td_buf *b = &run->level[lv].text;
@@ -305,7 +320,8 @@ static td_status rewrite(const td_pretok *t, td_pretok_run *run, unsigned lv, co
         td_bytelevel_add(b, p, n);
     } else {
         bool marked = p[0] == ' ' || (n >= s->mark_n && !memcmp(p, s->mark, s->mark_n));
-        if (!marked && (s->scheme == ALWAYS || (s->scheme == FIRST && at_start))) td_buf_add(b, s->mark, s->mark_n);
+        if (!marked && (s->scheme == ALWAYS || (s->scheme == FIRST && at_start)))
+            td_buf_add(b, s->mark, s->mark_n);
         for (size_t i = 0; i < n;) {
             const char *sp = memchr(p + i, ' ', n - i);
             size_t e = sp ? (size_t)(sp - p) : n;
@@ -318,11 +334,13 @@ static td_status rewrite(const td_pretok *t, td_pretok_run *run, unsigned lv, co
     return walk(t, run, lv + 1, b->p, b->len, at_start);
 }
 
-static td_status walk(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n, bool at_start)
+static td_status walk(const td_pretok *t, td_pretok_run *run, unsigned lv, const char *p, size_t n,
+                      bool at_start)
 {
     if (!n) return TD_OK;
     if (lv == t->n) return run->word(run->arg, p, n);
-    return t->step[lv].kind == P_SPLIT ? split(t, run, lv, p, n, at_start) : rewrite(t, run, lv, p, n, at_start);
+    return t->step[lv].kind == P_SPLIT ? split(t, run, lv, p, n, at_start)
+                                       : rewrite(t, run, lv, p, n, at_start);
 }
 
 td_status td_pretok_split(const td_pretok *t, td_pretok_run *run, const char *p, size_t n, bool at_start)

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-/* router/text/pretok_fast.c - the three patterns that most models use, by hand. Each alternative below is named by its text in
- * the pattern; they are tried in the pattern's order, and every position matches one of them. */
+/* router/text/pretok_fast.c - the three patterns that most models use, by hand. Each alternative below is
+ * named by its text in the pattern; they are tried in the pattern's order, and every position matches one of
+ * them. */
 #include "router/text/pretok.h"
 #include "router/text/unicode.h"
 #include <string.h>
 
-const char TD_PRETOK_GPT2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-static const char LLAMA3[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-                             "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char QWEN2[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-                            "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+const char TD_PRETOK_GPT2[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+static const char LLAMA3[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char QWEN2[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 enum { L = TD_UC_LETTER, N = TD_UC_NUMBER, S = TD_UC_SPACE };
 
-typedef struct at { uint32_t cp; unsigned cls; size_t len; } at;
+typedef struct at {
+    uint32_t cp;
+    unsigned cls;
+    size_t len;
+} at;
 
 static inline at look(const char *p, size_t n, size_t i)
 {
@@ -24,7 +32,8 @@ static inline at look(const char *p, size_t n, size_t i)
     return a;
 }
 
-/* End of the run of characters whose class bits, masked to L, N, S, satisfy (cls & want) or, for want 0, have none. */
+/* End of the run of characters whose class bits, masked to L, N, S, satisfy (cls & want) or, for want 0, have
+ * none. */
 static size_t run_of(const char *p, size_t n, size_t i, unsigned want, size_t max_chars)
 {
     while (i < n && max_chars--) {
@@ -35,7 +44,8 @@ static size_t run_of(const char *p, size_t n, size_t i, unsigned want, size_t ma
     return i;
 }
 
-/* 's 't 're 've 'm 'll 'd at the apostrophe p[i]; 0: none. With fold, upper case and U+017F (folds to s) count. */
+/* 's 't 're 've 'm 'll 'd at the apostrophe p[i]; 0: none. With fold, upper case and U+017F (folds to s)
+ * count. */
 static size_t contraction(const char *p, size_t n, size_t i, bool fold)
 {
     static const char *const two[] = {"re", "ve", "ll"};
@@ -50,7 +60,8 @@ static size_t contraction(const char *p, size_t n, size_t i, bool fold)
     return 0;
 }
 
-/* \s+(?!\S) | \s+ for the run of white space [i, e): all of it at the end of text, else all but its last character. */
+/* \s+(?!\S) | \s+ for the run of white space [i, e): all of it at the end of text, else all but its last
+ * character. */
 static size_t spaces(const char *p, size_t n, size_t i, size_t e)
 {
     if (e == n) return e;
@@ -107,7 +118,10 @@ static size_t qwen2(const char *p, size_t n, size_t i) { return cl100k(p, n, i, 
 
 td_pretok_fast *td_pretok_fast_for(const char *pattern, size_t n)
 {
-    static const struct { const char *text; td_pretok_fast *fn; } known[] = {{TD_PRETOK_GPT2, gpt2}, {LLAMA3, llama3}, {QWEN2, qwen2}};
+    static const struct {
+        const char *text;
+        td_pretok_fast *fn;
+    } known[] = {{TD_PRETOK_GPT2, gpt2}, {LLAMA3, llama3}, {QWEN2, qwen2}};
     for (size_t k = 0; k < sizeof known / sizeof known[0]; k++)
         if (strlen(known[k].text) == n && !memcmp(known[k].text, pattern, n)) return known[k].fn;
     return NULL;

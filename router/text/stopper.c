@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/stopper.h"
 #include "common/check.h"
+#include "router/text/stopper.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,8 +10,8 @@ typedef struct node {
     uint16_t child, sibling; /* 0: none; node 0 is the root */
     uint16_t fail;           /* node of the longest proper suffix */
     uint16_t depth;
-    uint8_t path;            /* the node's text is string[path][0, depth) */
-    uint8_t stop;            /* longest stop string that ends here, or NONE */
+    uint8_t path; /* the node's text is string[path][0, depth) */
+    uint8_t stop; /* longest stop string that ends here, or NONE */
     unsigned char byte;
 } node;
 
@@ -37,7 +37,11 @@ static void add_string(td_stopper *s, uint8_t which)
         uint16_t k = child(s, at, c);
         if (!k) {
             k = s->n++;
-            s->node[k] = (node){.sibling = s->node[at].child, .depth = (uint16_t)(i + 1), .path = which, .stop = NONE, .byte = c};
+            s->node[k] = (node){.sibling = s->node[at].child,
+                                .depth = (uint16_t)(i + 1),
+                                .path = which,
+                                .stop = NONE,
+                                .byte = c};
             s->node[at].child = k;
         }
         at = k;
@@ -72,10 +76,13 @@ static void link_nodes(td_stopper *s)
 td_status td_stopper_open(const char *const *strings, const size_t *n_bytes, size_t count, td_stopper **out)
 {
     size_t total = 1;
-    if (count > TD_STOPPER_STRINGS) return td_refuse(TD_EBADREQ, "stop: %zu strings, at most %d", count, TD_STOPPER_STRINGS);
+    if (count > TD_STOPPER_STRINGS)
+        return td_refuse(TD_EBADREQ, "stop: %zu strings, at most %d", count, TD_STOPPER_STRINGS);
     for (size_t i = 0; i < count; i++) {
         size_t n = n_bytes ? n_bytes[i] : strlen(strings[i]);
-        if (!n || n > TD_STOPPER_BYTES) return td_refuse(TD_EBADREQ, "stop: string %zu has %zu bytes, allowed are 1 to %d", i, n, TD_STOPPER_BYTES);
+        if (!n || n > TD_STOPPER_BYTES)
+            return td_refuse(TD_EBADREQ, "stop: string %zu has %zu bytes, allowed are 1 to %d", i, n,
+                             TD_STOPPER_BYTES);
         total += n;
     }
     td_stopper *s = td_xalloc(sizeof *s);
@@ -100,7 +107,8 @@ void td_stopper_close(td_stopper *s)
     free(s);
 }
 
-bool td_stopper_push(const td_stopper *s, td_stop_state *st, const char *p, size_t n, bool include_stop, td_buf *out)
+bool td_stopper_push(const td_stopper *s, td_stop_state *st, const char *p, size_t n, bool include_stop,
+                     td_buf *out)
 {
     if (st->matched) return true;
     if (!s) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* router/text/tokenizer.c - encoding. Scratch memory is made per call: a tokenizer is shared by threads and holds none. */
+/* router/text/tokenizer.c - encoding. Scratch memory is made per call: a tokenizer is shared by threads and
+ * holds none. */
 #include "common/check.h"
 #include "router/text/tokenizer_impl.h"
 #include "router/text/unicode.h"
@@ -64,11 +65,13 @@ static td_status encode_wrapped(encoder *e, const char *p, size_t n, bool add_sp
     return TD_OK;
 }
 
-td_status td_tokenizer_encode(const td_tokenizer *t, const char *text, size_t n, bool add_special, bool parse_special,
-                              size_t max_tokens, td_arena *a, uint32_t **ids, size_t *n_ids)
+td_status td_tokenizer_encode(const td_tokenizer *t, const char *text, size_t n, bool add_special,
+                              bool parse_special, size_t max_tokens, td_arena *a, uint32_t **ids,
+                              size_t *n_ids)
 {
     size_t bad;
-    if (n > TD_TOKENIZER_TEXT_MAX) return td_refuse(TD_EFULL, "text of %zu bytes, limit %d", n, TD_TOKENIZER_TEXT_MAX);
+    if (n > TD_TOKENIZER_TEXT_MAX)
+        return td_refuse(TD_EFULL, "text of %zu bytes, limit %d", n, TD_TOKENIZER_TEXT_MAX);
     if (!td_uc_valid(text, n, &bad)) return td_refuse(TD_EBADREQ, "text is not UTF-8 at byte %zu", bad);
     encoder e = {.t = t, .parse_special = parse_special, .match = td_match_open()};
     e.bpe.max = max_tokens ? max_tokens : SIZE_MAX;

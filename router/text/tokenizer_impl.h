@@ -1,4 +1,5 @@
-/* router/text/tokenizer_impl.h - the parts of a tokenizer, for tokenizer.c, tokenizer_load.c, detok.c and tests only. */
+/* router/text/tokenizer_impl.h - the parts of a tokenizer, for tokenizer.c, tokenizer_load.c, detok.c and
+ * tests only. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_TEXT_TOKENIZER_IMPL_H
 #define TD_ROUTER_TEXT_TOKENIZER_IMPL_H
@@ -19,7 +20,7 @@ struct td_tokenizer {
     td_decoder *decoder;
     td_decoder_facts facts;
     td_added added;
-    uint32_t *added_at;    /* [vocab.n] index in added.token + 1; 0: none */
+    uint32_t *added_at; /* [vocab.n] index in added.token + 1; 0: none */
     td_vocab vocab;
     uint32_t before[TD_TOKENIZER_WRAP], after[TD_TOKENIZER_WRAP]; /* post-processor: ids around the text */
     uint32_t n_before, n_after;

@@ -13,28 +13,34 @@ typedef struct loader {
     td_tokenizer *t;
     td_arena arena;
     const char *dir;
-    td_json *root, *config, *map; /* tokenizer.json, tokenizer_config.json, special_tokens_map.json; NULL if absent */
+    td_json *root, *config,
+        *map; /* tokenizer.json, tokenizer_config.json, special_tokens_map.json; NULL if absent */
     bool slow;
 } loader;
 
 /* ---- added tokens ---- */
 
 /* A token's id comes from the model's vocabulary where it has that text, as in the tokenizers library. */
-static td_status add_token(loader *l, int64_t id, const char *text, size_t n, const td_json *flags, const char *file)
+static td_status add_token(loader *l, int64_t id, const char *text, size_t n, const td_json *flags,
+                           const char *file)
 {
     int64_t known = td_bpe_find(l->t->bpe, text, n);
     if (known >= 0) id = known;
-    if (id < 0 || id >= TD_BPE_MAX_ID) return td_fail(TD_EPROTO, "%s: added token \"%.40s\": id out of range", file, text);
+    if (id < 0 || id >= TD_BPE_MAX_ID)
+        return td_fail(TD_EPROTO, "%s: added token \"%.40s\": id out of range", file, text);
     return td_added_add(&l->t->added, (uint32_t)id, text, n, flags, file);
 }
 
 static td_status load_added(loader *l)
 {
-    const td_json *list = td_json_get(l->root, "added_tokens"), *more = td_json_get(l->config, "added_tokens_decoder");
-    if (!td_json_is_null(list) && list->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: added_tokens is no list", FILE_JSON);
+    const td_json *list = td_json_get(l->root, "added_tokens"),
+                  *more = td_json_get(l->config, "added_tokens_decoder");
+    if (!td_json_is_null(list) && list->type != TD_JSON_ARR)
+        return td_fail(TD_EPROTO, "%s: added_tokens is no list", FILE_JSON);
     for (const td_json *x = list ? list->child : NULL; x; x = x->next) {
         const td_json *c = td_json_get(x, "content");
-        if (!c || c->type != TD_JSON_STR) return td_fail(TD_EPROTO, "%s: added_tokens: entry without content", FILE_JSON);
+        if (!c || c->type != TD_JSON_STR)
+            return td_fail(TD_EPROTO, "%s: added_tokens: entry without content", FILE_JSON);
         TD_TRY(add_token(l, td_json_int(x, "id", -1), c->s, c->n, x, FILE_JSON));
     }
     if (!more || more->type != TD_JSON_OBJ) return TD_OK;
@@ -69,10 +75,12 @@ static td_status load_named(loader *l, const char *key, char **text, int64_t *id
     const td_json *v = token_text(l->config, key);
     if (!v && !td_json_get(l->config, key)) v = token_text(l->map, key);
     const char *s = v ? v->s : "";
-    if (!v && !l->root && !l->config && !l->map && td_bpe_find(l->t->bpe, "<|endoftext|>", 13) >= 0) s = "<|endoftext|>";
+    if (!v && !l->root && !l->config && !l->map && td_bpe_find(l->t->bpe, "<|endoftext|>", 13) >= 0)
+        s = "<|endoftext|>";
     *text = td_xstrdup(s);
     *id = *s ? td_tokenizer_id(l->t, s) : -1;
-    if (*id >= 0 && !td_added_find(&l->t->added, s, strlen(s))) TD_TRY(td_added_add(&l->t->added, (uint32_t)*id, s, strlen(s), NULL, FILE_CONFIG));
+    if (*id >= 0 && !td_added_find(&l->t->added, s, strlen(s)))
+        TD_TRY(td_added_add(&l->t->added, (uint32_t)*id, s, strlen(s), NULL, FILE_CONFIG));
     return TD_OK;
 }
 
@@ -82,7 +90,9 @@ static td_status load_named(loader *l, const char *key, char **text, int64_t *id
 static td_status wrap(td_tokenizer *t, bool before, const uint32_t *id, size_t n)
 {
     uint32_t *list = before ? t->before : t->after, *count = before ? &t->n_before : &t->n_after;
-    if (*count + n > TD_TOKENIZER_WRAP) return td_fail(TD_ENOSUP, "%s: post_processor adds more than %d tokens", FILE_JSON, TD_TOKENIZER_WRAP);
+    if (*count + n > TD_TOKENIZER_WRAP)
+        return td_fail(TD_ENOSUP, "%s: post_processor adds more than %d tokens", FILE_JSON,
+                       TD_TOKENIZER_WRAP);
     if (before) memmove(list + n, list, *count * sizeof *list);
     memcpy(before ? list : list + *count, id, n * sizeof *list);
     *count += (uint32_t)n;
@@ -92,7 +102,8 @@ static td_status wrap(td_tokenizer *t, bool before, const uint32_t *id, size_t n
 static td_status template_ids(const td_json *node, const char *name, uint32_t *id, size_t *n)
 {
     const td_json *ids = td_json_get(td_json_get(td_json_get(node, "special_tokens"), name), "ids");
-    if (!ids || ids->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: post_processor: token \"%.40s\" has no ids", FILE_JSON, name);
+    if (!ids || ids->type != TD_JSON_ARR)
+        return td_fail(TD_EPROTO, "%s: post_processor: token \"%.40s\" has no ids", FILE_JSON, name);
     for (const td_json *v = ids->child; v; v = v->next) {
         if (*n == TD_TOKENIZER_WRAP || v->type != TD_JSON_INT || v->i < 0 || v->i >= TD_BPE_MAX_ID)
             return td_fail(TD_EPROTO, "%s: post_processor: bad ids of \"%.40s\"", FILE_JSON, name);
@@ -107,14 +118,18 @@ static td_status load_template(td_tokenizer *t, const td_json *node)
     size_t n[2] = {0, 0};
     int side = 0;
     const td_json *single = td_json_get(node, "single");
-    if (!single || single->type != TD_JSON_ARR) return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing.single is no list", FILE_JSON);
+    if (!single || single->type != TD_JSON_ARR)
+        return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing.single is no list", FILE_JSON);
     for (const td_json *p = single->child; p; p = p->next) {
         const td_json *special = td_json_get(p, "SpecialToken");
         if (special) TD_TRY(template_ids(node, td_json_str(special, "id", ""), id[side], &n[side]));
         else if (td_json_get(p, "Sequence") && !side) side = 1;
-        else return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing piece not understood", FILE_JSON);
+        else
+            return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing piece not understood",
+                           FILE_JSON);
     }
-    if (!side) return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing without its sequence", FILE_JSON);
+    if (!side)
+        return td_fail(TD_ENOSUP, "%s: post_processor: TemplateProcessing without its sequence", FILE_JSON);
     TD_TRY(wrap(t, true, id[0], n[0]));
     return wrap(t, false, id[1], n[1]);
 }
@@ -123,7 +138,8 @@ static td_status load_template(td_tokenizer *t, const td_json *node)
 static td_status pair_id(const td_json *node, const char *key, uint32_t *id)
 {
     const td_json *v = td_json_at(td_json_get(node, key), 1);
-    if (!v || v->type != TD_JSON_INT || v->i < 0 || v->i >= TD_BPE_MAX_ID) return td_fail(TD_EPROTO, "%s: post_processor.%s has no id", FILE_JSON, key);
+    if (!v || v->type != TD_JSON_INT || v->i < 0 || v->i >= TD_BPE_MAX_ID)
+        return td_fail(TD_EPROTO, "%s: post_processor.%s has no id", FILE_JSON, key);
     *id = (uint32_t)v->i;
     return TD_OK;
 }
@@ -139,7 +155,8 @@ static td_status load_post(td_tokenizer *t, const td_json *node, int depth)
     if (!strcmp(type, "TemplateProcessing")) return load_template(t, node);
     if (!strcmp(type, "Sequence")) {
         const td_json *list = td_json_get(node, "processors");
-        if (!list || list->type != TD_JSON_ARR) return td_fail(TD_EPROTO, "%s: post_processor Sequence has no processors", FILE_JSON);
+        if (!list || list->type != TD_JSON_ARR)
+            return td_fail(TD_EPROTO, "%s: post_processor Sequence has no processors", FILE_JSON);
         for (const td_json *c = list->child; c; c = c->next) TD_TRY(load_post(t, c, depth + 1));
         return TD_OK;
     }
@@ -153,17 +170,20 @@ static td_status load_post(td_tokenizer *t, const td_json *node, int depth)
 
 static void apply_add_flags(loader *l)
 {
-    static const char *const own[] = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast",
-                                      "GemmaTokenizer", "GemmaTokenizerFast"};
+    static const char *const own[] = {"LlamaTokenizer",         "LlamaTokenizerFast", "CodeLlamaTokenizer",
+                                      "CodeLlamaTokenizerFast", "GemmaTokenizer",     "GemmaTokenizerFast"};
     td_tokenizer *t = l->t;
     const char *cls = td_json_str(l->config, "tokenizer_class", "");
     bool rebuild = !t->has_post;
     for (size_t i = 0; i < TD_COUNT(own); i++) rebuild |= !strcmp(cls, own[i]);
-    const td_json *bos = td_json_get(l->config, "add_bos_token"), *eos = td_json_get(l->config, "add_eos_token");
+    const td_json *bos = td_json_get(l->config, "add_bos_token"),
+                  *eos = td_json_get(l->config, "add_eos_token");
     if (!rebuild || (td_json_is_null(bos) && td_json_is_null(eos))) return;
     t->n_before = t->n_after = 0;
-    if (td_json_bool(l->config, "add_bos_token", t->has_post) && t->bos >= 0) t->before[t->n_before++] = (uint32_t)t->bos;
-    if (td_json_bool(l->config, "add_eos_token", false) && t->eos >= 0) t->after[t->n_after++] = (uint32_t)t->eos;
+    if (td_json_bool(l->config, "add_bos_token", t->has_post) && t->bos >= 0)
+        t->before[t->n_before++] = (uint32_t)t->bos;
+    if (td_json_bool(l->config, "add_eos_token", false) && t->eos >= 0)
+        t->after[t->n_after++] = (uint32_t)t->eos;
 }
 
 /* ---- vocabulary and stops ---- */
@@ -196,8 +216,10 @@ static td_status build_vocab(td_tokenizer *t)
         v->off[id] = (uint32_t)all.len;
         if (!s) v->flags[id] = TD_TOK_UNUSED;
         else st = td_decoder_token(t->decoder, m, s, n, false, &all);
-        if (t->added_at[id]) v->flags[id] = TD_TOK_ADDED | (t->added.token[t->added_at[id] - 1].special ? TD_TOK_SPECIAL : 0);
-        else if (t->facts.byte_fallback && s && n == 6 && !memcmp(s, "<0x", 3) && all.len - v->off[id] == 1) v->flags[id] = TD_TOK_BYTE;
+        if (t->added_at[id])
+            v->flags[id] = TD_TOK_ADDED | (t->added.token[t->added_at[id] - 1].special ? TD_TOK_SPECIAL : 0);
+        else if (t->facts.byte_fallback && s && n == 6 && !memcmp(s, "<0x", 3) && all.len - v->off[id] == 1)
+            v->flags[id] = TD_TOK_BYTE;
     }
     v->off[v->n] = (uint32_t)all.len;
     v->bytes = all.p ? all.p : td_xalloc(1);
@@ -292,7 +314,10 @@ td_status td_tokenizer_open_slow(const char *model_dir, bool slow, td_tokenizer 
     return st < 0 ? st : TD_OK;
 }
 
-td_status td_tokenizer_open(const char *model_dir, td_tokenizer **out) { return td_tokenizer_open_slow(model_dir, false, out); }
+td_status td_tokenizer_open(const char *model_dir, td_tokenizer **out)
+{
+    return td_tokenizer_open_slow(model_dir, false, out);
+}
 
 void td_tokenizer_close(td_tokenizer *t)
 {

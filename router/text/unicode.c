@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "router/text/unicode.h"
 #include "common/check.h"
+#include "router/text/unicode.h"
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -58,8 +58,9 @@ size_t td_uc_offset(const char *p, size_t n, size_t index)
 
 static bool white_space(uint32_t c)
 {
-    return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+    return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+           c == 0x3000;
 }
 
 bool td_uc_py_space(uint32_t c) { return white_space(c) || (c >= 0x1C && c <= 0x1F); }
@@ -100,8 +101,8 @@ static unsigned category_class(int cat)
 /* Joiners and letters in circles and squares: words by UTS #18 though no letters by category. */
 static bool other_word(uint32_t c)
 {
-    return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-           (c >= 0x1F170 && c <= 0x1F189);
+    return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+           (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
 }
 
 unsigned td_uc_class(uint32_t cp)
@@ -134,9 +135,12 @@ void td_uc_add_lower(td_buf *b, const char *p, size_t n)
 
 void td_uc_add_upper(td_buf *b, const char *p, size_t n)
 {
-    static const struct { uint32_t cp; const char *to; } longer[] = {
-        {0xDF, "SS"}, {0x149, "\xCA\xBCN"}, {0x1F0, "J\xCC\x8C"}, {0xFB00, "FF"}, {0xFB01, "FI"}, {0xFB02, "FL"},
-        {0xFB03, "FFI"}, {0xFB04, "FFL"}, {0xFB05, "ST"}, {0xFB06, "ST"},
+    static const struct {
+        uint32_t cp;
+        const char *to;
+    } longer[] = {
+        {0xDF, "SS"},   {0x149, "\xCA\xBCN"}, {0x1F0, "J\xCC\x8C"}, {0xFB00, "FF"}, {0xFB01, "FI"},
+        {0xFB02, "FL"}, {0xFB03, "FFI"},      {0xFB04, "FFL"},      {0xFB05, "ST"}, {0xFB06, "ST"},
     };
     uint32_t cp;
     for (size_t i = 0; i < n;) {
@@ -151,7 +155,9 @@ void td_uc_add_upper(td_buf *b, const char *p, size_t n)
 
 /* ---- normalization ---- */
 
-typedef struct marks { utf8proc_int32_t *cp, *tmp; } marks;
+typedef struct marks {
+    utf8proc_int32_t *cp, *tmp;
+} marks;
 
 static int ccc(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
 
@@ -191,7 +197,8 @@ td_status td_uc_normalize(td_nform form, const char *p, size_t n, td_buf *out)
         td_buf_add(out, p, n);
         return td_buf_ok(out) ? TD_OK : td_refuse(TD_EFULL, "normalize: text over its limit");
     }
-    int options = form == TD_NFKC || form == TD_NFKD ? UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT : UTF8PROC_DECOMPOSE;
+    int options =
+        form == TD_NFKC || form == TD_NFKD ? UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT : UTF8PROC_DECOMPOSE;
     enum { WORST = 32 }; /* longest compatibility decomposition is 18 code points */
     size_t cap = n + 64, len = 0;
     marks m = {td_xalloc(cap * sizeof(int32_t)), NULL};
@@ -203,14 +210,16 @@ td_status td_uc_normalize(td_nform form, const char *p, size_t n, td_buf *out)
             m.cp = td_xrealloc(m.cp, cap * sizeof(int32_t));
         }
         int boundclass = 0;
-        utf8proc_ssize_t k = utf8proc_decompose_char((utf8proc_int32_t)cp, m.cp + len, (utf8proc_ssize_t)(cap - len),
-                                                     (utf8proc_option_t)options, &boundclass);
+        utf8proc_ssize_t k =
+            utf8proc_decompose_char((utf8proc_int32_t)cp, m.cp + len, (utf8proc_ssize_t)(cap - len),
+                                    (utf8proc_option_t)options, &boundclass);
         if (k > 0) len += (size_t)k;
     }
     m.tmp = td_xalloc(len * sizeof(int32_t) + 1);
     canonical_order(m, len);
     if (form == TD_NFC || form == TD_NFKC) {
-        utf8proc_ssize_t k = utf8proc_normalize_utf32(m.cp, (utf8proc_ssize_t)len, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        utf8proc_ssize_t k =
+            utf8proc_normalize_utf32(m.cp, (utf8proc_ssize_t)len, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
         if (k >= 0) len = (size_t)k;
     }
     for (size_t i = 0; i < len; i++) td_uc_add(out, (uint32_t)m.cp[i]);

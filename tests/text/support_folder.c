@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tests/text/support_folder.h"
 #include "common/buf.h"
 #include "router/text/normalizer.h"
+#include "tests/text/support_folder.h"
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,8 +76,11 @@ char *small_tokenizer(const char *extra)
     for (int i = 0; i < 5; i++) td_buf_fmt(&b, "%s\"%s\"", i ? ", " : "", merges[i]);
     td_buf_str(&b, "]}, \"added_tokens\": [");
     static const char *const added[] = {"<s>", "</s>", "<|end|>", "<x>"};
-    for (int i = 0; i < 4; i++) td_buf_fmt(&b, "%s{\"id\": %d, \"content\": \"%s\", \"special\": %s, \"normalized\": false}", i ? ", " : "", 261 + i, added[i], i < 3 ? "true" : "false");
-    td_buf_str(&b, "], \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"}");
+    for (int i = 0; i < 4; i++)
+        td_buf_fmt(&b, "%s{\"id\": %d, \"content\": \"%s\", \"special\": %s, \"normalized\": false}",
+                   i ? ", " : "", 261 + i, added[i], i < 3 ? "true" : "false");
+    td_buf_str(&b, "], \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+                   "\"decoder\": {\"type\": \"ByteLevel\"}");
     td_buf_str(&b, extra);
     td_buf_str(&b, "}");
     return b.p;

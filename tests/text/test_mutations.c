@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Broken input ends in a status, never in a crash: mutated tokenizer.json and templates, from a seed. Run it under the sanitizers too. */
+/* Broken input ends in a status, never in a crash: mutated tokenizer.json and templates, from a seed. Run it
+ * under the sanitizers too. */
 #include "router/text/detok.h"
 #include "router/text/jinja.h"
 #include "router/text/tokenizer.h"
@@ -18,7 +19,9 @@ static uint32_t rnd(uint32_t n)
 /* A few edits: bytes changed, pieces cut, doubled or moved. The result is at most cap bytes. */
 static size_t mutate(char *p, size_t n, size_t cap)
 {
-    static const char *const words[] = {"null", "{}", "[]", "\"\"", "-1", "9999999999", "true", "\"type\": \"Sequence\"", "{%", "%}", "{{", "}}", "{%- endif %}", "(", ")", "\\u0000"};
+    static const char *const words[] = {
+        "null", "{}", "[]", "\"\"", "-1",           "9999999999", "true", "\"type\": \"Sequence\"",
+        "{%",   "%}", "{{", "}}",   "{%- endif %}", "(",          ")",    "\\u0000"};
     for (uint32_t k = 1 + rnd(4); k && n; k--) {
         size_t at = rnd((uint32_t)n), len = 1 + rnd(40);
         if (len > n - at) len = n - at;
@@ -51,8 +54,34 @@ static size_t mutate(char *p, size_t n, size_t cap)
 /* One scalar of JSON text becomes another, so that the syntax holds and the meaning breaks. */
 static size_t swap_scalar(char *p, size_t n, size_t cap)
 {
-    static const char *const values[] = {"null", "true", "false", "0", "-1", "3", "1.5", "\"\"", "\"a\"", "\" \"", "\"\xE2\x96\x81\"", "[]", "{}", "\"Sequence\"", "\"Split\"", "\"ByteLevel\"", "\"Metaspace\"",
-                                         "\"NFC\"", "\"Lowercase\"", "\"Strip\"", "\"Fuse\"", "\"Removed\"", "\"first\"", "\"[a-z]*\"", "\"(?=a)\"", "\"\\\\b\"", "\"(a*)*b\"", "\"x{0}\""};
+    static const char *const values[] = {"null",
+                                         "true",
+                                         "false",
+                                         "0",
+                                         "-1",
+                                         "3",
+                                         "1.5",
+                                         "\"\"",
+                                         "\"a\"",
+                                         "\" \"",
+                                         "\"\xE2\x96\x81\"",
+                                         "[]",
+                                         "{}",
+                                         "\"Sequence\"",
+                                         "\"Split\"",
+                                         "\"ByteLevel\"",
+                                         "\"Metaspace\"",
+                                         "\"NFC\"",
+                                         "\"Lowercase\"",
+                                         "\"Strip\"",
+                                         "\"Fuse\"",
+                                         "\"Removed\"",
+                                         "\"first\"",
+                                         "\"[a-z]*\"",
+                                         "\"(?=a)\"",
+                                         "\"\\\\b\"",
+                                         "\"(a*)*b\"",
+                                         "\"x{0}\""};
     size_t at[4096], len[4096], count = 0;
     for (size_t i = 0; i < n && count < 4096; i++) {
         size_t e = i;
@@ -100,19 +129,27 @@ static void use(const td_tokenizer *t)
 static void tokenizers(int rounds)
 {
     static const char *const extras[] = {
-        "", ", \"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFKC\"}, {\"type\": \"Prepend\", \"prepend\": \"_\"}, {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"\\\\s+\"}, "
-            "\"content\": \"_\"}]}, \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"_\"}, \"content\": \" \"}, {\"type\": \"ByteFallback\"}, "
-            "{\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}]}",
-        ", \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"\\\\p{N}{1,3}|(?i:'s)|[^\\\\s\\\\p{L}]+\"}, \"behavior\": \"MergedWithNext\", "
-        "\"invert\": true}, {\"type\": \"Metaspace\", \"prepend_scheme\": \"first\"}, {\"type\": \"Digits\"}]}, \"decoder\": {\"type\": \"Metaspace\"}",
+        "",
+        ", \"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFKC\"}, {\"type\": "
+        "\"Prepend\", \"prepend\": \"_\"}, {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"\\\\s+\"}, "
+        "\"content\": \"_\"}]}, \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Replace\", "
+        "\"pattern\": {\"String\": \"_\"}, \"content\": \" \"}, {\"type\": \"ByteFallback\"}, "
+        "{\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}]}",
+        ", \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
+        "\"pattern\": {\"Regex\": \"\\\\p{N}{1,3}|(?i:'s)|[^\\\\s\\\\p{L}]+\"}, \"behavior\": "
+        "\"MergedWithNext\", "
+        "\"invert\": true}, {\"type\": \"Metaspace\", \"prepend_scheme\": \"first\"}, {\"type\": "
+        "\"Digits\"}]}, \"decoder\": {\"type\": \"Metaspace\"}",
     };
     int opened = 0;
     for (int i = 0; i < rounds; i++) {
         char *text = small_tokenizer(extras[i % 3]);
-        size_t n = strlen(text), tail = 300 + strlen(extras[i % 3]) + rnd(500), keep = n - tail; /* the interesting part is behind the alphabet */
+        size_t n = strlen(text), tail = 300 + strlen(extras[i % 3]) + rnd(500),
+               keep = n - tail; /* the interesting part is behind the alphabet */
         char *p = malloc(n + 1024);
         memcpy(p, text, n);
-        if (i % 4) for (uint32_t k = 1 + rnd(2); k; k--) n = keep + swap_scalar(p + keep, n - keep, tail + 1000);
+        if (i % 4)
+            for (uint32_t k = 1 + rnd(2); k; k--) n = keep + swap_scalar(p + keep, n - keep, tail + 1000);
         else n = keep + mutate(p + keep, n - keep, tail + 1000);
         const char *dir = folder_new();
         td_tokenizer *t = NULL;
@@ -126,14 +163,23 @@ static void tokenizers(int rounds)
     T_OK(opened > rounds / 5, "only %d of %d opened", opened, rounds);
 }
 
-static const char CONTEXT[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"u\"}, {\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": "
-                              "[{\"id\": \"call12345\", \"function\": {\"name\": \"f\", \"arguments\": {\"a\": [1, 2.5, null]}}}]}, {\"role\": \"tool\", \"content\": \"r\", \"tool_call_id\": "
-                              "\"call12345\"}], \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"d\", \"parameters\": {\"type\": \"object\", "
-                              "\"properties\": {\"a\": {\"type\": \"array\"}}, \"required\": [\"a\"]}}}], \"add_generation_prompt\": true, \"bos_token\": \"<s>\", \"eos_token\": \"</s>\"}";
+static const char CONTEXT[] =
+    "{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"u\"}, "
+    "{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": "
+    "[{\"id\": \"call12345\", \"function\": {\"name\": \"f\", \"arguments\": {\"a\": [1, 2.5, null]}}}]}, "
+    "{\"role\": \"tool\", \"content\": \"r\", \"tool_call_id\": "
+    "\"call12345\"}], \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": "
+    "\"d\", \"parameters\": {\"type\": \"object\", "
+    "\"properties\": {\"a\": {\"type\": \"array\"}}, \"required\": [\"a\"]}}}], \"add_generation_prompt\": "
+    "true, \"bos_token\": \"<s>\", \"eos_token\": \"</s>\"}";
 
-static const char TEMPLATE[] = "{% macro f(a, b=1) %}{{ a ~ b }}{% endmacro %}{% set ns = namespace(x=0) %}{%- for m in messages if m.role != 'q' -%}{% if loop.first %}{{ bos_token }}{% endif %}"
-                               "{{ f(m['content'] | trim, b=loop.index) }}{% set ns.x = ns.x + 1 %}{{ m | tojson(indent=2) }}{{ m.content[1:-1].split(',')[0] }}{% else %}none{% endfor %}"
-                               "{{ ns.x if ns.x > 1 else 'x' }}{{ tools | map(attribute='function.name') | join(', ') }}{% raw %}{{ x }}{% endraw %}{# c #}{% set y %}a{% endset %}{{ y }}";
+static const char TEMPLATE[] =
+    "{% macro f(a, b=1) %}{{ a ~ b }}{% endmacro %}{% set ns = namespace(x=0) %}{%- for m in messages if "
+    "m.role != 'q' -%}{% if loop.first %}{{ bos_token }}{% endif %}"
+    "{{ f(m['content'] | trim, b=loop.index) }}{% set ns.x = ns.x + 1 %}{{ m | tojson(indent=2) }}{{ "
+    "m.content[1:-1].split(',')[0] }}{% else %}none{% endfor %}"
+    "{{ ns.x if ns.x > 1 else 'x' }}{{ tools | map(attribute='function.name') | join(', ') }}{% raw %}{{ x "
+    "}}{% endraw %}{# c #}{% set y %}a{% endset %}{{ y }}";
 
 static void templates(int rounds)
 {
@@ -146,7 +192,8 @@ static void templates(int rounds)
     glob("../shared/data/chat_templates/*.jinja", 0, NULL, &g);
     for (int i = 0; i < rounds; i++) {
         size_t n = sizeof TEMPLATE - 1;
-        char *own = i % 3 && g.gl_pathc ? file_text(g.gl_pathv[rnd((uint32_t)g.gl_pathc)], &n) : NULL, *p = malloc(n + 1024);
+        char *own = i % 3 && g.gl_pathc ? file_text(g.gl_pathv[rnd((uint32_t)g.gl_pathc)], &n) : NULL,
+             *p = malloc(n + 1024);
         memcpy(p, own ? own : TEMPLATE, n);
         free(own);
         n = mutate(p, n, n + 1000);
@@ -157,7 +204,8 @@ static void templates(int rounds)
             td_arena_init(&a, 4 << 20);
             td_buf_init(&out, 1 << 18);
             td_buf_str(&out, "before");
-            td_status st = td_jinja_render(t, context, &a, (td_jinja_limits){.steps = 100000, .now_s = 1, .immutable = rnd(2)}, &out);
+            td_status st = td_jinja_render(
+                t, context, &a, (td_jinja_limits){.steps = 100000, .now_s = 1, .immutable = rnd(2)}, &out);
             T_OK(st <= 0 && !strncmp(out.p, "before", 6) && (st == 0 || out.len == 6));
             rendered += st == 0;
             td_buf_deinit(&out);

@@ -12,12 +12,15 @@ static uint32_t rnd(uint32_t n)
 }
 
 /* What must come out: the text up to the stop string that ends first, the longest of those. */
-static int plain(const char *const *stop, const size_t *len, size_t count, const char *text, size_t n, bool include, size_t *out)
+static int plain(const char *const *stop, const size_t *len, size_t count, const char *text, size_t n,
+                 bool include, size_t *out)
 {
     for (size_t end = 1; end <= n; end++) {
         int best = -1;
         for (size_t i = 0; i < count; i++)
-            if (len[i] <= end && !memcmp(text + end - len[i], stop[i], len[i]) && (best < 0 || len[i] > len[best])) best = (int)i;
+            if (len[i] <= end && !memcmp(text + end - len[i], stop[i], len[i]) &&
+                (best < 0 || len[i] > len[best]))
+                best = (int)i;
         if (best < 0) continue;
         *out = include ? end : end - len[best];
         return best;
@@ -57,8 +60,8 @@ static void random_texts(void)
             hit = td_stopper_push(s, &st, text + i, k, include, &out);
         }
         td_stopper_flush(s, &st, &out);
-        T_OK(hit == (want >= 0) && out.len == want_n && !memcmp(out.p ? out.p : "", text, want_n), "round %d: %zu bytes, expected %zu", round, out.len,
-             want_n);
+        T_OK(hit == (want >= 0) && out.len == want_n && !memcmp(out.p ? out.p : "", text, want_n),
+             "round %d: %zu bytes, expected %zu", round, out.len, want_n);
         if (want >= 0) T_OK(len[st.which] == len[want] && !memcmp(stop[st.which], stop[want], len[want]));
         td_buf_deinit(&out);
         td_stopper_close(s);
@@ -74,8 +77,16 @@ static void holds_exactly(void)
     td_buf out;
     td_buf_init(&out, 0);
     T_EQ(td_stopper_open(stop, NULL, 3, &s), TD_OK);
-    static const struct { const char *in, *out; } steps[] = {
-        {"abc<", "abc"}, {"/to", "abc"}, {"x", "abc</tox"}, {"E", "abc</tox"}, {"EN", "abc</toxE"}, {"\xC3\xA9", "abc</toxEEN"}, {"\xC3\xA8", "abc</toxEEN\xC3\xA9\xC3\xA8"},
+    static const struct {
+        const char *in, *out;
+    } steps[] = {
+        {"abc<", "abc"},
+        {"/to", "abc"},
+        {"x", "abc</tox"},
+        {"E", "abc</tox"},
+        {"EN", "abc</toxE"},
+        {"\xC3\xA9", "abc</toxEEN"},
+        {"\xC3\xA8", "abc</toxEEN\xC3\xA9\xC3\xA8"},
     };
     for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
         T_OK(!td_stopper_push(s, &st, steps[i].in, strlen(steps[i].in), false, &out));
@@ -117,7 +128,9 @@ static void limits(void)
     td_buf out;
     td_buf_init(&out, 0);
     longest[TD_STOPPER_BYTES] = 0;
-    for (int i = 0; i < 4000; i++) T_OK(!td_stopper_push(s, &st, i % 2 ? longest + 1 : "b", i % 2 ? TD_STOPPER_BYTES - 1 : 1, false, &out));
+    for (int i = 0; i < 4000; i++)
+        T_OK(!td_stopper_push(s, &st, i % 2 ? longest + 1 : "b", i % 2 ? TD_STOPPER_BYTES - 1 : 1, false,
+                              &out));
     td_stopper_flush(s, &st, &out);
     T_EQ(out.len, 2000 * TD_STOPPER_BYTES);
     td_buf_deinit(&out);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Opening: what is refused, with file and key; encoding: limits and time; the streaming detokenizer byte by byte. Equality of ids is
+/* Opening: what is refused, with file and key; encoding: limits and time; the streaming detokenizer byte by
+ *          byte. Equality of ids is
  * test_vectors.py's and test_library.py's. */
 #include "common/clock.h"
 #include "router/text/detok.h"
@@ -24,24 +25,43 @@ static td_tokenizer *open_small(const char *extra, const char *config)
 
 static void refusals(void)
 {
-    static const struct { const char *extra; td_status st; const char *says; } cases[] = {
-        {", \"normalizer\": {\"type\": \"BertNormalizer\"}", TD_ENOSUP, "tokenizer.json: normalizer type \"BertNormalizer\""},
-        {", \"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Precompiled\"}]}", TD_ENOSUP, "\"Precompiled\""},
-        {", \"pre_tokenizer\": {\"type\": \"UnicodeScripts\"}", TD_ENOSUP, "tokenizer.json: pre_tokenizer type \"UnicodeScripts\""},
-        {", \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}", TD_ENOSUP, "regex"},
-        {", \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"x\"}, \"behavior\": \"Odd\"}", TD_ENOSUP, "behavior \"Odd\""},
+    static const struct {
+        const char *extra;
+        td_status st;
+        const char *says;
+    } cases[] = {
+        {", \"normalizer\": {\"type\": \"BertNormalizer\"}", TD_ENOSUP,
+         "tokenizer.json: normalizer type \"BertNormalizer\""},
+        {", \"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Precompiled\"}]}",
+         TD_ENOSUP, "\"Precompiled\""},
+        {", \"pre_tokenizer\": {\"type\": \"UnicodeScripts\"}", TD_ENOSUP,
+         "tokenizer.json: pre_tokenizer type \"UnicodeScripts\""},
+        {", \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": "
+         "\"Isolated\"}",
+         TD_ENOSUP, "regex"},
+        {", \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"x\"}, \"behavior\": "
+         "\"Odd\"}",
+         TD_ENOSUP, "behavior \"Odd\""},
         {", \"post_processor\": {\"type\": \"Unknown\"}", TD_ENOSUP, "post_processor type \"Unknown\""},
         {", \"decoder\": {\"type\": \"WordPiece\"}", TD_ENOSUP, "decoder type \"WordPiece\""},
-        {", \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"start\": 0, \"stop\": 1}]}", TD_ENOSUP, "Strip with stop"},
+        {", \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Fuse\"}, {\"type\": \"Strip\", "
+         "\"start\": 0, \"stop\": 1}]}",
+         TD_ENOSUP, "Strip with stop"},
         {", \"model\": {\"type\": \"Unigram\", \"vocab\": []}", TD_ENOSUP, "model type \"Unigram\""},
         {", \"model\": {\"type\": \"WordPiece\", \"vocab\": {}}", TD_ENOSUP, "model type \"WordPiece\""},
         {", \"model\": {\"vocab\": []}", TD_ENOSUP, "model type \"Unigram\""},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [], \"dropout\": 0.1}", TD_ENOSUP, "model.dropout"},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [\"a a\"]}", TD_EPROTO, "merges: rank 0"},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}, \"merges\": []}", TD_EPROTO, "vocab: id of \"a\""},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 0}, \"merges\": []}", TD_EPROTO, "two tokens"},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [[\"a\"]]}", TD_EPROTO, "not two strings"},
-        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [], \"unk_token\": \"?\"}", TD_EPROTO, "unk_token"},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [], \"dropout\": 0.1}",
+         TD_ENOSUP, "model.dropout"},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [\"a a\"]}", TD_EPROTO,
+         "merges: rank 0"},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}, \"merges\": []}", TD_EPROTO,
+         "vocab: id of \"a\""},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 0}, \"merges\": []}", TD_EPROTO,
+         "two tokens"},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [[\"a\"]]}", TD_EPROTO,
+         "not two strings"},
+        {", \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [], \"unk_token\": \"?\"}",
+         TD_EPROTO, "unk_token"},
         {", \"model\": 3", TD_EPROTO, "tokenizer.json: no model"},
         {", \"added_tokens\": [{\"id\": 1}]", TD_EPROTO, "added_tokens"},
         {", \"added_tokens\": [{\"id\": 99999999, \"content\": \"qqq\"}]", TD_EPROTO, "out of range"},
@@ -84,7 +104,8 @@ static size_t count_ids(const td_tokenizer *t, const char *s, size_t n, bool add
 static void special_and_bos(void)
 {
     uint32_t first = 0;
-    td_tokenizer *t = open_small("", "{\"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\"}, \"add_bos_token\": true}");
+    td_tokenizer *t = open_small(
+        "", "{\"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\"}, \"add_bos_token\": true}");
     T_EQ(td_tokenizer_bos(t), 261);
     T_EQ(td_tokenizer_eos(t), 262);
     T_STR(td_tokenizer_eos_text(t), "</s>");
@@ -108,9 +129,11 @@ static void special_and_bos(void)
     p = td_vocab_bytes(v, 0xC3, &n);
     T_OK(n == 1 && p[0] == (char)0xC3);
     td_tokenizer_close(t);
-    t = open_small(", \"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], "
-                   "\"special_tokens\": {\"<s>\": {\"ids\": [261]}}}",
-                   "{\"bos_token\": \"<s>\", \"add_bos_token\": false, \"tokenizer_class\": \"LlamaTokenizerFast\"}");
+    t = open_small(
+        ", \"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": "
+        "\"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], "
+        "\"special_tokens\": {\"<s>\": {\"ids\": [261]}}}",
+        "{\"bos_token\": \"<s>\", \"add_bos_token\": false, \"tokenizer_class\": \"LlamaTokenizerFast\"}");
     T_EQ(count_ids(t, "a", 1, true, true, NULL), 1); /* the class builds its own from add_bos_token */
     td_tokenizer_close(t);
 }
@@ -130,7 +153,8 @@ static void limits(void)
     td_arena_init(&tiny, 16);
     T_EQ(td_tokenizer_encode(t, "a b c d e f", 11, false, true, 0, &tiny, &ids, &n), TD_EFULL);
     td_arena_deinit(&tiny);
-    T_EQ(td_tokenizer_encode(t, "x", (size_t)TD_TOKENIZER_TEXT_MAX + 1, false, true, 0, &a, &ids, &n), TD_EFULL);
+    T_EQ(td_tokenizer_encode(t, "x", (size_t)TD_TOKENIZER_TEXT_MAX + 1, false, true, 0, &a, &ids, &n),
+         TD_EFULL);
     td_arena_deinit(&a);
     td_tokenizer_close(t);
 }
@@ -160,9 +184,23 @@ static void detokenizer(void)
     T_OK(sizeof d <= 64);
     td_buf_init(&out, 0);
     td_detok_init(&d, t, true);
-    static const struct { uint32_t id; const char *text; } steps[] = {
-        {'a', "a"}, {0xF0, "a"}, {0x9F, "a"}, {0xA6, "a"}, {0x99, "a\xF0\x9F\xA6\x99"}, {261, "a\xF0\x9F\xA6\x99"}, {0xE2, "a\xF0\x9F\xA6\x99"},
-        {'b', "a\xF0\x9F\xA6\x99\xEF\xBF\xBD""b"}, {99999, "a\xF0\x9F\xA6\x99\xEF\xBF\xBD""b"}, {264, "a\xF0\x9F\xA6\x99\xEF\xBF\xBD""b<x>"},
+    static const struct {
+        uint32_t id;
+        const char *text;
+    } steps[] = {
+        {'a', "a"},
+        {0xF0, "a"},
+        {0x9F, "a"},
+        {0xA6, "a"},
+        {0x99, "a\xF0\x9F\xA6\x99"},
+        {261, "a\xF0\x9F\xA6\x99"},
+        {0xE2, "a\xF0\x9F\xA6\x99"},
+        {'b', "a\xF0\x9F\xA6\x99\xEF\xBF\xBD"
+              "b"},
+        {99999, "a\xF0\x9F\xA6\x99\xEF\xBF\xBD"
+                "b"},
+        {264, "a\xF0\x9F\xA6\x99\xEF\xBF\xBD"
+              "b<x>"},
     };
     for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
         td_detok_push(&d, steps[i].id, &out);
@@ -187,7 +225,8 @@ static void broken_utf8(void)
     td_tokenizer *t = open_small("", NULL);
     uint32_t state = 7;
     for (int round = 0; round < 3000; round++) {
-        static const unsigned char bytes[] = {'a', 0x80, 0xBF, 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xED, 0xA0, 0xFF, 0xC0, 0xF4, 0x90};
+        static const unsigned char bytes[] = {'a',  0x80, 0xBF, 0xC3, 0xA9, 0xE2, 0x82, 0xAC,
+                                              0xF0, 0x9F, 0xED, 0xA0, 0xFF, 0xC0, 0xF4, 0x90};
         char in[24];
         td_buf got, want;
         td_detok d;
@@ -219,8 +258,10 @@ static void broken_utf8(void)
 
 static void stripping(void)
 {
-    td_tokenizer *t = open_small(", \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"\xC4\xA0\"}, \"content\": \" \"}, "
-                                 "{\"type\": \"ByteFallback\"}, {\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}]}",
+    td_tokenizer *t = open_small(", \"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": "
+                                 "\"Replace\", \"pattern\": {\"String\": \"\xC4\xA0\"}, \"content\": \" \"}, "
+                                 "{\"type\": \"ByteFallback\"}, {\"type\": \"Fuse\"}, {\"type\": \"Strip\", "
+                                 "\"content\": \" \", \"start\": 1, \"stop\": 0}]}",
                                  NULL);
     td_detok d;
     td_buf out;
@@ -247,7 +288,8 @@ static void *encode_many(void *arg)
         uint32_t *ids;
         size_t n = 0;
         td_arena_init(&a, 1 << 20);
-        bad += td_tokenizer_encode(t, "the abab the<|end|> the", 23, false, true, 0, &a, &ids, &n) != TD_OK || n != 6;
+        bad += td_tokenizer_encode(t, "the abab the<|end|> the", 23, false, true, 0, &a, &ids, &n) != TD_OK ||
+               n != 6;
         td_arena_deinit(&a);
     }
     return (void *)bad;

@@ -7,12 +7,33 @@
 
 static void probing(void)
 {
-    static const struct { const char *s; size_t n; int want; } cases[] = {
-        {"a", 1, 1}, {"\xC3\xA9", 2, 2}, {"\xC3", 1, 0}, {"\xE2\x82", 2, 0}, {"\xE2\x82\xAC", 3, 3}, {"\xF0\x9F\xA6", 3, 0}, {"\xF0\x9F\xA6\x99", 4, 4},
-        {"\x80", 1, -1}, {"\xFF", 1, -1}, {"\xC0\xAF", 2, -1}, {"\xE2\x28", 2, -1}, {"\xE2\x82\x28", 3, -2}, {"\xF0\x9F\x41", 3, -2}, {"\xED\xA0", 2, -1},
-        {"\xF5\x80", 2, -1}, {"\xE0\x80", 2, -1}, {"\xF4\x90", 2, -1}, {"\xF0\x8F", 2, -1}, {"\xC3\x28", 2, -1},
+    static const struct {
+        const char *s;
+        size_t n;
+        int want;
+    } cases[] = {
+        {"a", 1, 1},
+        {"\xC3\xA9", 2, 2},
+        {"\xC3", 1, 0},
+        {"\xE2\x82", 2, 0},
+        {"\xE2\x82\xAC", 3, 3},
+        {"\xF0\x9F\xA6", 3, 0},
+        {"\xF0\x9F\xA6\x99", 4, 4},
+        {"\x80", 1, -1},
+        {"\xFF", 1, -1},
+        {"\xC0\xAF", 2, -1},
+        {"\xE2\x28", 2, -1},
+        {"\xE2\x82\x28", 3, -2},
+        {"\xF0\x9F\x41", 3, -2},
+        {"\xED\xA0", 2, -1},
+        {"\xF5\x80", 2, -1},
+        {"\xE0\x80", 2, -1},
+        {"\xF4\x90", 2, -1},
+        {"\xF0\x8F", 2, -1},
+        {"\xC3\x28", 2, -1},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) T_EQ(td_uc_probe(cases[i].s, cases[i].n), cases[i].want);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        T_EQ(td_uc_probe(cases[i].s, cases[i].n), cases[i].want);
     size_t at = 0;
     T_OK(td_uc_valid("12345678\xC3\xA9", 10, &at));
     T_OK(!td_uc_valid("123456789\xC3", 10, &at));
@@ -24,12 +45,17 @@ static void probing(void)
 
 static void classes(void)
 {
-    T_OK(td_uc_class('a') & TD_UC_LETTER && td_uc_class(0x4E2D) & TD_UC_LETTER && !(td_uc_class('1') & TD_UC_LETTER));
-    T_OK(td_uc_class(0xBD) & TD_UC_NUMBER && td_uc_class(0x663) & TD_UC_DIGIT && !(td_uc_class(0xBD) & TD_UC_WORD));
-    T_OK(td_uc_class(0x3000) & TD_UC_SPACE && td_uc_class(0x85) & TD_UC_SPACE && !(td_uc_class(0x180E) & TD_UC_SPACE) && !(td_uc_class(0x200B) & TD_UC_SPACE));
+    T_OK(td_uc_class('a') & TD_UC_LETTER && td_uc_class(0x4E2D) & TD_UC_LETTER &&
+         !(td_uc_class('1') & TD_UC_LETTER));
+    T_OK(td_uc_class(0xBD) & TD_UC_NUMBER && td_uc_class(0x663) & TD_UC_DIGIT &&
+         !(td_uc_class(0xBD) & TD_UC_WORD));
+    T_OK(td_uc_class(0x3000) & TD_UC_SPACE && td_uc_class(0x85) & TD_UC_SPACE &&
+         !(td_uc_class(0x180E) & TD_UC_SPACE) && !(td_uc_class(0x200B) & TD_UC_SPACE));
     T_OK(td_uc_py_space(0x1C) && !(td_uc_class(0x1C) & TD_UC_SPACE));
-    T_OK(td_uc_class(0x301) & TD_UC_NONSPACING && td_uc_class('_') & TD_UC_WORD && td_uc_class(0x200D) & TD_UC_WORD);
-    T_OK(td_uc_class(0xE000) & TD_UC_HIDDEN && td_uc_class(0xA0) & TD_UC_HIDDEN && !(td_uc_class('~') & TD_UC_HIDDEN));
+    T_OK(td_uc_class(0x301) & TD_UC_NONSPACING && td_uc_class('_') & TD_UC_WORD &&
+         td_uc_class(0x200D) & TD_UC_WORD);
+    T_OK(td_uc_class(0xE000) & TD_UC_HIDDEN && td_uc_class(0xA0) & TD_UC_HIDDEN &&
+         !(td_uc_class('~') & TD_UC_HIDDEN));
 }
 
 static void normalize(td_nform f, const char *in, const char *want)
@@ -45,7 +71,9 @@ static void forms(void)
 {
     normalize(TD_NFC, "e\xCC\x81", "\xC3\xA9");
     normalize(TD_NFD, "\xC3\xA9", "e\xCC\x81");
-    normalize(TD_NFKC, "\xEF\xAC\x81\xC2\xBD", "fi1\xE2\x81\x84""2");
+    normalize(TD_NFKC, "\xEF\xAC\x81\xC2\xBD",
+              "fi1\xE2\x81\x84"
+              "2");
     normalize(TD_NFKD, "\xEF\xBC\xA1", "A");
     normalize(TD_NFC, "\xEA\xB0\x80", "\xEA\xB0\x80");
     normalize(TD_NFD, "\xEA\xB0\x80", "\xE1\x84\x80\xE1\x85\xA1");

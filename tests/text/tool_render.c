@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tool_render: reads lines of JSON from stdin, answers each with one line; for the Python tests.
- *   {"template": s, "context": {..}, "immutable": bool, "now": n, "steps": n} -> {"text": s} | {"error": s, "status": s}
- *   {"model": dir, "override": file or null, "messages": [..], "tools": .., "extra": {..}, "prompt": bool}
+ *   {"template": s, "context": {..}, "immutable": bool, "now": n, "steps": n} -> {"text": s} | {"error": s,
+ *   "status": s} {"model": dir, "override": file or null, "messages": [..], "tools": .., "extra": {..},
+ *   "prompt": bool}
  *                                                  -> {"text": s, "ids": [..], "parts": b, "objects": b} */
 #include "router/text/chat.h"
 #include "router/text/jinja.h"
@@ -19,7 +20,8 @@ static void error(td_buf *out, td_status st)
 static void render(const td_json *q, td_arena *a, td_buf *out)
 {
     const td_json *src = td_json_get(q, "template");
-    td_jinja_limits lim = {.now_s = td_json_int(q, "now", 0), .immutable = td_json_bool(q, "immutable", false),
+    td_jinja_limits lim = {.now_s = td_json_int(q, "now", 0),
+                           .immutable = td_json_bool(q, "immutable", false),
                            .steps = (uint64_t)td_json_int(q, "steps", 0)};
     td_jinja *t;
     td_buf text;
@@ -66,13 +68,17 @@ static void chat_question(const td_json *q, td_arena *a, td_buf *out)
     size_t n;
     td_buf_init(&text, 0);
     td_status st = open_model(q);
-    if (st >= 0) st = td_chat_render(chat, td_json_get(q, "messages"), td_json_get(q, "tools"), td_json_get(q, "extra"), td_json_bool(q, "prompt", true), a, &text);
-    if (st >= 0) st = td_tokenizer_encode(tokenizer, text.p ? text.p : "", text.len, false, true, 0, a, &ids, &n);
+    if (st >= 0)
+        st = td_chat_render(chat, td_json_get(q, "messages"), td_json_get(q, "tools"),
+                            td_json_get(q, "extra"), td_json_bool(q, "prompt", true), a, &text);
+    if (st >= 0)
+        st = td_tokenizer_encode(tokenizer, text.p ? text.p : "", text.len, false, true, 0, a, &ids, &n);
     if (st < 0) error(out, st);
     else {
         td_buf_str(out, "{\"text\": ");
         td_buf_json_str(out, text.p ? text.p : "", text.len);
-        td_buf_fmt(out, ", \"parts\": %s, \"objects\": %s, \"ids\": [", td_chat_takes_parts(chat) ? "true" : "false",
+        td_buf_fmt(out, ", \"parts\": %s, \"objects\": %s, \"ids\": [",
+                   td_chat_takes_parts(chat) ? "true" : "false",
                    td_chat_takes_argument_objects(chat) ? "true" : "false");
         for (size_t i = 0; i < n; i++) td_buf_fmt(out, i ? ", %u" : "%u", ids[i]);
         td_buf_str(out, "]}");
@@ -91,7 +97,8 @@ int main(void)
         td_buf out;
         td_arena_init(&a, (size_t)256 << 20);
         td_buf_init(&out, (size_t)1 << 30);
-        if (td_json_parse(&a, line, (size_t)k, (td_json_limits){.max_depth = 500}, &q) < 0) error(&out, TD_EPROTO);
+        if (td_json_parse(&a, line, (size_t)k, (td_json_limits){.max_depth = 500}, &q) < 0)
+            error(&out, TD_EPROTO);
         else if (td_json_get(q, "model")) chat_question(q, &a, &out);
         else render(q, &a, &out);
         printf("%s\n", out.p);

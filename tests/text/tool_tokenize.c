@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tool_tokenize DIR [flags]: reads lines of JSON from stdin, answers each with one line of JSON; for the Python tests.
+/* tool_tokenize DIR [flags]: reads lines of JSON from stdin, answers each with one line of JSON; for the
+ * Python tests.
  *   {"text": s, "special": bool, "parse": bool} -> {"ids": [..]} | {"error": s}
  *   {"ids": [..], "skip": bool}                  -> {"text": s, "parts": n} (streamed one id at a time)
  * --slow: pre-tokenizer by PCRE2. --time: prints only how long opening took (microseconds). */
@@ -17,8 +18,9 @@ static void encode(const td_tokenizer *t, const td_json *q, td_arena *a, td_buf 
     const td_json *text = td_json_get(q, "text");
     uint32_t *ids;
     size_t n;
-    td_status st = td_tokenizer_encode(t, text->s, text->n, td_json_bool(q, "special", false), td_json_bool(q, "parse", true),
-                                       (size_t)td_json_int(q, "max", 0), a, &ids, &n);
+    td_status st =
+        td_tokenizer_encode(t, text->s, text->n, td_json_bool(q, "special", false),
+                            td_json_bool(q, "parse", true), (size_t)td_json_int(q, "max", 0), a, &ids, &n);
     if (st < 0) {
         td_buf_str(out, "{\"error\": ");
         td_buf_json_str(out, td_reason(), strlen(td_reason()));
@@ -72,7 +74,8 @@ int main(int argc, char **argv)
         td_buf out;
         td_arena_init(&a, (size_t)1 << 30);
         td_buf_init(&out, (size_t)1 << 30);
-        if (td_json_parse(&a, line, (size_t)k, (td_json_limits){0}, &q) < 0) td_buf_str(&out, "{\"error\": \"bad question\"}");
+        if (td_json_parse(&a, line, (size_t)k, (td_json_limits){0}, &q) < 0)
+            td_buf_str(&out, "{\"error\": \"bad question\"}");
         else if (td_json_get(q, "ids")) decode(t, q, &out);
         else encode(t, q, &a, &out);
         printf("%s\n", out.p);
