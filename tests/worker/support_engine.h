@@ -35,13 +35,13 @@ typedef struct te_result {
 
 /* Not of the engine's own random numbers. */
 static uint64_t te_rnd = 1;
-static uint32_t te_draw(uint32_t n)
+static inline uint32_t te_draw(uint32_t n)
 {
     te_rnd = te_rnd * 6364136223846793005ull + 1442695040888963407ull;
     return (uint32_t)(td_mix64(te_rnd) % n);
 }
 
-static te_spec te_make(uint64_t key, uint32_t n_prompt, uint32_t max_tokens, uint32_t V)
+static inline te_spec te_make(uint64_t key, uint32_t n_prompt, uint32_t max_tokens, uint32_t V)
 {
     te_spec s = {.leg = {.key = key, .n_prompt = n_prompt,
                          .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = max_tokens, .n = 1, .logprobs = 2, .prompt_logprobs = -1}}};
@@ -50,7 +50,7 @@ static te_spec te_make(uint64_t key, uint32_t n_prompt, uint32_t max_tokens, uin
 }
 
 /* Sampling parameters of every kind. */
-static void te_vary(te_spec *s, uint32_t V)
+static inline void te_vary(te_spec *s, uint32_t V)
 {
     td_sampling *p = &s->leg.sampling;
     p->seed = te_draw(1000000);
@@ -67,7 +67,7 @@ static void te_vary(te_spec *s, uint32_t V)
     if (te_draw(6) == 0) p->logprobs = -1;
 }
 
-static const td_leg *te_leg(te_spec *s)
+static inline const td_leg *te_leg(te_spec *s)
 {
     td_leg *l = &s->leg;
     bool resumes = false;
@@ -83,13 +83,13 @@ static const td_leg *te_leg(te_spec *s)
     return l;
 }
 
-static void te_result_free(te_result *r)
+static inline void te_result_free(te_result *r)
 {
     free(r->scores);
     *r = (te_result){0};
 }
 
-static td_sample_out *te_copy(const td_sample_out *s, uint32_t n)
+static inline td_sample_out *te_copy(const td_sample_out *s, uint32_t n)
 {
     if (!n) return NULL;
     td_sample_out *c = malloc(n * sizeof *c);
@@ -99,7 +99,7 @@ static td_sample_out *te_copy(const td_sample_out *s, uint32_t n)
 
 /* ---- gathering ---- */
 
-static void te_expect(te_spec *s, te_result *r)
+static inline void te_expect(te_spec *s, te_result *r)
 {
     te_result_free(r);
     for (uint32_t c = 0; c < s->leg.sampling.n; c++) {
@@ -108,7 +108,7 @@ static void te_expect(te_spec *s, te_result *r)
     }
 }
 
-static void te_take_tokens(te_result *r, const td_engine_tokens *t)
+static inline void te_take_tokens(te_result *r, const td_engine_tokens *t)
 {
     uint32_t c = t->choice;
     T_OK(!r->ended && c < TE_MAX_N && r->finish[c] == TD_FINISH_NONE, "tokens after the end");
@@ -126,7 +126,7 @@ static void te_take_tokens(te_result *r, const td_engine_tokens *t)
     if (t->finish == TD_FINISH_STOP && r->n[c]) T_EQ(t->stop_token, r->token[c][r->n[c] - 1]);
 }
 
-static te_result *te_find(te_spec *s, te_result *r, uint32_t n, uint64_t key)
+static inline te_result *te_find(te_spec *s, te_result *r, uint32_t n, uint64_t key)
 {
     for (uint32_t i = 0; i < n; i++)
         if (s[i].leg.key == key) return &r[i];
@@ -134,7 +134,7 @@ static te_result *te_find(te_spec *s, te_result *r, uint32_t n, uint64_t key)
     return NULL;
 }
 
-static void te_take(te_spec *s, te_result *res, uint32_t n, const td_engine_out *o)
+static inline void te_take(te_spec *s, te_result *res, uint32_t n, const td_engine_out *o)
 {
     for (uint32_t i = 0; i < o->n_prompt; i++) {
         te_result *r = te_find(s, res, n, o->prompt[i].key);
@@ -163,7 +163,7 @@ static void te_take(te_spec *s, te_result *res, uint32_t n, const td_engine_out 
 
 typedef struct te_watch { const td_engine_opts *o; td_engine *e; uint64_t steps; uint32_t most_rows; } te_watch;
 
-static void te_on_step(void *arg, const td_step *s)
+static inline void te_on_step(void *arg, const td_step *s)
 {
     te_watch *w = arg;
     const td_step_seq *q = td_step_seqs(s);
@@ -200,7 +200,7 @@ static void te_on_step(void *arg, const td_step *s)
 
 /* ---- running ---- */
 
-static bool te_ledger(td_engine *e, bool idle)
+static inline bool te_ledger(td_engine *e, bool idle)
 {
     td_engine_stats st;
     td_engine_stats_get(e, &st);
@@ -213,7 +213,7 @@ static bool te_ledger(td_engine *e, bool idle)
 }
 
 /* Turn until every leg of s has ended. */
-static void te_finish(td_engine *e, te_spec *s, te_result *r, uint32_t n)
+static inline void te_finish(td_engine *e, te_spec *s, te_result *r, uint32_t n)
 {
     for (int turns = 0; turns < 200000; turns++) {
         uint32_t open = 0;
@@ -230,7 +230,7 @@ static void te_finish(td_engine *e, te_spec *s, te_result *r, uint32_t n)
 }
 
 /* Start the legs in a random order, `together` before the first turn and the rest one by one between turns. */
-static void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t n, uint32_t together)
+static inline void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t n, uint32_t together)
 {
     uint32_t order[256];
     for (uint32_t i = 0; i < n; i++) {
@@ -251,13 +251,13 @@ static void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t n, uint
 
 static void te_run(td_engine *e, te_spec *s, te_result *r, uint32_t n) { te_run_some(e, s, r, n, n); }
 
-static bool te_same_sample(const td_sample_out *a, const td_sample_out *b)
+static inline bool te_same_sample(const td_sample_out *a, const td_sample_out *b)
 {
     return a->token == b->token && !memcmp(&a->logprob, &b->logprob, 4) && a->n_top == b->n_top && !memcmp(a->top, b->top, (size_t)TD_MAX(a->n_top, 0) * sizeof *a->top);
 }
 
 /* Choice c of both, from the first index that both told. */
-static bool te_same_choice(const te_result *a, uint32_t ca, const te_result *b, uint32_t cb)
+static inline bool te_same_choice(const te_result *a, uint32_t ca, const te_result *b, uint32_t cb)
 {
     uint32_t from = TD_MAX(a->from[ca], b->from[cb]), n = a->n[ca];
     if (n != b->n[cb] || a->finish[ca] != b->finish[cb] || memcmp(a->token[ca], b->token[cb], n * sizeof(uint32_t))) return false;
@@ -265,7 +265,7 @@ static bool te_same_choice(const te_result *a, uint32_t ca, const te_result *b, 
                          !memcmp(a->top[ca][from], b->top[cb][from], (n - from) * sizeof a->top[0][0]));
 }
 
-static bool te_same(const te_spec *s, const te_result *a, const te_result *b, const char *why)
+static inline bool te_same(const te_spec *s, const te_result *a, const te_result *b, const char *why)
 {
     bool same = a->n_scores == b->n_scores;
     for (uint32_t i = 0; same && i < a->n_scores; i++) same = te_same_sample(&a->scores[i], &b->scores[i]);

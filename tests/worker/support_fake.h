@@ -15,7 +15,7 @@ enum { FAKE_V = 61, FAKE_L = 4, FAKE_WINDOW = 24 };
 
 struct td_model { td_model_desc desc; uint64_t bad_reads, forwards; int fail_after; };
 
-static td_model *fake_open(bool windows)
+static inline td_model *fake_open(bool windows)
 {
     td_model *m = td_xalloc(sizeof *m);
     td_model_desc *d = &m->desc;
@@ -32,7 +32,7 @@ static td_model *fake_open(bool windows)
 const td_model_desc *td_model_descr(const td_model *m) { return &m->desc; }
 size_t td_model_weight_bytes(const td_model *m) { return m ? 1000 : 0; }
 
-static uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *pages, uint32_t pos, int which)
+static inline uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *pages, uint32_t pos, int which)
 {
     int32_t page = pages[pos / (uint32_t)kv->P];
     if (page < 0 || page >= kv->n_pages) return NULL;
@@ -41,7 +41,7 @@ static uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *pages, uint
 
 static uint32_t fake_mix(uint32_t a, uint32_t b) { return (uint32_t)td_mix64(((uint64_t)a << 32 | b) + 0x9e3779b97f4a7c15ull); }
 
-static void fake_write(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, const uint32_t *x)
+static inline void fake_write(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, const uint32_t *x)
 {
     const td_layer_desc *l = &m->desc.layer[layer];
     for (uint32_t i = 0; i < q->n_rows; i++) {
@@ -57,7 +57,7 @@ static void fake_write(td_model *m, const td_step *s, const td_step_seq *q, cons
     }
 }
 
-static void fake_read(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, uint32_t *x)
+static inline void fake_read(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, uint32_t *x)
 {
     const td_layer_desc *l = &m->desc.layer[layer];
     for (uint32_t i = 0; i < q->n_rows; i++) {

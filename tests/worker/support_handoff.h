@@ -16,7 +16,7 @@ typedef struct te_carrier {
     uint8_t told[TD_MAX_LAYERS][TE_MAX_PROMPT + TE_MAX_OUT];
 } te_carrier;
 
-static void te_copy_token(const te_carrier *c, int layer, uint32_t t)
+static inline void te_copy_token(const te_carrier *c, int layer, uint32_t t)
 {
     const td_model_desc *d = td_engine_descr(c->from);
     int g = d->layer[layer].group, slot = d->layer[layer].slot;
@@ -30,7 +30,7 @@ static void te_copy_token(const te_carrier *c, int layer, uint32_t t)
 }
 
 /* What a shipment does: only what the other side needs; the same arithmetic as td_ship_plan_first. */
-static void te_carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1)
+static inline void te_carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1)
 {
     te_carrier *c = arg;
     const td_model_desc *d = td_engine_descr(c->from);
@@ -45,7 +45,7 @@ static void te_carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t t
     }
 }
 
-static bool te_told_once(const te_carrier *c)
+static inline bool te_told_once(const te_carrier *c)
 {
     for (int l = 0; l < td_engine_descr(c->from)->L; l++)
         for (uint32_t t = 0; t < c->n_tokens; t++)
@@ -54,7 +54,7 @@ static bool te_told_once(const te_carrier *c)
 }
 
 /* The prefill leg of s on c->from. True: a decode leg has something to do. */
-static bool te_prefill(te_carrier *c, const te_spec *s, te_result *out, const char *why)
+static inline bool te_prefill(te_carrier *c, const te_spec *s, te_result *out, const char *why)
 {
     te_spec p = *s;
     p.leg.kind = TD_LEG_PREFILL;
@@ -72,7 +72,7 @@ static bool te_prefill(te_carrier *c, const te_spec *s, te_result *out, const ch
     return !over;
 }
 
-static void te_append_rest(te_result *out, const te_result *second, uint32_t n)
+static inline void te_append_rest(te_result *out, const te_result *second, uint32_t n)
 {
     for (uint32_t k = 0; k < n; k++) {
         uint32_t from = out->n[k];
@@ -85,7 +85,7 @@ static void te_append_rest(te_result *out, const te_result *second, uint32_t n)
     }
 }
 
-static void te_hand_off(td_engine *a, td_engine *b, const te_spec *s, te_result *out, bool lost, const char *why)
+static inline void te_hand_off(td_engine *a, td_engine *b, const te_spec *s, te_result *out, bool lost, const char *why)
 {
     te_result second = {0};
     te_spec d = *s;

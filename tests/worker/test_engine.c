@@ -3,7 +3,7 @@
  * however they were computed; every page back in the end, whatever happened. */
 #include "common/log.h"
 #include "tests/worker/support_fake.h"
-#include "tests/worker/support_engine.h"
+#include "tests/worker/support_handoff.h"
 
 enum { N = 32, V = FAKE_V };
 
@@ -158,80 +158,6 @@ static void test_choices(void)
 
 /* ---- two engines ---- */
 
-typedef struct carrier { td_engine *from, *to; uint64_t key; uint32_t hit, n_tokens, moved; bool broken; } carrier;
-
-/* What a shipment does: only what the other side needs, token by token. */
-static void carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1)
-{
-    carrier *c = arg;
-    const td_model_desc *d = td_engine_descr(c->from);
-    T_OK(tok0 >= c->hit && tok0 < tok1 && key == c->key && layer0 < layer1, "kv hook: tokens %u to %u", tok0, tok1);
-    for (int l = layer0; l < layer1; l++) {
-        int g = d->layer[l].group;
-        uint32_t n, W = (uint32_t)d->group[g].window, first = W && c->n_tokens + 1 > W ? c->n_tokens + 1 - W : 0;
-        const td_kv *a = td_engine_kv(c->from, g), *b = td_engine_kv(c->to, g);
-        const int32_t *pa = td_engine_pages(c->from, key, g, &n), *pb = td_engine_pages(c->to, key, g, &n);
-        for (uint32_t t = TD_MAX(tok0, first); t < tok1; t++)
-            for (int kv = 0; kv < 2 * d->group[g].G; kv++) {
-                size_t row = (size_t)d->group[g].D * td_dtype_bytes(a->dtype);
-                const uint8_t *x = td_kv_page(a, d->layer[l].slot, pa[t / (uint32_t)a->P]) + ((size_t)kv * (size_t)a->P + t % (uint32_t)a->P) * row;
-                memcpy(td_kv_page(b, d->layer[l].slot, pb[t / (uint32_t)b->P]) + ((size_t)kv * (size_t)b->P + t % (uint32_t)b->P) * row, x, row);
-            }
-    }
-    c->moved += (uint32_t)(layer1 - layer0) * (tok1 - tok0);
-}
-
-/* One leg by hand-off. The result is what a client sees: first tokens from the prefill leg, the rest from the decode leg. */
-static void hand_off(td_engine *a, td_engine *b, te_spec *s, te_result *out, bool lost, const char *why)
-{
-    td_engine_out o;
-    te_result second = {0};
-    te_spec p = *s, d = *s;
-    uint32_t hit = 0, n = s->leg.sampling.n;
-    bool resumes = false;
-    for (uint32_t c = 0; c < n; c++) resumes |= s->n_resume[c] > 0;
-    d.leg.kind = TD_LEG_DECODE;
-    p.leg.kind = TD_LEG_PREFILL;
-    T_OK(td_engine_reserve(b, te_leg(&d), &hit) == TD_OK, "%s: reserve: %s", why, td_reason());
-    td_engine_hold(b, d.leg.key);
-    p.leg.hit_tokens = hit;
-    carrier c = {a, b, s->leg.key, hit, s->leg.n_prompt + (n == 1 ? s->n_resume[0] : 0), 0, false};
-    td_engine_on_kv(a, carry, &c);
-    te_expect(&p, out);
-    T_OK(td_engine_start(a, te_leg(&p)) == TD_OK, "%s: start: %s", why, td_reason());
-    td_engine_hold(a, p.leg.key);
-    te_finish(a, &p, out, 1);
-    bool over = true;
-    for (uint32_t k = 0; k < n; k++) over &= out->finish[k] != TD_FINISH_NONE;
-    if (!over) T_EQ(c.moved, (c.n_tokens - hit) * FAKE_L);
-    td_engine_unhold(a, p.leg.key);
-    /* the decode side */
-    te_expect(&d, &second);
-    uint32_t first[TE_MAX_N], n_first = resumes && n > 1 ? 0 : n;
-    for (uint32_t k = 0; k < n_first; k++) first[k] = out->token[k][out->n[k] - 1];
-    if (over) td_engine_cancel(b, d.leg.key);
-    else if (lost) T_OK(td_engine_recompute(b, d.leg.key) == TD_OK, "%s", td_reason());
-    else T_OK(td_engine_land(b, d.leg.key, first, n_first) == TD_OK, "%s: %s", why, td_reason());
-    td_engine_unhold(b, d.leg.key);
-    if (!over && !lost)
-        for (uint32_t k = 0; k < n_first; k++) {
-            memcpy(second.token[k], out->token[k], sizeof second.token[k]);
-            second.n[k] = out->n[k];
-        }
-    while (td_engine_turn(b, &o) == TD_OK) te_take(&d, &second, 1, &o);
-    T_OK(second.ended, "%s: decode did not end", why);
-    for (uint32_t k = 0; k < n && !over; k++) {
-        uint32_t from = out->n[k];
-        if (lost) T_OK(te_same_choice(out, k, &second, k) || (second.n[k] >= out->n[k] && !memcmp(out->token[k], second.token[k], out->n[k] * 4)), "%s: recomputed differently", why);
-        memcpy(&out->token[k][from], &second.token[k][from], (TE_MAX_OUT - from) * sizeof(uint32_t));
-        memcpy(&out->logprob[k][from], &second.logprob[k][from], (TE_MAX_OUT - from) * sizeof(float));
-        memcpy(out->top[k][from], second.top[k][from], (TE_MAX_OUT - from) * sizeof out->top[0][0]);
-        out->n[k] = second.n[k];
-        if (out->finish[k] == TD_FINISH_NONE) out->finish[k] = second.finish[k];
-    }
-    te_result_free(&second);
-}
-
 static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lost)
 {
     char why[96];
@@ -243,7 +169,7 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
     for (int round = 0; round < 2; round++)
         for (int i = 0; i < N; i++) {
             te_spec s = spec[i];
-            hand_off(a, b, &s, &got, lost && i % 2, why);
+            te_hand_off(a, b, &s, &got, lost && i % 2, why);
             te_same(&spec[i], &want[i], &got, why);
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) { /* and once more, from the middle */
                 s.n_resume[c] = round && (s.leg.sampling.n == 1 || (c + (uint32_t)i) % 3) ? TD_MIN(want[i].n[c] - 1, 3 + 2 * c) : 0;
@@ -251,7 +177,7 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
             }
             if (!round) continue;
             s.leg.sampling.prompt_logprobs = -1;
-            hand_off(a, b, &s, &got, lost && i % 2, why);
+            te_hand_off(a, b, &s, &got, lost && i % 2, why);
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) T_OK(te_same_choice(&want[i], c, &got, c), "%s: resumed leg %d choice %u", why, i, c);
         }
     T_OK(model->bad_reads == 0, "%s: %llu bad reads", why, (unsigned long long)model->bad_reads);
