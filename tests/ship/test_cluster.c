@@ -13,8 +13,8 @@
 #define SHIP_TIMEOUT "ship-timeout-ms=3000"
 #define DELAY_COMMIT "fault=delay-commit:7000"
 #else
-#define SHIP_TIMEOUT "ship-timeout-ms=400"
-#define DELAY_COMMIT "fault=delay-commit:900"
+#define SHIP_TIMEOUT "ship-timeout-ms=1500"
+#define DELAY_COMMIT "fault=delay-commit:3500"
 #endif
 
 enum { A = 101, B = 102, PATIENCE = 20000 };
