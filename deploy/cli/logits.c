@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_CASES = 4096, MAX_ROWS = 4096 };
+enum { MAX_CASES = 4096, MAX_ROWS = 4096, MIN_ROWS = 64, LOGIT_BYTES = 256 << 20 };
 
 typedef struct sink { float *logits; size_t V; uint32_t n, seen; } sink;
 
@@ -47,8 +47,19 @@ static td_status run_case(td_boot *s, td_engine *e, const td_st_tensor *ids, uin
     return st;
 }
 
+/* Rows of logits in a step: as many as the rows, unless the vocabulary makes them larger than LOGIT_BYTES. */
+static td_status logit_rows(const td_conf *conf, int *out)
+{
+    td_model_desc *d = td_xalloc(sizeof *d);
+    td_status s = conf->model[0] ? td_model_desc_read(conf->model, d) : td_model_desc_shape(conf->shape, d);
+    if (s == TD_OK) *out = TD_MAX(TD_MIN(conf->max_num_batched_tokens, (int)((size_t)LOGIT_BYTES / sizeof(float) / (size_t)d->V)), (int)MIN_ROWS);
+    free(d);
+    return s;
+}
+
 static td_status run(td_conf *conf)
 {
+    int rows = 0;
     td_safetensors *in = NULL;
     td_boot s = {0};
     td_engine *e = NULL;
@@ -58,7 +69,8 @@ static td_status run(td_conf *conf)
     conf->max_prefill_chunk = conf->chunk;
     conf->max_num_batched_tokens = TD_MIN(conf->max_num_batched_tokens, (int)MAX_ROWS);
     td_status st = td_safetensors_open(conf->ids, &in);
-    if (st == TD_OK) st = td_boot_open(conf, conf->model, conf->max_num_batched_tokens, &s);
+    if (st == TD_OK) st = logit_rows(conf, &rows);
+    if (st == TD_OK) st = td_boot_open(conf, conf->model, rows, &s);
     if (st == TD_OK) st = td_engine_open(&s.opts, &e);
     for (size_t i = 0; st == TD_OK && i < td_safetensors_count(in); i++) {
         const td_st_tensor *t = td_safetensors_at(in, i);
