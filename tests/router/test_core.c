@@ -1,6 +1,8 @@
 /* tests/router/test_core.c - the machine, event by event: refusals, limits, timers, and each way a request can end. */
 // SPDX-License-Identifier: Apache-2.0
+#include "router/core/core_int.h"
 #include "tests/router/support_sim.h"
+#include "tests/router/support_tok.h"
 #include "tests/t.h"
 
 /* ---- by hand: one step, its actions ---- */
@@ -476,6 +478,129 @@ static void worker_errors(void)
     close_hand(&h);
 }
 
+static void say_choice(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t choice, uint32_t base, const char *text, td_finish f)
+{
+    uint32_t ids[16], n = (uint32_t)strlen(text);
+    for (uint32_t i = 0; i < n; i++) ids[i] = (uint8_t)text[i];
+    td_msg_tokens t;
+    td_msg m = tokens_msg(&t, id, attempt, base, ids, n, f);
+    t.choice = choice;
+    t.stop_token = n ? ids[n - 1] : 0;
+    say(h, from, &m);
+}
+
+static uint64_t submit_text(hand *h, uint32_t n, const char *const *stop, uint32_t n_stop, bool include)
+{
+    static const uint32_t ids[4] = {1, 2, 3, 4};
+    td_job *j = td_job_new(1 << 16);
+    j->id = ++h->id;
+    j->prompt = ids;
+    j->n_prompt = 4;
+    j->want_text = true;
+    j->stop = stop;
+    j->n_stop = n_stop;
+    j->include_stop = include;
+    j->sampling = (td_sampling){.n = n, .max_tokens = 20, .logprobs = -1, .prompt_logprobs = -1};
+    step(h, (td_event){.type = TD_EV_SUBMIT, .job = j});
+    return h->id;
+}
+
+/* One choice ends by a stop string, the other goes on, also on the next worker. */
+static void stop_string_of_one_choice(void)
+{
+    static const char *const stop[] = {"xyz"};
+    hand h = open_hand((td_core_opts){.tokenizer = support_tokenizer()});
+    td_msg hello = hello_msg("a", TD_ROLE_MIXED);
+    hello.hello.id.vocab = 258;
+    hello.hello.eos[0] = 256;
+    say(&h, 1, &hello);
+    beat(&h, 1, TD_WSTATE_READY, 1, false);
+    uint64_t id = submit_text(&h, 2, stop, 1, false);
+    say_choice(&h, 1, id, 1, 0, 0, "abxy", TD_FINISH_NONE);
+    const td_out *o = emitted(&h, TD_OUT_DELTA);
+    T_OK(o && o->n_ids == 4 && o->text_len == 2); /* "xy" is held back */
+    say_choice(&h, 1, id, 1, 0, 4, "zq", TD_FINISH_NONE);
+    o = emitted(&h, TD_OUT_DELTA);
+    T_OK(o && o->n_ids == 1 && o->text_len == 0 && o->finish == TD_FINISH_STOP && o->stop_string == 0); /* what follows is not delivered */
+    const td_msg *m = sent(&h, 1, TD_MSG_CANCEL_CHOICE);
+    T_OK(m && m->cancel.choice == 0 && m->cancel.key.request == id);
+    say_choice(&h, 1, id, 1, 0, 6, "rs", TD_FINISH_NONE); /* it had gone on: no fault */
+    T_EQ(td_core_counts_of(h.c)->faults, 0);
+    T_OK(!emitted(&h, TD_OUT_DELTA));
+    say_choice(&h, 1, id, 1, 1, 0, "hi", TD_FINISH_NONE);
+    hello.hello.name = "b";
+    say(&h, 2, &hello);
+    beat(&h, 2, TD_WSTATE_READY, 1, false);
+    step(&h, (td_event){.type = TD_EV_PEER_LOST, .id = 1});
+    m = sent(&h, 2, TD_MSG_START);
+    T_OK(m && m->start.work.n_resume == 2 && m->start.work.resume[0].n == 5 && m->start.work.resume[1].n == 2);
+    m = sent(&h, 2, TD_MSG_CANCEL_CHOICE); /* to the worker that choice looks unfinished */
+    T_OK(m && m->cancel.choice == 0 && m->cancel.key.attempt == 2);
+    say_choice(&h, 2, id, 2, 1, 2, "!", TD_FINISH_STOP);
+    T_OK(emitted(&h, TD_OUT_DONE));
+    close_hand(&h);
+}
+
+/* The token that ends a text is not part of it, unless asked for. */
+static void stop_token_text(void)
+{
+    for (int include = 0; include < 2; include++) {
+        hand h = open_hand((td_core_opts){.tokenizer = support_tokenizer()});
+        td_msg hello = hello_msg("a", TD_ROLE_MIXED);
+        hello.hello.id.vocab = 258;
+        say(&h, 1, &hello);
+        beat(&h, 1, TD_WSTATE_READY, 1, false);
+        uint64_t id = submit_text(&h, 1, NULL, 0, include);
+        say_choice(&h, 1, id, 1, 0, 0, "ab.", TD_FINISH_STOP);
+        const td_out *o = emitted(&h, TD_OUT_DELTA);
+        T_OK(o && o->n_ids == 3 && o->stop_token == '.');
+        T_STR(o ? o->text : "", include ? "ab." : "ab");
+        close_hand(&h);
+    }
+}
+
+/* A worker that failed a request is avoided, however cheap it is. */
+static void failed_worker_is_avoided(void)
+{
+    hand h = open_hand((td_core_opts){0});
+    join(&h, 1, "a", TD_ROLE_MIXED);
+    uint64_t id = submit(&h, 5, 6, 1);
+    T_OK(sent(&h, 1, TD_MSG_START));
+    join(&h, 2, "b", TD_ROLE_MIXED);
+    td_msg m = {.type = TD_MSG_HEARTBEAT};
+    m.heartbeat = (td_msg_heartbeat){.seq = 2, .state = TD_WSTATE_READY, .step_us = 50000, .seqs_running = 3, .prefill_tok_s = 1, .waiting_tokens = 100};
+    say(&h, 2, &m);
+    say_ended(&h, 1, id, 1, TD_EDEVICE, "on fire");
+    T_OK(sent(&h, 2, TD_MSG_START) && !sent(&h, 1, TD_MSG_START));
+    close_hand(&h);
+}
+
+/* A slot that changes hands takes no cached prefixes along. */
+static void slots_are_cleared(void)
+{
+    hand h = open_hand((td_core_opts){0});
+    char name[16];
+    for (uint64_t i = 1; i <= TD_INDEX_SLOTS; i++) {
+        snprintf(name, sizeof name, "w%d", (int)i);
+        td_msg m = hello_msg(name, TD_ROLE_MIXED);
+        say(&h, i, &m);
+    }
+    td_msg more = hello_msg("one-more", TD_ROLE_MIXED);
+    say(&h, 99, &more);
+    T_OK(sent(&h, 99, TD_MSG_REFUSED));
+    td_h128 block = {5, 6};
+    uint32_t hits[TD_INDEX_SLOTS];
+    unsigned slot = td_fleet_find(td_core_fleet(h.c), 7)->slot;
+    td_index_add(h.c->index, slot, &block, 1);
+    step(&h, (td_event){.type = TD_EV_PEER_LOST, .id = 7});
+    say(&h, 99, &more);
+    T_OK(sent(&h, 99, TD_MSG_WELCOME) && !td_fleet_find(td_core_fleet(h.c), 7));
+    T_EQ(td_fleet_find(td_core_fleet(h.c), 99)->slot, slot);
+    td_index_match(h.c->index, &block, 1, hits);
+    T_EQ(hits[slot], 0);
+    close_hand(&h);
+}
+
 /* A worker that never worked has no measured speed: it must be tried all the same. */
 static void unmeasured_is_tried(void)
 {
@@ -577,9 +702,14 @@ int main(void)
     busy_and_drain();
     first_requests_wait_for_the_pair();
     worker_errors();
+    stop_string_of_one_choice();
+    stop_token_text();
+    failed_worker_is_avoided();
+    slots_are_cleared();
     unmeasured_is_tried();
     prefill_dies_late();
     kill_all_prefill();
     kill_decode_midstream();
+    support_tokenizer_close();
     return T_DONE();
 }

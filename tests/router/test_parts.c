@@ -114,6 +114,19 @@ static void placement(void)
     T_EQ(p.prefill, -1);
 }
 
+/* Pages follow the compute: only what is slower than it costs, and a tenth for the last layer. */
+static void transfer_hides(void)
+{
+    td_place_worker v[2] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2)};
+    double ms[3], bytes[3] = {0, 50e3, 150e3}; /* per token, 1000 tokens at 1e9 bytes/s: 0, 50, 150 ms; computing takes 100 ms */
+    for (int i = 0; i < 3; i++)
+        ms[i] = td_place_choose(v, 2, &(td_place_ask){.tokens = 1000, .n = 1, .out_tokens = 20, .kv_bytes_per_token = bytes[i], .link_bytes_per_s = 1e9}).ms;
+    T_NEAR(ms[1] - ms[0], 5, 1e-6);
+    T_NEAR(ms[2] - ms[0], 50, 1e-6);
+    v[1].hit_tokens = 1000; /* nothing has to travel */
+    T_NEAR(td_place_choose(v, 2, &(td_place_ask){.tokens = 1000, .n = 1, .out_tokens = 20, .kv_bytes_per_token = 150e3, .link_bytes_per_s = 1e9}).ms, ms[0], 1e-6);
+}
+
 static void placement_mixed(void)
 {
     td_place_worker v[3] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2), w(TD_ROLE_MIXED, 3)};
@@ -275,6 +288,7 @@ int main(void)
     index_prefix_and_lru();
     index_random();
     placement();
+    transfer_hides();
     placement_mixed();
     ties_spread();
     states();
