@@ -33,6 +33,10 @@ typedef struct td_bpe_memo {
     uint32_t id[MEMO_IDS];
 } memo;
 
+/* SentencePiece's stand-in for a space, U+2581. */
+static const char MARK[] = "\xE2\x96\x81";
+enum { MARK_N = 3 };
+
 typedef struct span {
     uint32_t off, n;
 } span;
@@ -48,6 +52,7 @@ struct td_bpe {
     int32_t direct[DIRECT]; /* code point -> id of its one-character token */
     int32_t byte[256];      /* <0xNN> */
     bool byte_fallback, fuse_unk, ignore_merges;
+    bool cut_at_mark; /* no merge joins another character with a following MARK: words may be cut there */
     int64_t unk;
     char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; "" if none */
 };
@@ -151,6 +156,8 @@ static td_status add_merge(td_bpe *b, const char *file, uint32_t rank, const cha
     if (ni < 0)
         return td_fail(TD_EPROTO, "%s: merges: rank %u \"%.*s %.*s\" has no token in the vocabulary", file,
                        rank, (int)TD_MIN(ln, 40u), l, (int)TD_MIN(rn, 40u), r);
+    bool after_mark = ln >= MARK_N && !memcmp(l + ln - MARK_N, MARK, MARK_N);
+    if (rn >= MARK_N && !memcmp(r, MARK, MARK_N) && !after_mark) b->cut_at_mark = false;
     if (!td_map_put(&b->merge, (uint64_t)li << 32 | (uint64_t)ri, (uint64_t)rank << 32 | (uint64_t)ni))
         return td_fail(TD_ENOSUP, "%s: more than %d merges", file, TD_BPE_MAX_MERGES);
     return TD_OK;
@@ -190,6 +197,7 @@ static td_bpe *new_bpe(void)
     td_bpe *b = td_xalloc(sizeof *b);
     td_map_init(&b->merge, TD_BPE_MAX_MERGES);
     b->unk = NONE;
+    b->cut_at_mark = true;
     return b;
 }
 
@@ -218,7 +226,10 @@ static td_status fill(td_bpe *b, const td_json *model, const char *file)
         if (b->unk < 0)
             return td_fail(TD_EPROTO, "%s: model.unk_token \"%.40s\" is not in the vocabulary", file, unk);
     }
-    return fill_merges(b, td_json_get(model, "merges"), file);
+    TD_TRY(fill_merges(b, td_json_get(model, "merges"), file));
+    /* A known mark also ends a run of unknown characters; what looks at whole words forbids cutting them. */
+    if (*b->prefix || *b->suffix || b->ignore_merges || td_bpe_find(b, MARK, MARK_N) < 0) b->cut_at_mark = false;
+    return TD_OK;
 }
 
 td_status td_bpe_open(const td_json *model, const char *file, td_bpe **out)
@@ -234,6 +245,7 @@ td_status td_bpe_open(const td_json *model, const char *file, td_bpe **out)
 static td_status fill_files(td_bpe *b, const td_json *vocab, const char *p, size_t n)
 {
     uint32_t rank = 0;
+    b->cut_at_mark = false; /* byte level: there is no such token */
     b->prefix = td_xstrdup("");
     b->suffix = td_xstrdup("");
     TD_TRY(fill_vocab(b, vocab, "vocab.json"));
@@ -446,9 +458,9 @@ static td_status encode_word(const td_bpe *b, td_bpe_run *run, const char *p, si
     return TD_OK;
 }
 
-td_status td_bpe_word(const td_bpe *b, td_bpe_run *run, const char *p, size_t n)
+/* A word or a piece of one that no merge crosses, from the cache if it is short. */
+static td_status encode_piece(const td_bpe *b, td_bpe_run *run, const char *p, size_t n)
 {
-    if (n > INT32_MAX / 4) return td_refuse(TD_EFULL, "word of %zu bytes", n);
     if (!run->memo || n > MEMO_TEXT) return encode_word(b, run, p, n);
     memo *m = &run->memo[hash_text(p, n) & (MEMO_SLOTS - 1)];
     if (m->n == n && !memcmp(m->text, p, n)) {
@@ -463,5 +475,25 @@ td_status td_bpe_word(const td_bpe *b, td_bpe_run *run, const char *p, size_t n)
     m->n_ids = (uint32_t)k;
     memcpy(m->text, p, n);
     memcpy(m->id, run->ids + before, k * sizeof m->id[0]);
+    return TD_OK;
+}
+
+/* Where the piece that starts at p[0] ends: before the next mark that follows another character. */
+static size_t piece_end(const char *p, size_t n)
+{
+    size_t i = 0;
+    while (n - i >= MARK_N && !memcmp(p + i, MARK, MARK_N)) i += MARK_N;
+    const char *next = i < n ? memmem(p + i, n - i, MARK, MARK_N) : NULL;
+    return next ? (size_t)(next - p) : n;
+}
+
+td_status td_bpe_word(const td_bpe *b, td_bpe_run *run, const char *p, size_t n)
+{
+    if (n > INT32_MAX / 4) return td_refuse(TD_EFULL, "word of %zu bytes", n);
+    if (!b->cut_at_mark) return encode_piece(b, run, p, n);
+    for (size_t k; n; p += k, n -= k) {
+        k = piece_end(p, n);
+        TD_TRY(encode_piece(b, run, p, k));
+    }
     return TD_OK;
 }
