@@ -63,8 +63,7 @@ static td_status open_control(router *r)
 {
     const td_conf *c = &r->conf;
     bool keys = c->curve_secret_file[0] != 0;
-    if (!keys && !c->insecure && !td_endpoint_is_local(c->router_bind))
-        return td_fail(TD_EBADREQ, "--router-bind leaves this machine: give --curve-secret-file, or --insecure on a network you trust");
+    TD_TRY(td_curve_required("router-bind", c->router_bind, keys ? &r->curve : NULL, c->insecure));
     if (keys) TD_TRY(td_curve_load(&r->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
     r->z = td_zctx_open();
     td_sock_opts o = {.max_message_bytes = TD_BRIDGE_MESSAGE_BYTES, .hwm = CONTROL_HWM, .curve = keys ? &r->curve : NULL};
