@@ -25,7 +25,8 @@ static td_status choose_ops(const td_conf *c, const td_ops **out)
     TD_TRY(td_ops_open(c->ops, &found));
     if (c->numerics[0] && strcmp(found->numerics, c->numerics)) {
         if (strcmp(c->ops, "auto"))
-            return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", found->family, found->numerics, c->numerics);
+            return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", found->family,
+                           found->numerics, c->numerics);
         found = NULL;
         for (int i = 0; td_ops_family(i); i++)
             if (!strcmp(td_ops_family(i)->numerics, c->numerics)) found = td_ops_family(i);
@@ -60,17 +61,31 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, t
     char cache[4096];
     int last = -1;
     bool dummy = !strcmp(c->load_format, "dummy"), has_dir = dir && dir[0];
-    if (!dummy && !has_dir) return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
-    td_model_opts o = {.dir = has_dir ? dir : NULL, .dummy_shape = dummy ? c->shape : NULL, .ops = b->ops, .pool = b->pool,
+    if (!dummy && !has_dir)
+        return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
+    td_model_opts o = {.dir = has_dir ? dir : NULL,
+                       .dummy_shape = dummy ? c->shape : NULL,
+                       .ops = b->ops,
+                       .pool = b->pool,
                        .max_rows = c->max_num_batched_tokens,
                        .max_logits = max_logits ? max_logits : td_engine_logit_rows(c->max_num_seqs),
-                       .cache_dir = cache_dir(c, cache, sizeof cache), .progress = progress, .arg = &last};
+                       .cache_dir = cache_dir(c, cache, sizeof cache),
+                       .progress = progress,
+                       .arg = &last};
     TD_TRY(td_model_open(&o, &b->model));
-    b->opts = (td_engine_opts){.model = b->model, .ops = b->ops, .pool = b->pool, .page_size = c->page_size, .kv_pages = c->kv_pages,
-                               .kv_memory_bytes = c->kv_memory, .max_model_len = c->max_model_len,
-                               .max_batched_tokens = c->max_num_batched_tokens, .max_seqs = c->max_num_seqs,
+    b->opts = (td_engine_opts){.model = b->model,
+                               .ops = b->ops,
+                               .pool = b->pool,
+                               .page_size = c->page_size,
+                               .kv_pages = c->kv_pages,
+                               .kv_memory_bytes = c->kv_memory,
+                               .max_model_len = c->max_model_len,
+                               .max_batched_tokens = c->max_num_batched_tokens,
+                               .max_seqs = c->max_num_seqs,
                                .max_legs = TD_MAX((int)MIN_LEGS, LEGS_PER_SEQ * c->max_num_seqs),
-                               .max_prefill_chunk = c->max_prefill_chunk, .prefix_cache = c->prefix_cache, .max_logits = o.max_logits};
+                               .max_prefill_chunk = c->max_prefill_chunk,
+                               .prefix_cache = c->prefix_cache,
+                               .max_logits = o.max_logits};
     return TD_OK;
 }
 
@@ -84,7 +99,8 @@ td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boo
         td_boot_close(&b);
         return s;
     }
-    TD_INFO("model %s, kernels %s, %d threads", td_model_descr(b.model)->arch, b.ops->family, td_pool_size(b.pool));
+    TD_INFO("model %s, kernels %s, %d threads", td_model_descr(b.model)->arch, b.ops->family,
+            td_pool_size(b.pool));
     *out = b;
     return TD_OK;
 }

@@ -1,8 +1,10 @@
-/* worker/boot.h - from options to an engine: threads, kernel family, model, and the engine's options, for every program that runs one.
+/* worker/boot.h - from options to an engine: threads, kernel family, model, and the engine's options, for
+ * every program that runs one.
  *
- * Use: td_boot_open, then change b.opts where the program knows better (hash key, pages), then td_engine_open(&b.opts, &e).
- * Ownership: td_boot owns pool and model; the engine borrows them and is closed first. Threads: one, before the others start.
- * Errors: as td_ops_open and td_model_open. */
+ * Use:       td_boot_open, then change b.opts where the program knows better (hash key, pages), then
+ *            td_engine_open(&b.opts, &e).
+ * Ownership: td_boot owns pool and model; the engine borrows them and is closed first.
+ * Threads:   one, before the others start. Errors: as td_ops_open and td_model_open. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_BOOT_H
 #define TD_WORKER_BOOT_H

@@ -11,7 +11,11 @@
 #endif
 
 enum { PARTS_PER_THREAD = 8, MAX_MEMBERS = 256 };
-typedef struct sink { uint64_t bits; double sum; char pad[48]; } sink; /* one cache line each: results are kept, so nothing is optimized out */
+typedef struct sink {
+    uint64_t bits;
+    double sum;
+    char pad[48];
+} sink; /* one cache line each: results are kept, so nothing is optimized out */
 
 /* ---- read ---- */
 
@@ -31,7 +35,8 @@ __attribute__((target("avx512f"))) static uint64_t read_512(const uint8_t *p, si
         c = _mm512_xor_si512(c, _mm512_load_si512(p + i + 128));
         d = _mm512_xor_si512(d, _mm512_load_si512(p + i + 192));
     }
-    return (uint64_t)_mm512_reduce_add_epi64(_mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d)));
+    return (uint64_t)_mm512_reduce_add_epi64(
+        _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d)));
 }
 
 __attribute__((target("avx2"))) static uint64_t read_256(const uint8_t *p, size_t n)
@@ -109,34 +114,43 @@ td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out)
 enum { STEPS = 200000 };
 typedef double loop_fn(void);
 
-/* Independent chains hide the latency of the multiply-add; the empty asm keeps each one a separate instruction. */
-#define LOOP(name, isa, chains, vec, zero, step, first)                                                                                  \
-    __attribute__((target(isa))) static double name(void)                                                                                \
-    {                                                                                                                                    \
-        vec a[chains], x = zero;                                                                                                         \
-        __asm__ volatile("" : "+v"(x));                                                                                                  \
-        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) a[j] = x;                                                            \
-        for (int i = 0; i < STEPS; i++) {                                                                                                \
-            _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++)                                                                  \
-            {                                                                                                                            \
-                a[j] = step;                                                                                                             \
-                __asm__ volatile("" : "+v"(a[j]));                                                                                       \
-            }                                                                                                                            \
-        }                                                                                                                                \
-        double sum = 0;                                                                                                                  \
-        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) sum += (double)first;                                                \
-        return sum;                                                                                                                      \
+/* Independent chains hide the latency of the multiply-add; the empty asm keeps each one a separate
+ * instruction. */
+#define LOOP(name, isa, chains, vec, zero, step, first) \
+    __attribute__((target(isa))) static double name(void) \
+    { \
+        vec a[chains], x = zero; \
+        __asm__ volatile("" : "+v"(x)); \
+        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) a[j] = x; \
+        for (int i = 0; i < STEPS; i++) { \
+            _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) \
+            { \
+                a[j] = step; \
+                __asm__ volatile("" : "+v"(a[j])); \
+            } \
+        } \
+        double sum = 0; \
+        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) sum += (double)first; \
+        return sum; \
     }
 
 #if defined(__x86_64__)
-LOOP(loop_sse2, "sse2", 12, __m128d, _mm_setzero_pd(), _mm_add_pd(a[j], _mm_mul_pd(x, x)), _mm_cvtsd_f64(a[j]))
-LOOP(loop_avx2, "avx2,fma", 12, __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, x, a[j]), _mm256_cvtss_f32(a[j]))
-LOOP(loop_avx512, "avx512f", 24, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, x, a[j]), _mm512_cvtss_f32(a[j]))
+LOOP(loop_sse2, "sse2", 12, __m128d, _mm_setzero_pd(), _mm_add_pd(a[j], _mm_mul_pd(x, x)),
+     _mm_cvtsd_f64(a[j]))
+LOOP(loop_avx2, "avx2,fma", 12, __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, x, a[j]),
+     _mm256_cvtss_f32(a[j]))
+LOOP(loop_avx512, "avx512f", 24, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, x, a[j]),
+     _mm512_cvtss_f32(a[j]))
 LOOP(loop_bf16, "avx512f,avx512bf16", 24, __m512, _mm512_setzero_ps(),
-     _mm512_dpbf16_ps(a[j], (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(x)), _mm512_cvtss_f32(a[j]))
+     _mm512_dpbf16_ps(a[j], (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(x)),
+     _mm512_cvtss_f32(a[j]))
 #endif
 
-typedef struct loop { const char *family; loop_fn *run; double ops; } loop; /* ops: of one call */
+typedef struct loop {
+    const char *family;
+    loop_fn *run;
+    double ops;
+} loop; /* ops: of one call */
 
 static const loop loops[] = {
 #if defined(__x86_64__)
@@ -149,7 +163,10 @@ static const loop loops[] = {
 #endif
 };
 
-typedef struct multiply { const loop *l; sink *out; } multiply;
+typedef struct multiply {
+    const loop *l;
+    sink *out;
+} multiply;
 
 static void multiply_part(void *arg, int i, int member)
 {
@@ -187,14 +204,18 @@ static double attended(uint32_t pos0, uint32_t n, uint32_t window)
     return sum;
 }
 
-td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows, uint32_t n_logits)
+td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows,
+                        uint32_t n_logits)
 {
-    double E = d->E, F = d->F, H = d->H, G = d->G, D = d->D, qkv = E * (H + 2 * G) * D, rest = H * D * E + 3 * E * F;
+    double E = d->E, F = d->F, H = d->H, G = d->G, D = d->D, qkv = E * (H + 2 * G) * D,
+           rest = H * D * E + 3 * E * F;
     /* the last layer goes on only with rows whose logits are wanted */
-    td_work w = {.ops = 2 * (qkv * d->L * n_rows + rest * ((d->L - 1.0) * n_rows + n_logits) + (double)d->V * E * n_logits)};
+    td_work w = {.ops = 2 * (qkv * d->L * n_rows + rest * ((d->L - 1.0) * n_rows + n_logits) +
+                             (double)d->V * E * n_logits)};
     for (int g = 0; g < d->n_groups; g++) {
         const td_group_desc *q = &d->group[g];
-        uint32_t end = pos0 + n_rows, first = q->window && pos0 + 1 > (uint32_t)q->window ? pos0 + 1 - (uint32_t)q->window : 0;
+        uint32_t end = pos0 + n_rows,
+                 first = q->window && pos0 + 1 > (uint32_t)q->window ? pos0 + 1 - (uint32_t)q->window : 0;
         w.ops += 4 * H * D * q->n_slots * attended(pos0, n_rows, (uint32_t)q->window);
         w.kv_bytes += 2.0 * q->G * q->D * (double)td_dtype_bytes(kv) * q->n_slots * (end - first);
     }

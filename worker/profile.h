@@ -1,9 +1,10 @@
 /* worker/profile.h - what this machine can do at most, measured in the process that is compared with it.
  *
  *   read      one pass of all threads over memory far larger than the caches: bytes/s, best of several
- *   multiply  each thread repeats the kernel family's own multiply-add on registers: operations/s (a multiply-add is two)
+ *   multiply  each thread repeats the kernel family's own multiply-add on registers: operations/s (two each)
  *
- * Both move with frequency and with neighbours on a shared machine: measure beside the figure they are to be compared with.
+ * Both move with frequency and with neighbours on a shared machine: measure beside the figure they are to be
+ * compared with.
  * Threads: the pool's caller. Errors: EFULL: no memory for the stream. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_PROFILE_H
@@ -17,9 +18,13 @@ td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out);
 /* In operations/s, about 50 ms. 0 when the family has no loop here. */
 double td_profile_multiply(td_pool *pool, const td_ops *ops);
 
-/* Work of one sequence's rows [pos0, pos0 + n_rows) in a step, logits of n_logits of them: operations (two per multiply-add) of the matrix
- * products and attention; and the KV bytes they read. Weights are read once a step: td_model_weight_bytes. */
-typedef struct td_work { double ops, kv_bytes; } td_work;
-td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows, uint32_t n_logits);
+/* Work of one sequence's rows [pos0, pos0 + n_rows) in a step, logits of n_logits of them: operations (two
+ * per multiply-add) of the matrix products and attention; and the KV bytes they read. Weights are read once a
+ * step: td_model_weight_bytes. */
+typedef struct td_work {
+    double ops, kv_bytes;
+} td_work;
+td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows,
+                        uint32_t n_logits);
 
 #endif

@@ -1,10 +1,13 @@
-/* tandem bench engine - prefill and decode speed of the server's own engine, with shares of the machine's limits.
+/* tandem bench engine - prefill and decode speed of the server's own engine, with shares of the machine's
+ * limits.
  *
- *   ppN    one leg of N prompt tokens until its first token             tgN      one leg makes N tokens from a prompt of one token
- *                                                                       tgNxB    B legs at once
+ *   ppN      one leg of N prompt tokens, until its first token
+ *   tgN      one leg makes N tokens from a prompt of one token
+ *   tgNxB    B legs at once
  *
- * Shares: bytes (packed weights once a step, KV once a sequence and step) against the best read stream, and operations against the
- * family's multiply-add loop. Both limits are measured in this process before and after the tests, and the better one is used. */
+ * Shares: bytes (packed weights once a step, KV once a sequence and step) against the best read stream, and
+ * operations against the family's multiply-add loop. Both limits are measured in this process before and
+ * after the tests, and the better one is used. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/buf.h"
 #include "common/check.h"
@@ -24,8 +27,8 @@ enum { MAX_BATCHES = 32, STREAM_PASSES = 5, STREAM_MEGABYTES = 1024 };
 typedef struct test {
     char name[48];
     uint32_t prompt, gen, batch;
-    double tok_s[1001], best_s;         /* sorted when reported */
-    double bytes, ops;                  /* of one run */
+    double tok_s[1001], best_s; /* sorted when reported */
+    double bytes, ops; /* of one run */
     uint64_t steps;
 } test;
 
@@ -37,8 +40,8 @@ typedef struct bench {
     test *tests;
     int n_tests;
     uint64_t key, steps;
-    double bytes, ops;                  /* of the steps so far, by on_step */
-    double read_s, multiply_s;          /* limits */
+    double bytes, ops; /* of the steps so far, by on_step */
+    double read_s, multiply_s; /* limits */
 } bench;
 
 /* ---- what is run ---- */
@@ -48,8 +51,10 @@ static td_status parse_batches(bench *b)
     for (const char *p = b->conf.batch; *p;) {
         char *end;
         long v = strtol(p, &end, 10);
-        if (end == p || v < 1 || v > 1024 || (*end && *end != ',')) return td_refuse(TD_EBADREQ, "--batch: '%s' is not a list of 1 to 1024", b->conf.batch);
-        if (b->n_batch == MAX_BATCHES) return td_refuse(TD_EBADREQ, "--batch: more than %d sizes", MAX_BATCHES);
+        if (end == p || v < 1 || v > 1024 || (*end && *end != ','))
+            return td_refuse(TD_EBADREQ, "--batch: '%s' is not a list of 1 to 1024", b->conf.batch);
+        if (b->n_batch == MAX_BATCHES)
+            return td_refuse(TD_EBADREQ, "--batch: more than %d sizes", MAX_BATCHES);
         b->batch[b->n_batch++] = (int)v;
         p = *end ? end + 1 : end;
     }
@@ -91,7 +96,8 @@ static void on_step(void *arg, const td_step *s)
     for (uint32_t i = 0; i < s->n_seqs; i++) {
         uint32_t n = 0;
         for (; at < s->n_logits && (uint32_t)want[at] < q[i].row0 + q[i].n_rows; at++) n++;
-        td_work w = td_profile_work(td_model_descr(b->boot.model), b->boot.ops->kv_dtype, q[i].pos0, q[i].n_rows, n);
+        td_work w = td_profile_work(td_model_descr(b->boot.model), b->boot.ops->kv_dtype, q[i].pos0,
+                                    q[i].n_rows, n);
         b->ops += w.ops;
         b->bytes += w.kv_bytes;
     }
@@ -103,8 +109,17 @@ static td_status start_legs(bench *b, const test *t, uint32_t *ids)
     uint32_t V = (uint32_t)td_model_descr(b->boot.model)->V;
     for (uint32_t i = 0; i < t->batch; i++) {
         for (uint32_t k = 0; k < t->prompt; k++) ids[k] = draw(b, i * t->prompt + k, V);
-        td_leg leg = {.key = ++b->key, .kind = TD_LEG_MIXED, .prompt = ids, .n_prompt = t->prompt,
-                      .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = t->gen, .n = 1, .ignore_eos = true, .logprobs = -1, .prompt_logprobs = -1}};
+        td_leg leg = {.key = ++b->key,
+                      .kind = TD_LEG_MIXED,
+                      .prompt = ids,
+                      .n_prompt = t->prompt,
+                      .sampling = {.top_p = 1,
+                                   .repetition_penalty = 1,
+                                   .max_tokens = t->gen,
+                                   .n = 1,
+                                   .ignore_eos = true,
+                                   .logprobs = -1,
+                                   .prompt_logprobs = -1}};
         TD_TRY(td_engine_start(b->engine, &leg));
     }
     return TD_OK;
@@ -122,7 +137,8 @@ static td_status run_once(bench *b, const test *t, double *out)
         s = td_engine_turn(b->engine, &o);
         if (s == TD_AGAIN) s = td_refuse(TD_EPROTO, "the engine stands still with %u sequences left", left);
         for (uint32_t i = 0; s == TD_OK && i < o.n_end; i++, left--)
-            if (o.end[i].status < 0) s = td_refuse(o.end[i].status, "%s", o.end[i].reason ? o.end[i].reason : "a sequence failed");
+            if (o.end[i].status < 0)
+                s = td_refuse(o.end[i].status, "%s", o.end[i].reason ? o.end[i].reason : "a sequence failed");
     }
     *out = (double)TD_MAX(td_now_us() - start, 1) * 1e-6;
     return s;
@@ -163,16 +179,20 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void json_line(const bench *b, const test *t, double median, double of_read, double of_multiply, FILE *f)
+static void json_line(const bench *b, const test *t, double median, double of_read, double of_multiply,
+                      FILE *f)
 {
     td_buf o;
     td_buf_init(&o, 0);
     td_buf_fmt(&o, "{\"test\":\"%s\",\"tok_s\":%.3f,\"all\":[", t->name, median);
     for (int i = 0; i < b->conf.repeats; i++) td_buf_fmt(&o, "%s%.3f", i ? "," : "", t->tok_s[i]);
-    td_buf_fmt(&o, "],\"of_bandwidth\":%.4f,\"of_arithmetic\":%.4f,\"of_roofline\":%.4f", of_read, of_multiply, TD_MAX(of_read, of_multiply));
+    td_buf_fmt(&o, "],\"of_bandwidth\":%.4f,\"of_arithmetic\":%.4f,\"of_roofline\":%.4f", of_read,
+               of_multiply, TD_MAX(of_read, of_multiply));
     td_buf_fmt(&o, ",\"read_gb_s\":%.2f,\"peak_gflop_s\":%.1f", b->read_s * 1e-9, b->multiply_s * 1e-9);
-    td_buf_fmt(&o, ",\"steps\":%llu,\"gbytes\":%.4f,\"gflop\":%.3f", (unsigned long long)t->steps, t->bytes * 1e-9, t->ops * 1e-9);
-    td_buf_fmt(&o, ",\"family\":\"%s\",\"numerics\":\"%s\",\"threads\":%d,\"arch\":", b->boot.ops->family, b->boot.ops->numerics, td_pool_size(b->boot.pool));
+    td_buf_fmt(&o, ",\"steps\":%llu,\"gbytes\":%.4f,\"gflop\":%.3f", (unsigned long long)t->steps,
+               t->bytes * 1e-9, t->ops * 1e-9);
+    td_buf_fmt(&o, ",\"family\":\"%s\",\"numerics\":\"%s\",\"threads\":%d,\"arch\":", b->boot.ops->family,
+               b->boot.ops->numerics, td_pool_size(b->boot.pool));
     const char *arch = td_model_descr(b->boot.model)->arch;
     td_buf_json_str(&o, arch, strlen(arch));
     td_buf_str(&o, "}\n");
@@ -183,19 +203,26 @@ static void json_line(const bench *b, const test *t, double median, double of_re
 static td_status report(const bench *b)
 {
     bool to_stdout = !strcmp(b->conf.json, "-");
-    FILE *json = !b->conf.json[0] ? NULL : to_stdout ? stdout : fopen(b->conf.json, "w"), *table = to_stdout ? stderr : stdout;
+    FILE *table = to_stdout ? stderr : stdout, *json = NULL;
+    if (b->conf.json[0]) json = to_stdout ? stdout : fopen(b->conf.json, "w");
     if (b->conf.json[0] && !json) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));
-    fprintf(table, "kernels %s, %d threads; read %.1f GB/s, multiply-add %.0f GFLOP/s; weights %.3f GB a step; median of %d\n", b->boot.ops->family,
-            td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9, (double)td_model_weight_bytes(b->boot.model) * 1e-9, b->conf.repeats);
+    fprintf(table,
+            "kernels %s, %d threads; read %.1f GB/s, multiply-add %.0f GFLOP/s; weights %.3f GB a step; "
+            "median of %d\n",
+            b->boot.ops->family, td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9,
+            (double)td_model_weight_bytes(b->boot.model) * 1e-9, b->conf.repeats);
     fprintf(table, "%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
     for (int i = 0; i < b->n_tests; i++) {
         test *t = &b->tests[i];
         int n = b->conf.repeats;
         qsort(t->tok_s, (size_t)n, sizeof *t->tok_s, ascending);
         double median = n % 2 ? t->tok_s[n / 2] : (t->tok_s[n / 2 - 1] + t->tok_s[n / 2]) / 2;
-        double tokens = t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt, seconds = tokens / median;
-        double of_read = t->bytes / seconds / b->read_s, of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
-        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%\n", t->name, median, 100 * of_read, 100 * of_multiply);
+        double tokens = t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt,
+               seconds = tokens / median;
+        double of_read = t->bytes / seconds / b->read_s,
+               of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
+        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%\n", t->name, median, 100 * of_read,
+                100 * of_multiply);
         if (json) json_line(b, t, median, of_read, of_multiply, json);
     }
     if (json && !to_stdout && fclose(json)) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));

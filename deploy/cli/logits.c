@@ -1,5 +1,6 @@
-/* tandem logits DIR --ids IN.safetensors --out OUT.safetensors: for each tensor ids_K of the input, logits_K f32 [n, V] for every position.
- * Each case is a leg of the engine, one after the other; chunks, pages and steps are the server's. */
+/* tandem logits DIR --ids IN.safetensors --out OUT.safetensors: for each tensor ids_K of the input, logits_K
+ * f32 [n, V] for every position. Each case is a leg of the engine, one after the other; chunks, pages and
+ * steps are the server's. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/log.h"
@@ -12,7 +13,11 @@
 
 enum { MAX_CASES = 4096, MAX_ROWS = 4096, MIN_ROWS = 64, LOGIT_BYTES = 256 << 20 };
 
-typedef struct sink { float *logits; size_t V; uint32_t n, seen; } sink;
+typedef struct sink {
+    float *logits;
+    size_t V;
+    uint32_t n, seen;
+} sink;
 
 static void on_logits(void *arg, uint64_t key, uint32_t position, const float *logits)
 {
@@ -23,26 +28,45 @@ static void on_logits(void *arg, uint64_t key, uint32_t position, const float *l
     s->seen++;
 }
 
-static td_status run_case(td_boot *s, td_engine *e, const td_st_tensor *ids, uint64_t key, td_st_tensor *out, char *name, size_t name_bytes)
+static td_status run_case(td_boot *s, td_engine *e, const td_st_tensor *ids, uint64_t key, td_st_tensor *out,
+                          char *name, size_t name_bytes)
 {
     size_t n = td_st_elements(ids), V = (size_t)td_model_descr(s->model)->V;
     if (ids->rank != 1 || !n || n >= (size_t)td_engine_max_model_len(e))
-        return td_fail(TD_EBADREQ, "%s: %zu ids; wanted one row of 1 to %d", ids->name, n, td_engine_max_model_len(e) - 1);
+        return td_fail(TD_EBADREQ, "%s: %zu ids; wanted one row of 1 to %d", ids->name, n,
+                       td_engine_max_model_len(e) - 1);
     int32_t *prompt = td_xalloc(n * sizeof *prompt);
     sink got = {.logits = td_xalloc(n * V * sizeof(float)), .V = V, .n = (uint32_t)n};
     td_status st = td_st_read_i32(ids, prompt, n);
-    td_leg leg = {.key = key, .kind = TD_LEG_MIXED, .prompt = (const uint32_t *)prompt, .n_prompt = (uint32_t)n, .all_logits = true,
-                  .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = 1, .n = 1, .logprobs = -1, .prompt_logprobs = -1}};
+    td_leg leg = {.key = key,
+                  .kind = TD_LEG_MIXED,
+                  .prompt = (const uint32_t *)prompt,
+                  .n_prompt = (uint32_t)n,
+                  .all_logits = true,
+                  .sampling = {.top_p = 1,
+                               .repetition_penalty = 1,
+                               .max_tokens = 1,
+                               .n = 1,
+                               .logprobs = -1,
+                               .prompt_logprobs = -1}};
     td_engine_on_logits(e, on_logits, &got);
     if (st == TD_OK) st = td_engine_start(e, &leg);
     td_engine_out o;
     while (st == TD_OK) {
         st = td_engine_turn(e, &o);
-        for (uint32_t i = 0; i < o.n_end && st == TD_OK; i++) st = o.end[i].status < 0 ? td_fail(o.end[i].status, "%s: %s", ids->name, o.end[i].reason) : TD_AGAIN;
+        for (uint32_t i = 0; i < o.n_end && st == TD_OK; i++)
+            st = o.end[i].status < 0 ? td_fail(o.end[i].status, "%s: %s", ids->name, o.end[i].reason)
+                                     : TD_AGAIN;
     }
-    if (st == TD_AGAIN) st = got.seen == n ? TD_OK : td_fail(TD_EPROTO, "%s: %u of %zu positions computed", ids->name, got.seen, n);
+    if (st == TD_AGAIN)
+        st = got.seen == n ? TD_OK
+                           : td_fail(TD_EPROTO, "%s: %u of %zu positions computed", ids->name, got.seen, n);
     snprintf(name, name_bytes, "logits_%s", ids->name + 4);
-    *out = (td_st_tensor){.name = name, .dtype = TD_ST_F32, .rank = 2, .shape = {(int64_t)n, (int64_t)V}, .data = (const uint8_t *)got.logits};
+    *out = (td_st_tensor){.name = name,
+                          .dtype = TD_ST_F32,
+                          .rank = 2,
+                          .shape = {(int64_t)n, (int64_t)V},
+                          .data = (const uint8_t *)got.logits};
     free(prompt);
     return st;
 }
@@ -52,7 +76,10 @@ static td_status logit_rows(const td_conf *conf, int *out)
 {
     td_model_desc *d = td_xalloc(sizeof *d);
     td_status s = conf->model[0] ? td_model_desc_read(conf->model, d) : td_model_desc_shape(conf->shape, d);
-    if (s == TD_OK) *out = TD_MAX(TD_MIN(conf->max_num_batched_tokens, (int)((size_t)LOGIT_BYTES / sizeof(float) / (size_t)d->V)), (int)MIN_ROWS);
+    if (s == TD_OK)
+        *out = TD_MAX(
+            TD_MIN(conf->max_num_batched_tokens, (int)((size_t)LOGIT_BYTES / sizeof(float) / (size_t)d->V)),
+            (int)MIN_ROWS);
     free(d);
     return s;
 }
@@ -98,7 +125,8 @@ int cmd_logits(int argc, char **argv)
     td_status s = td_conf_parse(&conf, TD_CONF_LOGITS, argc, argv, &dir, 1, &n);
     if (s == TD_AGAIN) return 0;
     if (s == TD_OK && n) s = td_conf_set(&conf, "model", dir);
-    if (s == TD_OK && (!conf.ids[0] || !conf.out[0])) s = td_refuse(TD_EBADREQ, "--ids IN.safetensors and --out OUT.safetensors are needed");
+    if (s == TD_OK && (!conf.ids[0] || !conf.out[0]))
+        s = td_refuse(TD_EBADREQ, "--ids IN.safetensors and --out OUT.safetensors are needed");
     bool usage = s < 0;
     if (s == TD_OK) s = run(&conf);
     if (s < 0) fprintf(stderr, "tandem logits: %s\n", td_reason());

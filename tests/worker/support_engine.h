@@ -1,4 +1,5 @@
-/* tests/worker/support_engine.h - legs with their expected results: run some on an engine, gather what it tells, compare by bytes.
+/* tests/worker/support_engine.h - legs with their expected results: run some on an engine, gather what it
+ * tells, compare by bytes.
  *
  *   te_spec s[N]; te_result want[N], got[N];
  *   te_run(e, s, want, N); ... te_same(&want[i], &got[i], "why"); te_result_free(...)
@@ -16,14 +17,15 @@
 enum { TE_MAX_N = 6, TE_MAX_OUT = 96, TE_MAX_PROMPT = 512 };
 
 typedef struct te_spec {
-    td_leg leg;                                     /* pointers are set by te_leg */
+    td_leg leg; /* pointers are set by te_leg */
     uint32_t prompt[TE_MAX_PROMPT], stop[3], resume[TE_MAX_N][TE_MAX_OUT], n_resume[TE_MAX_N];
     const uint32_t *resume_at[TE_MAX_N];
     td_bias bias[3];
 } te_spec;
 
 typedef struct te_result {
-    uint32_t n[TE_MAX_N], token[TE_MAX_N][TE_MAX_OUT], from[TE_MAX_N]; /* from: first index this run told itself */
+    uint32_t n[TE_MAX_N], token[TE_MAX_N][TE_MAX_OUT],
+        from[TE_MAX_N]; /* from: first index this run told itself */
     float logprob[TE_MAX_N][TE_MAX_OUT];
     td_top top[TE_MAX_N][TE_MAX_OUT][3];
     td_finish finish[TE_MAX_N];
@@ -43,8 +45,14 @@ static inline uint32_t te_draw(uint32_t n)
 
 static inline te_spec te_make(uint64_t key, uint32_t n_prompt, uint32_t max_tokens, uint32_t V)
 {
-    te_spec s = {.leg = {.key = key, .n_prompt = n_prompt,
-                         .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = max_tokens, .n = 1, .logprobs = 2, .prompt_logprobs = -1}}};
+    te_spec s = {.leg = {.key = key,
+                         .n_prompt = n_prompt,
+                         .sampling = {.top_p = 1,
+                                      .repetition_penalty = 1,
+                                      .max_tokens = max_tokens,
+                                      .n = 1,
+                                      .logprobs = 2,
+                                      .prompt_logprobs = -1}}};
     for (uint32_t i = 0; i < n_prompt; i++) s.prompt[i] = te_draw(V);
     return s;
 }
@@ -60,8 +68,11 @@ static inline void te_vary(te_spec *s, uint32_t V)
     if (te_draw(4) == 0) p->min_p = 0.05f;
     if (te_draw(4) == 0) p->repetition_penalty = 1.3f;
     if (te_draw(4) == 0) p->presence_penalty = 0.5f, p->frequency_penalty = 0.25f;
-    if (te_draw(3) == 0) p->n_stop_ids = 2, s->stop[0] = te_draw(V), s->stop[1] = te_draw(V), p->min_tokens = te_draw(6);
-    if (te_draw(4) == 0) p->n_bias = 2, s->bias[0] = (td_bias){te_draw(V), 2.5f}, s->bias[1] = (td_bias){te_draw(V), -INFINITY};
+    if (te_draw(3) == 0)
+        p->n_stop_ids = 2, s->stop[0] = te_draw(V), s->stop[1] = te_draw(V), p->min_tokens = te_draw(6);
+    if (te_draw(4) == 0)
+        p->n_bias = 2, s->bias[0] = (td_bias){te_draw(V), 2.5f},
+        s->bias[1] = (td_bias){te_draw(V), -INFINITY};
     if (te_draw(3) == 0) p->n = 2 + te_draw(TE_MAX_N - 1);
     if (te_draw(5) == 0) p->prompt_logprobs = (int)te_draw(3);
     if (te_draw(6) == 0) p->logprobs = -1;
@@ -113,7 +124,8 @@ static inline void te_take_tokens(te_result *r, const td_engine_tokens *t)
     uint32_t c = t->choice;
     T_OK(!r->ended && c < TE_MAX_N && r->finish[c] == TD_FINISH_NONE, "tokens after the end");
     if (c >= TE_MAX_N) return;
-    T_OK(t->base_index == r->n[c], "key %llu choice %u: base index %u, expected %u", (unsigned long long)t->key, c, t->base_index, r->n[c]);
+    T_OK(t->base_index == r->n[c], "key %llu choice %u: base index %u, expected %u",
+         (unsigned long long)t->key, c, t->base_index, r->n[c]);
     for (uint32_t i = 0; i < t->n && r->n[c] < TE_MAX_OUT; i++) {
         r->token[c][r->n[c]] = t->token[i];
         if (t->logprob) {
@@ -161,7 +173,12 @@ static inline void te_take(te_spec *s, te_result *res, uint32_t n, const td_engi
 
 /* ---- every step is looked at ---- */
 
-typedef struct te_watch { const td_engine_opts *o; td_engine *e; uint64_t steps; uint32_t most_rows; } te_watch;
+typedef struct te_watch {
+    const td_engine_opts *o;
+    td_engine *e;
+    uint64_t steps;
+    uint32_t most_rows;
+} te_watch;
 
 static inline void te_on_step(void *arg, const td_step *s)
 {
@@ -172,7 +189,9 @@ static inline void te_on_step(void *arg, const td_step *s)
     uint32_t row = 0, P = (uint32_t)w->o->page_size;
     w->steps++;
     w->most_rows = TD_MAX(w->most_rows, s->n_rows);
-    T_OK(s->n_rows >= 1 && s->n_rows <= (uint32_t)w->o->max_batched_tokens && s->n_seqs <= (uint32_t)w->o->max_seqs, "%u rows, %u sequences", s->n_rows, s->n_seqs);
+    T_OK(s->n_rows >= 1 && s->n_rows <= (uint32_t)w->o->max_batched_tokens &&
+             s->n_seqs <= (uint32_t)w->o->max_seqs,
+         "%u rows, %u sequences", s->n_rows, s->n_seqs);
     for (uint32_t i = 0; i < s->n_seqs; row += q[i++].n_rows) {
         T_OK(q[i].row0 == row && q[i].n_rows >= 1);
         T_OK(!w->o->max_prefill_chunk || q[i].n_rows <= (uint32_t)w->o->max_prefill_chunk);
@@ -184,12 +203,15 @@ static inline void te_on_step(void *arg, const td_step *s)
                 T_OK(page >= 0 && page < td_engine_kv(w->e, (int)g)->n_pages);
                 for (uint32_t o = 0; o < s->n_seqs; o++)
                     for (uint32_t m = 0; o != i && m < q[o].n_pages[g]; m++)
-                        if (td_step_pages(s, &q[o], (int)g)[m] == page) T_OK(0, "step %llu writes a page that another sequence reads", (unsigned long long)s->number);
+                        if (td_step_pages(s, &q[o], (int)g)[m] == page)
+                            T_OK(0, "step %llu writes a page that another sequence reads",
+                                 (unsigned long long)s->number);
             }
         }
     }
     T_EQ(row, s->n_rows);
-    for (uint32_t i = 0; i < s->n_logits; i++) T_OK(want[i] >= 0 && want[i] < (int32_t)s->n_rows && (!i || want[i] > want[i - 1]));
+    for (uint32_t i = 0; i < s->n_logits; i++)
+        T_OK(want[i] >= 0 && want[i] < (int32_t)s->n_rows && (!i || want[i] > want[i - 1]));
     for (uint32_t i = 0; i < s->n_samples; i++) {
         T_OK(d[i].logit < s->n_logits && d[i].pen + d[i].n_pen * sizeof(td_penalty) <= s->bytes);
         if (d[i].logit >= s->n_logits) continue;
@@ -229,7 +251,8 @@ static inline void te_finish(td_engine *e, te_spec *s, te_result *r, uint32_t n)
     T_OK(0, "too many turns");
 }
 
-/* Start the legs in a random order, `together` before the first turn and the rest one by one between turns. */
+/* Start the legs in a random order, `together` before the first turn and the rest one by one between turns.
+ */
 static inline void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t n, uint32_t together)
 {
     uint32_t order[256];
@@ -249,18 +272,21 @@ static inline void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t 
     te_finish(e, s, r, n);
 }
 
-static void te_run(td_engine *e, te_spec *s, te_result *r, uint32_t n) { te_run_some(e, s, r, n, n); }
+static inline void te_run(td_engine *e, te_spec *s, te_result *r, uint32_t n) { te_run_some(e, s, r, n, n); }
 
 static inline bool te_same_sample(const td_sample_out *a, const td_sample_out *b)
 {
-    return a->token == b->token && !memcmp(&a->logprob, &b->logprob, 4) && a->n_top == b->n_top && !memcmp(a->top, b->top, (size_t)TD_MAX(a->n_top, 0) * sizeof *a->top);
+    return a->token == b->token && !memcmp(&a->logprob, &b->logprob, 4) && a->n_top == b->n_top &&
+           !memcmp(a->top, b->top, (size_t)TD_MAX(a->n_top, 0) * sizeof *a->top);
 }
 
 /* Choice c of both, from the first index that both told. */
 static inline bool te_same_choice(const te_result *a, uint32_t ca, const te_result *b, uint32_t cb)
 {
     uint32_t from = TD_MAX(a->from[ca], b->from[cb]), n = a->n[ca];
-    if (n != b->n[cb] || a->finish[ca] != b->finish[cb] || memcmp(a->token[ca], b->token[cb], n * sizeof(uint32_t))) return false;
+    if (n != b->n[cb] || a->finish[ca] != b->finish[cb] ||
+        memcmp(a->token[ca], b->token[cb], n * sizeof(uint32_t)))
+        return false;
     return from >= n || (!memcmp(&a->logprob[ca][from], &b->logprob[cb][from], (n - from) * sizeof(float)) &&
                          !memcmp(a->top[ca][from], b->top[cb][from], (n - from) * sizeof a->top[0][0]));
 }
@@ -272,7 +298,8 @@ static inline bool te_same(const te_spec *s, const te_result *a, const te_result
     T_OK(same, "%s: prompt scores of leg %llu differ", why, (unsigned long long)s->leg.key);
     for (uint32_t c = 0; c < s->leg.sampling.n; c++) {
         bool ok = te_same_choice(a, c, b, c);
-        T_OK(ok, "%s: leg %llu choice %u of %u: %u tokens, expected %u", why, (unsigned long long)s->leg.key, c, s->leg.sampling.n, b->n[c], a->n[c]);
+        T_OK(ok, "%s: leg %llu choice %u of %u: %u tokens, expected %u", why, (unsigned long long)s->leg.key,
+             c, s->leg.sampling.n, b->n[c], a->n[c]);
         same &= ok;
     }
     return same;

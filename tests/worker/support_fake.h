@@ -1,8 +1,10 @@
-/* tests/worker/support_fake.h - a model made of hashes, in place of the real one (a program that includes this links no other).
+/* tests/worker/support_fake.h - a model made of hashes, in place of the real one (a program that includes
+ * this links no other).
  *
- * Each row starts from its id. At each layer it writes what it has so far into its page slot, reads the slots of every position it may see
- * through the page table, and mixes them in, so that the logits depend on the whole context, on its order and on the window. Every slot
- * also carries its position and a check word: a slot that was never written, belongs elsewhere, or was torn, is noticed where it is read. */
+ * Each row starts from its id. At each layer it writes what it has so far into its page slot, reads the slots
+ * of every position it may see through the page table, and mixes them in, so that the logits depend on the
+ * whole context, on its order and on the window. Every slot also carries its position and a check word: a
+ * slot that was never written, belongs elsewhere, or was torn, is noticed where it is read. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_SUPPORT_FAKE_H
 #define TD_TESTS_SUPPORT_FAKE_H
@@ -13,18 +15,32 @@
 
 enum { FAKE_V = 61, FAKE_L = 4, FAKE_WINDOW = 24 };
 
-struct td_model { td_model_desc desc; uint64_t bad_reads, forwards; int fail_after; };
+struct td_model {
+    td_model_desc desc;
+    uint64_t bad_reads, forwards;
+    int fail_after;
+};
 
 static inline td_model *fake_open(bool windows)
 {
     td_model *m = td_xalloc(sizeof *m);
     td_model_desc *d = &m->desc;
-    *d = (td_model_desc){.L = FAKE_L, .E = 4, .H = 1, .G = 1, .D = 4, .F = 4, .V = FAKE_V, .max_positions = 2000, .n_groups = windows ? 2 : 1, .digest = {5, windows}};
+    *d = (td_model_desc){.L = FAKE_L,
+                         .E = 4,
+                         .H = 1,
+                         .G = 1,
+                         .D = 4,
+                         .F = 4,
+                         .V = FAKE_V,
+                         .max_positions = 2000,
+                         .n_groups = windows ? 2 : 1,
+                         .digest = {5, windows}};
     snprintf(d->arch, sizeof d->arch, "Fake");
     d->group[0] = (td_group_desc){windows ? 2 : 4, 0, 1, 4};
     d->group[1] = (td_group_desc){2, FAKE_WINDOW, 1, 4};
     for (int i = 0; i < FAKE_L; i++)
-        d->layer[i] = windows && i % 2 ? (td_layer_desc){1, i / 2, FAKE_WINDOW} : (td_layer_desc){0, windows ? i / 2 : i, 0};
+        d->layer[i] = windows && i % 2 ? (td_layer_desc){1, i / 2, FAKE_WINDOW}
+                                       : (td_layer_desc){0, windows ? i / 2 : i, 0};
     m->fail_after = -1;
     return m;
 }
@@ -36,12 +52,17 @@ static inline uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *page
 {
     int32_t page = pages[pos / (uint32_t)kv->P];
     if (page < 0 || page >= kv->n_pages) return NULL;
-    return (uint32_t *)(void *)(td_kv_page(kv, slot, page) + ((size_t)which * (size_t)kv->P + pos % (uint32_t)kv->P) * 4 * sizeof(float));
+    return (uint32_t *)(void *)(td_kv_page(kv, slot, page) +
+                                ((size_t)which * (size_t)kv->P + pos % (uint32_t)kv->P) * 4 * sizeof(float));
 }
 
-static uint32_t fake_mix(uint32_t a, uint32_t b) { return (uint32_t)td_mix64(((uint64_t)a << 32 | b) + 0x9e3779b97f4a7c15ull); }
+static uint32_t fake_mix(uint32_t a, uint32_t b)
+{
+    return (uint32_t)td_mix64(((uint64_t)a << 32 | b) + 0x9e3779b97f4a7c15ull);
+}
 
-static inline void fake_write(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, const uint32_t *x)
+static inline void fake_write(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer,
+                              const uint32_t *x)
 {
     const td_layer_desc *l = &m->desc.layer[layer];
     for (uint32_t i = 0; i < q->n_rows; i++) {
@@ -57,7 +78,8 @@ static inline void fake_write(td_model *m, const td_step *s, const td_step_seq *
     }
 }
 
-static inline void fake_read(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer, uint32_t *x)
+static inline void fake_read(td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv, int layer,
+                             uint32_t *x)
 {
     const td_layer_desc *l = &m->desc.layer[layer];
     for (uint32_t i = 0; i < q->n_rows; i++) {
@@ -65,14 +87,17 @@ static inline void fake_read(td_model *m, const td_step *s, const td_step_seq *q
         for (uint32_t p = from; p <= pos; p++) {
             const uint32_t *k = fake_slot(&kv[l->group], l->slot, td_step_pages(s, q, l->group), p, 0);
             const uint32_t *c = fake_slot(&kv[l->group], l->slot, td_step_pages(s, q, l->group), p, 1);
-            if (!k || k[1] != p || k[2] != (uint32_t)layer || k[3] != fake_mix(k[0], p) || c[0] != ~k[0] || c[1] != p) m->bad_reads++;
+            if (!k || k[1] != p || k[2] != (uint32_t)layer || k[3] != fake_mix(k[0], p) || c[0] != ~k[0] ||
+                c[1] != p)
+                m->bad_reads++;
             else h = fake_mix(h, k[0]);
         }
         x[q->row0 + i] = fake_mix(x[q->row0 + i], h);
     }
 }
 
-td_status td_model_forward(td_model *m, const td_step *s, const td_kv *kv, float *logits, void (*on_layer)(void *arg, int layer), void *arg)
+td_status td_model_forward(td_model *m, const td_step *s, const td_kv *kv, float *logits,
+                           void (*on_layer)(void *arg, int layer), void *arg)
 {
     if (m->fail_after >= 0 && m->fail_after-- == 0) return td_refuse(TD_EPROTO, "the fake model fails");
     uint32_t *x = td_xalloc(s->n_rows * sizeof *x);
@@ -86,7 +111,8 @@ td_status td_model_forward(td_model *m, const td_step *s, const td_kv *kv, float
         for (uint32_t i = 0; i < s->n_seqs; i++) fake_read(m, s, &q[i], kv, l, x);
     }
     for (uint32_t i = 0; i < s->n_logits; i++)
-        for (uint32_t v = 0; v < FAKE_V; v++) logits[i * FAKE_V + v] = (float)(fake_mix(x[want[i]], v) % 4096) / 512.0f - 4.0f;
+        for (uint32_t v = 0; v < FAKE_V; v++)
+            logits[i * FAKE_V + v] = (float)(fake_mix(x[want[i]], v) % 4096) / 512.0f - 4.0f;
     free(x);
     return TD_OK;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_engine.c - the engine over a model of hashes (support_fake.h): the same tokens, logprobs and prompt scores, byte for byte,
- * however they were computed; every page back in the end, whatever happened. */
+/* tests/worker/test_engine.c - the engine over a model of hashes (support_fake.h): the same tokens, logprobs
+ * and prompt scores, byte for byte, however they were computed; every page back in the end, whatever
+ * happened. */
 #include "common/log.h"
 #include "tests/worker/support_fake.h"
 #include "tests/worker/support_handoff.h"
@@ -52,13 +53,16 @@ static void make_expected(void)
     for (int i = 0; i < N; i++) {
         uint32_t n = i < 4 ? 1 + (uint32_t)i * 15 : 1 + te_draw(180);
         spec[i] = te_make((uint64_t)i + 1, n, 1 + te_draw(40), V);
-        if (i % 3 == 1) memcpy(spec[i].prompt, spec[i - 1].prompt, TD_MIN(n, spec[i - 1].leg.n_prompt) * 2 / 3 * sizeof(uint32_t));
+        if (i % 3 == 1)
+            memcpy(spec[i].prompt, spec[i - 1].prompt,
+                   TD_MIN(n, spec[i - 1].leg.n_prompt) * 2 / 3 * sizeof(uint32_t));
         te_vary(&spec[i], V);
         td_engine *e = open_with((td_engine_opts){0});
         te_run(e, &spec[i], &want[i], 1);
         close_idle(e);
         T_OK(want[i].prompt_told && want[i].cached == 0);
-        for (uint32_t c = 0; c < spec[i].leg.sampling.n; c++) T_OK(want[i].finish[c] == TD_FINISH_STOP || want[i].finish[c] == TD_FINISH_LENGTH);
+        for (uint32_t c = 0; c < spec[i].leg.sampling.n; c++)
+            T_OK(want[i].finish[c] == TD_FINISH_STOP || want[i].finish[c] == TD_FINISH_LENGTH);
     }
     T_EQ(model->bad_reads, 0);
 }
@@ -76,8 +80,10 @@ static void vary(td_engine_opts o, uint32_t together, bool twice, const char *wh
     if (twice) T_OK(st.hit_tokens > 100, "%s: %llu tokens hit", why, (unsigned long long)st.hit_tokens);
     if (o.kv_pages) T_OK(st.preemptions > 0, "%s: %llu preemptions", why, (unsigned long long)st.preemptions);
     if (getenv("VERBOSE"))
-        printf("%-28s steps %llu, rows %llu, preemptions %llu, hits %llu of %llu, evictions %llu\n", why, (unsigned long long)st.steps, (unsigned long long)st.rows,
-               (unsigned long long)st.preemptions, (unsigned long long)st.hit_tokens, (unsigned long long)st.query_tokens, (unsigned long long)st.evictions);
+        printf("%-28s steps %llu, rows %llu, preemptions %llu, hits %llu of %llu, evictions %llu\n", why,
+               (unsigned long long)st.steps, (unsigned long long)st.rows, (unsigned long long)st.preemptions,
+               (unsigned long long)st.hit_tokens, (unsigned long long)st.query_tokens,
+               (unsigned long long)st.evictions);
     T_OK(model->bad_reads == 0, "%s: %llu bad reads", why, (unsigned long long)model->bad_reads);
     model->bad_reads = 0;
     close_idle(e);
@@ -99,12 +105,16 @@ static void test_ways(void)
         snprintf(why, sizeof why, "pages of %d", pages[i]);
         vary((td_engine_opts){.page_size = pages[i]}, N, false, why);
         snprintf(why, sizeof why, "pages of %d, cached", pages[i]);
-        vary((td_engine_opts){.page_size = pages[i], .prefix_cache = true, .max_prefill_chunk = chunks[3 - i]}, 1 + (uint32_t)i * 8, true, why);
+        vary(
+            (td_engine_opts){.page_size = pages[i], .prefix_cache = true, .max_prefill_chunk = chunks[3 - i]},
+            1 + (uint32_t)i * 8, true, why);
     }
     /* Just enough for the longest: everything is preempted over and over. */
     vary((td_engine_opts){.page_size = 8, .kv_pages = 60, .prefix_cache = false}, N, false, "few pages");
-    vary((td_engine_opts){.page_size = 8, .kv_pages = 60, .prefix_cache = true}, N, true, "few pages, cached");
-    vary((td_engine_opts){.page_size = 16, .kv_pages = 36, .prefix_cache = true, .max_prefill_chunk = 7}, 3, true, "few pages of 16, chunks of 7");
+    vary((td_engine_opts){.page_size = 8, .kv_pages = 60, .prefix_cache = true}, N, true,
+         "few pages, cached");
+    vary((td_engine_opts){.page_size = 16, .kv_pages = 36, .prefix_cache = true, .max_prefill_chunk = 7}, 3,
+         true, "few pages of 16, chunks of 7");
     vary((td_engine_opts){.page_size = 1, .kv_pages = 420, .prefix_cache = true}, N, true, "few pages of 1");
 }
 
@@ -119,15 +129,20 @@ static void test_resume(void)
 {
     te_result got = {0};
     for (int i = 0; i < N; i++) {
-        td_engine *e = open_with((td_engine_opts){.prefix_cache = i % 2 == 0, .page_size = i % 3 ? 16 : 8, .max_prefill_chunk = i % 4 ? 0 : 5});
+        td_engine *e = open_with((td_engine_opts){
+            .prefix_cache = i % 2 == 0, .page_size = i % 3 ? 16 : 8, .max_prefill_chunk = i % 4 ? 0 : 5});
         for (uint32_t at = 1; at <= TD_MIN(want[i].n[0], 12u); at++) {
             te_spec s = spec[i];
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) {
-                s.n_resume[c] = TD_MIN(want[i].n[c], (at * (c + 1)) % 13); /* choices at different points, some at none, some ended */
+                s.n_resume[c] = TD_MIN(want[i].n[c],
+                                       (at * (c + 1)) %
+                                           13); /* choices at different points, some at none, some ended */
                 memcpy(s.resume[c], want[i].token[c], s.n_resume[c] * sizeof(uint32_t));
             }
             te_run(e, &s, &got, 1);
-            if (!got.prompt_told) got.n_scores = want[i].n_scores, got.scores = te_copy(want[i].scores, want[i].n_scores); /* all had ended */
+            if (!got.prompt_told)
+                got.n_scores = want[i].n_scores,
+                got.scores = te_copy(want[i].scores, want[i].n_scores); /* all had ended */
             te_same(&s, &want[i], &got, "resumed");
         }
         T_OK(model->bad_reads == 0, "bad reads");
@@ -149,7 +164,8 @@ static void test_choices(void)
         s.leg.sampling.n = 1;
         te_run(e, &s, &one, 1);
         T_OK(te_same_choice(&one, 0, &got, 0), "leg %d: the first of four is not the only one", i);
-        for (uint32_t c = 1; c < 4 && s.leg.sampling.temperature < 1e-5f; c++) T_OK(te_same_choice(&one, 0, &got, c), "leg %d: greedy choice %u", i, c);
+        for (uint32_t c = 1; c < 4 && s.leg.sampling.temperature < 1e-5f; c++)
+            T_OK(te_same_choice(&one, 0, &got, c), "leg %d: greedy choice %u", i, c);
     }
     close_idle(e);
     te_result_free(&got);
@@ -161,9 +177,11 @@ static void test_choices(void)
 static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lost)
 {
     char why[96];
-    snprintf(why, sizeof why, "hand-off, pages of %d and %d, chunk %d, cache %d, lost %d", page_a, page_b, chunk, cache, lost);
+    snprintf(why, sizeof why, "hand-off, pages of %d and %d, chunk %d, cache %d, lost %d", page_a, page_b,
+             chunk, cache, lost);
     te_result got = {0};
-    td_engine *a = open_with((td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
+    td_engine *a = open_with(
+        (td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
     td_engine_on_step(a, NULL, NULL);
     td_engine *b = open_with((td_engine_opts){.page_size = page_b, .prefix_cache = cache});
     for (int round = 0; round < 2; round++)
@@ -172,20 +190,25 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
             te_hand_off(a, b, &s, &got, lost && i % 2, why);
             te_same(&spec[i], &want[i], &got, why);
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) { /* and once more, from the middle */
-                s.n_resume[c] = round && (s.leg.sampling.n == 1 || (c + (uint32_t)i) % 3) ? TD_MIN(want[i].n[c] - 1, 3 + 2 * c) : 0;
+                s.n_resume[c] = round && (s.leg.sampling.n == 1 || (c + (uint32_t)i) % 3)
+                                    ? TD_MIN(want[i].n[c] - 1, 3 + 2 * c)
+                                    : 0;
                 memcpy(s.resume[c], want[i].token[c], s.n_resume[c] * sizeof(uint32_t));
             }
             if (!round) continue;
             s.leg.sampling.prompt_logprobs = -1;
             te_hand_off(a, b, &s, &got, lost && i % 2, why);
-            for (uint32_t c = 0; c < s.leg.sampling.n; c++) T_OK(te_same_choice(&want[i], c, &got, c), "%s: resumed leg %d choice %u", why, i, c);
+            for (uint32_t c = 0; c < s.leg.sampling.n; c++)
+                T_OK(te_same_choice(&want[i], c, &got, c), "%s: resumed leg %d choice %u", why, i, c);
         }
     T_OK(model->bad_reads == 0, "%s: %llu bad reads", why, (unsigned long long)model->bad_reads);
     model->bad_reads = 0;
     td_engine_stats st;
     td_engine_stats_get(b, &st);
     /* What fell out of a window before it was shipped is not published. */
-    if (cache) T_OK(st.hit_tokens > (model->desc.n_groups > 1 ? 0 : 100), "%llu tokens hit", (unsigned long long)st.hit_tokens);
+    if (cache)
+        T_OK(st.hit_tokens > (model->desc.n_groups > 1 ? 0 : 100), "%llu tokens hit",
+             (unsigned long long)st.hit_tokens);
     close_idle(a);
     close_idle(b);
     te_result_free(&got);
@@ -193,13 +216,15 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
 
 /* ---- ends ---- */
 
-/* A leg cancelled in every state it can be in gives all back at once; held, it keeps its pages until unhold. */
+/* A leg cancelled in every state it can be in gives all back at once; held, it keeps its pages until unhold.
+ */
 static void test_cancel(void)
 {
     for (int turns = 0; turns < 14; turns++)
         for (int held = 0; held < 2; held++)
             for (int kind = 0; kind < 3; kind++) {
-                td_engine *e = open_with((td_engine_opts){.max_prefill_chunk = 16, .prefix_cache = turns % 2, .max_seqs = 4});
+                td_engine *e = open_with(
+                    (td_engine_opts){.max_prefill_chunk = 16, .prefix_cache = turns % 2, .max_seqs = 4});
                 te_spec s = te_make(9, 80, 20, V);
                 te_result r = {0};
                 td_engine_out o;
@@ -207,7 +232,9 @@ static void test_cancel(void)
                 s.leg.sampling.n = (uint32_t)(1 + turns % 3);
                 s.leg.kind = (td_leg_kind)kind;
                 te_expect(&s, &r);
-                T_OK((kind == TD_LEG_DECODE ? td_engine_reserve(e, te_leg(&s), &hit) : td_engine_start(e, te_leg(&s))) == TD_OK, "%s", td_reason());
+                T_OK((kind == TD_LEG_DECODE ? td_engine_reserve(e, te_leg(&s), &hit)
+                                            : td_engine_start(e, te_leg(&s))) == TD_OK,
+                     "%s", td_reason());
                 if (kind == TD_LEG_DECODE && turns == 3) td_engine_recompute(e, 9);
                 if (kind == TD_LEG_DECODE && turns == 5) {
                     uint32_t first[3] = {1, 2, 3};
@@ -259,7 +286,8 @@ static void test_cancel_choice(void)
             te_finish(e, &s, &r, 1);
             T_EQ(r.n[c], had);
             for (uint32_t k = 0; k < 3; k++)
-                if (k != c) T_OK(te_same_choice(&full, k, &r, k), "choice %u changed when %u was cancelled", k, c);
+                if (k != c)
+                    T_OK(te_same_choice(&full, k, &r, k), "choice %u changed when %u was cancelled", k, c);
         }
     T_EQ(td_engine_cancel_choice(e, 5, 0), TD_EGONE);
     close_idle(e);
@@ -326,7 +354,8 @@ static void test_refusals(void)
     s.n_resume[0] = 1, s.resume[0][0] = V;
     T_EQ(td_engine_start(e, te_leg(&s)), TD_EBADREQ);
     s.n_resume[0] = 0;
-    s.leg.sampling.n_stop_ids = 1, s.stop[0] = 4000000000u, s.leg.sampling.min_tokens = 3; /* can never be drawn: no harm */
+    s.leg.sampling.n_stop_ids = 1, s.stop[0] = 4000000000u,
+    s.leg.sampling.min_tokens = 3; /* can never be drawn: no harm */
     te_result r = {0};
     te_run(e, &s, &r, 1);
     T_EQ(r.n[0], 5);
@@ -385,7 +414,8 @@ static void test_tight_choices(void)
     uint32_t ran = 0;
     for (uint32_t n = 2; n <= 6; n++)
         for (uint32_t prompt = 95; prompt < 113; prompt++) {
-            td_engine *e = open_with((td_engine_opts){.kv_pages = 6 + 2 * n + prompt % 2, .max_model_len = 125});
+            td_engine *e = open_with(
+                (td_engine_opts){.kv_pages = 6 + 2 * n + prompt % 2, .max_model_len = 125});
             te_spec s = te_make(1, prompt, 12, V);
             te_result r = {0};
             s.leg.sampling.n = n;
@@ -428,7 +458,10 @@ static void test_salt(void)
     te_result r = {0};
     s.leg.sampling.temperature = 1;
     s.leg.sampling.n = 2;
-    static const struct { const char *salt; uint32_t bytes, cached; } round[] = {{"", 0, 0}, {"", 0, 96}, {"a", 1, 0}, {"b", 1, 0}, {"ab", 2, 0}, {"a", 1, 96}, {"", 0, 96}};
+    static const struct {
+        const char *salt;
+        uint32_t bytes, cached;
+    } round[] = {{"", 0, 0}, {"", 0, 96}, {"a", 1, 0}, {"b", 1, 0}, {"ab", 2, 0}, {"a", 1, 96}, {"", 0, 96}};
     for (size_t i = 0; i < TD_COUNT(round); i++) {
         s.leg.salt = round[i].salt;
         s.leg.salt_bytes = round[i].bytes;
@@ -452,7 +485,8 @@ static void test_all_logits(void)
 {
     static float whole[100][FAKE_V], cut[100][FAKE_V];
     for (int chunk = 0; chunk < 20; chunk += 3) {
-        td_engine *e = open_with((td_engine_opts){.max_prefill_chunk = chunk, .max_logits = 64, .prefix_cache = true});
+        td_engine *e = open_with(
+            (td_engine_opts){.max_prefill_chunk = chunk, .max_logits = 64, .prefix_cache = true});
         te_spec s = te_make(1, 100, 1, V);
         te_result r = {0};
         for (uint32_t i = 0; i < 100; i++) s.prompt[i] = i % 7;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_kvpool.c - the pool against a naive model: every sequence knows its tokens, every slot of every page holds a tag made
- * of the whole context up to its position. Random operations on small pools; after each one every readable slot of every sequence is
- * compared, and every page is accounted for. Then the rules one by one. */
+/* tests/worker/test_kvpool.c - the pool against a naive model: every sequence knows its tokens, every slot of
+ * every page holds a tag made of the whole context up to its position. Random operations on small pools;
+ * after each one every readable slot of every sequence is compared, and every page is accounted for. Then the
+ * rules one by one. */
 #include "common/check.h"
 #include "tests/t.h"
 #include "worker/kvpool.h"
@@ -13,7 +14,7 @@ typedef struct live {
     td_h128 root;
     uint32_t tokens[MAX_TOKENS], n, room; /* room: pages asked for, in tokens */
     bool open, arriving;
-    uint32_t trimmed;                     /* q_next of the last trim */
+    uint32_t trimmed; /* q_next of the last trim */
 } live;
 
 typedef struct world {
@@ -39,7 +40,8 @@ static uint32_t tag(const live *q, uint32_t position, int group, int slot)
 static uint32_t *cell(world *w, int group, int slot, int page, uint32_t in_page, int kv)
 {
     const td_kv *k = td_kvpool_kv(w->pool, group);
-    return (uint32_t *)(void *)(td_kv_page(k, slot, page) + ((size_t)kv * (size_t)k->P + in_page) * D * sizeof(float));
+    return (uint32_t *)(void *)(td_kv_page(k, slot, page) +
+                                ((size_t)kv * (size_t)k->P + in_page) * D * sizeof(float));
 }
 
 static void write_tags(world *w, live *q, uint32_t from, uint32_t to)
@@ -50,7 +52,8 @@ static void write_tags(world *w, live *q, uint32_t from, uint32_t to)
             for (uint32_t p = from; p < to; p++) {
                 int page = q->kv.pages[g][p / P];
                 T_OK(page >= 0, "no page to write position %u", p);
-                if (page >= 0) *cell(w, g, s, page, p % P, 0) = *cell(w, g, s, page, p % P, 1) = tag(q, p, g, s);
+                if (page >= 0)
+                    *cell(w, g, s, page, p % P, 0) = *cell(w, g, s, page, p % P, 1) = tag(q, p, g, s);
             }
 }
 
@@ -90,7 +93,8 @@ static bool counts_right(world *w)
                 twice += held[k]++ == 1;
             }
         td_kvpool_ledger(w->pool, g, &l);
-        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total || l.total != w->o.n_pages) return false;
+        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total || l.total != w->o.n_pages)
+            return false;
         if (l.private_ + l.shared + l.transit != n || l.shared + l.transit < twice) return false;
     }
     return true;
@@ -112,14 +116,16 @@ static void close_seq(world *w, live *q)
     q->open = false;
 }
 
-/* A new sequence takes its hit; the rest is appended later. Tokens repeat with period 3 or 7 often, so that prefixes are shared. */
+/* A new sequence takes its hit; the rest is appended later. Tokens repeat with period 3 or 7 often, so that
+ * prefixes are shared. */
 static void op_new(world *w, live *q)
 {
     if (!begin(w, q)) return;
     uint32_t n = 1 + draw(w, (uint32_t)(w->o.n_pages * w->o.page_size)), kind = draw(w, 4);
     n = TD_MIN(n, (uint32_t)MAX_TOKENS / 2);
     for (uint32_t i = 0; i < n; i++) q->tokens[i] = kind < 3 ? (i % (kind + 1)) % VOCAB : draw(w, VOCAB);
-    uint32_t peek = td_kvpool_peek(w->pool, q->root, q->tokens, n), hit = td_kvseq_match(w->pool, &q->kv, q->tokens, n);
+    uint32_t peek = td_kvpool_peek(w->pool, q->root, q->tokens, n),
+             hit = td_kvseq_match(w->pool, &q->kv, q->tokens, n);
     T_EQ(hit, peek);
     T_OK(hit < n && hit % (uint32_t)td_kvpool_unit(w->pool) == 0, "hit %u of %u", hit, n);
     q->n = hit;
@@ -139,7 +145,8 @@ static void op_append(world *w, live *q)
     int before = q->kv.n_pages;
     int64_t avail = td_kvpool_available(w->pool);
     if (td_kvseq_ensure(w->pool, &q->kv, q->n + n) < 0) {
-        T_OK(q->kv.n_pages == before && td_kvpool_available(w->pool) == avail, "a refused ensure changed something");
+        T_OK(q->kv.n_pages == before && td_kvpool_available(w->pool) == avail,
+             "a refused ensure changed something");
         w->full++;
         if (draw(w, 3) == 0) close_seq(w, q);
         return;
@@ -165,7 +172,8 @@ static void op_land(world *w, live *q)
 {
     write_tags(w, q, q->n, q->room);
     q->n = q->room;
-    td_kvseq_landed(w->pool, &q->kv, q->kv.n_nodes ? (uint32_t)(q->kv.n_nodes * td_kvpool_unit(w->pool)) : 0, q->room);
+    td_kvseq_landed(w->pool, &q->kv, q->kv.n_nodes ? (uint32_t)(q->kv.n_nodes * td_kvpool_unit(w->pool)) : 0,
+                    q->room);
     q->arriving = false;
     td_kvseq_publish(w->pool, &q->kv, q->tokens, q->n);
 }
@@ -193,8 +201,15 @@ static void one_op(world *w)
 
 static td_kvpool *open_pool(world *w, int n_pages, int P, int n_groups, int window, bool cache)
 {
-    w->o = (td_kvpool_opts){.n_groups = n_groups, .page_size = P, .n_pages = n_pages, .max_seqs = MAX_LIVE, .max_pages_per_seq = n_pages,
-                            .group = {{SLOTS, 0, 1, D}, {SLOTS, window, 1, D}}, .kv_dtype = TD_F32, .prefix_cache = cache, .hash_key = {1, 2}};
+    w->o = (td_kvpool_opts){.n_groups = n_groups,
+                            .page_size = P,
+                            .n_pages = n_pages,
+                            .max_seqs = MAX_LIVE,
+                            .max_pages_per_seq = n_pages,
+                            .group = {{SLOTS, 0, 1, D}, {SLOTS, window, 1, D}},
+                            .kv_dtype = TD_F32,
+                            .prefix_cache = cache,
+                            .hash_key = {1, 2}};
     if (n_groups == 1) w->o.group[0].window = window;
     T_OK(td_kvpool_open(&w->o, &w->pool) == TD_OK, "%s", td_reason());
     return w->pool;
@@ -209,7 +224,8 @@ static void random_ops(int n_pages, int P, int n_groups, int window, bool cache,
         one_op(w);
         bool good = counts_right(w) && td_kvpool_check(w->pool);
         for (int k = 0; k < MAX_LIVE && good; k++) good = !w->seq[k].open || tags_right(w, &w->seq[k]);
-        T_OK(good, "pages %d of %d, %d groups, window %d, cache %d, op %d: %s", n_pages, P, n_groups, window, cache, i, td_reason());
+        T_OK(good, "pages %d of %d, %d groups, window %d, cache %d, op %d: %s", n_pages, P, n_groups, window,
+             cache, i, td_reason());
     }
     for (int k = 0; k < MAX_LIVE; k++)
         if (w->seq[k].open) close_seq(w, &w->seq[k]);
@@ -218,10 +234,13 @@ static void random_ops(int n_pages, int P, int n_groups, int window, bool cache,
     T_EQ(l.free + l.cached, n_pages);
     T_OK(cache || l.cached == 0);
     if (getenv("VERBOSE"))
-        printf("pages %d of %d, groups %d, window %d: %llu tokens hit, %llu refusals, %llu copies, %llu evictions\n", n_pages, P, n_groups, window,
-               (unsigned long long)w->matched, (unsigned long long)w->full, (unsigned long long)w->copies,
-               (unsigned long long)td_kvpool_evictions(w->pool));
-    if (cache && n_pages >= 9 && !t_failed) T_OK(w->matched && w->full && (P == 1 || w->copies) && td_kvpool_evictions(w->pool), "the walk misses what it is for");
+        printf("pages %d of %d, groups %d, window %d: %llu tokens hit, %llu refusals, %llu copies, %llu "
+               "evictions\n",
+               n_pages, P, n_groups, window, (unsigned long long)w->matched, (unsigned long long)w->full,
+               (unsigned long long)w->copies, (unsigned long long)td_kvpool_evictions(w->pool));
+    if (cache && n_pages >= 9 && !t_failed)
+        T_OK(w->matched && w->full && (P == 1 || w->copies) && td_kvpool_evictions(w->pool),
+             "the walk misses what it is for");
     td_kvpool_close(w->pool);
     free(w);
 }
@@ -248,9 +267,9 @@ static void test_hits(int P)
     td_kvseq s = filled(w, t, 150);
     T_EQ(td_kvpool_peek(w->pool, root, t, 150), 149 / unit * unit);
     T_EQ(td_kvpool_peek(w->pool, root, t, 200), 150 / unit * unit); /* only full units */
-    T_EQ(td_kvpool_peek(w->pool, root, t, unit), 0);                 /* one token is left to compute */
+    T_EQ(td_kvpool_peek(w->pool, root, t, unit), 0); /* one token is left to compute */
     T_EQ(td_kvpool_peek(w->pool, root, t, unit + 1), unit);
-    T_EQ(td_kvpool_peek(w->pool, other, t, 150), 0);                 /* another tenant */
+    T_EQ(td_kvpool_peek(w->pool, other, t, 150), 0); /* another tenant */
     t[unit - 1]++;
     T_EQ(td_kvpool_peek(w->pool, root, t, 150), 0);
     t[unit - 1]--;
@@ -260,7 +279,8 @@ static void test_hits(int P)
         t[40]--;
     }
     td_kvseq twin;
-    T_OK(td_kvseq_begin(w->pool, &twin, root) == TD_OK);             /* computed at the same time: existing pages are kept */
+    T_OK(td_kvseq_begin(w->pool, &twin, root) ==
+         TD_OK); /* computed at the same time: existing pages are kept */
     T_OK(td_kvseq_ensure(w->pool, &twin, 150) == TD_OK);
     td_kvseq_publish(w->pool, &twin, t, 150);
     T_OK(twin.pages[0][0] != s.pages[0][0]);
@@ -291,14 +311,15 @@ static void test_eviction(void)
     s = filled(w, b, 64);
     td_kvseq_release(w->pool, &s);
     T_EQ(td_kvpool_available(w->pool), 9);
-    T_OK(td_kvseq_begin(w->pool, &x, root) == TD_OK && td_kvseq_ensure(w->pool, &x, 32) == TD_OK); /* the free page, then a's tail */
+    T_OK(td_kvseq_begin(w->pool, &x, root) == TD_OK &&
+         td_kvseq_ensure(w->pool, &x, 32) == TD_OK); /* the free page, then a's tail */
     T_EQ(td_kvpool_peek(w->pool, root, a, 64), 48);
     T_OK(td_kvseq_ensure(w->pool, &x, 64) == TD_OK);
     T_EQ(td_kvpool_peek(w->pool, root, a, 64), 16);
     T_EQ(td_kvpool_peek(w->pool, root, b, 64), 48);
     T_OK(td_kvseq_begin(w->pool, &y, root) == TD_OK);
-    T_EQ(td_kvseq_match(w->pool, &y, b, 64), 48);     /* held: taken before the rest is allocated */
-    T_EQ(td_kvpool_available(w->pool), 2);             /* a's head, b's fourth */
+    T_EQ(td_kvseq_match(w->pool, &y, b, 64), 48); /* held: taken before the rest is allocated */
+    T_EQ(td_kvpool_available(w->pool), 2); /* a's head, b's fourth */
     T_EQ(td_kvseq_ensure(w->pool, &x, 16 * 7), TD_EFULL);
     T_OK(td_kvseq_ensure(w->pool, &x, 16 * 6) == TD_OK);
     T_EQ(td_kvpool_available(w->pool), 0);
@@ -338,7 +359,12 @@ static void test_limits(void)
 {
     world *w = calloc(1, sizeof *w);
     td_kvpool *p = NULL;
-    td_kvpool_opts o = {.n_groups = 1, .page_size = 24, .n_pages = 4, .max_seqs = 1, .max_pages_per_seq = 4, .group = {{1, 0, 1, 4}}};
+    td_kvpool_opts o = {.n_groups = 1,
+                        .page_size = 24,
+                        .n_pages = 4,
+                        .max_seqs = 1,
+                        .max_pages_per_seq = 4,
+                        .group = {{1, 0, 1, 4}}};
     T_EQ(td_kvpool_open(&o, &p), TD_EBADREQ);
     open_pool(w, 4, 16, 1, 0, true);
     td_kvseq s[MAX_LIVE + 1];
@@ -356,8 +382,10 @@ static void test_limits(void)
 
 int main(void)
 {
-    static const struct { int pages, P, ops; } pools[] = {{3, 1, 10000}, {64, 1, 25000}, {40, 2, 25000}, {16, 8, 25000}, {64, 8, 8000}, {3, 16, 20000},
-                                                          {9, 16, 25000}, {24, 16, 15000}, {5, 32, 10000}, {4, 128, 4000}};
+    static const struct {
+        int pages, P, ops;
+    } pools[] = {{3, 1, 10000},  {64, 1, 25000}, {40, 2, 25000},  {16, 8, 25000}, {64, 8, 8000},
+                 {3, 16, 20000}, {9, 16, 25000}, {24, 16, 15000}, {5, 32, 10000}, {4, 128, 4000}};
     for (int P = 1; P <= 64; P *= 2) test_hits(P);
     test_eviction();
     test_window();
