@@ -1,4 +1,5 @@
-/* router/main.c - the router program: options in, threads up, the core's loop on this thread, drain on SIGTERM. */
+/* router/main.c - the router program: options in, threads up, the core's loop on this thread, drain on
+ * SIGTERM. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
@@ -64,16 +65,21 @@ static td_status open_control(router *r)
     const td_conf *c = &r->conf;
     bool keys = c->curve_secret_file[0] != 0;
     TD_TRY(td_curve_required("router-bind", c->router_bind, keys ? &r->curve : NULL, c->insecure));
-    if (keys) TD_TRY(td_curve_load(&r->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+    if (keys)
+        TD_TRY(td_curve_load(&r->curve, c->curve_secret_file,
+                             c->curve_public_file[0] ? c->curve_public_file : NULL));
     r->z = td_zctx_open();
-    td_sock_opts o = {.max_message_bytes = TD_BRIDGE_MESSAGE_BYTES, .hwm = CONTROL_HWM, .curve = keys ? &r->curve : NULL};
+    td_sock_opts o = {
+        .max_message_bytes = TD_BRIDGE_MESSAGE_BYTES, .hwm = CONTROL_HWM, .curve = keys ? &r->curve : NULL};
     return td_sock_bind_router(r->z, c->router_bind, &o, r->endpoint, sizeof r->endpoint, &r->sock);
 }
 
 static td_status open_core(router *r)
 {
     r->api.hash_key = (td_hkey){td_api_random_u64(), td_api_random_u64()};
-    td_core_opts o = {.incarnation = td_api_random_u64() | 1, .hash_key = r->api.hash_key, .tokenizer = r->api.model.tokenizer,
+    td_core_opts o = {.incarnation = td_api_random_u64() | 1,
+                      .hash_key = r->api.hash_key,
+                      .tokenizer = r->api.model.tokenizer,
                       .max_queue = (uint32_t)r->conf.max_queue};
     r->core = td_core_open(&o);
     r->metrics = td_metrics_open();
@@ -87,9 +93,14 @@ static td_status open_net(router *r, unsigned i)
     n->to_core = td_chan_open(TD_API_RING, r->wake_fd);
     n->from_core = td_chan_open(TD_API_RING, -1);
     if (!n->to_core || !n->from_core) return td_fail(TD_EIO, "no more file descriptors");
-    td_net_opts o = {.host = r->conf.host, .port = i ? r->port : r->conf.port, .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
-                     .max_body_bytes = (size_t)r->conf.max_body_bytes, .reuse_port = r->conf.net_threads > 1,
-                     .handler = td_api_handle, .error_body = td_api_error_body, .arg = n};
+    td_net_opts o = {.host = r->conf.host,
+                     .port = i ? r->port : r->conf.port,
+                     .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
+                     .max_body_bytes = (size_t)r->conf.max_body_bytes,
+                     .reuse_port = r->conf.net_threads > 1,
+                     .handler = td_api_handle,
+                     .error_body = td_api_error_body,
+                     .arg = n};
     TD_TRY(td_net_open(&o, &n->net));
     if (!i) td_net_ports(n->net, &r->port, &r->grpc_port);
     r->api.n_nets = i + 1;
@@ -111,7 +122,8 @@ static td_status start_nets(router *r)
 {
     for (unsigned i = 0; i < r->api.n_nets; i++) {
         atomic_fetch_add(&r->nets_running, 1);
-        if (pthread_create(&r->threads[i], NULL, net_thread, &r->api.nets[i])) return td_fail(TD_EIO, "cannot start a thread");
+        if (pthread_create(&r->threads[i], NULL, net_thread, &r->api.nets[i]))
+            return td_fail(TD_EIO, "cannot start a thread");
         r->n_threads++;
     }
     return TD_OK;
@@ -125,8 +137,10 @@ static void on_ready(void *arg, const td_fleet *f)
     if (!kv) kv = td_fleet_kv_tokens(f, TD_ROLE_PREFILL);
     double full = f->id.max_model_len ? (double)kv / f->id.max_model_len : 0;
     snprintf(line, sizeof line,
-             "ready %.200s on http://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of the full %u tokens at once\n", r->api.model.name,
-             r->conf.host, r->port, r->grpc_port, f->numerics, (unsigned long long)kv, full, f->id.max_model_len);
+             "ready %.200s on http://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of "
+             "the full %u tokens at once\n",
+             r->api.model.name, r->conf.host, r->port, r->grpc_port, f->numerics, (unsigned long long)kv,
+             full, f->id.max_model_len);
     TD_INFO("%.*s", (int)strlen(line) - 1, line);
     tell(r, line);
 }
@@ -147,9 +161,16 @@ static td_status open_all(router *r)
     TD_TRY(open_core(r));
     r->api.text = td_textpool_open(r->conf.text_threads, TD_API_TEXT_JOBS);
     for (int i = 0; i < r->conf.net_threads; i++) TD_TRY(open_net(r, (unsigned)i));
-    r->bridge = td_bridge_open(&(td_bridge_opts){.api = &r->api, .core = r->core, .metrics = r->metrics, .sock = r->sock, .wake_fd = r->wake_fd,
-                                                 .signal_fd = r->signal_fd, .nets_running = &r->nets_running, .on_ready = on_ready,
-                                                 .on_drain = on_drain, .arg = r});
+    r->bridge = td_bridge_open(&(td_bridge_opts){.api = &r->api,
+                                                 .core = r->core,
+                                                 .metrics = r->metrics,
+                                                 .sock = r->sock,
+                                                 .wake_fd = r->wake_fd,
+                                                 .signal_fd = r->signal_fd,
+                                                 .nets_running = &r->nets_running,
+                                                 .on_ready = on_ready,
+                                                 .on_drain = on_drain,
+                                                 .arg = r});
     atomic_store(&r->api.core_beat_us, td_now_us());
     return start_nets(r);
 }
@@ -183,7 +204,8 @@ int main(int argc, char **argv)
     char line[64];
     snprintf(line, sizeof line, "listening %d %d\n", r.port, r.grpc_port);
     tell(&r, line);
-    TD_INFO("listening on %s, HTTP port %d, gRPC port %d; workers at %s", r.conf.host, r.port, r.grpc_port, r.endpoint);
+    TD_INFO("listening on %s, HTTP port %d, gRPC port %d; workers at %s", r.conf.host, r.port, r.grpc_port,
+            r.endpoint);
     td_bridge_run(r.bridge);
     close_all(&r);
     TD_INFO("stopped");

@@ -36,8 +36,11 @@ void td_trace_request(const td_request *r, td_fleet *f, int64_t now_us)
     td_buf_init(&b, LINE_MAX_BYTES);
     td_buf_str(&b, "{\"request\": ");
     td_buf_json_str(&b, r->job->name, strlen(r->job->name));
-    td_buf_fmt(&b, ", \"finish\": \"%s\", \"prompt_tokens\": %u, \"cached_tokens\": %u, \"completion_tokens\": %u, \"n\": %u, \"attempts\": %u", outcome(r),
-               u.prompt_tokens, u.cached_tokens, u.completion_tokens, r->job->sampling.n, r->attempt);
+    td_buf_fmt(&b,
+               ", \"finish\": \"%s\", \"prompt_tokens\": %u, \"cached_tokens\": %u, \"completion_tokens\": "
+               "%u, \"n\": %u, \"attempts\": %u",
+               outcome(r), u.prompt_tokens, u.cached_tokens, u.completion_tokens, r->job->sampling.n,
+               r->attempt);
     put_name(&b, "prefill", f, r->prefill_worker);
     put_name(&b, "decode", f, r->decode_worker);
     put_ms(&b, "queue_ms", t.queue_ms);

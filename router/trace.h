@@ -1,4 +1,5 @@
-/* router/trace.h - the access log: one JSON line per request at info level, when it has had its terminal event.
+/* router/trace.h - the access log: one JSON line per request at info level, when it has had its terminal
+ * event.
  *
  * Never a prompt, a token or a key: sizes, times, where it ran and how it ended. Threads: core. */
 // SPDX-License-Identifier: Apache-2.0

@@ -6,11 +6,13 @@
  *           ---------------------- td_ask_core (SUBMIT, CANCEL, REPORT) --> td_core
  *           <--------------------- td_out --------------------------------
  *
- * Rules:     1. A td_call belongs to its net thread, except while its text job runs (PARSING): then net only notes that the client left.
+ * Rules:     1. A td_call belongs to its net thread, except while its text job runs (PARSING): then net only
+ *               notes that the client left.
  *            2. A call lives until its last job's terminal td_out, even when its client is long gone.
  *            3. Field and endpoint names are in this folder only.
  * Threads:   see above. td_api itself is read-only after opening, but for its atomics.
- * Limits:    TD_API_TEXT_JOBS waiting for the text pool; TD_API_RING messages between a net thread and the core. */
+ * Limits:    TD_API_TEXT_JOBS waiting for the text pool; TD_API_RING messages between a net thread and the
+ *            core. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_API_API_H
 #define TD_ROUTER_API_API_H

@@ -175,7 +175,8 @@ static void receive(td_bridge *b)
 
 static void report(td_bridge *b, td_ask_core *a)
 {
-    if (a->kind == TD_CORE_METRICS) td_metrics_render(b->o.metrics, b->o.core, b->o.api, b->bad_messages, td_now_us(), &a->text);
+    if (a->kind == TD_CORE_METRICS)
+        td_metrics_render(b->o.metrics, b->o.core, b->o.api, b->bad_messages, td_now_us(), &a->text);
     else td_ledger_render(b->o.core, td_now_us(), &a->text);
     td_net_post(a->from->net, td_call_report, a);
 }

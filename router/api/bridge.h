@@ -1,10 +1,14 @@
 /* router/api/bridge.h - the core thread: td_core between its ROUTER socket and the net threads.
  *
- *   workers <--ZeroMQ--> [recv, unpack] -> td_core_step -> [pack, send]      net threads <--td_chan--> td_ask_core, td_out
+ *   workers <--ZeroMQ--> [recv, unpack] -> td_core_step -> [pack, send]
+ *   net threads <--td_chan--> td_ask_core, td_out
  *
- * Rules:     1. One turn: socket, rings, tick (every 50 ms), then what did not fit into a net thread's ring, then sleep.
- *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails loses it (PEER_LOST).
- *            3. Draining (td_bridge_drain, or a SIGTERM on signal_fd): no new requests, the running ones finish.
+ * Rules:     1. One turn: socket, rings, tick (every 50 ms), then what did not fit into a net thread's ring,
+ *               then sleep.
+ *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails
+ *               loses it (PEER_LOST).
+ *            3. Draining (td_bridge_drain, or a SIGTERM on signal_fd): no new requests, the running ones
+ *               finish.
  * Threads:   everything on the thread that calls td_bridge_run, which must also have opened the socket.
  * Limits:    TD_BRIDGE_PEERS peers known by identity; TD_BRIDGE_BATCH messages per turn. */
 // SPDX-License-Identifier: Apache-2.0
@@ -16,7 +20,12 @@
 #include "router/api/metrics.h"
 #include "router/core/router.h"
 
-enum { TD_BRIDGE_PEERS = 256, TD_BRIDGE_BATCH = 512, TD_BRIDGE_TICK_US = 50000, TD_BRIDGE_MESSAGE_BYTES = 8 << 20 };
+enum {
+    TD_BRIDGE_PEERS = 256,
+    TD_BRIDGE_BATCH = 512,
+    TD_BRIDGE_TICK_US = 50000,
+    TD_BRIDGE_MESSAGE_BYTES = 8 << 20
+};
 
 typedef struct td_bridge td_bridge;
 
@@ -25,7 +34,7 @@ typedef struct td_bridge_opts {
     td_core *core;
     td_metrics *metrics;
     td_sock *sock;
-    int wake_fd;                       /* of all td_chan towards the core; the net threads signal it when they end, too */
+    int wake_fd; /* of all td_chan towards the core; the net threads signal it when they end, too */
     int signal_fd;                     /* signalfd of SIGTERM and SIGINT, or -1 */
     atomic_uint *nets_running;         /* td_bridge_run returns when it drains and this is 0 */
     void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve */

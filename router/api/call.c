@@ -132,8 +132,10 @@ void td_call_reply_error(td_call *c, const td_api_error *e)
     td_api_error_json(&b, e);
     char retry[16];
     snprintf(retry, sizeof retry, "%u", e->retry_s);
-    td_header h[] = {{"content-type", "application/json"}, {"x-request-id", c->request_id},
-                     e->status == 401 ? (td_header){"www-authenticate", "Bearer"} : (td_header){"retry-after", retry}};
+    td_header h[] = {{"content-type", "application/json"},
+                     {"x-request-id", c->request_id},
+                     e->status == 401 ? (td_header){"www-authenticate", "Bearer"}
+                                      : (td_header){"retry-after", retry}};
     td_exchange_reply(c->x, e->status, h, e->status == 401 || e->retry_s ? 3 : 2, b.p, b.len);
     td_buf_deinit(&b);
     atomic_fetch_add(&c->n->http_errors, 1);
@@ -255,7 +257,8 @@ void td_call_report(void *arg)
     td_call *c = a->call;
     if (c->x) {
         bool json = a->kind == TD_CORE_LEDGER;
-        td_call_reply(c, 200, json ? "application/json" : "text/plain; version=0.0.4; charset=utf-8", &a->text);
+        td_call_reply(c, 200, json ? "application/json" : "text/plain; version=0.0.4; charset=utf-8",
+                      &a->text);
         c->x = NULL;
     }
     td_buf_deinit(&a->text);

@@ -1,7 +1,8 @@
 /* router/api/call.h - one client call from its request to its answer; a call has one job per prompt.
  *
- *   PARSING --jobs made--> RUNNING --all terminal--> freed          voice: how the answer is spoken (OpenAI JSON, gRPC)
- *      \--error--> answered, freed
+ *   PARSING --jobs made--> RUNNING --all terminal--> freed
+ *      \--error--> answered, freed              voice: how the answer is spoken (OpenAI JSON, gRPC)
+ *
  * Rules:     1. x is NULL once the client has left or has its whole answer.
  *            2. Voices are called on the net thread with x set, never after done or fail.
  * Ownership: the call owns its arena and buffers; jobs go to the core. Threads: api.h rule 1. */
@@ -16,18 +17,24 @@ typedef struct td_voice {
     void (*out)(td_call *c, const td_out *o);               /* DELTA or PROMPT */
     void (*done)(td_call *c, const td_out *last);           /* every job is DONE */
     void (*fail)(td_call *c, const td_api_error *e);        /* the answer is an error */
-    void (*quiet)(td_call *c);                              /* nothing was sent for keepalive_s; NULL: nothing to do */
+    void (*quiet)(td_call *c); /* nothing was sent for keepalive_s; NULL: nothing to do */
 } td_voice;
 
 typedef enum { TD_CALL_PARSING, TD_CALL_RUNNING, TD_CALL_REPORT } td_call_state;
-typedef enum { TD_TEXT_CHAT, TD_TEXT_COMPLETION, TD_TEXT_TOKENIZE, TD_TEXT_DETOKENIZE, TD_TEXT_GRPC } td_text_kind;
+typedef enum {
+    TD_TEXT_CHAT,
+    TD_TEXT_COMPLETION,
+    TD_TEXT_TOKENIZE,
+    TD_TEXT_DETOKENIZE,
+    TD_TEXT_GRPC
+} td_text_kind;
 
 /* One choice of one prompt, as far as it has been told. */
 typedef struct td_answer {
     td_buf text;                 /* whole answer, or nothing when streaming */
     uint32_t *ids;
     uint32_t n_ids, cap_ids;
-    td_buf lp[4];                /* JSON of log probabilities: chat uses [0]; completions tokens, values, top, offsets */
+    td_buf lp[4]; /* JSON of log probabilities: chat uses [0]; completions tokens, values, top, offsets */
     uint32_t lp_chars;           /* text_offset so far */
     bool told_role;
     td_finish finish;

@@ -1,4 +1,5 @@
-/* router/api/error.h - what a client is told when a request fails: HTTP status and OpenAI's error object, or a gRPC status.
+/* router/api/error.h - what a client is told when a request fails: HTTP status and OpenAI's error object, or
+ * a gRPC status.
  *
  *   {"error": {"message": str, "type": str, "param": str|null, "code": str|null}}
  * Threads: pure. Source: OpenAI's API description, schema Error; reference notes, engines B3. */
@@ -19,7 +20,8 @@ typedef struct td_api_error {
 } td_api_error;
 
 /* Fills *e and returns false, so that a check can `return td_api_fail(...)`. param and code may be NULL. */
-bool td_api_fail(td_api_error *e, int status, const char *code, const char *param, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+bool td_api_fail(td_api_error *e, int status, const char *code, const char *param, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
 void td_api_error_of_out(td_api_error *e, const td_out *failed);
 void td_api_error_json(td_buf *out, const td_api_error *e);
 td_grpc_status td_api_error_grpc(const td_api_error *e);

@@ -49,12 +49,16 @@ static void finish(td_exchange *x, td_grpc_status s, const char *why) { td_grpc_
 
 /* ---- the request, on a text thread ---- */
 
-static bool bad(td_api_error *e, const char *param, const char *what) { return td_api_fail(e, 400, "invalid_value", param, "%s: %s", param, what); }
+static bool bad(td_api_error *e, const char *param, const char *what)
+{
+    return td_api_fail(e, 400, "invalid_value", param, "%s: %s", param, what);
+}
 
 static bool number(td_api_error *e, const char *name, double v, double lo, double hi, bool open_lo)
 {
     if (isfinite(v) && v >= lo && v <= hi && !(open_lo && v == lo)) return true;
-    return td_api_fail(e, 400, "invalid_value", name, "%s is %g; it must be %s %g and at most %g", name, v, open_lo ? "greater than" : "at least", lo, hi);
+    return td_api_fail(e, 400, "invalid_value", name, "%s is %g; it must be %s %g and at most %g", name, v,
+                       open_lo ? "greater than" : "at least", lo, hi);
 }
 
 #define TRY(e)                  \
@@ -64,7 +68,8 @@ static bool number(td_api_error *e, const char *name, double v, double lo, doubl
 
 static double or_else(double v, double d) { return isnan(v) ? d : v; }
 
-static bool take_sampling(const td_api_model *m, const PB(SamplingParams) *p, td_arena *a, td_ask *o, td_api_error *e)
+static bool take_sampling(const td_api_model *m, const PB(SamplingParams) * p, td_arena *a, td_ask *o,
+                          td_api_error *e)
 {
     static const PB(SamplingParams) none = TANDEM__V1__SAMPLING_PARAMS__INIT;
     const td_defaults *d = &m->defaults;
@@ -72,8 +77,10 @@ static bool take_sampling(const td_api_model *m, const PB(SamplingParams) *p, td
     double temperature = p->temperature__case ? (double)p->temperature : or_else(d->temperature, 1);
     double top_p = p->top_p__case ? (double)p->top_p : or_else(d->top_p, 1);
     double min_p = p->min_p__case ? (double)p->min_p : or_else(d->min_p, 0);
-    double rep = p->repetition_penalty__case ? (double)p->repetition_penalty : or_else(d->repetition_penalty, 1);
-    double pres = p->presence_penalty__case ? (double)p->presence_penalty : 0, freq = p->frequency_penalty__case ? (double)p->frequency_penalty : 0;
+    double rep =
+        p->repetition_penalty__case ? (double)p->repetition_penalty : or_else(d->repetition_penalty, 1);
+    double pres = p->presence_penalty__case ? (double)p->presence_penalty : 0,
+           freq = p->frequency_penalty__case ? (double)p->frequency_penalty : 0;
     double top_k = p->top_k__case ? p->top_k : or_else(d->top_k, 0);
     uint32_t n = p->n__case ? p->n : 1;
     TRY(number(e, "temperature", temperature, 0, 2, false));
@@ -90,24 +97,38 @@ static bool take_sampling(const td_api_model *m, const PB(SamplingParams) *p, td
     if (o->max_tokens_given && p->min_tokens > max) return bad(e, "min_tokens", "more than max_tokens");
     o->seed_given = p->seed__case != 0;
     o->include_stop = p->include_stop;
-    o->s = (td_sampling){.temperature = (float)temperature, .top_p = (float)top_p, .min_p = (float)min_p, .repetition_penalty = (float)rep,
-                         .presence_penalty = (float)pres, .frequency_penalty = (float)freq, .top_k = (int32_t)top_k, .n = n, .max_tokens = max,
-                         .min_tokens = p->min_tokens, .seed = p->seed, .ignore_eos = p->ignore_eos, .logprobs = -1, .prompt_logprobs = -1};
+    o->s = (td_sampling){.temperature = (float)temperature,
+                         .top_p = (float)top_p,
+                         .min_p = (float)min_p,
+                         .repetition_penalty = (float)rep,
+                         .presence_penalty = (float)pres,
+                         .frequency_penalty = (float)freq,
+                         .top_k = (int32_t)top_k,
+                         .n = n,
+                         .max_tokens = max,
+                         .min_tokens = p->min_tokens,
+                         .seed = p->seed,
+                         .ignore_eos = p->ignore_eos,
+                         .logprobs = -1,
+                         .prompt_logprobs = -1};
     if (p->n_stop > TD_MAX_STOP_STRINGS) return bad(e, "stop", "too many strings");
     for (size_t i = 0; i < p->n_stop; i++)
-        if (!p->stop[i][0] || strlen(p->stop[i]) > TD_ASK_STOP_BYTES) return bad(e, "stop", "a string is empty or too long");
+        if (!p->stop[i][0] || strlen(p->stop[i]) > TD_ASK_STOP_BYTES)
+            return bad(e, "stop", "a string is empty or too long");
     o->stop = (const char *const *)p->stop;
     o->n_stop = (uint32_t)p->n_stop;
     if (p->n_stop_token_ids > TD_MAX_STOP_IDS / 2) return bad(e, "stop_token_ids", "too many ids");
     for (size_t i = 0; i < p->n_stop_token_ids; i++)
-        if (m->vocab && p->stop_token_ids[i] >= m->vocab) return bad(e, "stop_token_ids", "an id is outside the vocabulary");
+        if (m->vocab && p->stop_token_ids[i] >= m->vocab)
+            return bad(e, "stop_token_ids", "an id is outside the vocabulary");
     o->s.stop_ids = p->stop_token_ids;
     o->s.n_stop_ids = (uint32_t)p->n_stop_token_ids;
     if (p->n_logit_bias > TD_MAX_LOGIT_BIAS) return bad(e, "logit_bias", "too many entries");
     td_bias *b = td_arena_alloc(a, (p->n_logit_bias + 1) * sizeof *b);
     if (!b) return bad(e, "logit_bias", "too many entries");
     for (size_t i = 0; i < p->n_logit_bias; i++) {
-        if (m->vocab && p->logit_bias[i]->id >= m->vocab) return bad(e, "logit_bias", "an id is outside the vocabulary");
+        if (m->vocab && p->logit_bias[i]->id >= m->vocab)
+            return bad(e, "logit_bias", "an id is outside the vocabulary");
         TRY(number(e, "logit_bias", (double)p->logit_bias[i]->bias, -100, 100, false));
         b[i] = (td_bias){p->logit_bias[i]->id, p->logit_bias[i]->bias};
     }
@@ -141,7 +162,8 @@ static bool chat_messages(const PB(ChatInput) *in, td_arena *a, td_ask *o, td_ap
             td_buf_chr(&b, '}');
         }
         td_buf_chr(&b, ']');
-        bool ok = td_buf_ok(&b) ? parse_json(a, b.p, "messages", &messages, e) : bad(e, "messages", "too large");
+        bool ok =
+            td_buf_ok(&b) ? parse_json(a, b.p, "messages", &messages, e) : bad(e, "messages", "too large");
         td_buf_deinit(&b);
         TRY(ok);
     }
@@ -156,12 +178,14 @@ static bool chat_messages(const PB(ChatInput) *in, td_arena *a, td_ask *o, td_ap
     return true;
 }
 
-static bool chat_ids(const td_api_model *m, const PB(ChatInput) *in, td_arena *a, td_ask *o, const uint32_t **ids, uint32_t *n, td_api_error *e)
+static bool chat_ids(const td_api_model *m, const PB(ChatInput) * in, td_arena *a, td_ask *o,
+                     const uint32_t **ids, uint32_t *n, td_api_error *e)
 {
     TRY(chat_messages(in, a, o, e));
     td_buf text;
     td_buf_init(&text, MESSAGE_MAX_BYTES * 4);
-    bool ok = td_api_model_render(m, o, a, &text, e) && td_api_model_encode(m, text.p ? text.p : "", text.len, false, a, ids, n, e);
+    bool ok = td_api_model_render(m, o, a, &text, e) &&
+              td_api_model_encode(m, text.p ? text.p : "", text.len, false, a, ids, n, e);
     td_buf_deinit(&text);
     return ok;
 }
@@ -170,7 +194,8 @@ static bool name_is_ours(const td_api_model *m, const char *name, bool required,
 {
     if (!name[0] && required) return bad(e, "model", "missing");
     if (!name[0] || !strcmp(name, m->name)) return true;
-    return td_api_fail(e, 404, "model_not_found", "model", "the model '%.128s' does not exist; this server has '%s'", name, m->name);
+    return td_api_fail(e, 404, "model_not_found", "model",
+                       "the model '%.128s' does not exist; this server has '%s'", name, m->name);
 }
 
 static bool generate_request(td_call *c, td_arena *a)
@@ -178,12 +203,18 @@ static bool generate_request(td_call *c, td_arena *a)
     const td_api_model *m = &c->n->api->model;
     td_ask *o = &c->ask;
     ProtobufCAllocator al = in_arena(a);
-    const PB(GenerateRequest) *q = tandem__v1__generate_request__unpack(&al, c->body.len, (const uint8_t *)c->body.p);
-    if (!q) return td_api_fail(&c->err, 400, NULL, NULL, "the message is not a GenerateRequest, or too large");
+    const PB(GenerateRequest) *q =
+        tandem__v1__generate_request__unpack(&al, c->body.len, (const uint8_t *)c->body.p);
+    if (!q)
+        return td_api_fail(&c->err, 400, NULL, NULL, "the message is not a GenerateRequest, or too large");
     TRY(name_is_ours(m, q->model, true, &c->err));
     bool stream = ((grpc_call *)c->grpc)->m == GENERATE;
-    *o = (td_ask){.stream = stream, .skip_special = true, .n_prompts = 1, .return_token_ids = true,
-                  .kind = q->input_case == TANDEM__V1__GENERATE_REQUEST__INPUT_CHAT ? TD_ASK_CHAT : TD_ASK_COMPLETION};
+    *o = (td_ask){.stream = stream,
+                  .skip_special = true,
+                  .n_prompts = 1,
+                  .return_token_ids = true,
+                  .kind = q->input_case == TANDEM__V1__GENERATE_REQUEST__INPUT_CHAT ? TD_ASK_CHAT
+                                                                                    : TD_ASK_COMPLETION};
     TRY(take_sampling(m, q->sampling, a, o, &c->err));
     if (q->logprobs__case) {
         if (q->logprobs > TD_MAX_TOP_LOGPROBS) return bad(&c->err, "logprobs", "more than 20");
@@ -198,7 +229,8 @@ static bool generate_request(td_call *c, td_arena *a)
     }
     if (strlen(q->cache_salt) > TD_ASK_SALT_BYTES) return bad(&c->err, "cache_salt", "too long");
     if (q->cache_salt[0]) o->salt = q->cache_salt;
-    if (q->request_id[0] && strlen(q->request_id) < sizeof c->request_id) strcpy(c->request_id, q->request_id);
+    if (q->request_id[0] && strlen(q->request_id) < sizeof c->request_id)
+        strcpy(c->request_id, q->request_id);
     const uint32_t *ids;
     uint32_t n;
     switch (q->input_case) {
@@ -207,9 +239,14 @@ static bool generate_request(td_call *c, td_arena *a)
         if (q->tokens->n_ids > INT32_MAX) return bad(&c->err, "tokens", "too many");
         n = (uint32_t)q->tokens->n_ids;
         for (uint32_t i = 0; i < n; i++)
-            if (m->vocab && ids[i] >= m->vocab) return td_api_fail(&c->err, 400, "invalid_value", "tokens", "token id %u at position %u is outside the vocabulary of %u", ids[i], i, m->vocab);
+            if (m->vocab && ids[i] >= m->vocab)
+                return td_api_fail(&c->err, 400, "invalid_value", "tokens",
+                                   "token id %u at position %u is outside the vocabulary of %u", ids[i], i,
+                                   m->vocab);
         break;
-    case TANDEM__V1__GENERATE_REQUEST__INPUT_TEXT: TRY(td_api_model_encode(m, q->text, strlen(q->text), true, a, &ids, &n, &c->err)); break;
+    case TANDEM__V1__GENERATE_REQUEST__INPUT_TEXT:
+        TRY(td_api_model_encode(m, q->text, strlen(q->text), true, a, &ids, &n, &c->err));
+        break;
     case TANDEM__V1__GENERATE_REQUEST__INPUT_CHAT: TRY(chat_ids(m, q->chat, a, o, &ids, &n, &c->err)); break;
     default: return bad(&c->err, "input", "missing: tokens, text or chat");
     }
@@ -220,14 +257,18 @@ static bool tokenize_request(td_call *c, td_arena *a)
 {
     const td_api_model *m = &c->n->api->model;
     ProtobufCAllocator al = in_arena(a);
-    const PB(TokenizeRequest) *q = tandem__v1__tokenize_request__unpack(&al, c->body.len, (const uint8_t *)c->body.p);
-    if (!q) return td_api_fail(&c->err, 400, NULL, NULL, "the message is not a TokenizeRequest, or too large");
+    const PB(TokenizeRequest) *q =
+        tandem__v1__tokenize_request__unpack(&al, c->body.len, (const uint8_t *)c->body.p);
+    if (!q)
+        return td_api_fail(&c->err, 400, NULL, NULL, "the message is not a TokenizeRequest, or too large");
     TRY(name_is_ours(m, q->model, false, &c->err));
     td_ask ask = {.kind = TD_ASK_CHAT};
     const uint32_t *ids;
     uint32_t n;
-    if (q->input_case == TANDEM__V1__TOKENIZE_REQUEST__INPUT_TEXT) TRY(td_api_model_encode(m, q->text, strlen(q->text), !q->no_special, a, &ids, &n, &c->err));
-    else if (q->input_case == TANDEM__V1__TOKENIZE_REQUEST__INPUT_CHAT) TRY(chat_ids(m, q->chat, a, &ask, &ids, &n, &c->err));
+    if (q->input_case == TANDEM__V1__TOKENIZE_REQUEST__INPUT_TEXT)
+        TRY(td_api_model_encode(m, q->text, strlen(q->text), !q->no_special, a, &ids, &n, &c->err));
+    else if (q->input_case == TANDEM__V1__TOKENIZE_REQUEST__INPUT_CHAT)
+        TRY(chat_ids(m, q->chat, a, &ask, &ids, &n, &c->err));
     else return bad(&c->err, "input", "missing: text or chat");
     PB(TokenizeResponse) r = TANDEM__V1__TOKENIZE_RESPONSE__INIT;
     r.n_ids = n;
@@ -250,7 +291,8 @@ bool td_grpc_parse_text(td_call *c, td_arena *scratch)
 /* ---- the answer ---- */
 
 /* One token's report, in an arena; NULL when that is full. */
-static PB(TokenLogprob) *token_logprob(const td_api_model *m, td_arena *a, uint32_t id, float lp, const td_top *top, uint32_t n_top)
+static PB(TokenLogprob) * token_logprob(const td_api_model *m, td_arena *a, uint32_t id, float lp,
+                                        const td_top *top, uint32_t n_top)
 {
     size_t n;
     PB(TokenLogprob) *t = td_arena_alloc(a, sizeof *t);
@@ -330,9 +372,11 @@ static void send_event(td_call *c, const td_out *o, bool last)
         e.stop__case = TANDEM__V1__GENERATE_EVENT__STOP__STOP_TOKEN_ID;
         e.stop_token_id = o->stop_token;
     }
-    PB(TokenLogprob) **lp = o->logprobs && c->ask.logprobs ? td_arena_alloc(&a, (o->n_ids + 1) * sizeof *lp) : NULL;
+    PB(TokenLogprob) **lp =
+        o->logprobs && c->ask.logprobs ? td_arena_alloc(&a, (o->n_ids + 1) * sizeof *lp) : NULL;
     for (uint32_t i = 0; lp && i < o->n_ids; i++) {
-        lp[i] = token_logprob(&c->n->api->model, &a, o->ids[i], o->logprobs[i], o->top + (size_t)i * o->n_top, o->n_top);
+        lp[i] = token_logprob(&c->n->api->model, &a, o->ids[i], o->logprobs[i], o->top + (size_t)i * o->n_top,
+                              o->n_top);
         if (!lp[i]) break;
         e.n_logprobs = i + 1;
     }
@@ -366,7 +410,8 @@ static void collect_logprobs(td_call *c, grpc_call *g, const td_out *o)
             g->lp[k] = more;
             g->cap_lp[k] = cap;
         }
-        PB(TokenLogprob) *t = token_logprob(&c->n->api->model, &g->arena, o->ids[i], o->logprobs[i], o->top + (size_t)i * o->n_top, o->n_top);
+        PB(TokenLogprob) *t = token_logprob(&c->n->api->model, &g->arena, o->ids[i], o->logprobs[i],
+                                            o->top + (size_t)i * o->n_top, o->n_top);
         if (!t) return;
         g->lp[k][g->n_lp[k]++] = t;
     }
@@ -424,7 +469,8 @@ static void send_result(td_call *c, grpc_call *g)
             k->logprobs = g->lp[i];
         }
         if (p->finish != TD_FINISH_STOP) continue;
-        k->stop__case = p->stop_string >= 0 ? TANDEM__V1__CHOICE__STOP__STOP_STRING : TANDEM__V1__CHOICE__STOP__STOP_TOKEN_ID;
+        k->stop__case = p->stop_string >= 0 ? TANDEM__V1__CHOICE__STOP__STOP_STRING
+                                            : TANDEM__V1__CHOICE__STOP__STOP_TOKEN_ID;
         if (p->stop_string >= 0) k->stop_string = (char *)(uintptr_t)c->ask.stop[p->stop_string];
         else k->stop_token_id = p->stop_token;
     }
@@ -464,7 +510,8 @@ static const td_voice voice = {on_out, on_done, on_fail, NULL};
 static int serving(const td_api *a)
 {
     bool ok = td_api_alive(a) && atomic_load(&a->ready) && !atomic_load(&a->draining);
-    return ok ? GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING;
+    return ok ? GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING
+              : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING;
 }
 
 static void send_health(td_exchange *x, int status)
@@ -486,7 +533,9 @@ void td_grpc_health_changed(td_api_net *n)
 {
     int now = serving(n->api);
     for (grpc_call *g = n->watchers; g; g = g->next) {
-        if (g->told == now || g->told == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN) continue;
+        if (g->told == now ||
+            g->told == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN)
+            continue;
         g->told = now;
         send_health(g->x, now);
     }
@@ -508,8 +557,11 @@ static void health(td_api_net *n, td_exchange *x, const td_grpc_call *call, bool
     td_arena a;
     td_arena_init(&a, 65536);
     ProtobufCAllocator al = in_arena(&a);
-    Grpc__Health__V1__HealthCheckRequest *q = call->msg_len > 4096 ? NULL : grpc__health__v1__health_check_request__unpack(&al, call->msg_len, call->msg);
-    bool known = q && (!q->service[0] || !strcmp(q->service, "tandem.v1.Inference") || !strcmp(q->service, "grpc.health.v1.Health"));
+    Grpc__Health__V1__HealthCheckRequest *q =
+        call->msg_len > 4096 ? NULL
+                             : grpc__health__v1__health_check_request__unpack(&al, call->msg_len, call->msg);
+    bool known = q && (!q->service[0] || !strcmp(q->service, "tandem.v1.Inference") ||
+                       !strcmp(q->service, "grpc.health.v1.Health"));
     if (!q) finish(x, TD_GRPC_INVALID_ARGUMENT, "the message is not a HealthCheckRequest");
     else if (!watch && !known) finish(x, TD_GRPC_NOT_FOUND, "unknown service");
     else if (!watch) {
@@ -520,7 +572,8 @@ static void health(td_api_net *n, td_exchange *x, const td_grpc_call *call, bool
         *g = (grpc_call){.m = WATCH, .n = n, .x = x, .next = n->watchers};
         n->watchers = g;
         td_exchange_set_user(x, g, watcher_left);
-        g->told = known ? serving(n->api) : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN;
+        g->told = known ? serving(n->api)
+                        : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN;
         send_health(x, g->told);
     }
     td_arena_deinit(&a);
@@ -570,10 +623,12 @@ void td_grpc_handle(td_api_net *n, td_exchange *x)
 {
     td_grpc_call call;
     if (!td_grpc_open(x, &call)) return;
-    bool inference = !strcmp(call.service, "tandem.v1.Inference"), is_health = !strcmp(call.service, "grpc.health.v1.Health");
+    bool inference = !strcmp(call.service, "tandem.v1.Inference"),
+         is_health = !strcmp(call.service, "grpc.health.v1.Health");
     if (is_health && !strcmp(call.method, "Check")) health(n, x, &call, false);
     else if (is_health && !strcmp(call.method, "Watch")) health(n, x, &call, true);
-    else if (!td_api_authorized(n->api, x)) finish(x, TD_GRPC_UNAUTHENTICATED, "the API key is missing or wrong");
+    else if (!td_api_authorized(n->api, x))
+        finish(x, TD_GRPC_UNAUTHENTICATED, "the API key is missing or wrong");
     else if (inference && !strcmp(call.method, "Generate")) to_text(n, x, &call, GENERATE);
     else if (inference && !strcmp(call.method, "Complete")) to_text(n, x, &call, COMPLETE);
     else if (inference && !strcmp(call.method, "Tokenize")) to_text(n, x, &call, TOKENIZE);

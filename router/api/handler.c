@@ -1,4 +1,5 @@
-/* router/api/handler.c - routes: what is answered at once, what goes to the core, what goes to the text pool. */
+/* router/api/handler.c - routes: what is answered at once, what goes to the core, what goes to the text pool.
+ * */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
@@ -61,13 +62,17 @@ static void state(td_exchange *x, bool ok, const char *good, const char *bad)
     td_buf_deinit(&b);
 }
 
-static void livez(td_api_net *n, td_exchange *x) { state(x, td_api_alive(n->api), "ok", "the core does not turn"); }
+static void livez(td_api_net *n, td_exchange *x)
+{
+    state(x, td_api_alive(n->api), "ok", "the core does not turn");
+}
 
 static void readyz(td_api_net *n, td_exchange *x)
 {
     td_api *a = n->api;
     bool draining = atomic_load(&a->draining);
-    state(x, td_api_alive(a) && atomic_load(&a->ready) && !draining, "ok", draining ? "draining" : "no worker is ready");
+    state(x, td_api_alive(a) && atomic_load(&a->ready) && !draining, "ok",
+          draining ? "draining" : "no worker is ready");
 }
 
 static void version(td_api_net *n, td_exchange *x)
@@ -85,7 +90,8 @@ static void put_model(td_buf *b, const td_api *a)
     uint32_t len = atomic_load(&a->max_model_len);
     td_buf_str(b, "{\"id\": ");
     td_buf_json_str(b, a->model.name, strlen(a->model.name));
-    td_buf_fmt(b, ", \"object\": \"model\", \"created\": %lld, \"owned_by\": \"tandem\", \"root\": ", (long long)a->model.created);
+    td_buf_fmt(b, ", \"object\": \"model\", \"created\": %lld, \"owned_by\": \"tandem\", \"root\": ",
+               (long long)a->model.created);
     td_buf_json_str(b, a->model.name, strlen(a->model.name));
     td_buf_fmt(b, ", \"parent\": null, \"max_model_len\": %u}", len ? len : a->model.max_len);
 }
@@ -105,7 +111,8 @@ static void one_model(td_api_net *n, td_exchange *x, const char *id)
 {
     if (strcmp(id, n->api->model.name)) {
         td_api_error e;
-        td_api_fail(&e, 404, "model_not_found", "model", "the model '%.128s' does not exist; this server has '%s'", id, n->api->model.name);
+        td_api_fail(&e, 404, "model_not_found", "model",
+                    "the model '%.128s' does not exist; this server has '%s'", id, n->api->model.name);
         reply_error(n, x, &e, NULL);
         return;
     }
@@ -145,16 +152,28 @@ static void detokenize(td_api_net *n, td_exchange *x) { text(n, x, TD_TEXT_DETOK
 
 /* ---- routes ---- */
 
-static const struct { const char *method, *path; bool open; void (*fn)(td_api_net *, td_exchange *); } routes[] = {
-    {"POST", "/v1/chat/completions", false, chat}, {"POST", "/v1/completions", false, completions},
-    {"POST", "/tokenize", false, tokenize},        {"POST", "/detokenize", false, detokenize},
-    {"GET", "/v1/models", false, models},          {"GET", "/debug/ledger", false, ledger},
-    {"GET", "/livez", true, livez},                {"GET", "/readyz", true, readyz},
-    {"GET", "/health", true, readyz},              {"GET", "/metrics", true, metrics},
+static const struct {
+    const char *method, *path;
+    bool open;
+    void (*fn)(td_api_net *, td_exchange *);
+} routes[] = {
+    {"POST", "/v1/chat/completions", false, chat},
+    {"POST", "/v1/completions", false, completions},
+    {"POST", "/tokenize", false, tokenize},
+    {"POST", "/detokenize", false, detokenize},
+    {"GET", "/v1/models", false, models},
+    {"GET", "/debug/ledger", false, ledger},
+    {"GET", "/livez", true, livez},
+    {"GET", "/readyz", true, readyz},
+    {"GET", "/health", true, readyz},
+    {"GET", "/metrics", true, metrics},
     {"GET", "/version", true, version},
 };
 
-static bool method_is(const char *m, const char *want) { return !strcmp(m, want) || (!strcmp(want, "GET") && !strcmp(m, "HEAD")); }
+static bool method_is(const char *m, const char *want)
+{
+    return !strcmp(m, want) || (!strcmp(want, "GET") && !strcmp(m, "HEAD"));
+}
 
 void td_api_handle(void *arg, td_exchange *x)
 {
@@ -168,7 +187,8 @@ void td_api_handle(void *arg, td_exchange *x)
     bool authorized = td_api_authorized(n->api, x), known = false;
     td_api_error e;
     for (unsigned i = 0; i < TD_COUNT(routes); i++) {
-        if (strcmp(path, routes[i].path) || (routes[i].fn == ledger && !n->api->conf->debug_endpoints)) continue;
+        if (strcmp(path, routes[i].path) || (routes[i].fn == ledger && !n->api->conf->debug_endpoints))
+            continue;
         known = true;
         if (!method_is(method, routes[i].method)) continue;
         if (!routes[i].open && !authorized) break;
@@ -184,7 +204,8 @@ void td_api_handle(void *arg, td_exchange *x)
         one_model(n, x, path + sizeof one - 1);
     } else if (known || is_one) {
         td_api_fail(&e, 405, "method_not_allowed", NULL, "%.16s is not allowed here", method);
-        bool post = !strcmp(path, "/tokenize") || !strcmp(path, "/detokenize") || (strstr(path, "completions") != NULL);
+        bool post = !strcmp(path, "/tokenize") || !strcmp(path, "/detokenize") ||
+                    (strstr(path, "completions") != NULL);
         reply_error(n, x, &e, &(td_header){"allow", post ? "POST" : "GET"});
     } else {
         td_api_fail(&e, 404, "not_found", NULL, "there is nothing at this path");

@@ -82,7 +82,8 @@ static td_status read_configs(td_api_model *m, const char *dir)
         if (text) add_stops(m, text);
         const td_json *sample = td_json_get(gen, "do_sample");
         bool greedy = sample && sample->type == TD_JSON_BOOL && !sample->truth;
-        m->defaults = (td_defaults){greedy ? 0 : number_or_nan(gen, "temperature"), number_or_nan(gen, "top_p"), number_or_nan(gen, "top_k"),
+        m->defaults = (td_defaults){greedy ? 0 : number_or_nan(gen, "temperature"),
+                                    number_or_nan(gen, "top_p"), number_or_nan(gen, "top_k"),
                                     number_or_nan(gen, "min_p"), number_or_nan(gen, "repetition_penalty")};
     }
     td_arena_deinit(&a);
@@ -109,7 +110,8 @@ static td_status read_text(td_api_model *m, const char *dir, const char *templat
     uint32_t have = td_tokenizer_vocab(m->tokenizer)->n;
     if (m->vocab < have) m->vocab = have;
     td_status s = td_chat_open(dir, template_file, m->tokenizer, &m->chat);
-    if (s == TD_AGAIN) TD_INFO("the model directory has no chat template: /v1/chat/completions is not served");
+    if (s == TD_AGAIN)
+        TD_INFO("the model directory has no chat template: /v1/chat/completions is not served");
     return s < 0 ? s : TD_OK;
 }
 
@@ -140,7 +142,8 @@ td_status td_api_model_open(td_api_model *m, const td_conf *c)
     if (stat(c->model, &st) || !S_ISDIR(st.st_mode)) return td_fail(TD_EBADREQ, "--model: no such directory");
     td_status s = read_configs(m, c->model);
     if (s == TD_OK) s = read_text(m, c->model, c->chat_template);
-    if (c->max_model_len && (!m->max_len || (uint32_t)c->max_model_len < m->max_len)) m->max_len = (uint32_t)c->max_model_len;
+    if (c->max_model_len && (!m->max_len || (uint32_t)c->max_model_len < m->max_len))
+        m->max_len = (uint32_t)c->max_model_len;
     if (s != TD_OK) td_api_model_close(m);
     return s;
 }
@@ -153,22 +156,26 @@ void td_api_model_close(td_api_model *m)
     m->tokenizer = NULL;
 }
 
-bool td_api_model_encode(const td_api_model *m, const char *text, size_t n, bool add_special, td_arena *a, const uint32_t **ids,
-                         uint32_t *n_ids, td_api_error *err)
+bool td_api_model_encode(const td_api_model *m, const char *text, size_t n, bool add_special, td_arena *a,
+                         const uint32_t **ids, uint32_t *n_ids, td_api_error *err)
 {
-    if (!m->tokenizer) return td_api_fail(err, 400, "no_tokenizer", "prompt", "this model has no tokenizer: send the prompt as token ids");
+    if (!m->tokenizer)
+        return td_api_fail(err, 400, "no_tokenizer", "prompt",
+                           "this model has no tokenizer: send the prompt as token ids");
     uint32_t *p;
     size_t k;
     td_status s = td_tokenizer_encode(m->tokenizer, text, n, add_special, true, 0, a, &p, &k);
     if (s == TD_EFULL) return td_api_fail(err, 413, "prompt_too_large", "prompt", "%s", td_reason());
     if (s != TD_OK) return td_api_fail(err, s == TD_EBADREQ ? 400 : 500, NULL, "prompt", "%s", td_reason());
-    if (k > INT32_MAX) return td_api_fail(err, 413, "prompt_too_large", "prompt", "the prompt has %zu tokens", k);
+    if (k > INT32_MAX)
+        return td_api_fail(err, 413, "prompt_too_large", "prompt", "the prompt has %zu tokens", k);
     *ids = p;
     *n_ids = (uint32_t)k;
     return true;
 }
 
-void td_api_model_decode(const td_api_model *m, const uint32_t *ids, uint32_t n, bool skip_special, td_buf *out)
+void td_api_model_decode(const td_api_model *m, const uint32_t *ids, uint32_t n, bool skip_special,
+                         td_buf *out)
 {
     if (!m->tokenizer) return;
     td_detok d;
@@ -185,11 +192,16 @@ const char *td_api_model_piece(const td_api_model *m, uint32_t id, size_t *n)
     return id < v->n ? td_vocab_bytes(v, id, n) : "";
 }
 
-bool td_api_model_render(const td_api_model *m, const td_ask *ask, td_arena *a, td_buf *out, td_api_error *err)
+bool td_api_model_render(const td_api_model *m, const td_ask *ask, td_arena *a, td_buf *out,
+                         td_api_error *err)
 {
-    if (!m->chat) return td_api_fail(err, 400, "no_chat_template", "messages", "this model has no chat template: use /v1/completions");
-    td_status s = td_chat_render(m->chat, ask->messages, ask->tools, ask->template_kwargs, ask->add_generation_prompt, a, out);
+    if (!m->chat)
+        return td_api_fail(err, 400, "no_chat_template", "messages",
+                           "this model has no chat template: use /v1/completions");
+    td_status s = td_chat_render(m->chat, ask->messages, ask->tools, ask->template_kwargs,
+                                 ask->add_generation_prompt, a, out);
     if (s == TD_OK) return true;
     if (s == TD_EFULL) return td_api_fail(err, 413, "prompt_too_large", "messages", "%s", td_reason());
-    return td_api_fail(err, s == TD_EBADREQ ? 400 : 500, "chat_template_error", "messages", "%s", td_reason());
+    return td_api_fail(err, s == TD_EBADREQ ? 400 : 500, "chat_template_error", "messages", "%s",
+                       td_reason());
 }

@@ -1,4 +1,5 @@
-/* router/api/openai.c - chunks and whole answers. Source: OpenAI's API description; vLLM's extensions where named in reference notes B2, B5. */
+/* router/api/openai.c - chunks and whole answers. Source: OpenAI's API description; vLLM's extensions where
+ * named in reference notes B2, B5. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/api/openai.h"
 #include "common/check.h"
@@ -54,9 +55,13 @@ static void put_ms(td_buf *b, const char *name, double ms)
 static void put_timings(td_buf *b, const td_timings *t)
 {
     td_buf_str(b, "\"timings\": {");
-    const struct { const char *name; double ms; } v[] = {{"queue_ms", t->queue_ms}, {"prefill_ms", t->prefill_ms}, {"transfer_ms", t->transfer_ms},
-                                                         {"transfer_exposed_ms", t->transfer_exposed_ms}, {"ttft_ms", t->ttft_ms},
-                                                         {"second_token_ms", t->second_token_ms}, {"total_ms", t->total_ms}};
+    const struct {
+        const char *name;
+        double ms;
+    } v[] = {{"queue_ms", t->queue_ms},       {"prefill_ms", t->prefill_ms},
+             {"transfer_ms", t->transfer_ms}, {"transfer_exposed_ms", t->transfer_exposed_ms},
+             {"ttft_ms", t->ttft_ms},         {"second_token_ms", t->second_token_ms},
+             {"total_ms", t->total_ms}};
     for (unsigned i = 0; i < TD_COUNT(v); i++) {
         put_ms(b, v[i].name, v[i].ms);
         td_buf_str(b, ", ");
@@ -70,21 +75,27 @@ static void put_timings(td_buf *b, const td_timings *t)
 
 static void put_usage(td_buf *b, const td_usage *u)
 {
-    td_buf_fmt(b, "\"usage\": {\"prompt_tokens\": %u, \"completion_tokens\": %u, \"total_tokens\": %u, "
+    td_buf_fmt(b,
+               "\"usage\": {\"prompt_tokens\": %u, \"completion_tokens\": %u, \"total_tokens\": %u, "
                "\"prompt_tokens_details\": {\"cached_tokens\": %u}}",
-               u->prompt_tokens, u->completion_tokens, u->prompt_tokens + u->completion_tokens, u->cached_tokens);
+               u->prompt_tokens, u->completion_tokens, u->prompt_tokens + u->completion_tokens,
+               u->cached_tokens);
 }
 
 static void put_head(td_buf *b, const td_call *c, const char *object)
 {
-    td_buf_fmt(b, "{\"id\": \"%s\", \"object\": \"%s\", \"created\": %lld, \"model\": ", c->id, object, (long long)c->created);
+    td_buf_fmt(b, "{\"id\": \"%s\", \"object\": \"%s\", \"created\": %lld, \"model\": ", c->id, object,
+               (long long)c->created);
     put_str(b, c->n->api->model.name);
     td_buf_str(b, ", \"system_fingerprint\": \"tandem-" TD_VERSION "\"");
 }
 
 static void put_finish(td_buf *b, const td_call *c, td_finish f, uint32_t stop_token, int stop_string)
 {
-    const char *reason = f == TD_FINISH_STOP ? "\"stop\"" : f == TD_FINISH_LENGTH ? "\"length\"" : f == TD_FINISH_NONE ? "null" : "\"abort\"";
+    const char *reason = f == TD_FINISH_STOP     ? "\"stop\""
+                         : f == TD_FINISH_LENGTH ? "\"length\""
+                         : f == TD_FINISH_NONE   ? "null"
+                                                 : "\"abort\"";
     td_buf_fmt(b, "\"finish_reason\": %s, \"stop_reason\": ", reason);
     bool eos = false;
     for (uint32_t i = 0; i < c->n->api->model.n_stops; i++) eos |= c->n->api->model.stops[i] == stop_token;
@@ -95,7 +106,8 @@ static void put_finish(td_buf *b, const td_call *c, td_finish f, uint32_t stop_t
 
 /* ---- log probabilities ---- */
 
-static void chat_logprob(td_buf *b, const td_call *c, uint32_t id, float lp, const td_top *top, uint32_t n_top)
+static void chat_logprob(td_buf *b, const td_call *c, uint32_t id, float lp, const td_top *top,
+                         uint32_t n_top)
 {
     if (b->len) td_buf_str(b, ", ");
     td_buf_str(b, "{\"token\": ");
@@ -124,8 +136,10 @@ static uint32_t code_points(const char *p, size_t n)
     return k;
 }
 
-/* The four parallel arrays of the completions API: tokens, token_logprobs, top_logprobs, text_offset. lp NAN: the first token has none. */
-static void completion_logprob(td_buf lp4[4], uint32_t *chars, const td_call *c, uint32_t id, float lp, const td_top *top, uint32_t n_top)
+/* The four parallel arrays of the completions API: tokens, token_logprobs, top_logprobs, text_offset. lp NAN:
+ * the first token has none. */
+static void completion_logprob(td_buf lp4[4], uint32_t *chars, const td_call *c, uint32_t id, float lp,
+                               const td_top *top, uint32_t n_top)
 {
     for (int k = 0; k < 4; k++)
         if (lp4[k].len) td_buf_str(&lp4[k], ", ");
@@ -181,7 +195,8 @@ static void put_logprobs(td_buf *b, const td_call *c, const td_buf echo[4], cons
         td_buf_str(b, "], \"refusal\": null}");
         return;
     }
-    static const char *const name[4] = {"{\"tokens\": [", ", \"token_logprobs\": [", ", \"top_logprobs\": [", ", \"text_offset\": ["};
+    static const char *const name[4] = {"{\"tokens\": [", ", \"token_logprobs\": [", ", \"top_logprobs\": [",
+                                        ", \"text_offset\": ["};
     for (int k = 0; k < 4; k++) {
         td_buf_str(b, name[k]);
         if (echo) td_buf_add(b, echo[k].p, echo[k].len);
@@ -224,7 +239,9 @@ static void take_scores(td_call *c, const td_out *o)
     td_buf *lp = &c->echo_lp[4 * o->part];
     for (uint32_t i = 0; i < n && i <= o->n_scores; i++) {
         if (!i) completion_logprob(lp, &chars, c, ids[0], NAN, NULL, 0);
-        else completion_logprob(lp, &chars, c, ids[i], o->scores[i - 1].logprob, o->scores[i - 1].top, TD_MIN(o->scores[i - 1].n_top, (uint32_t)c->ask.top_logprobs));
+        else
+            completion_logprob(lp, &chars, c, ids[i], o->scores[i - 1].logprob, o->scores[i - 1].top,
+                               TD_MIN(o->scores[i - 1].n_top, (uint32_t)c->ask.top_logprobs));
     }
     for (uint32_t k = 0; k < c->ask.s.n; k++) c->parts[o->part * c->ask.s.n + k].lp_chars = chars;
 }
@@ -262,7 +279,8 @@ static void role_chunk(td_call *c, uint32_t index, uint32_t part)
     td_buf b;
     td_buf_init(&b, 0);
     chunk_head(&b, c, index);
-    td_buf_str(&b, "\"delta\": {\"role\": \"assistant\", \"content\": \"\"}, \"logprobs\": null, \"finish_reason\": null}]");
+    td_buf_str(&b, "\"delta\": {\"role\": \"assistant\", \"content\": \"\"}, \"logprobs\": null, "
+                   "\"finish_reason\": null}]");
     if (c->ask.return_token_ids && c->prompt_ids) {
         td_buf_str(&b, ", \"prompt_token_ids\": ");
         put_ids(&b, c->prompt_ids[part], c->n_prompt_ids[part]);
@@ -284,7 +302,8 @@ static void delta_chunk(td_call *c, const td_out *o, const td_timings *timings)
     if (is_chat(c) && first) role_chunk(c, index, o->part);
     p->told_role = true;
     const char *echo = first && !is_chat(c) && c->ask.echo ? c->echo[o->part] : "";
-    bool says = o->text_len || o->finish != TD_FINISH_NONE || *echo || (c->ask.return_token_ids && o->n_ids) || (c->ask.logprobs && o->n_ids);
+    bool says = o->text_len || o->finish != TD_FINISH_NONE || *echo ||
+                (c->ask.return_token_ids && o->n_ids) || (c->ask.logprobs && o->n_ids);
     if (says) {
         chunk_head(&b, c, index);
         td_buf_str(&b, is_chat(c) ? "\"delta\": {" : "\"text\": ");

@@ -1,7 +1,9 @@
-/* router/api/params.h - the body of a chat or text completion request, checked and in our own terms. No tokenizing here.
+/* router/api/params.h - the body of a chat or text completion request, checked and in our own terms. No
+ * tokenizing here.
  *
- * Every field is one of: served; accepted without effect (user, metadata ...); known but not served: 400 unsupported_parameter unless its value
- * asks for nothing (null, false, empty, "auto" ...); unknown: ignored and counted. Nothing we know is silently ignored.
+ * Every field is one of: served; accepted without effect (user, metadata ...); known but not served: 400
+ * unsupported_parameter unless its value asks for nothing (null, false, empty, "auto" ...); unknown: ignored
+ * and counted. Nothing we know is silently ignored.
  * Rules:     1. Values come from the request, then generation_config.json, then OpenAI's defaults.
  *            2. Types are strict: "1" is not a number, 1.5 is not a count.
  * Ownership: results point into the body's tree and the arena. Threads: pure.
@@ -14,7 +16,13 @@
 #include "common/sampling.h"
 #include "router/api/error.h"
 
-enum { TD_ASK_PROMPTS = 256, TD_ASK_STOP_BYTES = 256, TD_ASK_SALT_BYTES = 256, TD_ASK_SEQUENCES = 1024, TD_ASK_MESSAGES = 4096 };
+enum {
+    TD_ASK_PROMPTS = 256,
+    TD_ASK_STOP_BYTES = 256,
+    TD_ASK_SALT_BYTES = 256,
+    TD_ASK_SEQUENCES = 1024,
+    TD_ASK_MESSAGES = 4096
+};
 
 typedef enum { TD_ASK_CHAT = 1, TD_ASK_COMPLETION = 2 } td_ask_kind;
 
@@ -22,7 +30,12 @@ typedef enum { TD_ASK_CHAT = 1, TD_ASK_COMPLETION = 2 } td_ask_kind;
 typedef struct td_defaults { double temperature, top_p, top_k, min_p, repetition_penalty; } td_defaults;
 td_defaults td_defaults_none(void);
 
-typedef struct td_prompt { const char *text; size_t n_text; const uint32_t *ids; uint32_t n_ids; } td_prompt; /* text NULL: ids */
+typedef struct td_prompt {
+    const char *text;
+    size_t n_text;
+    const uint32_t *ids;
+    uint32_t n_ids;
+} td_prompt; /* text NULL: ids */
 
 typedef struct td_ask {
     td_ask_kind kind;
@@ -46,10 +59,12 @@ typedef struct td_ask {
 } td_ask;
 
 /* False: *err says what to answer. vocab 0: token ids are not checked here. */
-bool td_ask_parse(td_ask_kind kind, const td_json *body, const td_defaults *d, uint32_t vocab, td_arena *a, td_ask *out, td_api_error *err);
+bool td_ask_parse(td_ask_kind kind, const td_json *body, const td_defaults *d, uint32_t vocab, td_arena *a,
+                  td_ask *out, td_api_error *err);
 /* The messages array alone: roles present, content text or text parts. */
 bool td_ask_messages(const td_json *messages, td_api_error *err);
 /* An array of token ids. */
-bool td_ask_ids(const td_json *v, const char *param, uint32_t vocab, td_arena *a, const uint32_t **ids, uint32_t *n, td_api_error *err);
+bool td_ask_ids(const td_json *v, const char *param, uint32_t vocab, td_arena *a, const uint32_t **ids,
+                uint32_t *n, td_api_error *err);
 
 #endif

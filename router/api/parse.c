@@ -1,4 +1,5 @@
-/* router/api/parse.c - on a text thread: a body becomes jobs for the core, or an error, or (tokenize) the answer itself. */
+/* router/api/parse.c - on a text thread: a body becomes jobs for the core, or an error, or (tokenize) the
+ * answer itself. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/blockhash.h"
 #include "common/check.h"
@@ -8,7 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { JSON_DEPTH = 64, SCRATCH_BASE = 64 << 20, SCRATCH_PER_BYTE = 64, JOB_ARENA = 256 << 20, RENDER_MAX = 32 << 20 };
+enum {
+    JSON_DEPTH = 64,
+    SCRATCH_BASE = 64 << 20,
+    SCRATCH_PER_BYTE = 64,
+    JOB_ARENA = 256 << 20,
+    RENDER_MAX = 32 << 20
+};
 
 /* Everything the KV bytes depend on besides the tokens is the same in one cluster but the tenant's salt. */
 static td_h128 hash_root(const td_api *api, const char *salt)
@@ -82,14 +89,18 @@ static td_job *make_job(td_call *c, uint32_t part, const uint32_t *ids, uint32_t
     return j;
 }
 
-static bool too_large(td_call *c) { return td_api_fail(&c->err, 413, NULL, NULL, "the request is too large"); }
+static bool too_large(td_call *c)
+{
+    return td_api_fail(&c->err, 413, NULL, NULL, "the request is too large");
+}
 
 bool td_call_make_jobs(td_call *c, const uint32_t *const *ids, const uint32_t *n_ids, uint32_t n)
 {
     td_ask *a = &c->ask;
     if (!a->seed_given) a->s.seed = td_api_random_u64();
     if (a->n_stop && !c->n->api->model.tokenizer)
-        return td_api_fail(&c->err, 400, "no_tokenizer", "stop", "this model has no tokenizer: stop strings cannot be found");
+        return td_api_fail(&c->err, 400, "no_tokenizer", "stop",
+                           "this model has no tokenizer: stop strings cannot be found");
     for (uint32_t i = 0; i < n; i++)
         if (!n_ids[i]) return td_api_fail(&c->err, 400, "invalid_value", "prompt", "the prompt is empty");
     c->jobs = td_arena_alloc(&c->arena, n * sizeof *c->jobs);
@@ -117,7 +128,8 @@ static bool check_model(td_call *c, const char *name)
 {
     const char *ours = c->n->api->model.name;
     if (!name || !strcmp(name, ours)) return true;
-    return td_api_fail(&c->err, 404, "model_not_found", "model", "the model '%.128s' does not exist; this server has '%s'", name, ours);
+    return td_api_fail(&c->err, 404, "model_not_found", "model",
+                       "the model '%.128s' does not exist; this server has '%s'", name, ours);
 }
 
 /* What echo and return_token_ids need of the prompts later. */
@@ -162,7 +174,8 @@ static bool generate(td_call *c, const td_json *body, td_arena *scratch)
         td_buf text;
         td_buf_init(&text, RENDER_MAX);
         bool ok = td_api_model_render(m, a, scratch, &text, &c->err) &&
-                  td_api_model_encode(m, text.p ? text.p : "", text.len, a->add_special, scratch, &ids[0], &n_ids[0], &c->err);
+                  td_api_model_encode(m, text.p ? text.p : "", text.len, a->add_special, scratch, &ids[0],
+                                      &n_ids[0], &c->err);
         td_buf_deinit(&text);
         if (!ok) return false;
     }
@@ -170,7 +183,9 @@ static bool generate(td_call *c, const td_json *body, td_arena *scratch)
         const td_prompt *p = &a->prompts[i];
         ids[i] = p->ids;
         n_ids[i] = p->n_ids;
-        if (p->text && !td_api_model_encode(m, p->text, p->n_text, a->add_special, scratch, &ids[i], &n_ids[i], &c->err)) return false;
+        if (p->text &&
+            !td_api_model_encode(m, p->text, p->n_text, a->add_special, scratch, &ids[i], &n_ids[i], &c->err))
+            return false;
     }
     return td_call_make_jobs(c, ids, n_ids, a->n_prompts) && keep_prompts(c, ids, n_ids, a->n_prompts);
 }
@@ -186,21 +201,30 @@ static bool tokenize(td_call *c, td_json *body, td_arena *scratch)
     uint32_t n;
     if (td_json_get(body, "messages")) {
         td_ask ask = {.kind = TD_ASK_CHAT};
-        if (!td_ask_parse(TD_ASK_CHAT, body, &api->model.defaults, api->model.vocab, scratch, &ask, err)) return false;
+        if (!td_ask_parse(TD_ASK_CHAT, body, &api->model.defaults, api->model.vocab, scratch, &ask, err))
+            return false;
         td_buf text;
         td_buf_init(&text, RENDER_MAX);
         bool ok = td_api_model_render(&api->model, &ask, scratch, &text, err) &&
-                  td_api_model_encode(&api->model, text.p ? text.p : "", text.len, ask.add_special, scratch, &ids, &n, err);
+                  td_api_model_encode(&api->model, text.p ? text.p : "", text.len, ask.add_special, scratch,
+                                      &ids, &n, err);
         td_buf_deinit(&text);
         if (!ok) return false;
     } else {
-        if (!prompt || prompt->type != TD_JSON_STR) return td_api_fail(err, 400, "invalid_type", "prompt", "'prompt' must be a string (or send 'messages')");
+        if (!prompt || prompt->type != TD_JSON_STR)
+            return td_api_fail(err, 400, "invalid_type", "prompt",
+                               "'prompt' must be a string (or send 'messages')");
         const td_json *special = td_json_get(body, "add_special_tokens");
-        if (special && special->type != TD_JSON_BOOL) return td_api_fail(err, 400, "invalid_type", "add_special_tokens", "'add_special_tokens' must be a boolean");
-        if (!td_api_model_encode(&api->model, prompt->s, prompt->n, !special || special->truth, scratch, &ids, &n, err)) return false;
+        if (special && special->type != TD_JSON_BOOL)
+            return td_api_fail(err, 400, "invalid_type", "add_special_tokens",
+                               "'add_special_tokens' must be a boolean");
+        if (!td_api_model_encode(&api->model, prompt->s, prompt->n, !special || special->truth, scratch, &ids,
+                                 &n, err))
+            return false;
     }
     uint32_t len = atomic_load(&api->max_model_len);
-    td_buf_fmt(&c->reply, "{\"count\": %u, \"max_model_len\": %u, \"tokens\": [", n, len ? len : api->model.max_len);
+    td_buf_fmt(&c->reply, "{\"count\": %u, \"max_model_len\": %u, \"tokens\": [", n,
+               len ? len : api->model.max_len);
     for (uint32_t i = 0; i < n; i++) td_buf_fmt(&c->reply, i ? ", %u" : "%u", ids[i]);
     td_buf_str(&c->reply, "]}");
     return true;
@@ -209,9 +233,11 @@ static bool tokenize(td_call *c, td_json *body, td_arena *scratch)
 static bool detokenize(td_call *c, const td_json *body, td_arena *scratch)
 {
     td_api *api = c->n->api;
-    if (body->type != TD_JSON_OBJ) return td_api_fail(&c->err, 400, NULL, NULL, "the body must be a JSON object");
+    if (body->type != TD_JSON_OBJ)
+        return td_api_fail(&c->err, 400, NULL, NULL, "the body must be a JSON object");
     if (!check_model(c, td_json_str(body, "model", NULL))) return false;
-    if (!api->model.tokenizer) return td_api_fail(&c->err, 400, "no_tokenizer", NULL, "this model has no tokenizer");
+    if (!api->model.tokenizer)
+        return td_api_fail(&c->err, 400, "no_tokenizer", NULL, "this model has no tokenizer");
     const td_json *v = td_json_get(body, "tokens");
     const uint32_t *ids;
     uint32_t n;
@@ -237,9 +263,13 @@ void td_call_parse_text(td_call *c)
     bool ok;
     if (c->kind == TD_TEXT_GRPC) ok = td_grpc_parse_text(c, &scratch);
     else {
-        td_status s = td_json_parse(&scratch, c->body.p ? c->body.p : "", c->body.len, (td_json_limits){JSON_DEPTH, 0}, &body);
-        if (s == TD_EFULL) ok = td_api_fail(&c->err, 413, NULL, NULL, "the JSON is too large: %s", td_reason());
-        else if (s != TD_OK) ok = td_api_fail(&c->err, 400, "invalid_json", NULL, "the body is not valid JSON: %s", td_reason());
+        td_status s = td_json_parse(&scratch, c->body.p ? c->body.p : "", c->body.len,
+                                    (td_json_limits){JSON_DEPTH, 0}, &body);
+        if (s == TD_EFULL)
+            ok = td_api_fail(&c->err, 413, NULL, NULL, "the JSON is too large: %s", td_reason());
+        else if (s != TD_OK)
+            ok = td_api_fail(&c->err, 400, "invalid_json", NULL, "the body is not valid JSON: %s",
+                             td_reason());
         else if (c->kind == TD_TEXT_TOKENIZE) ok = tokenize(c, body, &scratch);
         else if (c->kind == TD_TEXT_DETOKENIZE) ok = detokenize(c, body, &scratch);
         else ok = generate(c, body, &scratch);

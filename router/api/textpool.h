@@ -1,4 +1,5 @@
-/* router/api/textpool.h - threads for work that may take milliseconds: JSON, templates, tokenizing. Never on net or core.
+/* router/api/textpool.h - threads for work that may take milliseconds: JSON, templates, tokenizing. Never on
+ * net or core.
  *
  * Rules:   1. Bounded: submit refuses when max_jobs wait (the client gets 503). First come, first served.
  *          2. Jobs that wait at close are run, so that nobody waits for an answer for ever.

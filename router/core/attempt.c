@@ -42,8 +42,12 @@ void core_cancel_lease(td_core *c, td_lease *l)
     m->cancel.key = (td_req_key){l->request->job->id, l->attempt};
 }
 
-/* A prefill lease is opened with the placement, so that others see the load; the worker hears of it only with START. */
-static bool started(const td_request *r, const td_lease *l) { return !(l == r->prefill && r->state < TD_REQ_RESERVED); }
+/* A prefill lease is opened with the placement, so that others see the load; the worker hears of it only with
+ * START. */
+static bool started(const td_request *r, const td_lease *l)
+{
+    return !(l == r->prefill && r->state < TD_REQ_RESERVED);
+}
 
 static void drop_attempt(td_core *c, td_request *r)
 {
@@ -87,7 +91,8 @@ void core_check_done(td_core *c, td_request *r)
     if (r->terminal || r->n_open || r->scores_due) return;
     core_emit_end(c, r, TD_OUT_DONE, 0, NULL);
     leave_lists(c, r);
-    /* A decode worker that never sent a token still holds a reservation, and a stop string is known to us alone. */
+    /* A decode worker that never sent a token still holds a reservation, and a stop string is known to us
+     * alone. */
     bool cut = false;
     for (uint32_t i = 0; i < r->job->sampling.n; i++) cut |= r->choice[i].stop_string >= 0;
     bool waiting = r->state != TD_REQ_DECODING;
@@ -127,10 +132,11 @@ void core_again(td_core *c, td_request *r, uint64_t worker, td_replace why, cons
     td_admit_again(&c->queue, r);
     td_request_go(r, TD_REQ_QUEUED, c->now_us);
     if (why != TD_REPLACE_BUSY) {
-        core_log(c, TD_LOG_WARN, "request %s: attempt %u ended (%s), placing again at token %u", r->job->name, r->attempt, reason,
-                 r->choice[0].n);
+        core_log(c, TD_LOG_WARN, "request %s: attempt %u ended (%s), placing again at token %u", r->job->name,
+                 r->attempt, reason, r->choice[0].n);
         if (++r->losses > c->o.max_losses) {
-            core_fail(c, r, TD_WHY_INTERNAL, 0, "%u workers failed on this request, the last one: %s", r->losses, reason);
+            core_fail(c, r, TD_WHY_INTERNAL, 0, "%u workers failed on this request, the last one: %s",
+                      r->losses, reason);
             return;
         }
     }
@@ -152,7 +158,8 @@ void core_lose_worker(td_core *c, td_worker *w, td_worker_state to, td_replace w
         td_request *r = l->request;
         bool was_prefill = l == r->prefill, current = was_prefill || l == r->decode;
         /* Its pages are already on the other side: nothing is lost. */
-        bool harmless = was_prefill && (r->state == TD_REQ_LANDED || r->state == TD_REQ_DECODING) && !r->scores_due;
+        bool harmless =
+            was_prefill && (r->state == TD_REQ_LANDED || r->state == TD_REQ_DECODING) && !r->scores_due;
         core_close_lease(c, l);
         if (current && !harmless) core_again(c, r, incarnation, why, reason);
     }
@@ -169,18 +176,22 @@ static bool check_facts(td_core *c, td_request *r)
     uint32_t most = f->id.max_model_len ? f->id.max_model_len : UINT32_MAX;
     for (uint32_t i = 0; i < j->n_prompt; i++)
         if (f->id.vocab && j->prompt[i] >= f->id.vocab) {
-            core_fail(c, r, TD_WHY_BAD, 0, "prompt token %u is %u; the vocabulary has %u", i, j->prompt[i], f->id.vocab);
+            core_fail(c, r, TD_WHY_BAD, 0, "prompt token %u is %u; the vocabulary has %u", i, j->prompt[i],
+                      f->id.vocab);
             return false;
         }
     if (j->n_prompt >= most) {
-        core_fail(c, r, TD_WHY_TOO_LONG, 0, "the context holds %u tokens; the prompt has %u and leaves no room for output", most,
+        core_fail(c, r, TD_WHY_TOO_LONG, 0,
+                  "the context holds %u tokens; the prompt has %u and leaves no room for output", most,
                   j->n_prompt);
         return false;
     }
     uint32_t left = most - j->n_prompt;
-    if (j->max_tokens_open || (j->max_tokens_soft && j->sampling.max_tokens > left)) j->sampling.max_tokens = left;
+    if (j->max_tokens_open || (j->max_tokens_soft && j->sampling.max_tokens > left))
+        j->sampling.max_tokens = left;
     if (j->sampling.max_tokens > left) {
-        core_fail(c, r, TD_WHY_TOO_LONG, 0, "the context holds %u tokens; the prompt has %u and max_tokens is %u", most, j->n_prompt,
+        core_fail(c, r, TD_WHY_TOO_LONG, 0,
+                  "the context holds %u tokens; the prompt has %u and max_tokens is %u", most, j->n_prompt,
                   j->sampling.max_tokens);
         return false;
     }
@@ -209,11 +220,15 @@ static uint32_t log_tokens(const td_request *r)
     return n;
 }
 
-static uint64_t kv_need(const td_request *r) { return (uint64_t)r->job->n_prompt + log_tokens(r) + 16u * r->job->sampling.n; }
+static uint64_t kv_need(const td_request *r)
+{
+    return (uint64_t)r->job->n_prompt + log_tokens(r) + 16u * r->job->sampling.n;
+}
 
 typedef struct speed { double prefill_tok_s, step_ms; } speed;
 
-/* What to expect of a worker that was not measured yet: as much as of the best, or it would never be tried. */
+/* What to expect of a worker that was not measured yet: as much as of the best, or it would never be tried.
+ * */
 static speed best_speed(const td_core *c)
 {
     speed best = {0, 0};
@@ -222,24 +237,28 @@ static speed best_speed(const td_core *c)
         if (!td_worker_alive(w)) continue;
         double ms = (double)w->beat.step_us / 1e3;
         if (w->beat.prefill_tok_s > best.prefill_tok_s) best.prefill_tok_s = w->beat.prefill_tok_s;
-        if (ms > 0 && (best.step_ms <= 0 || ms < best.step_ms) && w->role != TD_ROLE_PREFILL) best.step_ms = ms;
+        if (ms > 0 && (best.step_ms <= 0 || ms < best.step_ms) && w->role != TD_ROLE_PREFILL)
+            best.step_ms = ms;
     }
     return (speed){best.prefill_tok_s > 0 ? best.prefill_tok_s : 1000, best.step_ms > 0 ? best.step_ms : 20};
 }
 
-static td_place_worker row_of(const td_core *c, const td_request *r, const td_worker *w, uint32_t hit_blocks, speed best, bool forgive)
+static td_place_worker row_of(const td_core *c, const td_request *r, const td_worker *w, uint32_t hit_blocks,
+                              speed best, bool forgive)
 {
     uint64_t need = kv_need(r), step_tokens = w->max_batched_tokens ? w->max_batched_tokens : 2048;
     uint64_t pending = TD_MAX(w->pending_tokens, w->beat.waiting_tokens);
     bool idle = !w->n_leases, held = c->now_us < w->hold_us;
-    bool fits = w->seqs + r->job->sampling.n <= w->max_seqs && (!w->kv_tokens || w->kv_leased + need <= w->kv_tokens);
+    bool fits =
+        w->seqs + r->job->sampling.n <= w->max_seqs && (!w->kv_tokens || w->kv_leased + need <= w->kv_tokens);
     return (td_place_worker){
         .role = w->role,
         .usable = w->state == TD_WORKER_READY && (forgive || !td_request_excludes(r, w->incarnation)),
         .room_prefill = !held && (idle || w->pending_tokens < PENDING_STEPS * step_tokens),
         .room_decode = !held && (idle || fits),
         .prefill_tok_s = w->beat.prefill_tok_s > 0 ? w->beat.prefill_tok_s : best.prefill_tok_s,
-        .step_ms = w->beat.step_us > 0 && w->role != TD_ROLE_PREFILL ? (double)w->beat.step_us / 1e3 : best.step_ms,
+        .step_ms =
+            w->beat.step_us > 0 && w->role != TD_ROLE_PREFILL ? (double)w->beat.step_us / 1e3 : best.step_ms,
         .pending_tokens = (double)pending,
         .seqs = TD_MAX(w->seqs, w->beat.seqs_running),
         .max_seqs = w->max_seqs,
@@ -257,9 +276,13 @@ static td_placement choose(td_core *c, const td_request *r, td_worker **of)
     td_index_match(c->index, j->blocks, j->n_blocks, hits);
     speed fastest = best_speed(c);
     uint32_t out = TD_MIN(j->sampling.max_tokens, (uint32_t)OUT_GUESS);
-    td_place_ask ask = {.tokens = j->n_prompt + r->choice[0].n, .n = j->sampling.n, .out_tokens = out,
-                        .kv_bytes_per_token = 4.0 * id->layers * id->kv_heads * id->head_dim, /* K and V of two bytes */
-                        .link_bytes_per_s = c->o.link_bytes_per_s, .tie = j->n_blocks ? j->blocks[0].hi : j->id};
+    td_place_ask ask = {.tokens = j->n_prompt + r->choice[0].n,
+                        .n = j->sampling.n,
+                        .out_tokens = out,
+                        .kv_bytes_per_token =
+                            4.0 * id->layers * id->kv_heads * id->head_dim, /* K and V of two bytes */
+                        .link_bytes_per_s = c->o.link_bytes_per_s,
+                        .tie = j->n_blocks ? j->blocks[0].hi : j->id};
     td_placement best = {TD_PLACE_NONE, -1, -1, 0};
     /* Workers that failed on this request come last: only when there is nobody else. */
     for (int forgive = 0; forgive < 2 && best.kind == TD_PLACE_NONE; forgive++) {
@@ -280,8 +303,11 @@ static td_placement choose(td_core *c, const td_request *r, td_worker **of)
 static bool fill_work(td_core *c, const td_request *r, td_msg_work *w)
 {
     const td_job *j = r->job;
-    *w = (td_msg_work){.key = {j->id, r->attempt}, .prompt = {j->prompt, j->n_prompt}, .sampling = j->sampling,
-                       .salt = j->salt, .salt_bytes = j->salt_bytes};
+    *w = (td_msg_work){.key = {j->id, r->attempt},
+                       .prompt = {j->prompt, j->n_prompt},
+                       .sampling = j->sampling,
+                       .salt = j->salt,
+                       .salt_bytes = j->salt_bytes};
     if (j->deadline_us) {
         int64_t left = (j->deadline_us - c->now_us + 999) / 1000;
         w->remaining_ms = left < 1 ? 1 : left > UINT32_MAX ? UINT32_MAX : (uint32_t)left;
@@ -326,7 +352,8 @@ static void place_alone(td_core *c, td_request *r, td_worker *w)
     }
     placed(c, r);
     uint64_t tokens = (uint64_t)r->job->n_prompt + r->choice[0].n;
-    r->decode = td_lease_open(r, &r->leases, w, TD_LEASE_ALONE, r->attempt, r->job->sampling.n, tokens, kv_need(r));
+    r->decode =
+        td_lease_open(r, &r->leases, w, TD_LEASE_ALONE, r->attempt, r->job->sampling.n, tokens, kv_need(r));
     r->decode_worker = w->incarnation;
     r->prefill_worker = 0;
     td_msg *m = core_send(c, w, TD_MSG_START);
@@ -348,7 +375,8 @@ static void place_pair(td_core *c, td_request *r, td_worker *d, td_worker *p)
     }
     placed(c, r);
     uint64_t tokens = (uint64_t)r->job->n_prompt + r->choice[0].n;
-    r->decode = td_lease_open(r, &r->leases, d, TD_LEASE_DECODE, r->attempt, r->job->sampling.n, 0, kv_need(r));
+    r->decode =
+        td_lease_open(r, &r->leases, d, TD_LEASE_DECODE, r->attempt, r->job->sampling.n, 0, kv_need(r));
     r->prefill = td_lease_open(r, &r->leases, p, TD_LEASE_PREFILL, r->attempt, 0, tokens, tokens);
     r->decode_worker = d->incarnation;
     r->prefill_worker = p->incarnation;
@@ -371,9 +399,12 @@ void core_start_prefill(td_core *c, td_request *r, const td_msg *reserved)
     td_msg *m = core_send(c, p, TD_MSG_START);
     m->start.work = work;
     m->start.has_sink = true;
-    m->start.sink = (td_msg_sink){.endpoint = endpoint && endpoint[0] ? endpoint : d->endpoint, .epoch = reserved->reserved.epoch,
-                                  .incarnation = d->incarnation, .hit_tokens = reserved->reserved.hit_tokens,
-                                  .credits = reserved->reserved.credits, .has_key = d->has_bulk_key};
+    m->start.sink = (td_msg_sink){.endpoint = endpoint && endpoint[0] ? endpoint : d->endpoint,
+                                  .epoch = reserved->reserved.epoch,
+                                  .incarnation = d->incarnation,
+                                  .hit_tokens = reserved->reserved.hit_tokens,
+                                  .credits = reserved->reserved.credits,
+                                  .has_key = d->has_bulk_key};
     memcpy(m->start.sink.public_key, d->bulk_key, sizeof d->bulk_key);
     td_request_go(r, TD_REQ_PREFILLING, c->now_us);
     cancel_finished_choices(c, r, p);

@@ -65,7 +65,8 @@ static td_worker *free_slot(td_fleet *f)
     return best;
 }
 
-/* Identical facts: page size, KV size and limits may differ; max_model_len too (the smallest one binds a request). */
+/* Identical facts: page size, KV size and limits may differ; max_model_len too (the smallest one binds a
+ * request). */
 static bool same_identity(const td_fleet *f, const td_msg_hello *h, char *reason, size_t n)
 {
     td_identity mine = f->id;
@@ -73,11 +74,12 @@ static bool same_identity(const td_fleet *f, const td_msg_hello *h, char *reason
     return td_identity_same(&mine, &h->id, reason, n);
 }
 
-td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, const td_msg_hello *h, td_worker **out, td_worker **replaced,
-                         char *reason, size_t n)
+td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, const td_msg_hello *h,
+                         td_worker **out, td_worker **replaced, char *reason, size_t n)
 {
     *replaced = NULL;
-    if (!anyone_alive(f) && !td_fleet_find(f, incarnation)) f->has_identity = false; /* an empty cluster may become another one */
+    if (!anyone_alive(f) && !td_fleet_find(f, incarnation))
+        f->has_identity = false; /* an empty cluster may become another one */
     if (f->has_identity && !same_identity(f, h, reason, n)) {
         f->refused++;
         return TD_EBADREQ;
@@ -123,7 +125,9 @@ td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, cons
 
 static td_worker_state state_of(td_wstate s)
 {
-    return s == TD_WSTATE_READY ? TD_WORKER_READY : s == TD_WSTATE_DRAINING ? TD_WORKER_DRAINING : TD_WORKER_LOADING;
+    return s == TD_WSTATE_READY      ? TD_WORKER_READY
+           : s == TD_WSTATE_DRAINING ? TD_WORKER_DRAINING
+                                     : TD_WORKER_LOADING;
 }
 
 bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heartbeat *b)
@@ -193,16 +197,23 @@ uint64_t td_fleet_kv_tokens(const td_fleet *f, td_role counted_as)
     uint64_t n = 0;
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
         const td_worker *w = &f->w[i];
-        if (w->state == TD_WORKER_READY && (w->role == counted_as || w->role == TD_ROLE_MIXED)) n += w->kv_tokens;
+        if (w->state == TD_WORKER_READY && (w->role == counted_as || w->role == TD_ROLE_MIXED))
+            n += w->kv_tokens;
     }
     return n;
 }
 
-td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind, uint32_t attempt, uint32_t seqs,
-                        uint64_t pending, uint64_t kv)
+td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind,
+                        uint32_t attempt, uint32_t seqs, uint64_t pending, uint64_t kv)
 {
     td_lease *l = td_xalloc(sizeof *l);
-    *l = (td_lease){.request = r, .worker = w, .attempt = attempt, .kind = kind, .seqs = seqs, .pending_tokens = pending, .kv_tokens = kv};
+    *l = (td_lease){.request = r,
+                    .worker = w,
+                    .attempt = attempt,
+                    .kind = kind,
+                    .seqs = seqs,
+                    .pending_tokens = pending,
+                    .kv_tokens = kv};
     l->next_of_request = *of_request;
     *of_request = l;
     l->next_of_worker = w->leases;

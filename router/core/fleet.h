@@ -1,14 +1,20 @@
-/* router/core/fleet.h - the workers this router knows, by incarnation (one process start), and what is placed on each.
+/* router/core/fleet.h - the workers this router knows, by incarnation (one process start), and what is placed
+ * on each.
  *
- *   HELLO --> LOADING --> READY --> DRAINING        any --no beat for dead_us, GOODBYE, send failed--> DEAD --beat--> back
- *                           ^ |                     READY, DRAINING --step stands still while busy--> HUNG --step moves--> back
- *                           +-+
- * Rules:     1. The first worker fixes the cluster's identity (model, KV type, numerics ...); a different one is refused, both values named.
- *            2. A worker is usable when READY and not held off (it said BUSY a moment ago). Requests wait for READY and LOADING workers;
- *               nobody waits for one that is DEAD, HUNG or DRAINING.
- *            3. seqs, pending_tokens and kv_tokens of a worker are the sums over its open leases: zero when it has none.
- *            4. A dead worker's record is kept until its slot is needed, so that one that only slept is taken back by its next beat.
- * Ownership: the fleet owns workers and their strings; requests own leases, which are linked into the worker too.
+ *   HELLO --> LOADING --> READY --> DRAINING
+ *   any               --no beat for dead_us, GOODBYE, a send failed--> DEAD --beat--> back
+ *   READY, DRAINING   --step stands still while busy--> HUNG --step moves--> back
+ *
+ * Rules:     1. The first worker fixes the cluster's identity (model, KV type, numerics ...); a different one
+ *               is refused, both values named.
+ *            2. A worker is usable when READY and not held off (it said BUSY a moment ago). Requests wait for
+ *               READY and LOADING workers; nobody waits for one that is DEAD, HUNG or DRAINING.
+ *            3. seqs, pending_tokens and kv_tokens of a worker are the sums over its open leases: zero when
+ *               it has none.
+ *            4. A dead worker's record is kept until its slot is needed, so that one that only slept is taken
+ *               back by its next beat.
+ * Ownership: the fleet owns workers and their strings; requests own leases, which are linked into the worker
+ *            too.
  * Threads:   core. Limits: TD_INDEX_SLOTS workers (dead ones give up their slot). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_CORE_FLEET_H
@@ -78,9 +84,10 @@ typedef struct td_fleet {
 void td_fleet_init(td_fleet *f, const td_fleet_opts *o);
 const char *td_worker_state_name(td_worker_state s);
 td_worker *td_fleet_find(td_fleet *f, uint64_t incarnation); /* DEAD ones too; NULL: unknown */
-/* A HELLO. EBADREQ: reason says why it is refused. *replaced: an older process of the same name, to be declared lost, or NULL. */
-td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, const td_msg_hello *h, td_worker **out, td_worker **replaced,
-                         char *reason, size_t n);
+/* A HELLO. EBADREQ: reason says why it is refused. *replaced: an older process of the same name, to be
+ * declared lost, or NULL. */
+td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, const td_msg_hello *h,
+                         td_worker **out, td_worker **replaced, char *reason, size_t n);
 /* A beat of a known worker. True: it was DEAD and is back. */
 bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heartbeat *b);
 /* Whether it is time to call it dead (*hung false) or hung (*hung true). */
@@ -88,15 +95,19 @@ bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, boo
 int64_t td_fleet_hang_us(const td_fleet *f, const td_worker *w);
 void td_fleet_lose(td_worker *w, td_worker_state to, int64_t now_us);
 
-static inline bool td_worker_alive(const td_worker *w) { return w->state >= TD_WORKER_LOADING && w->state <= TD_WORKER_HUNG; }
-/* Can complete a request now. Until it could for the first time it waits for workers that are still loading (at most settle_us), so that
- * the first requests do not all go to whoever was ready first. */
+static inline bool td_worker_alive(const td_worker *w)
+{
+    return w->state >= TD_WORKER_LOADING && w->state <= TD_WORKER_HUNG;
+}
+/* Can complete a request now. Until it could for the first time it waits for workers that are still loading
+ * (at most settle_us), so that the first requests do not all go to whoever was ready first. */
 bool td_fleet_serves(td_fleet *f, int64_t now_us);
 bool td_fleet_hopeful(const td_fleet *f); /* someone is ready or loading */
-uint64_t td_fleet_kv_tokens(const td_fleet *f, td_role counted_as); /* of ready workers: DECODE counts DECODE and MIXED */
+uint64_t td_fleet_kv_tokens(const td_fleet *f,
+                            td_role counted_as); /* of ready workers: DECODE counts DECODE and MIXED */
 
-td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind, uint32_t attempt, uint32_t seqs,
-                        uint64_t pending, uint64_t kv);
+td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind,
+                        uint32_t attempt, uint32_t seqs, uint64_t pending, uint64_t kv);
 void td_lease_prompt_done(td_lease *l);
 void td_lease_close(td_lease **of_request, td_lease *l); /* frees it */
 

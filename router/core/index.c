@@ -98,7 +98,8 @@ static void remove_entry(td_index *x, uint32_t n)
 void td_index_add(td_index *x, unsigned slot, const td_h128 *blocks, uint32_t n)
 {
     TD_CHECK(slot < TD_INDEX_SLOTS);
-    /* Newest last block would be evicted last; a prefix is useless without its head, so the head is touched last. */
+    /* Newest last block would be evicted last; a prefix is useless without its head, so the head is touched
+     * last. */
     if (n > x->max) n = x->max;
     for (uint32_t j = n; j-- > 0;) {
         uint32_t i = find_slot(x, blocks[j]);

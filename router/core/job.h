@@ -1,9 +1,12 @@
-/* router/core/job.h - what the API hands to the core for one prompt, and what the core hands back while it is answered.
+/* router/core/job.h - what the API hands to the core for one prompt, and what the core hands back while it is
+ * answered.
  *
- *   api (text pool) --td_job--> core          core --td_out*, then exactly one terminal td_out--> api (net thread)
+ *   api (text pool) --td_job--> core --td_out*, then exactly one terminal td_out--> api (net thread)
  *
- * Rules:     1. Every td_job that entered td_core_step ends in exactly one terminal td_out (DONE or FAILED); nothing follows it.
- *            2. DELTAs of one choice are contiguous: offset is the number of that choice's tokens delivered before.
+ * Rules:     1. Every td_job that entered td_core_step ends in exactly one terminal td_out (DONE or FAILED);
+ *               nothing follows it.
+ *            2. DELTAs of one choice are contiguous: offset is the number of that choice's tokens delivered
+ *               before.
  *            3. The job's arena owns everything the job points to. The core frees the job (td_job_free).
  *            4. A td_out is one allocation; whoever receives it frees it with free().
  * Threads:   both move between threads; one owner at a time. */
@@ -26,7 +29,7 @@ typedef struct td_job {
     uint32_t net, part;             /* net thread; which prompt of the call this is */
     const uint32_t *prompt;
     uint32_t n_prompt;
-    td_sampling sampling;           /* stop_ids: the request's and the model folder's; the core adds the worker's EOS */
+    td_sampling sampling; /* stop_ids: the request's and the model folder's; the core adds the worker's EOS */
     bool max_tokens_open;           /* no limit was asked: the rest of the context */
     bool max_tokens_soft;           /* the limit is a default: shortened to the context without an error */
     const char *const *stop;        /* stop strings */
@@ -45,7 +48,8 @@ td_job *td_job_new(size_t arena_max_bytes);
 void td_job_free(td_job *j);
 
 /* Why a request failed; the API maps it to HTTP and gRPC statuses. */
-#define TD_WHY_MAP(X) X(NONE) X(BAD) X(TOO_LONG) X(QUEUE_FULL) X(NO_WORKER) X(DEADLINE) X(CANCELLED) X(DRAINING) X(INTERNAL)
+#define TD_WHY_MAP(X)                                                                                        \
+    X(NONE) X(BAD) X(TOO_LONG) X(QUEUE_FULL) X(NO_WORKER) X(DEADLINE) X(CANCELLED) X(DRAINING) X(INTERNAL)
 typedef enum {
 #define X(name) TD_WHY_##name,
     TD_WHY_MAP(X)
@@ -57,7 +61,8 @@ typedef struct td_usage { uint32_t prompt_tokens, completion_tokens, cached_toke
 
 /* Milliseconds; negative: did not happen. */
 typedef struct td_timings {
-    double queue_ms, prefill_ms, transfer_ms, transfer_exposed_ms, ttft_ms, second_token_ms, itl_ms_mean, itl_ms_p99, total_ms;
+    double queue_ms, prefill_ms, transfer_ms, transfer_exposed_ms, ttft_ms, second_token_ms, itl_ms_mean,
+        itl_ms_p99, total_ms;
     uint64_t kv_bytes_shipped;
 } td_timings;
 

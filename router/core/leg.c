@@ -1,7 +1,7 @@
 /* router/core/leg.c - what a worker says about its part of a request.
  *
- * Messages of two workers may overtake each other: the decode worker's tokens can come before the prefill worker's first token. The log's
- * rule (4 of router.h) makes the order irrelevant. */
+ * Messages of two workers may overtake each other: the decode worker's tokens can come before the prefill
+ * worker's first token. The log's rule (4 of router.h) makes the order irrelevant. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "router/core/core_int.h"
@@ -52,7 +52,8 @@ static void fault(td_core *c, td_lease *l, const char *what)
     w->faults++;
     c->counts.faults++;
     l->request->faults++;
-    core_log(c, TD_LOG_ERROR, "request %s: worker %s broke the protocol: %s", l->request->job->name, w->name, what);
+    core_log(c, TD_LOG_ERROR, "request %s: worker %s broke the protocol: %s", l->request->job->name, w->name,
+             what);
     core_again(c, l->request, w->incarnation, TD_REPLACE_FAULT, what);
 }
 
@@ -91,7 +92,8 @@ static void to_state_after_tokens(td_core *c, td_request *r, const td_lease *l)
     }
 }
 
-/* Feed new tokens [from, from + n) of the log to the text; stops at a stop string. Returns how many were used. */
+/* Feed new tokens [from, from + n) of the log to the text; stops at a stop string. Returns how many were
+ * used. */
 static uint32_t speak(td_core *c, td_request *r, const td_msg_tokens *t, uint32_t skip)
 {
     td_choice *ch = &r->choice[t->choice];
@@ -117,7 +119,8 @@ static const char *check_overlap(const td_choice *ch, const td_msg_tokens *t)
 {
     if (t->base_index > ch->n) return "tokens are missing";
     uint32_t common = TD_MIN(ch->n - t->base_index, t->n);
-    if (common && memcmp(ch->ids + t->base_index, t->ids, common * sizeof *t->ids)) return "tokens differ from those already delivered";
+    if (common && memcmp(ch->ids + t->base_index, t->ids, common * sizeof *t->ids))
+        return "tokens differ from those already delivered";
     return NULL;
 }
 
@@ -175,7 +178,8 @@ static void on_tokens_of(td_core *c, td_worker *w, const td_msg_tokens *t)
         }
     }
     if (used) td_request_token_time(r, t->choice, used, c->now_us);
-    if (used || ch->finish != TD_FINISH_NONE) core_emit_delta(c, r, t->choice, offset, t, skip, used, c->text.p, c->text.len);
+    if (used || ch->finish != TD_FINISH_NONE)
+        core_emit_delta(c, r, t->choice, offset, t, skip, used, c->text.p, c->text.len);
     if (ch->finish != TD_FINISH_NONE) r->n_open--;
     if (cut) cut_choice(c, r, t->choice);
     if (over) {
@@ -198,7 +202,8 @@ static void on_prompt_done(td_core *c, td_worker *w, const td_msg *m)
         c->counts.prompt_tokens += r->job->n_prompt;
         c->counts.cached_tokens += m->prompt_done.cached_tokens;
     }
-    if (l->kind == TD_LEASE_PREFILL && r->state == TD_REQ_PREFILLING) td_request_go(r, TD_REQ_SHIPPING, c->now_us);
+    if (l->kind == TD_LEASE_PREFILL && r->state == TD_REQ_PREFILLING)
+        td_request_go(r, TD_REQ_SHIPPING, c->now_us);
     if (!r->scores_due) return;
     if (m->prompt_done.n_scores != r->job->n_prompt - 1) {
         fault(c, l, "prompt log probabilities are missing");
@@ -225,7 +230,8 @@ static void on_ship_report(td_core *c, td_worker *w, const td_msg *m)
         core_log(c, TD_LOG_WARN, "request %s: worker %s recomputes the prompt (%s)", r->job->name, w->name,
                  m->ship_report.reason ? m->ship_report.reason : "no reason given");
     }
-    if (r->state == TD_REQ_PREFILLING || r->state == TD_REQ_SHIPPING) td_request_go(r, TD_REQ_LANDED, c->now_us);
+    if (r->state == TD_REQ_PREFILLING || r->state == TD_REQ_SHIPPING)
+        td_request_go(r, TD_REQ_LANDED, c->now_us);
 }
 
 static void on_ended(td_core *c, td_worker *w, const td_msg *m)
@@ -240,12 +246,16 @@ static void on_ended(td_core *c, td_worker *w, const td_msg *m)
     td_lease_kind kind = l->kind;
     core_close_lease(c, l); /* may release r when it had its terminal event */
     if (!live) return;
-    const char *why = m->ended.reason && m->ended.reason[0] ? m->ended.reason : td_status_name(m->ended.status);
+    const char *why =
+        m->ended.reason && m->ended.reason[0] ? m->ended.reason : td_status_name(m->ended.status);
     if (m->ended.status == TD_EBADREQ) core_fail(c, r, TD_WHY_BAD, 0, "%s", why);
-    else if (m->ended.status == TD_ETIME) core_fail(c, r, TD_WHY_DEADLINE, 0, "the request took longer than its deadline allows");
+    else if (m->ended.status == TD_ETIME)
+        core_fail(c, r, TD_WHY_DEADLINE, 0, "the request took longer than its deadline allows");
     else if (m->ended.status != TD_OK) core_again(c, r, w->incarnation, TD_REPLACE_FAILED, why);
-    else if (m->ended.finish == TD_FINISH_CANCEL) core_again(c, r, w->incarnation, TD_REPLACE_FAILED, "the worker gave it up");
-    else if (kind != TD_LEASE_PREFILL) core_again(c, r, w->incarnation, TD_REPLACE_FAULT, "it ended before all tokens had come");
+    else if (m->ended.finish == TD_FINISH_CANCEL)
+        core_again(c, r, w->incarnation, TD_REPLACE_FAILED, "the worker gave it up");
+    else if (kind != TD_LEASE_PREFILL)
+        core_again(c, r, w->incarnation, TD_REPLACE_FAULT, "it ended before all tokens had come");
     /* A prefill worker is done when its pages are handed off, or refused: then the decode side recomputes. */
 }
 

@@ -84,15 +84,17 @@ static const void *put(char **tail, const void *p, size_t n)
 
 static size_t room(size_t n) { return (n + 7) & ~(size_t)7; }
 
-void core_emit_delta(td_core *c, const td_request *r, uint32_t choice, uint32_t offset, const td_msg_tokens *t, uint32_t skip, uint32_t n,
-                     const char *text, size_t text_len)
+void core_emit_delta(td_core *c, const td_request *r, uint32_t choice, uint32_t offset,
+                     const td_msg_tokens *t, uint32_t skip, uint32_t n, const char *text, size_t text_len)
 {
     const td_choice *ch = &r->choice[choice];
     bool lp = n && t->logprobs && r->job->sampling.logprobs >= 0;
     uint32_t n_top = lp && t->top ? t->n_top : 0;
-    size_t b_ids = n * sizeof(uint32_t), b_lp = lp ? n * sizeof(float) : 0, b_top = (size_t)n * n_top * sizeof(td_top);
+    size_t b_ids = n * sizeof(uint32_t), b_lp = lp ? n * sizeof(float) : 0,
+           b_top = (size_t)n * n_top * sizeof(td_top);
     char *tail;
-    td_out *o = new_out(r->job, TD_OUT_DELTA, room(b_ids) + room(b_lp) + room(b_top) + room(text_len + 1), &tail);
+    td_out *o =
+        new_out(r->job, TD_OUT_DELTA, room(b_ids) + room(b_lp) + room(b_top) + room(text_len + 1), &tail);
     o->choice = choice;
     o->offset = offset;
     o->n_ids = n;
@@ -113,7 +115,8 @@ void core_emit_prompt(td_core *c, const td_request *r, const td_msg_score *s, ui
     size_t tops = 0;
     for (uint32_t i = 0; i < n; i++) tops += s[i].n_top;
     char *tail;
-    td_out *o = new_out(r->job, TD_OUT_PROMPT, room(n * sizeof(td_score)) + room(tops * sizeof(td_top)), &tail);
+    td_out *o =
+        new_out(r->job, TD_OUT_PROMPT, room(n * sizeof(td_score)) + room(tops * sizeof(td_top)), &tail);
     td_score *score = (td_score *)(void *)tail;
     td_top *top = (td_top *)(void *)(tail + room(n * sizeof *score));
     for (uint32_t i = 0; i < n; i++) {

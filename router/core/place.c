@@ -12,8 +12,9 @@ static double prefill_ms(const td_place_worker *w, const td_place_ask *a)
 
 static double queue_ms(const td_place_worker *w) { return w->pending_tokens / w->prefill_tok_s * 1e3; }
 
-/* Own decoding plus the harm to those who share the batch. A step grows slowly with its rows, so a full worker counts as twice an empty one;
- * near the end of its KV pages a worker preempts, hence the barrier k/(1-k). */
+/* Own decoding plus the harm to those who share the batch. A step grows slowly with its rows, so a full
+ * worker counts as twice an empty one; near the end of its KV pages a worker preempts, hence the barrier
+ * k/(1-k). */
 static double decode_ms(const td_place_worker *w, const td_place_ask *a)
 {
     double fill = w->max_seqs ? (double)w->seqs / w->max_seqs : 1;
@@ -21,7 +22,8 @@ static double decode_ms(const td_place_worker *w, const td_place_ask *a)
     return a->out_tokens * w->step_ms * (1 + fill) + w->step_ms * k / (1 - k);
 }
 
-/* The prompt's pages follow the compute layer by layer: only what is slower than the compute is seen, and the last layer. */
+/* The prompt's pages follow the compute layer by layer: only what is slower than the compute is seen, and the
+ * last layer. */
 static double transfer_ms(const td_place_worker *p, const td_place_worker *d, const td_place_ask *a)
 {
     double tokens = (double)a->tokens - (d->hit_tokens < a->tokens ? d->hit_tokens : a->tokens);
@@ -52,7 +54,8 @@ static pools find_pools(const td_place_worker *w, int n)
 
 static bool may_be_alone(const td_place_worker *w, pools s)
 {
-    return w->role == TD_ROLE_MIXED || (w->role == TD_ROLE_DECODE && !s.prefill) || (w->role == TD_ROLE_PREFILL && !s.decode);
+    return w->role == TD_ROLE_MIXED || (w->role == TD_ROLE_DECODE && !s.prefill) ||
+           (w->role == TD_ROLE_PREFILL && !s.decode);
 }
 
 /* Rule 3. */
@@ -86,8 +89,10 @@ td_placement td_place_choose(const td_place_worker *w, int n, const td_place_ask
             if (!w[d].room_decode) continue;
             for (int p = 0; p < n; p++) {
                 if (w[p].role != TD_ROLE_PREFILL || !w[p].usable || !w[p].room_prefill) continue;
-                double ms = queue_ms(&w[p]) + prefill_ms(&w[p], a) + transfer_ms(&w[p], &w[d], a) + decode_ms(&w[d], a);
-                consider(&best, &best_tie, (td_placement){TD_PLACE_PAIR, d, p, ms}, td_mix64(a->tie ^ w[d].id ^ td_mix64(w[p].id)));
+                double ms = queue_ms(&w[p]) + prefill_ms(&w[p], a) + transfer_ms(&w[p], &w[d], a) +
+                            decode_ms(&w[d], a);
+                consider(&best, &best_tie, (td_placement){TD_PLACE_PAIR, d, p, ms},
+                         td_mix64(a->tie ^ w[d].id ^ td_mix64(w[p].id)));
             }
         }
     }

@@ -1,13 +1,18 @@
-/* router/core/place.h - where a request goes: the cheapest of all (decode, prefill) pairs and single workers, in milliseconds.
+/* router/core/place.h - where a request goes: the cheapest of all (decode, prefill) pairs and single workers,
+ * in milliseconds.
  *
- *   pair  = wait for p's queue + compute what p has not cached + the part of the transfer that compute cannot hide + decode on d
- *   alone = wait for m's queue + compute + decode on m + what the prompt costs the requests already decoding there
+ *   pair  = wait for p's queue + compute what p has not cached
+ *           + the part of the transfer that compute cannot hide + decode on d
+ *   alone = wait for m's queue + compute + decode on m + what the prompt costs those who decode there
  *
- * Rules:     1. Roles are policies: any worker can do everything. A pair takes p from the PREFILL pool and d from the DECODE pool; alone is a
- *               MIXED worker, or, when one of the two pools is empty, a worker of the other pool (so a request survives the loss of all
- *               prefill or all decode workers).
- *            2. `usable` says who may be chosen at all (ready, not excluded); `room` who can take it now. Usable but no room: WAIT.
- *            3. Equal cost within 2 %: by hash of (tie, worker), so that equal workers share and equal prompts stay together.
+ * Rules:     1. Roles are policies: any worker can do everything. A pair takes p from the PREFILL pool and d
+ *               from the DECODE pool; alone is a MIXED worker, or, when one of the two pools is empty, a
+ *               worker of the other pool (so a request survives the loss of all prefill or all decode
+ *               workers).
+ *            2. `usable` says who may be chosen at all (ready, not excluded); `room` who can take it now.
+ *               Usable but no room: WAIT.
+ *            3. Equal cost within 2 %: by hash of (tie, worker), so that equal workers share and equal
+ *               prompts stay together.
  * Threads:   pure. Limits: TD_INDEX_SLOTS workers. Source: reference notes, router G.3. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_CORE_PLACE_H

@@ -12,7 +12,10 @@ static const struct { const char *name; unsigned to; } states[] = {
 #undef X
 };
 
-const char *td_request_state_name(td_req_state s) { return (unsigned)s < TD_REQ_COUNT ? states[s].name : "?"; }
+const char *td_request_state_name(td_req_state s)
+{
+    return (unsigned)s < TD_REQ_COUNT ? states[s].name : "?";
+}
 
 bool td_request_legal(td_req_state from, td_req_state to)
 {
@@ -140,7 +143,9 @@ void td_request_timings(const td_request *r, int64_t now_us, td_timings *out)
 {
     double router_wait = span_ms(r->arrived_us, r->placed_us);
     *out = (td_timings){
-        .queue_ms = router_wait < 0 ? -1 : router_wait + (r->worker_queue_us > 0 ? (double)r->worker_queue_us / 1e3 : 0),
+        .queue_ms = router_wait < 0
+                        ? -1
+                        : router_wait + (r->worker_queue_us > 0 ? (double)r->worker_queue_us / 1e3 : 0),
         .prefill_ms = dur_ms(r->prefill_us),
         .transfer_ms = dur_ms(r->transfer_us),
         .transfer_exposed_ms = dur_ms(r->exposed_us),

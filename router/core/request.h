@@ -1,28 +1,33 @@
 /* router/core/request.h - one client request in the core: its state, its token log, its leases.
  *
- *            +-------------------------- a worker was lost, refused or failed: placed again ---------------------------+
- *            v                                                                                                         |
- *   QUEUED --> ROUTED --> RESERVED --> PREFILLING --> SHIPPING --> LANDED --> DECODING --> DONE --> RELEASED           |
- *     |  |       |            |            |  |           |           |           |                    ^               |
- *     |  |       +------------+------------+--+-----------+-----------+-----------+--------------------|---------------+
- *     |  +--> PREFILLING (one worker does both)                                                        |
- *     +--------- cancel, deadline, error: from any of them --------> DRAINING ------------------------+
+ *   QUEUED -> ROUTED -> RESERVED -> PREFILLING -> SHIPPING -> LANDED -> DECODING -> DONE -> RELEASED
+ *     ^  \___ one worker does both ____^   \______ their messages may overtake ____^
+ *     |
+ *     +-- ROUTED .. DECODING: a worker was lost, refused or failed; placed again
  *
- *   QUEUED      in the queue, no worker            SHIPPING   prompt computed, first token known; pages on their way
- *   ROUTED      RESERVE sent to the decode worker  LANDED     pages arrived (or are recomputed by the decode worker)
- *   RESERVED    RESERVED received                  DECODING   the decode (or only) worker has sent tokens
- *   PREFILLING  START sent                         DONE       the client has its terminal event; leases still open
- *   DRAINING    ended early; the client has its terminal event, workers were told, leases still open
+ *   QUEUED .. DECODING -> DRAINING -> RELEASED: cancel, deadline, error
+ *
+ *   QUEUED      in the queue, no worker
+ *   ROUTED      RESERVE sent to the decode worker
+ *   RESERVED    RESERVED received
+ *   PREFILLING  START sent
+ *   SHIPPING    prompt computed, first token known; pages on their way
+ *   LANDED      pages arrived (or are recomputed by the decode worker)
+ *   DECODING    the decode (or only) worker has sent tokens
+ *   DONE        the client has its terminal event; leases still open
+ *   DRAINING    ended early: the client has its terminal event, workers were told; leases still open
  *   RELEASED    no lease left: freed at the start of the next step
  *
  * Rules:     1. Only td_request_go changes the state; an illegal change is refused and counted.
  *            2. A choice's log is append-only. What the client sees is a function of the log alone.
- *            3. `attempt` numbers placements from 1. A lease belongs to one attempt. Only messages of the current attempt, from a worker with
- *               an open lease of it, may change the request.
+ *            3. `attempt` numbers placements from 1. A lease belongs to one attempt. Only messages of the
+ *               current attempt, from a worker with an open lease of it, may change the request.
  *            4. The terminal td_out is emitted when DONE or DRAINING is entered, exactly once.
- *            5. A lease stays open until the worker's ENDED, its loss, or lease_us after it was cancelled or the request was done.
+ *            5. A lease stays open until the worker's ENDED, its loss, or lease_us after it was cancelled or
+ *               the request was done.
  * Ownership: the request owns job, logs and leases. Threads: core.
- * Limits:    TD_MAX_CHOICES choices; TD_REQUEST_EXCLUDED excluded workers; TD_REQUEST_GAPS intervals kept for the p99. */
+ * Limits:    TD_MAX_CHOICES choices; TD_REQUEST_EXCLUDED excluded workers; TD_REQUEST_GAPS intervals kept for
+ *            the p99. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_CORE_REQUEST_H
 #define TD_ROUTER_CORE_REQUEST_H
@@ -36,16 +41,16 @@ enum { TD_REQUEST_EXCLUDED = 8, TD_REQUEST_GAPS = 4096 };
 /* X(state, legal successors) */
 #define TD_TO(s) (1u << TD_REQ_##s)
 #define TD_TO_END (TD_TO(QUEUED) | TD_TO(DRAINING))
-#define TD_REQUEST_STATES(X)                                                                                     \
-    X(QUEUED, TD_TO(ROUTED) | TD_TO(PREFILLING) | TD_TO(DONE) | TD_TO(DRAINING))                                 \
-    X(ROUTED, TD_TO(RESERVED) | TD_TO_END)                                                                       \
-    X(RESERVED, TD_TO(PREFILLING) | TD_TO_END)                                                                   \
-    X(PREFILLING, TD_TO(SHIPPING) | TD_TO(LANDED) | TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)                   \
-    X(SHIPPING, TD_TO(LANDED) | TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)                                       \
-    X(LANDED, TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)                                                         \
-    X(DECODING, TD_TO(DONE) | TD_TO_END)                                                                         \
-    X(DONE, TD_TO(RELEASED))                                                                                     \
-    X(DRAINING, TD_TO(RELEASED))                                                                                 \
+#define TD_REQUEST_STATES(X)                                                                                 \
+    X(QUEUED, TD_TO(ROUTED) | TD_TO(PREFILLING) | TD_TO(DONE) | TD_TO(DRAINING))                             \
+    X(ROUTED, TD_TO(RESERVED) | TD_TO_END)                                                                   \
+    X(RESERVED, TD_TO(PREFILLING) | TD_TO_END)                                                               \
+    X(PREFILLING, TD_TO(SHIPPING) | TD_TO(LANDED) | TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)               \
+    X(SHIPPING, TD_TO(LANDED) | TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)                                   \
+    X(LANDED, TD_TO(DECODING) | TD_TO(DONE) | TD_TO_END)                                                     \
+    X(DECODING, TD_TO(DONE) | TD_TO_END)                                                                     \
+    X(DONE, TD_TO(RELEASED))                                                                                 \
+    X(DRAINING, TD_TO(RELEASED))                                                                             \
     X(RELEASED, 0u)
 
 typedef enum {
@@ -102,9 +107,11 @@ bool td_request_go(td_request *r, td_req_state to, int64_t now_us);
 bool td_request_excludes(const td_request *r, uint64_t incarnation);
 void td_request_exclude(td_request *r, uint64_t incarnation);
 
-/* Append one token to a choice's log. False: the log is at its limit (prompt + max_tokens), a worker's fault. */
+/* Append one token to a choice's log. False: the log is at its limit (prompt + max_tokens), a worker's fault.
+ * */
 bool td_choice_append(td_choice *c, uint32_t id, uint32_t limit);
-/* Whether the log itself says that the choice is over (its worker died between the last token and saying so). */
+/* Whether the log itself says that the choice is over (its worker died between the last token and saying so).
+ * */
 td_finish td_choice_implied(const td_choice *c, const td_sampling *s);
 
 void td_request_token_time(td_request *r, uint32_t choice, uint32_t n_new, int64_t now_us);

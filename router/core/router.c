@@ -85,7 +85,8 @@ static void on_submit(td_core *c, td_job *j)
     td_why why = TD_WHY_NONE;
     uint32_t retry_ms = 1000;
     if (c->draining) why = TD_WHY_DRAINING, reason = "the server is shutting down";
-    else if (!j->n_prompt || j->sampling.n < 1 || j->sampling.n > TD_MAX_CHOICES || td_map_get(&c->by_id, j->id, &there))
+    else if (!j->n_prompt || j->sampling.n < 1 || j->sampling.n > TD_MAX_CHOICES ||
+             td_map_get(&c->by_id, j->id, &there))
         why = TD_WHY_BAD, reason = "the request is empty or repeated", retry_ms = 0;
     else if (c->queue.n >= c->o.max_queue || total(c) >= c->o.max_requests)
         why = TD_WHY_QUEUE_FULL, reason = "too many requests are waiting";
@@ -103,7 +104,8 @@ static void on_submit(td_core *c, td_job *j)
 static void on_cancel(td_core *c, uint64_t id)
 {
     uint64_t p;
-    if (td_map_get(&c->by_id, id, &p)) core_fail(c, (td_request *)(uintptr_t)p, TD_WHY_CANCELLED, 0, "the client is gone");
+    if (td_map_get(&c->by_id, id, &p))
+        core_fail(c, (td_request *)(uintptr_t)p, TD_WHY_CANCELLED, 0, "the client is gone");
 }
 
 /* ---- workers ---- */
@@ -120,7 +122,8 @@ static void on_hello(td_core *c, uint64_t from, const td_msg *m)
         no->refused.reason = td_arena_strndup(&c->out->arena, reason, strlen(reason));
         return;
     }
-    if (old) core_lose_worker(c, old, TD_WORKER_DEAD, TD_REPLACE_LOST, "a new process of the same name has come");
+    if (old)
+        core_lose_worker(c, old, TD_WORKER_DEAD, TD_REPLACE_LOST, "a new process of the same name has come");
     if (known && known->leases) { /* it starts over: what it had is gone */
         td_worker_state s = known->state;
         core_lose_worker(c, known, TD_WORKER_DEAD, TD_REPLACE_LOST, "it said hello again");
@@ -131,13 +134,15 @@ static void on_hello(td_core *c, uint64_t from, const td_msg *m)
     yes->welcome.heartbeat_ms = c->o.heartbeat_ms;
     yes->welcome.hash_key = c->o.hash_key;
     static const char *const role[] = {"?", "prefill", "decode", "mixed"};
-    core_log(c, TD_LOG_INFO, "worker %s joined: %s, %llu KV tokens, %u sequences%s", w->name, role[w->role & 3],
-             (unsigned long long)w->kv_tokens, w->max_seqs, first ? ", fixes the cluster's identity" : "");
+    core_log(c, TD_LOG_INFO, "worker %s joined: %s, %llu KV tokens, %u sequences%s", w->name,
+             role[w->role & 3], (unsigned long long)w->kv_tokens, w->max_seqs,
+             first ? ", fixes the cluster's identity" : "");
 }
 
 static void on_beat(td_core *c, uint64_t from, td_worker *w, const td_msg *m)
 {
-    /* An unknown sender (this router is younger than it thinks) learns from our incarnation that it must say hello. */
+    /* An unknown sender (this router is younger than it thinks) learns from our incarnation that it must say
+     * hello. */
     td_msg *ack = core_send(c, w ? w : &(td_worker){.incarnation = from}, TD_MSG_HEARTBEAT_ACK);
     ack->heartbeat_ack.seq = m->heartbeat.seq;
     if (!w) {
@@ -145,8 +150,11 @@ static void on_beat(td_core *c, uint64_t from, td_worker *w, const td_msg *m)
         return;
     }
     td_worker_state was = w->state;
-    if (td_fleet_beat(&c->fleet, w, c->now_us, &m->heartbeat)) core_log(c, TD_LOG_WARN, "worker %s is back", w->name);
-    if (w->state != was) core_log(c, TD_LOG_INFO, "worker %s: %s -> %s", w->name, td_worker_state_name(was), td_worker_state_name(w->state));
+    if (td_fleet_beat(&c->fleet, w, c->now_us, &m->heartbeat))
+        core_log(c, TD_LOG_WARN, "worker %s is back", w->name);
+    if (w->state != was)
+        core_log(c, TD_LOG_INFO, "worker %s: %s -> %s", w->name, td_worker_state_name(was),
+                 td_worker_state_name(w->state));
 }
 
 static void on_message(td_core *c, uint64_t from, const td_msg *m)
@@ -154,15 +162,18 @@ static void on_message(td_core *c, uint64_t from, const td_msg *m)
     td_worker *w = td_fleet_find(&c->fleet, from);
     if (m->type == TD_MSG_HELLO) on_hello(c, from, m);
     else if (m->type == TD_MSG_HEARTBEAT) on_beat(c, from, w, m);
-    else if (!w || w->state == TD_WORKER_DEAD) c->counts.unknown_messages++; /* its leases are gone; its next beat brings it back */
-    else if (m->type == TD_MSG_GOODBYE) core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "it said goodbye");
+    else if (!w || w->state == TD_WORKER_DEAD)
+        c->counts.unknown_messages++; /* its leases are gone; its next beat brings it back */
+    else if (m->type == TD_MSG_GOODBYE)
+        core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "it said goodbye");
     else core_leg_message(c, w, m);
 }
 
 static void on_peer_lost(td_core *c, uint64_t from)
 {
     td_worker *w = td_fleet_find(&c->fleet, from);
-    if (w && td_worker_alive(w)) core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "its connection is closed");
+    if (w && td_worker_alive(w))
+        core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "its connection is closed");
 }
 
 /* ---- time ---- */
@@ -172,7 +183,8 @@ static void check_worker(td_core *c, td_worker *w)
     bool hung;
     if (!td_worker_alive(w)) return;
     if (td_fleet_overdue(&c->fleet, w, c->now_us, &hung)) {
-        if (hung) core_lose_worker(c, w, TD_WORKER_HUNG, TD_REPLACE_HUNG, "its step stands still with work queued");
+        if (hung)
+            core_lose_worker(c, w, TD_WORKER_HUNG, TD_REPLACE_HUNG, "its step stands still with work queued");
         else core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "no heartbeat");
         return;
     }
@@ -183,11 +195,15 @@ static void check_worker(td_core *c, td_worker *w)
     core_send(c, w, TD_MSG_HEARTBEAT_ACK)->heartbeat_ack.seq = w->beat.seq;
 }
 
-static bool past_deadline(const td_core *c, const td_request *r) { return r->job->deadline_us && c->now_us >= r->job->deadline_us; }
+static bool past_deadline(const td_core *c, const td_request *r)
+{
+    return r->job->deadline_us && c->now_us >= r->job->deadline_us;
+}
 
 static void fail_deadline(td_core *c, td_request *r)
 {
-    core_fail(c, r, TD_WHY_DEADLINE, 0, "not finished within %lld ms", (long long)(r->job->deadline_us - r->arrived_us) / 1000);
+    core_fail(c, r, TD_WHY_DEADLINE, 0, "not finished within %lld ms",
+              (long long)(r->job->deadline_us - r->arrived_us) / 1000);
 }
 
 static void check_running(td_core *c, td_request *r)
@@ -200,13 +216,15 @@ static void check_running(td_core *c, td_request *r)
         core_again(c, r, r->decode_worker, TD_REPLACE_TIMEOUT, "the pages have not landed");
 }
 
-/* Leases that a worker forgot to end. Closing the last one releases the request, so `next` is taken before. */
+/* Leases that a worker forgot to end. Closing the last one releases the request, so `next` is taken before.
+ * */
 static void check_leases(td_core *c, td_request *r)
 {
     for (td_lease *l = r->leases, *next; l; l = next) {
         next = l->next_of_request;
         if (!l->close_us || c->now_us < l->close_us) continue;
-        core_log(c, TD_LOG_WARN, "request %s: worker %s never ended attempt %u", r->job->name, l->worker->name, l->attempt);
+        core_log(c, TD_LOG_WARN, "request %s: worker %s never ended attempt %u", r->job->name,
+                 l->worker->name, l->attempt);
         core_close_lease(c, l);
     }
 }

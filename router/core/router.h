@@ -1,19 +1,25 @@
-/* router/core/router.h - the router's machine: td_core_step(state, now, event) -> actions. No socket, thread, clock or randomness.
+/* router/core/router.h - the router's machine: td_core_step(state, now, event) -> actions. No socket, thread,
+ * clock or randomness.
  *
- *   SUBMIT, CANCEL from the API            \                  / SEND a message to a worker
- *   MESSAGE, PEER_LOST from the socket      > td_core_step > { EMIT a td_out to the API
- *   TICK, DRAIN from the loop              /                  \ ENDED a request reached its terminal event; LOG a line
+ *   SUBMIT, CANCEL from the API           \                  / SEND a message to a worker
+ *   MESSAGE, PEER_LOST from the socket     > td_core_step > { EMIT a td_out to the API
+ *   TICK, DRAIN from the loop             /                  \ ENDED: a request had its terminal event; LOG
  *
- * Rules:     1. Every submitted job ends in exactly one terminal td_out, within its deadline (checked on ticks).
- *            2. Actions must be carried out before the next step: what they point to lives until then. EMITs belong to the caller.
+ * Rules:     1. Every submitted job ends in exactly one terminal td_out, within its deadline (checked on
+ *               ticks).
+ *            2. Actions must be carried out before the next step: what they point to lives until then. EMITs
+ *               belong to the caller.
  *            3. A decode worker is reserved first; the prefill worker starts only after RESERVED.
- *            4. A token is accepted if its attempt is current, its worker has the lease, base_index <= log length and it equals the log
- *               where they overlap. Anything else changes nothing the client sees.
- *            5. A worker that dies, hangs, fails or breaks rule 4 loses its requests; they are placed again with prompt and log.
- *            6. A request that lost more than max_losses workers fails; so does one that finds no worker for no_worker_us.
+ *            4. A token is accepted if its attempt is current, its worker has the lease, base_index <= log
+ *               length and it equals the log where they overlap. Anything else changes nothing the client
+ *               sees.
+ *            5. A worker that dies, hangs, fails or breaks rule 4 loses its requests; they are placed again
+ *               with prompt and log.
+ *            6. A request that lost more than max_losses workers fails; so does one that finds no worker for
+ *               no_worker_us.
  *            7. Same events, same times: same actions. The simulator (tests/router) depends on it.
  * Ownership: the core owns requests, jobs, fleet and index. Threads: one owner (the core thread).
- * Limits:    max_queue waiting requests, max_requests in all, TD_INDEX_SLOTS workers, index_entries blocks. */
+ * Limits:    max_queue waiting requests, max_requests in all, TD_INDEX_SLOTS workers. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_CORE_ROUTER_H
 #define TD_ROUTER_CORE_ROUTER_H
@@ -44,7 +50,14 @@ typedef struct td_core_opts {
     int64_t no_worker_us;          /* 3 s: requests wait for a worker after the last one is gone */
 } td_core_opts;
 
-typedef enum { TD_EV_SUBMIT, TD_EV_CANCEL, TD_EV_MESSAGE, TD_EV_PEER_LOST, TD_EV_TICK, TD_EV_DRAIN } td_event_type;
+typedef enum {
+    TD_EV_SUBMIT,
+    TD_EV_CANCEL,
+    TD_EV_MESSAGE,
+    TD_EV_PEER_LOST,
+    TD_EV_TICK,
+    TD_EV_DRAIN
+} td_event_type;
 typedef struct td_event {
     td_event_type type;
     td_job *job;        /* SUBMIT: taken */
@@ -72,7 +85,9 @@ void td_actions_init(td_actions *a);
 void td_actions_deinit(td_actions *a);
 
 /* Why placements ended before their request: labels of tandem_replacements_total. */
-#define TD_REPLACE_MAP(X) X(LOST, "lost") X(HUNG, "hung") X(BUSY, "busy") X(FAILED, "failed") X(FAULT, "fault") X(TIMEOUT, "timeout")
+#define TD_REPLACE_MAP(X)                                                                                    \
+    X(LOST, "lost")                                                                                          \
+    X(HUNG, "hung") X(BUSY, "busy") X(FAILED, "failed") X(FAULT, "fault") X(TIMEOUT, "timeout")
 typedef enum {
 #define X(id, name) TD_REPLACE_##id,
     TD_REPLACE_MAP(X)
@@ -89,7 +104,7 @@ typedef struct td_core_counts {
 } td_core_counts;
 
 td_core *td_core_open(const td_core_opts *o); /* 0 in a field: the value in its comment */
-void td_core_close(td_core *c);               /* jobs that are still there are dropped without a terminal event */
+void td_core_close(td_core *c); /* jobs that are still there are dropped without a terminal event */
 void td_core_step(td_core *c, int64_t now_us, const td_event *ev, td_actions *out);
 
 /* Read-only views, for metrics, readiness and tests. */

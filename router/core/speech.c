@@ -42,7 +42,9 @@ void td_speech_close(td_speech *s)
 static int let_out(td_speech *s, mouth *m, td_buf *out)
 {
     if (!s->piece.len) return -1;
-    return td_stopper_push(s->stopper, &m->stop, s->piece.p, s->piece.len, s->job->include_stop, out) ? m->stop.which : -1;
+    return td_stopper_push(s->stopper, &m->stop, s->piece.p, s->piece.len, s->job->include_stop, out)
+               ? m->stop.which
+               : -1;
 }
 
 int td_speech_push(td_speech *s, uint32_t choice, uint32_t id, td_buf *out)

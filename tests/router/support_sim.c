@@ -10,7 +10,21 @@
 
 enum { MAX_LEGS = 256, TICK_US = 50000, STEP_US = 8000, BEAT_US = 250000 };
 
-typedef enum { EV_NONE, EV_TICK, EV_TO_CORE, EV_TO_WORKER, EV_BEAT, EV_STEP, EV_COMMIT, EV_SUBMIT, EV_CANCEL, EV_THAW, EV_START, EV_FAULT, EV_UNHANG } ev_type;
+typedef enum {
+    EV_NONE,
+    EV_TICK,
+    EV_TO_CORE,
+    EV_TO_WORKER,
+    EV_BEAT,
+    EV_STEP,
+    EV_COMMIT,
+    EV_SUBMIT,
+    EV_CANCEL,
+    EV_THAW,
+    EV_START,
+    EV_FAULT,
+    EV_UNHANG
+} ev_type;
 typedef struct ev {
     int64_t at;
     uint64_t seq;
@@ -66,7 +80,10 @@ static uint64_t rnd(sim *s)
     return td_mix64(s->rng);
 }
 static double chance(sim *s) { return (double)(rnd(s) >> 11) * 0x1p-53; }
-static int64_t between(sim *s, int64_t lo, int64_t hi) { return lo + (int64_t)(rnd(s) % (uint64_t)(hi - lo + 1)); }
+static int64_t between(sim *s, int64_t lo, int64_t hi)
+{
+    return lo + (int64_t)(rnd(s) % (uint64_t)(hi - lo + 1));
+}
 
 static int64_t later(int64_t a, int64_t b) { return a > b ? a : b; } /* not TD_MAX: it would draw twice */
 
@@ -160,7 +177,8 @@ static void deliver(sim *s, const td_out *o)
     case TD_OUT_DELTA: {
         uint32_t k = o->choice;
         if (k >= c->n || o->offset != c->n_got[k] || (c->finish[k] != TD_FINISH_NONE)) {
-            printf("client %llu choice %u: offset %u, has %u\n", (unsigned long long)c->id, k, o->offset, c->n_got[k]);
+            printf("client %llu choice %u: offset %u, has %u\n", (unsigned long long)c->id, k, o->offset,
+                   c->n_got[k]);
             s->complaints++;
             return;
         }
@@ -169,7 +187,9 @@ static void deliver(sim *s, const td_out *o)
         memcpy(c->got[k] + c->n_got[k], o->ids, o->n_ids * 4);
         c->n_got[k] += o->n_ids;
         for (uint32_t i = 0; i < o->n_ids; i++)
-            if (!o->logprobs || o->logprobs[i] != lp_of(o->ids[i]) || o->n_top != 2 || o->top[2 * i].id != o->ids[i]) s->complaints++;
+            if (!o->logprobs || o->logprobs[i] != lp_of(o->ids[i]) || o->n_top != 2 ||
+                o->top[2 * i].id != o->ids[i])
+                s->complaints++;
         c->text[k] = td_xrealloc(c->text[k], c->n_text[k] + o->text_len + 1);
         memcpy(c->text[k] + c->n_text[k], o->text, o->text_len);
         c->n_text[k] += o->text_len;
@@ -211,7 +231,10 @@ static void carry_out(sim *s)
         memcpy(p, b.p, b.len);
         int64_t at = later(s->now + between(s, 100, 2000), w->last_to_worker);
         w->last_to_worker = at;
-        push(s, (ev){.at = at, .type = EV_TO_WORKER, .who = (int)(w - s->w), .bytes = p, .n = b.len, .a = w->inc});
+        push(
+            s,
+            (ev){
+                .at = at, .type = EV_TO_WORKER, .who = (int)(w - s->w), .bytes = p, .n = b.len, .a = w->inc});
         td_buf_deinit(&b);
     }
     for (int i = 0; i < n_lost; i++) feed(s, &(td_event){.type = TD_EV_PEER_LOST, .id = lost[i]});
@@ -227,10 +250,25 @@ static void feed(sim *s, const td_event *e)
 static void hello(sim *s, worker *w)
 {
     td_msg m = {.type = TD_MSG_HELLO};
-    m.hello = (td_msg_hello){.name = w->name, .bulk_endpoint = w->role == TD_ROLE_PREFILL ? "" : "mem", .build = "sim", .role = w->role,
-                             .id = {.model_digest = {1, 2}, .model = "m", .kv_dtype = "bf16", .numerics = "ref", .layers = 2, .kv_heads = 1,
-                                    .head_dim = 8, .vocab = 1000, .max_model_len = 4096},
-                             .page_size = 16, .max_seqs = 16, .max_batched_tokens = 512, .kv_tokens = 100000, .n_eos = 1, .eos = {SIM_EOS}};
+    m.hello = (td_msg_hello){.name = w->name,
+                             .bulk_endpoint = w->role == TD_ROLE_PREFILL ? "" : "mem",
+                             .build = "sim",
+                             .role = w->role,
+                             .id = {.model_digest = {1, 2},
+                                    .model = "m",
+                                    .kv_dtype = "bf16",
+                                    .numerics = "ref",
+                                    .layers = 2,
+                                    .kv_heads = 1,
+                                    .head_dim = 8,
+                                    .vocab = 1000,
+                                    .max_model_len = 4096},
+                             .page_size = 16,
+                             .max_seqs = 16,
+                             .max_batched_tokens = 512,
+                             .kv_tokens = 100000,
+                             .n_eos = 1,
+                             .eos = {SIM_EOS}};
     to_core(s, w, &m);
 }
 
@@ -239,7 +277,12 @@ static void beat(sim *s, worker *w)
     bool busy = false;
     for (int i = 0; i < MAX_LEGS; i++) busy |= w->leg[i].used && (!w->leg[i].decode || w->leg[i].landed);
     td_msg m = {.type = TD_MSG_HEARTBEAT};
-    m.heartbeat = (td_msg_heartbeat){.seq = 1, .step = w->step, .state = TD_WSTATE_READY, .busy = busy, .step_us = STEP_US, .prefill_tok_s = 20000,
+    m.heartbeat = (td_msg_heartbeat){.seq = 1,
+                                     .step = w->step,
+                                     .state = TD_WSTATE_READY,
+                                     .busy = busy,
+                                     .step_us = STEP_US,
+                                     .prefill_tok_s = 20000,
                                      .decode_tok_s = 100};
     to_core(s, w, &m);
 }
@@ -260,7 +303,8 @@ static void end_leg(sim *s, worker *w, leg *l, td_finish f, td_status st, const 
 static leg *find_leg(worker *w, td_req_key k)
 {
     for (int i = 0; i < MAX_LEGS; i++)
-        if (w->leg[i].used && w->leg[i].key.request == k.request && w->leg[i].key.attempt == k.attempt) return &w->leg[i];
+        if (w->leg[i].used && w->leg[i].key.request == k.request && w->leg[i].key.attempt == k.attempt)
+            return &w->leg[i];
     return NULL;
 }
 
@@ -270,8 +314,14 @@ static leg *new_leg(sim *s, worker *w, const td_msg_work *k)
     for (int i = 0; i < MAX_LEGS && !l; i++)
         if (!w->leg[i].used) l = &w->leg[i];
     if (!l) return NULL;
-    *l = (leg){.used = true, .key = k->key, .n_prompt = k->prompt.n, .n = k->sampling.n, .seed = k->sampling.seed,
-               .max_tokens = k->sampling.max_tokens, .min_tokens = k->sampling.min_tokens, .logprobs = k->sampling.logprobs,
+    *l = (leg){.used = true,
+               .key = k->key,
+               .n_prompt = k->prompt.n,
+               .n = k->sampling.n,
+               .seed = k->sampling.seed,
+               .max_tokens = k->sampling.max_tokens,
+               .min_tokens = k->sampling.min_tokens,
+               .logprobs = k->sampling.logprobs,
                .prompt_logprobs = k->sampling.prompt_logprobs};
     l->prompt = malloc(k->prompt.n * 4 + 4);
     memcpy(l->prompt, k->prompt.p, k->prompt.n * 4);
@@ -282,7 +332,8 @@ static leg *new_leg(sim *s, worker *w, const td_msg_work *k)
         /* The log must be ours: tokens of another attempt are the same tokens. */
         for (uint32_t j = 0; j < l->at[i]; j++)
             if (k->resume[i].p[j] != leg_token(l, i, j)) s->complaints++, printf("resume log differs\n");
-        if (l->at[i] && (l->at[i] >= l->max_tokens || leg_token(l, i, l->at[i] - 1) == SIM_EOS)) l->done[i] = true;
+        if (l->at[i] && (l->at[i] >= l->max_tokens || leg_token(l, i, l->at[i] - 1) == SIM_EOS))
+            l->done[i] = true;
     }
     l->ready_us = s->now + 2000 + compute * 50;
     w->started++;
@@ -294,7 +345,13 @@ static void send_tokens(sim *s, worker *w, leg *l, uint32_t choice, uint32_t bas
     uint32_t ids[8];
     float lp[8];
     td_top top[16];
-    td_msg_tokens t = {.key = l->key, .choice = choice, .base_index = base, .ids = ids, .logprobs = lp, .top = top, .n_top = 2};
+    td_msg_tokens t = {.key = l->key,
+                       .choice = choice,
+                       .base_index = base,
+                       .ids = ids,
+                       .logprobs = lp,
+                       .top = top,
+                       .n_top = 2};
     for (uint32_t i = 0; i < n; i++) {
         ids[i] = leg_token(l, choice, base + i);
         lp[i] = lp_of(ids[i]);
@@ -355,7 +412,12 @@ static void step_prefill(sim *s, worker *w, leg *l)
             if (!l->done[i]) send_tokens(s, w, l, i, l->at[i], 1);
         if (!all_done(l)) {
             bool lost = chance(s) < s->o.fault.lose_commit && s->now < s->o.faults_until_us;
-            if (!lost) push(s, (ev){.at = s->now + between(s, 500, 20000), .type = EV_COMMIT, .who = (int)(w - s->w), .a = l->sink_inc, .b = l->sink_epoch});
+            if (!lost)
+                push(s, (ev){.at = s->now + between(s, 500, 20000),
+                             .type = EV_COMMIT,
+                             .who = (int)(w - s->w),
+                             .a = l->sink_inc,
+                             .b = l->sink_epoch});
             l->commit_by_us = s->now + between(s, 2000, 25000);
             l->commit_lost = lost;
             return;
@@ -444,7 +506,8 @@ static void worker_message(sim *s, worker *w, const td_msg *m)
         return;
     case TD_MSG_START:
         if (find_leg(w, m->start.work.key)) s->complaints++;
-        l = chance(s) < s->o.fault.busy && s->now < s->o.faults_until_us ? NULL : new_leg(s, w, &m->start.work);
+        l = chance(s) < s->o.fault.busy && s->now < s->o.faults_until_us ? NULL
+                                                                         : new_leg(s, w, &m->start.work);
         if (!l) {
             td_msg b = {.type = TD_MSG_BUSY};
             b.busy.key = m->start.work.key;
@@ -670,7 +733,13 @@ static sim_client *new_client(sim *s, uint32_t n_prompt, uint32_t n, uint32_t ma
     for (uint32_t i = 0; i < n_prompt / 16; i++) h[i] = (td_h128){td_mix64(seed * 31 + i), i};
     j->blocks = h;
     j->n_blocks = n_prompt / 16;
-    j->sampling = (td_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = seed, .max_tokens = max_tokens, .n = n, .logprobs = 2,
+    j->sampling = (td_sampling){.temperature = 1,
+                                .top_p = 1,
+                                .repetition_penalty = 1,
+                                .seed = seed,
+                                .max_tokens = max_tokens,
+                                .n = n,
+                                .logprobs = 2,
                                 .prompt_logprobs = -1};
     c->n = n;
     c->max_tokens = max_tokens;
@@ -777,7 +846,8 @@ uint32_t sim_worker_legs(const sim *s, int i)
 }
 
 /* ---- the truth ---- */
-uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice, uint32_t *ids, char **text, size_t *n_text, td_finish *finish)
+uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice, uint32_t *ids, char **text,
+                    size_t *n_text, td_finish *finish)
 {
     td_buf all;
     td_buf_init(&all, 0);
@@ -824,8 +894,8 @@ uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice,
 static void complain(sim *s, const sim_client *c, int *n, const char *what)
 {
     if ((*n)++ < 10)
-        printf("seed %llu client %llu: %s (end %d, why %s: %s)\n", (unsigned long long)s->o.seed, (unsigned long long)c->id, what, c->last,
-               td_why_name(c->why), c->reason);
+        printf("seed %llu client %llu: %s (end %d, why %s: %s)\n", (unsigned long long)s->o.seed,
+               (unsigned long long)c->id, what, c->last, td_why_name(c->why), c->reason);
 }
 
 static void check_choice(sim *s, const sim_client *c, uint32_t k, int *bad)
@@ -840,7 +910,8 @@ static void check_choice(sim *s, const sim_client *c, uint32_t k, int *bad)
     else if (c->n_got[k] && memcmp(ids, c->got[k], c->n_got[k] * 4)) complain(s, c, bad, "wrong tokens");
     if (done && c->finish[k] != fin) complain(s, c, bad, "wrong finish");
     if (s->o.text) {
-        if (done ? c->n_text[k] != n_text : c->n_text[k] > n_text) complain(s, c, bad, "wrong length of text");
+        if (done ? c->n_text[k] != n_text : c->n_text[k] > n_text)
+            complain(s, c, bad, "wrong length of text");
         else if (c->n_text[k] && memcmp(text, c->text[k], c->n_text[k])) complain(s, c, bad, "wrong text");
     }
     free(ids);
@@ -863,11 +934,13 @@ int sim_check(sim *s, bool allow_failed)
             check_choice(s, c, k, &bad);
             sum += c->n_got[k];
         }
-        if (c->last == TD_OUT_DONE && c->usage.completion_tokens != sum) complain(s, c, &bad, "usage differs from what came");
+        if (c->last == TD_OUT_DONE && c->usage.completion_tokens != sum)
+            complain(s, c, &bad, "usage differs from what came");
     }
     const td_fleet *f = td_core_fleet(s->core);
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++)
-        if (f->w[i].leases || f->w[i].seqs || f->w[i].pending_tokens || f->w[i].kv_leased || f->w[i].n_leases) {
+        if (f->w[i].leases || f->w[i].seqs || f->w[i].pending_tokens || f->w[i].kv_leased ||
+            f->w[i].n_leases) {
             printf("seed %llu: worker %s still has leases\n", (unsigned long long)s->o.seed, f->w[i].name);
             bad++;
         }

@@ -1,7 +1,9 @@
-/* tests/router/support_sim.h - a cluster in one process: the real td_core, mock workers, virtual time, faults from a seed.
+/* tests/router/support_sim.h - a cluster in one process: the real td_core, mock workers, virtual time, faults
+ * from a seed.
  *
- * A mock worker makes token(prompt, seed, choice, index): a pure function, so what a client must receive is known without a run. All
- * messages go through td_msg_pack and td_msg_unpack, in order per worker, with random delays. */
+ * A mock worker makes token(prompt, seed, choice, index): a pure function, so what a client must receive is
+ * known without a run. All messages go through td_msg_pack and td_msg_unpack, in order per worker, with
+ * random delays. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_ROUTER_SUPPORT_SIM_H
 #define TD_TESTS_ROUTER_SUPPORT_SIM_H
@@ -74,10 +76,11 @@ uint64_t sim_incarnation(const sim *s, int worker);
 uint32_t sim_worker_legs(const sim *s, int worker);
 uint64_t sim_worker_started(const sim *s, int worker); /* legs ever begun */
 /* The answer without a cluster: ids and text of one choice. Returns the number of ids. */
-uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice, uint32_t *ids, char **text, size_t *n_text,
-                    td_finish *finish);
+uint32_t sim_expect(const sim_client *c, const td_tokenizer *t, uint32_t choice, uint32_t *ids, char **text,
+                    size_t *n_text, td_finish *finish);
 uint32_t sim_token(const uint32_t *prompt, uint32_t n_prompt, uint64_t seed, uint32_t choice, uint32_t index);
-/* Checks every client; returns the number of complaints, printed up to 10. allow_failed: FAILED for lack of workers is no complaint. */
+/* Checks every client; returns the number of complaints, printed up to 10. allow_failed: FAILED for lack of
+ * workers is no complaint. */
 int sim_check(sim *s, bool allow_failed);
 
 #endif

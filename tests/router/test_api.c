@@ -1,6 +1,7 @@
 /* tests/router/test_api.c - the router program itself, over real sockets, with a mock worker in this process.
  *
- * The worker's tokens are sim_token(): what every answer must be is known. Needs bin/tandem-router beside this test (or TANDEM_ROUTER). */
+ * The worker's tokens are sim_token(): what every answer must be is known. Needs bin/tandem-router beside
+ * this test (or TANDEM_ROUTER). */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
@@ -27,7 +28,16 @@ static int port;
 
 /* ---- the mock worker: one thread, MIXED ---- */
 enum { LEGS = 64 };
-typedef struct leg { bool used; td_req_key key; uint32_t prompt[1024], n_prompt, n, max, at[8]; uint64_t seed; bool done[8], told; int32_t lp, plp; float temperature; uint32_t n_stop, bias; } leg;
+typedef struct leg {
+    bool used;
+    td_req_key key;
+    uint32_t prompt[1024], n_prompt, n, max, at[8];
+    uint64_t seed;
+    bool done[8], told;
+    int32_t lp, plp;
+    float temperature;
+    uint32_t n_stop, bias;
+} leg;
 typedef struct mock {
     pthread_t thread;
     atomic_bool stop;
@@ -53,10 +63,25 @@ static void post(mock *m, td_msg *msg)
 static void post_hello(mock *m)
 {
     td_msg h = {.type = TD_MSG_HELLO};
-    h.hello = (td_msg_hello){.name = "mock", .bulk_endpoint = "", .build = "t", .role = TD_ROLE_MIXED,
-                             .id = {.model_digest = {1, 2}, .model = "m", .kv_dtype = "bf16", .numerics = "ref", .layers = 2, .kv_heads = 1, .head_dim = 8,
-                                    .vocab = 258, .max_model_len = 256},
-                             .page_size = 16, .max_seqs = 32, .max_batched_tokens = 512, .kv_tokens = 100000, .n_eos = 1, .eos = {SIM_EOS}};
+    h.hello = (td_msg_hello){.name = "mock",
+                             .bulk_endpoint = "",
+                             .build = "t",
+                             .role = TD_ROLE_MIXED,
+                             .id = {.model_digest = {1, 2},
+                                    .model = "m",
+                                    .kv_dtype = "bf16",
+                                    .numerics = "ref",
+                                    .layers = 2,
+                                    .kv_heads = 1,
+                                    .head_dim = 8,
+                                    .vocab = 258,
+                                    .max_model_len = 256},
+                             .page_size = 16,
+                             .max_seqs = 32,
+                             .max_batched_tokens = 512,
+                             .kv_tokens = 100000,
+                             .n_eos = 1,
+                             .eos = {SIM_EOS}};
     post(m, &h);
 }
 
@@ -121,8 +146,14 @@ static void take(mock *m, const td_msg *msg)
         const td_msg_work *w = &msg->start.work;
         leg *l = m->leg;
         while (l->used) l++;
-        *l = (leg){.used = true, .key = w->key, .n_prompt = w->prompt.n, .n = w->sampling.n, .max = w->sampling.max_tokens, .seed = w->sampling.seed,
-                   .lp = w->sampling.logprobs, .plp = w->sampling.prompt_logprobs};
+        *l = (leg){.used = true,
+                   .key = w->key,
+                   .n_prompt = w->prompt.n,
+                   .n = w->sampling.n,
+                   .max = w->sampling.max_tokens,
+                   .seed = w->sampling.seed,
+                   .lp = w->sampling.logprobs,
+                   .plp = w->sampling.prompt_logprobs};
         memcpy(l->prompt, w->prompt.p, w->prompt.n * 4);
         for (uint32_t k = 0; k < w->n_resume; k++) l->at[k] = w->resume[k].n;
         atomic_fetch_add(&m->legs, 1);
@@ -132,7 +163,9 @@ static void take(mock *m, const td_msg *msg)
         atomic_store(&m->seen_max, w->sampling.max_tokens);
     } else if (msg->type == TD_MSG_CANCEL || msg->type == TD_MSG_CANCEL_CHOICE) {
         for (leg *l = m->leg; l < m->leg + LEGS; l++) {
-            if (!l->used || l->key.request != msg->cancel.key.request || l->key.attempt != msg->cancel.key.attempt) continue;
+            if (!l->used || l->key.request != msg->cancel.key.request ||
+                l->key.attempt != msg->cancel.key.attempt)
+                continue;
             atomic_fetch_add(&m->cancels, 1);
             if (msg->type == TD_MSG_CANCEL) post_end(m, l, TD_FINISH_CANCEL);
             else l->done[msg->cancel.choice] = true;
@@ -167,7 +200,11 @@ static void *mock_body(void *arg)
         if (now - beat > 100000) {
             beat = now;
             td_msg h = {.type = TD_MSG_HEARTBEAT};
-            h.heartbeat = (td_msg_heartbeat){.step = m->step, .state = TD_WSTATE_READY, .busy = atomic_load(&m->legs) > 0, .n_groups = 1, .ledger[0] = {.total = 9, .free = 9}};
+            h.heartbeat = (td_msg_heartbeat){.step = m->step,
+                                             .state = TD_WSTATE_READY,
+                                             .busy = atomic_load(&m->legs) > 0,
+                                             .n_groups = 1,
+                                             .ledger[0] = {.total = 9, .free = 9}};
             post(m, &h);
         }
         if (now - stepped < atomic_load(&m->step_ms) * 1000) continue;
@@ -207,7 +244,8 @@ static bool read_line(int fd, char *line, size_t n, int ms)
     int64_t end = td_now_us() + ms * 1000;
     while (k + 1 < n) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (poll(&p, 1, (int)TD_MAX((end - td_now_us()) / 1000, 0)) <= 0 || read(fd, line + k, 1) != 1) return false;
+        if (poll(&p, 1, (int)TD_MAX((end - td_now_us()) / 1000, 0)) <= 0 || read(fd, line + k, 1) != 1)
+            return false;
         if (line[k] == '\n') break;
         k++;
     }
@@ -228,8 +266,8 @@ static router router_start(const char *a1, const char *a2)
         close(p[0]);
         int null = open("/dev/null", O_WRONLY);
         if (!getenv("TD_TEST_VERBOSE")) dup2(null, 2);
-        execl(binary, "tandem-router", "--model", support_model_dir(), "--served-model-name", "toy", "--port", "0", "--grpc-port", "0", "--router-bind", bind,
-              "--ready-fd", fd, a1, a2, NULL);
+        execl(binary, "tandem-router", "--model", support_model_dir(), "--served-model-name", "toy", "--port",
+              "0", "--grpc-port", "0", "--router-bind", bind, "--ready-fd", fd, a1, a2, NULL);
         _exit(127);
     }
     close(p[1]);
@@ -262,7 +300,8 @@ typedef struct reply { int status; char *head, *body; td_arena arena; td_json *j
 static int dial(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     TD_CHECK(fd >= 0 && !connect(fd, (struct sockaddr *)&a, sizeof a));
     return fd;
 }
@@ -354,9 +393,11 @@ static int64_t int_at(const td_json *v, const char *path)
 }
 
 /* What the model must answer to this text. */
-static uint32_t expect(const char *prompt, uint64_t seed, uint32_t choice, uint32_t max, const char *stop, uint32_t *ids, char **text)
+static uint32_t expect(const char *prompt, uint64_t seed, uint32_t choice, uint32_t max, const char *stop,
+                       uint32_t *ids, char **text)
 {
-    sim_client c = {.n_prompt = (uint32_t)strlen(prompt), .seed = seed, .max_tokens = max, .n_stop = stop != NULL};
+    sim_client c = {
+        .n_prompt = (uint32_t)strlen(prompt), .seed = seed, .max_tokens = max, .n_stop = stop != NULL};
     uint32_t p[512];
     for (uint32_t i = 0; i < c.n_prompt; i++) p[i] = (uint8_t)prompt[i];
     c.prompt = p;
@@ -394,7 +435,8 @@ static void completion(mock *m)
     uint32_t ids[300];
     char *text;
     uint32_t n = expect("hello", 7, 0, 12, NULL, ids, &text);
-    reply a = send_json("/v1/completions", "{\"model\": \"toy\", \"prompt\": \"hello\", \"seed\": 7, \"max_tokens\": 12, \"return_token_ids\": true}");
+    reply a = send_json("/v1/completions", "{\"model\": \"toy\", \"prompt\": \"hello\", \"seed\": 7, "
+                                           "\"max_tokens\": 12, \"return_token_ids\": true}");
     T_EQ(a.status, 200);
     T_STR(str_at(a.json, "choices.0.text"), text);
     T_OK(ids_are(at(a.json, "choices.0.token_ids"), ids, n));
@@ -411,7 +453,9 @@ static void completion(mock *m)
     done(&a);
     free(text);
     /* several prompts and choices: index = prompt * n + choice */
-    a = send_json("/v1/completions", "{\"prompt\": [\"ab\", \"cde\"], \"n\": 2, \"seed\": 3, \"max_tokens\": 5, \"temperature\": 1}");
+    a = send_json(
+        "/v1/completions",
+        "{\"prompt\": [\"ab\", \"cde\"], \"n\": 2, \"seed\": 3, \"max_tokens\": 5, \"temperature\": 1}");
     T_EQ(at(a.json, "choices") ? at(a.json, "choices")->n : 0, 4);
     for (unsigned i = 0; i < 4; i++) {
         char path[32];
@@ -424,7 +468,8 @@ static void completion(mock *m)
     T_EQ(atomic_load(&m->seen_temp_milli), 1000);
     done(&a);
     /* ids as prompt; without max_tokens: 16 */
-    a = send_json("/v1/completions", "{\"prompt\": [104, 101, 108, 108, 111], \"seed\": 7, \"ignore_eos\": true}");
+    a = send_json("/v1/completions",
+                  "{\"prompt\": [104, 101, 108, 108, 111], \"seed\": 7, \"ignore_eos\": true}");
     T_EQ(a.status, 200);
     T_EQ(atomic_load(&m->seen_max), 16);
     done(&a);
@@ -443,7 +488,10 @@ static void stop_string(void)
     td_buf_init(&b, 0);
     td_buf_json_str(&b, stop, 2);
     for (int stream = 0; stream < 2; stream++) {
-        snprintf(body, sizeof body, "{\"prompt\": \"stop here\", \"seed\": 11, \"max_tokens\": 60, \"stop\": [%s], \"return_token_ids\": true, \"stream\": %s}", b.p, stream ? "true" : "false");
+        snprintf(body, sizeof body,
+                 "{\"prompt\": \"stop here\", \"seed\": 11, \"max_tokens\": 60, \"stop\": [%s], "
+                 "\"return_token_ids\": true, \"stream\": %s}",
+                 b.p, stream ? "true" : "false");
         reply a = send_json("/v1/completions", body);
         if (!stream) {
             T_STR(str_at(a.json, "choices.0.text"), text);
@@ -471,7 +519,8 @@ static void split_events(const reply *r, events *e)
         const char *end = strstr(p, "\n\n");
         if (!end || e->n == 400) break;
         if (!strncmp(p, "[DONE]", 6)) e->finished = !strcmp(end, "\n\n");
-        else T_OK(td_json_parse(&e->arena, p, (size_t)(end - p), (td_json_limits){0}, &e->v[e->n++]) == TD_OK);
+        else
+            T_OK(td_json_parse(&e->arena, p, (size_t)(end - p), (td_json_limits){0}, &e->v[e->n++]) == TD_OK);
         p = end;
     }
 }
@@ -481,7 +530,9 @@ static void streaming(void)
     uint32_t ids[300];
     char *text;
     uint32_t n = expect("hello", 7, 0, 12, NULL, ids, &text);
-    reply a = send_json("/v1/completions", "{\"prompt\": \"hello\", \"seed\": 7, \"max_tokens\": 12, \"stream\": true, \"stream_options\": {\"include_usage\": true}, \"return_token_ids\": true}");
+    reply a = send_json("/v1/completions",
+                        "{\"prompt\": \"hello\", \"seed\": 7, \"max_tokens\": 12, \"stream\": true, "
+                        "\"stream_options\": {\"include_usage\": true}, \"return_token_ids\": true}");
     T_EQ(a.status, 200);
     T_OK(strcasestr(a.head, "text/event-stream") != NULL);
     events e;
@@ -516,7 +567,8 @@ static void chat(void)
     uint32_t ids[300];
     char *text;
     expect("[user]hi\n[assistant]", 5, 0, 9, NULL, ids, &text);
-    const char *body = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"seed\": 5, \"max_completion_tokens\": 9, \"logprobs\": true, \"top_logprobs\": 2%s}";
+    const char *body = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"seed\": 5, "
+                       "\"max_completion_tokens\": 9, \"logprobs\": true, \"top_logprobs\": 2%s}";
     char q[300];
     snprintf(q, sizeof q, body, "");
     reply a = send_json("/v1/chat/completions", q);
@@ -524,8 +576,14 @@ static void chat(void)
     T_STR(str_at(a.json, "object"), "chat.completion");
     T_STR(str_at(a.json, "choices.0.message.content"), text);
     T_STR(str_at(a.json, "choices.0.message.role"), "assistant");
-    T_NEAR(at(a.json, "choices.0.logprobs.content.0.logprob") ? at(a.json, "choices.0.logprobs.content.0.logprob")->num : 0, -0.25, 1e-9);
-    T_EQ(at(a.json, "choices.0.logprobs.content.0.top_logprobs") ? at(a.json, "choices.0.logprobs.content.0.top_logprobs")->n : 0, 2);
+    T_NEAR(at(a.json, "choices.0.logprobs.content.0.logprob")
+               ? at(a.json, "choices.0.logprobs.content.0.logprob")->num
+               : 0,
+           -0.25, 1e-9);
+    T_EQ(at(a.json, "choices.0.logprobs.content.0.top_logprobs")
+             ? at(a.json, "choices.0.logprobs.content.0.top_logprobs")->n
+             : 0,
+         2);
     done(&a);
     snprintf(q, sizeof q, body, ", \"stream\": true, \"n\": 2");
     a = send_json("/v1/chat/completions", q);
@@ -539,7 +597,8 @@ static void chat(void)
     for (unsigned i = 0; i < e.n; i++) {
         roles += !strcmp(str_at(e.v[i], "choices.0.delta.role"), "assistant");
         ends += at(e.v[i], "choices.0.finish_reason")->type == TD_JSON_STR;
-        if (int_at(e.v[i], "choices.0.index") == 0 && at(e.v[i], "choices.0.delta.content")) td_buf_str(&got, str_at(e.v[i], "choices.0.delta.content"));
+        if (int_at(e.v[i], "choices.0.index") == 0 && at(e.v[i], "choices.0.delta.content"))
+            td_buf_str(&got, str_at(e.v[i], "choices.0.delta.content"));
     }
     T_EQ(roles, 2);
     T_EQ(ends, 2);
@@ -555,33 +614,50 @@ static void chat(void)
 
 static void logprobs_and_echo(void)
 {
-    reply a = send_json("/v1/completions", "{\"prompt\": \"abc\", \"seed\": 1, \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1}");
+    reply a =
+        send_json("/v1/completions",
+                  "{\"prompt\": \"abc\", \"seed\": 1, \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1}");
     T_EQ(a.status, 200);
     T_STR(str_at(a.json, "choices.0.text"), "abc");
     T_EQ(at(a.json, "choices.0.logprobs.tokens") ? at(a.json, "choices.0.logprobs.tokens")->n : 0, 3);
-    T_OK(at(a.json, "choices.0.logprobs.token_logprobs.0") && at(a.json, "choices.0.logprobs.token_logprobs.0")->type == TD_JSON_NULL);
-    T_NEAR(at(a.json, "choices.0.logprobs.token_logprobs.2") ? at(a.json, "choices.0.logprobs.token_logprobs.2")->num : 0, -1.25, 1e-9);
-    T_NEAR(at(a.json, "choices.0.logprobs.top_logprobs.1.x") ? at(a.json, "choices.0.logprobs.top_logprobs.1.x")->num : 0, -0.5, 1e-9);
+    T_OK(at(a.json, "choices.0.logprobs.token_logprobs.0") &&
+         at(a.json, "choices.0.logprobs.token_logprobs.0")->type == TD_JSON_NULL);
+    T_NEAR(at(a.json, "choices.0.logprobs.token_logprobs.2")
+               ? at(a.json, "choices.0.logprobs.token_logprobs.2")->num
+               : 0,
+           -1.25, 1e-9);
+    T_NEAR(at(a.json, "choices.0.logprobs.top_logprobs.1.x")
+               ? at(a.json, "choices.0.logprobs.top_logprobs.1.x")->num
+               : 0,
+           -0.5, 1e-9);
     T_EQ(int_at(a.json, "choices.0.logprobs.text_offset.2"), 2);
     T_EQ(int_at(a.json, "usage.completion_tokens"), 0);
     done(&a);
-    a = send_json("/v1/completions", "{\"prompt\": \"abc\", \"seed\": 1, \"max_tokens\": 2, \"min_tokens\": 2, \"prompt_logprobs\": 0}");
+    a = send_json(
+        "/v1/completions",
+        "{\"prompt\": \"abc\", \"seed\": 1, \"max_tokens\": 2, \"min_tokens\": 2, \"prompt_logprobs\": 0}");
     T_OK(at(a.json, "prompt_logprobs.0") && at(a.json, "prompt_logprobs.0")->type == TD_JSON_NULL);
-    T_NEAR(at(a.json, "prompt_logprobs.1.98.logprob") ? at(a.json, "prompt_logprobs.1.98.logprob")->num : 0, -1.25, 1e-9);
+    T_NEAR(at(a.json, "prompt_logprobs.1.98.logprob") ? at(a.json, "prompt_logprobs.1.98.logprob")->num : 0,
+           -1.25, 1e-9);
     T_STR(str_at(a.json, "prompt_logprobs.1.98.decoded_token"), "b");
     done(&a);
 }
 
 static void refusals(void)
 {
-    static const struct { const char *method, *path, *body; int status; const char *code, *param; } c[] = {
+    static const struct {
+        const char *method, *path, *body; int status; const char *code, *param;
+    } c[] = {
         {"POST", "/v1/completions", "{\"prompt\": \"x\"", 400, "invalid_json", NULL},
         {"POST", "/v1/completions", "{\"prompt\": \"x\", \"n\": 0}", 400, "invalid_value", "n"},
         {"POST", "/v1/completions", "{\"prompt\": \"\"}", 400, "invalid_value", "prompt"},
         {"POST", "/v1/completions", "{\"prompt\": [300]}", 400, "invalid_value", "prompt"},
-        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"model\": \"other\"}", 404, "model_not_found", "model"},
-        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 256}", 400, "context_length_exceeded", NULL},
-        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"response_format\": {\"type\": \"json_object\"}}", 400, "unsupported_parameter", "response_format"},
+        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"model\": \"other\"}", 404, "model_not_found",
+         "model"},
+        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 256}", 400,
+         "context_length_exceeded", NULL},
+        {"POST", "/v1/completions", "{\"prompt\": \"x\", \"response_format\": {\"type\": \"json_object\"}}",
+         400, "unsupported_parameter", "response_format"},
         {"POST", "/v1/chat/completions", "{\"messages\": []}", 400, "invalid_type", "messages"},
         {"GET", "/v1/completions", NULL, 405, "method_not_allowed", NULL},
         {"POST", "/v1/models", "{}", 405, "method_not_allowed", NULL},
@@ -604,7 +680,8 @@ static void refusals(void)
     reply a = send_json("/v1/completions", big);
     T_EQ(a.status, 400);
     T_STR(str_at(a.json, "error.code"), "context_length_exceeded");
-    T_OK(strstr(str_at(a.json, "error.message"), "256") && strstr(str_at(a.json, "error.message"), "300"), "%s", str_at(a.json, "error.message"));
+    T_OK(strstr(str_at(a.json, "error.message"), "256") && strstr(str_at(a.json, "error.message"), "300"),
+         "%s", str_at(a.json, "error.message"));
     done(&a);
 }
 
@@ -629,11 +706,17 @@ static void small_pages(void)
     done(&a);
     a = get("/metrics");
     T_EQ(a.status, 200);
-    static const char *const names[] = {"tandem_requests_done_total", "tandem_kv_pages{", "vllm:num_requests_running{", "vllm:kv_cache_usage_perc{",
-                                        "vllm:time_to_first_token_seconds_bucket{", "vllm:request_success_total{", "tandem_inter_token_latency_seconds_bucket{"};
+    static const char *const names[] = {"tandem_requests_done_total",
+                                        "tandem_kv_pages{",
+                                        "vllm:num_requests_running{",
+                                        "vllm:kv_cache_usage_perc{",
+                                        "vllm:time_to_first_token_seconds_bucket{",
+                                        "vllm:request_success_total{",
+                                        "tandem_inter_token_latency_seconds_bucket{"};
     for (unsigned i = 0; i < TD_COUNT(names); i++) T_OK(strstr(a.body, names[i]) != NULL, "%s", names[i]);
     done(&a);
-    a = finish(ask("POST", "/v1/completions", "x-request-id: mine-1\r\n", "{\"prompt\": \"x\", \"max_tokens\": 1, \"zzz\": 1}"));
+    a = finish(ask("POST", "/v1/completions", "x-request-id: mine-1\r\n",
+                   "{\"prompt\": \"x\", \"max_tokens\": 1, \"zzz\": 1}"));
     T_OK(strcasestr(a.head, "x-request-id: mine-1") != NULL);
     T_STR(str_at(a.json, "id"), "cmpl-mine-1");
     done(&a);
@@ -652,7 +735,10 @@ static void client_leaves(mock *m)
     atomic_store(&m->cancels, 0);
     for (int stream = 0; stream < 2; stream++) {
         char body[200];
-        snprintf(body, sizeof body, "{\"prompt\": \"long one\", \"seed\": 2, \"max_tokens\": 200, \"ignore_eos\": true, \"stream\": %s}", stream ? "true" : "false");
+        snprintf(body, sizeof body,
+                 "{\"prompt\": \"long one\", \"seed\": 2, \"max_tokens\": 200, \"ignore_eos\": true, "
+                 "\"stream\": %s}",
+                 stream ? "true" : "false");
         int fd = ask("POST", "/v1/completions", "", body);
         for (int i = 0; i < 100 && !atomic_load(&m->legs); i++) usleep(10000);
         T_EQ(atomic_load(&m->legs), 1);
@@ -718,9 +804,12 @@ static void keys_and_queue(void)
     a = get("/livez");
     T_EQ(a.status, 200);
     done(&a);
-    static const struct { const char *h; int status; } keys[] = {{"Authorization: Bearer s3cret\r\n", 200}, {"Authorization: bearer s3cret\r\n", 200},
-                                                                 {"Authorization: Bearer s3cre\r\n", 401}, {"Authorization: Bearer s3cretx\r\n", 401},
-                                                                 {"Authorization: Bearer \r\n", 401}, {"Authorization: s3cret\r\n", 401}};
+    static const struct {
+        const char *h;
+        int status;
+    } keys[] = {{"Authorization: Bearer s3cret\r\n", 200}, {"Authorization: bearer s3cret\r\n", 200},
+                {"Authorization: Bearer s3cre\r\n", 401},  {"Authorization: Bearer s3cretx\r\n", 401},
+                {"Authorization: Bearer \r\n", 401},       {"Authorization: s3cret\r\n", 401}};
     for (unsigned i = 0; i < TD_COUNT(keys); i++) {
         a = finish(ask("GET", "/v1/models", keys[i].h, NULL));
         T_EQ(a.status, keys[i].status);

@@ -1,4 +1,5 @@
-/* tests/router/test_core.c - the machine, event by event: refusals, limits, timers, and each way a request can end. */
+/* tests/router/test_core.c - the machine, event by event: refusals, limits, timers, and each way a request
+ * can end. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/core/core_int.h"
 #include "tests/router/support_sim.h"
@@ -31,7 +32,8 @@ static void tick(hand *h, int64_t us)
 static const td_msg *sent(const hand *h, uint64_t to, td_msg_type type)
 {
     for (uint32_t i = 0; i < h->a.n; i++)
-        if (h->a.a[i].type == TD_ACT_SEND && h->a.a[i].to == to && h->a.a[i].msg.type == type) return &h->a.a[i].msg;
+        if (h->a.a[i].type == TD_ACT_SEND && h->a.a[i].to == to && h->a.a[i].msg.type == type)
+            return &h->a.a[i].msg;
     return NULL;
 }
 static const td_out *emitted(const hand *h, td_out_kind k)
@@ -44,13 +46,31 @@ static const td_out *emitted(const hand *h, td_out_kind k)
 static td_msg hello_msg(const char *name, td_role role)
 {
     td_msg m = {.type = TD_MSG_HELLO};
-    m.hello = (td_msg_hello){.name = name, .bulk_endpoint = "tcp://x", .build = "t", .role = role,
-                             .id = {.model_digest = {1, 2}, .model = "m", .kv_dtype = "bf16", .numerics = "ref", .layers = 2, .kv_heads = 1,
-                                    .head_dim = 8, .vocab = 100, .max_model_len = 64},
-                             .page_size = 16, .max_seqs = 4, .max_batched_tokens = 64, .kv_tokens = 1000, .n_eos = 1, .eos = {9}};
+    m.hello = (td_msg_hello){.name = name,
+                             .bulk_endpoint = "tcp://x",
+                             .build = "t",
+                             .role = role,
+                             .id = {.model_digest = {1, 2},
+                                    .model = "m",
+                                    .kv_dtype = "bf16",
+                                    .numerics = "ref",
+                                    .layers = 2,
+                                    .kv_heads = 1,
+                                    .head_dim = 8,
+                                    .vocab = 100,
+                                    .max_model_len = 64},
+                             .page_size = 16,
+                             .max_seqs = 4,
+                             .max_batched_tokens = 64,
+                             .kv_tokens = 1000,
+                             .n_eos = 1,
+                             .eos = {9}};
     return m;
 }
-static void say(hand *h, uint64_t from, const td_msg *m) { step(h, (td_event){.type = TD_EV_MESSAGE, .id = from, .msg = m}); }
+static void say(hand *h, uint64_t from, const td_msg *m)
+{
+    step(h, (td_event){.type = TD_EV_MESSAGE, .id = from, .msg = m});
+}
 static void beat(hand *h, uint64_t from, td_wstate s, uint64_t n, bool busy)
 {
     td_msg m = {.type = TD_MSG_HEARTBEAT};
@@ -74,7 +94,8 @@ static uint64_t submit(hand *h, uint32_t n_prompt, uint32_t max_tokens, uint32_t
     step(h, (td_event){.type = TD_EV_SUBMIT, .job = j}); /* the core has it now */
     return h->id;
 }
-static td_msg tokens_msg(td_msg_tokens *t, uint64_t id, uint32_t attempt, uint32_t base, const uint32_t *ids, uint32_t n, td_finish f)
+static td_msg tokens_msg(td_msg_tokens *t, uint64_t id, uint32_t attempt, uint32_t base, const uint32_t *ids,
+                         uint32_t n, td_finish f)
 {
     *t = (td_msg_tokens){.key = {id, attempt}, .base_index = base, .ids = ids, .n = n, .finish = f};
     td_msg m = {.type = TD_MSG_TOKENS};
@@ -82,7 +103,8 @@ static td_msg tokens_msg(td_msg_tokens *t, uint64_t id, uint32_t attempt, uint32
     m.tokens.n = 1;
     return m;
 }
-static void say_tokens(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t base, const uint32_t *ids, uint32_t n, td_finish f)
+static void say_tokens(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t base,
+                       const uint32_t *ids, uint32_t n, td_finish f)
 {
     td_msg_tokens t;
     td_msg m = tokens_msg(&t, id, attempt, base, ids, n, f);
@@ -195,7 +217,8 @@ static void tokens_that_differ(void)
     T_EQ(td_core_counts_of(h.c)->mismatches, 1);
     T_OK(sent(&h, first, TD_MSG_CANCEL));
     const td_msg *m = sent(&h, other, TD_MSG_START);
-    T_OK(m && m->start.work.n_resume == 1 && m->start.work.resume[0].n == 3 && m->start.work.key.attempt == 2);
+    T_OK(m && m->start.work.n_resume == 1 && m->start.work.resume[0].n == 3 &&
+         m->start.work.key.attempt == 2);
     say_tokens(&h, first, id, 1, 3, seven + 3, 2, TD_FINISH_NONE); /* of the old attempt */
     T_OK(!emitted(&h, TD_OUT_DELTA));
     say_tokens(&h, other, id, 2, 4, seven + 4, 1, TD_FINISH_NONE); /* a gap */
@@ -269,7 +292,8 @@ static void open_limits(void)
         j->n_prompt = 60;
         j->max_tokens_open = open;
         j->max_tokens_soft = !open;
-        j->sampling = (td_sampling){.n = 1, .max_tokens = open ? 1 : 16, .logprobs = -1, .prompt_logprobs = -1};
+        j->sampling =
+            (td_sampling){.n = 1, .max_tokens = open ? 1 : 16, .logprobs = -1, .prompt_logprobs = -1};
         step(&h, (td_event){.type = TD_EV_SUBMIT, .job = j});
         const td_msg *m = sent(&h, 1, TD_MSG_START);
         T_OK(m && m->start.work.sampling.max_tokens == 4);
@@ -287,7 +311,8 @@ static void identity(void)
     other.hello.id.numerics = "avx2";
     say(&h, 2, &other);
     const td_msg *no = sent(&h, 2, TD_MSG_REFUSED);
-    T_OK(no && strstr(no->refused.reason, "avx2") && strstr(no->refused.reason, "ref"), "%s", no ? no->refused.reason : "nothing");
+    T_OK(no && strstr(no->refused.reason, "avx2") && strstr(no->refused.reason, "ref"), "%s",
+         no ? no->refused.reason : "nothing");
     other = hello_msg("c", TD_ROLE_DECODE);
     other.hello.id.max_model_len = 32; /* may differ: the smallest binds */
     say(&h, 3, &other);
@@ -478,7 +503,8 @@ static void worker_errors(void)
     close_hand(&h);
 }
 
-static void say_choice(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t choice, uint32_t base, const char *text, td_finish f)
+static void say_choice(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t choice, uint32_t base,
+                       const char *text, td_finish f)
 {
     uint32_t ids[16], n = (uint32_t)strlen(text);
     for (uint32_t i = 0; i < n; i++) ids[i] = (uint8_t)text[i];
@@ -521,7 +547,8 @@ static void stop_string_of_one_choice(void)
     T_OK(o && o->n_ids == 4 && o->text_len == 2); /* "xy" is held back */
     say_choice(&h, 1, id, 1, 0, 4, "zq", TD_FINISH_NONE);
     o = emitted(&h, TD_OUT_DELTA);
-    T_OK(o && o->n_ids == 1 && o->text_len == 0 && o->finish == TD_FINISH_STOP && o->stop_string == 0); /* what follows is not delivered */
+    T_OK(o && o->n_ids == 1 && o->text_len == 0 && o->finish == TD_FINISH_STOP &&
+         o->stop_string == 0); /* what follows is not delivered */
     const td_msg *m = sent(&h, 1, TD_MSG_CANCEL_CHOICE);
     T_OK(m && m->cancel.choice == 0 && m->cancel.key.request == id);
     say_choice(&h, 1, id, 1, 0, 6, "rs", TD_FINISH_NONE); /* it had gone on: no fault */
@@ -533,7 +560,8 @@ static void stop_string_of_one_choice(void)
     beat(&h, 2, TD_WSTATE_READY, 1, false);
     step(&h, (td_event){.type = TD_EV_PEER_LOST, .id = 1});
     m = sent(&h, 2, TD_MSG_START);
-    T_OK(m && m->start.work.n_resume == 2 && m->start.work.resume[0].n == 5 && m->start.work.resume[1].n == 2);
+    T_OK(m && m->start.work.n_resume == 2 && m->start.work.resume[0].n == 5 &&
+         m->start.work.resume[1].n == 2);
     m = sent(&h, 2, TD_MSG_CANCEL_CHOICE); /* to the worker that choice looks unfinished */
     T_OK(m && m->cancel.choice == 0 && m->cancel.key.attempt == 2);
     say_choice(&h, 2, id, 2, 1, 2, "!", TD_FINISH_STOP);
@@ -568,7 +596,12 @@ static void failed_worker_is_avoided(void)
     T_OK(sent(&h, 1, TD_MSG_START));
     join(&h, 2, "b", TD_ROLE_MIXED);
     td_msg m = {.type = TD_MSG_HEARTBEAT};
-    m.heartbeat = (td_msg_heartbeat){.seq = 2, .state = TD_WSTATE_READY, .step_us = 50000, .seqs_running = 3, .prefill_tok_s = 1, .waiting_tokens = 100};
+    m.heartbeat = (td_msg_heartbeat){.seq = 2,
+                                     .state = TD_WSTATE_READY,
+                                     .step_us = 50000,
+                                     .seqs_running = 3,
+                                     .prefill_tok_s = 1,
+                                     .waiting_tokens = 100};
     say(&h, 2, &m);
     say_ended(&h, 1, id, 1, TD_EDEVICE, "on fire");
     T_OK(sent(&h, 2, TD_MSG_START) && !sent(&h, 1, TD_MSG_START));

@@ -1,4 +1,5 @@
-/* tests/router/test_parts.c - the pure parts of the core: index, placement, request states, queue order, speech. */
+/* tests/router/test_parts.c - the pure parts of the core: index, placement, request states, queue order,
+ * speech. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/hash.h"
 #include "router/core/admit.h"
@@ -50,7 +51,8 @@ static void index_random(void)
     uint64_t r = 7;
     for (int k = 0; k < 20000; k++) {
         r = td_mix64(r);
-        unsigned i = (unsigned)(r % CHAINS), slot = (unsigned)(r >> 8) % TD_INDEX_SLOTS, n = (unsigned)(r >> 16) % (LEN + 1);
+        unsigned i = (unsigned)(r % CHAINS), slot = (unsigned)(r >> 8) % TD_INDEX_SLOTS,
+                 n = (unsigned)(r >> 16) % (LEN + 1);
         if ((r >> 32) % 50 == 0) {
             td_index_drop(x, slot);
             for (int q = 0; q < CHAINS; q++) have[q][slot] = 0;
@@ -74,19 +76,31 @@ static void index_random(void)
 
 static td_place_worker w(td_role role, uint64_t id)
 {
-    return (td_place_worker){.role = role, .usable = true, .room_prefill = true, .room_decode = true, .prefill_tok_s = 10000, .step_ms = 10,
-                             .max_seqs = 16, .id = id};
+    return (td_place_worker){.role = role,
+                             .usable = true,
+                             .room_prefill = true,
+                             .room_decode = true,
+                             .prefill_tok_s = 10000,
+                             .step_ms = 10,
+                             .max_seqs = 16,
+                             .id = id};
 }
 
 static td_placement place(const td_place_worker *v, int n)
 {
-    td_place_ask a = {.tokens = 1000, .n = 1, .out_tokens = 20, .kv_bytes_per_token = 1000, .link_bytes_per_s = 1e9, .tie = 5};
+    td_place_ask a = {.tokens = 1000,
+                      .n = 1,
+                      .out_tokens = 20,
+                      .kv_bytes_per_token = 1000,
+                      .link_bytes_per_s = 1e9,
+                      .tie = 5};
     return td_place_choose(v, n, &a);
 }
 
 static void placement(void)
 {
-    td_place_worker v[4] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2), w(TD_ROLE_PREFILL, 3), w(TD_ROLE_DECODE, 4)};
+    td_place_worker v[4] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2), w(TD_ROLE_PREFILL, 3),
+                            w(TD_ROLE_DECODE, 4)};
     td_placement p = place(v, 4);
     T_EQ(p.kind, TD_PLACE_PAIR);
     v[0].pending_tokens = 50000; /* a long queue: the other one */
@@ -118,13 +132,28 @@ static void placement(void)
 static void transfer_hides(void)
 {
     td_place_worker v[2] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2)};
-    double ms[3], bytes[3] = {0, 50e3, 150e3}; /* per token, 1000 tokens at 1e9 bytes/s: 0, 50, 150 ms; computing takes 100 ms */
+    double ms[3],
+        bytes[3] = {0, 50e3,
+                    150e3}; /* per token, 1000 tokens at 1e9 bytes/s: 0, 50, 150 ms; computing takes 100 ms */
     for (int i = 0; i < 3; i++)
-        ms[i] = td_place_choose(v, 2, &(td_place_ask){.tokens = 1000, .n = 1, .out_tokens = 20, .kv_bytes_per_token = bytes[i], .link_bytes_per_s = 1e9}).ms;
+        ms[i] = td_place_choose(v, 2,
+                                &(td_place_ask){.tokens = 1000,
+                                                .n = 1,
+                                                .out_tokens = 20,
+                                                .kv_bytes_per_token = bytes[i],
+                                                .link_bytes_per_s = 1e9})
+                    .ms;
     T_NEAR(ms[1] - ms[0], 5, 1e-6);
     T_NEAR(ms[2] - ms[0], 50, 1e-6);
     v[1].hit_tokens = 1000; /* nothing has to travel */
-    T_NEAR(td_place_choose(v, 2, &(td_place_ask){.tokens = 1000, .n = 1, .out_tokens = 20, .kv_bytes_per_token = 150e3, .link_bytes_per_s = 1e9}).ms, ms[0], 1e-6);
+    T_NEAR(td_place_choose(v, 2,
+                           &(td_place_ask){.tokens = 1000,
+                                           .n = 1,
+                                           .out_tokens = 20,
+                                           .kv_bytes_per_token = 150e3,
+                                           .link_bytes_per_s = 1e9})
+               .ms,
+           ms[0], 1e-6);
 }
 
 static void placement_mixed(void)
@@ -143,10 +172,12 @@ static void placement_mixed(void)
 
 static void ties_spread(void)
 {
-    td_place_worker v[4] = {w(TD_ROLE_MIXED, 11), w(TD_ROLE_MIXED, 12), w(TD_ROLE_MIXED, 13), w(TD_ROLE_MIXED, 14)};
+    td_place_worker v[4] = {w(TD_ROLE_MIXED, 11), w(TD_ROLE_MIXED, 12), w(TD_ROLE_MIXED, 13),
+                            w(TD_ROLE_MIXED, 14)};
     int hits[4] = {0};
     for (uint64_t i = 0; i < 400; i++) {
-        td_place_ask a = {.tokens = 100, .n = 1, .out_tokens = 20, .link_bytes_per_s = 1e9, .tie = td_mix64(i)};
+        td_place_ask a = {
+            .tokens = 100, .n = 1, .out_tokens = 20, .link_bytes_per_s = 1e9, .tie = td_mix64(i)};
         td_placement p = td_place_choose(v, 4, &a);
         hits[p.decode]++;
         T_EQ(td_place_choose(v, 4, &a).decode, p.decode);
@@ -169,8 +200,8 @@ static td_request *request(uint64_t id, int64_t arrived, uint32_t n)
 static void states(void)
 {
     td_request *r = request(1, 10, 1);
-    static const td_req_state path[] = {TD_REQ_ROUTED, TD_REQ_RESERVED, TD_REQ_PREFILLING, TD_REQ_SHIPPING, TD_REQ_LANDED, TD_REQ_DECODING,
-                                        TD_REQ_DONE, TD_REQ_RELEASED};
+    static const td_req_state path[] = {TD_REQ_ROUTED, TD_REQ_RESERVED, TD_REQ_PREFILLING, TD_REQ_SHIPPING,
+                                        TD_REQ_LANDED, TD_REQ_DECODING, TD_REQ_DONE,       TD_REQ_RELEASED};
     for (unsigned i = 0; i < sizeof path / sizeof path[0]; i++) T_OK(td_request_go(r, path[i], 20 + i));
     T_EQ(r->state, TD_REQ_RELEASED);
     T_EQ(r->entered_us, 27);
@@ -244,7 +275,8 @@ static void excluded(void)
         td_request_exclude(r, i);
     }
     T_EQ(r->n_excluded, TD_REQUEST_EXCLUDED);
-    T_OK(!td_request_excludes(r, 2) && td_request_excludes(r, 3) && td_request_excludes(r, TD_REQUEST_EXCLUDED + 2));
+    T_OK(!td_request_excludes(r, 2) && td_request_excludes(r, 3) &&
+         td_request_excludes(r, TD_REQUEST_EXCLUDED + 2));
     td_request_free(r);
 }
 

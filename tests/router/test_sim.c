@@ -9,8 +9,15 @@ static const td_tokenizer *tok;
 static void undisturbed(void)
 {
     for (uint64_t seed = 1; seed <= 4; seed++) {
-        sim *s = sim_open(&(sim_opts){.seed = seed, .prefill = 2, .decode = 2, .mixed = seed % 2, .clients = 120, .arrive_us = 2000000, .text = true,
-                                      .scores = true, .tokenizer = tok});
+        sim *s = sim_open(&(sim_opts){.seed = seed,
+                                      .prefill = 2,
+                                      .decode = 2,
+                                      .mixed = seed % 2,
+                                      .clients = 120,
+                                      .arrive_us = 2000000,
+                                      .text = true,
+                                      .scores = true,
+                                      .tokenizer = tok});
         T_OK(sim_settle(s, 60000000));
         T_EQ(sim_check(s, false), 0);
         const td_core_counts *n = td_core_counts_of(sim_core(s));
@@ -26,8 +33,17 @@ static void undisturbed(void)
 static void one_fault(const char *name, sim_faults f, bool allow_failed)
 {
     for (uint64_t seed = 1; seed <= 6; seed++) {
-        sim *s = sim_open(&(sim_opts){.seed = seed, .prefill = 2, .decode = 2, .mixed = 1, .clients = 100, .arrive_us = 3000000, .text = true,
-                                      .scores = true, .tokenizer = tok, .fault = f, .faults_until_us = 5000000});
+        sim *s = sim_open(&(sim_opts){.seed = seed,
+                                      .prefill = 2,
+                                      .decode = 2,
+                                      .mixed = 1,
+                                      .clients = 100,
+                                      .arrive_us = 3000000,
+                                      .text = true,
+                                      .scores = true,
+                                      .tokenizer = tok,
+                                      .fault = f,
+                                      .faults_until_us = 5000000});
         bool settled = sim_settle(s, 120000000);
         T_OK(settled, "%s seed %d", name, (int)seed);
         int bad = sim_check(s, allow_failed);
@@ -40,11 +56,26 @@ static void everything_at_once(int seeds)
 {
     uint64_t placed = 0, replaced = 0;
     for (uint64_t seed = 100; seed < 100 + (uint64_t)seeds; seed++) {
-        sim *s = sim_open(&(sim_opts){.seed = seed, .prefill = (int)(seed % 3), .decode = 1 + (int)(seed % 2), .mixed = (int)(seed % 4 == 0) + 1,
-                                      .clients = 120, .arrive_us = 4000000, .cancel = 0.15, .deadline = 0.1, .text = true, .scores = true,
+        sim *s = sim_open(&(sim_opts){.seed = seed,
+                                      .prefill = (int)(seed % 3),
+                                      .decode = 1 + (int)(seed % 2),
+                                      .mixed = (int)(seed % 4 == 0) + 1,
+                                      .clients = 120,
+                                      .arrive_us = 4000000,
+                                      .cancel = 0.15,
+                                      .deadline = 0.1,
+                                      .text = true,
+                                      .scores = true,
                                       .tokenizer = tok,
-                                      .fault = {.kill = 0.05, .restart = 0.9, .freeze = 0.03, .hang = 0.02, .busy = 0.1, .fail = 0.001, .dup = 0.1,
-                                                .lose_commit = 0.1, .goodbye = 0.3},
+                                      .fault = {.kill = 0.05,
+                                                .restart = 0.9,
+                                                .freeze = 0.03,
+                                                .hang = 0.02,
+                                                .busy = 0.1,
+                                                .fail = 0.001,
+                                                .dup = 0.1,
+                                                .lose_commit = 0.1,
+                                                .goodbye = 0.3},
                                       .faults_until_us = 6000000});
         T_OK(sim_settle(s, 200000000), "seed %d", (int)seed);
         int bad = sim_check(s, true);
@@ -57,7 +88,8 @@ static void everything_at_once(int seeds)
         for (int i = 0; i < sim_n_workers(s); i++) T_EQ(sim_worker_legs(s, i), 0);
         sim_close(s);
     }
-    T_OK(replaced > placed / 20, "the faults did something: %llu of %llu", (unsigned long long)replaced, (unsigned long long)placed);
+    T_OK(replaced > placed / 20, "the faults did something: %llu of %llu", (unsigned long long)replaced,
+         (unsigned long long)placed);
 }
 
 /* The same seed gives the same run. */
@@ -66,8 +98,15 @@ static void repeatable(void)
     int64_t end[2];
     uint64_t stale[2];
     for (int i = 0; i < 2; i++) {
-        sim *s = sim_open(&(sim_opts){.seed = 9, .prefill = 1, .decode = 2, .mixed = 0, .clients = 60, .arrive_us = 2000000, .cancel = 0.2,
-                                      .fault = {.kill = 0.05, .restart = 1, .freeze = 0.05, .busy = 0.1}, .faults_until_us = 3000000});
+        sim *s = sim_open(&(sim_opts){.seed = 9,
+                                      .prefill = 1,
+                                      .decode = 2,
+                                      .mixed = 0,
+                                      .clients = 60,
+                                      .arrive_us = 2000000,
+                                      .cancel = 0.2,
+                                      .fault = {.kill = 0.05, .restart = 1, .freeze = 0.05, .busy = 0.1},
+                                      .faults_until_us = 3000000});
         sim_settle(s, 60000000);
         end[i] = sim_now(s);
         stale[i] = td_core_counts_of(sim_core(s))->stale_messages;
