@@ -162,7 +162,7 @@ static const struct {
     {"POST", "/tokenize", false, tokenize},
     {"POST", "/detokenize", false, detokenize},
     {"GET", "/v1/models", false, models},
-    {"GET", "/debug/ledger", false, ledger},
+    {"GET", "/debug/ledger", true, ledger},
     {"GET", "/livez", true, livez},
     {"GET", "/readyz", true, readyz},
     {"GET", "/health", true, readyz},

@@ -452,8 +452,11 @@ void td_ledger_render(td_core *core, int64_t now_us, td_buf *b)
     }
     live l = {0};
     td_core_each(core, count_live, &l);
-    td_buf_str(b, "], \"requests\": {");
+    uint32_t queued, running, closing;
+    td_core_load(core, &queued, &running, &closing);
+    td_buf_fmt(b, "], \"requests\": %u, \"leases\": %u, \"tokens\": %llu, \"states\": {",
+               queued + running + closing, l.leases, (unsigned long long)l.tokens);
     for (int s = 0; s < TD_REQ_COUNT; s++)
-        td_buf_fmt(b, "\"%s\": %u, ", td_request_state_name((td_req_state)s), l.by_state[s]);
-    td_buf_fmt(b, "\"leases\": %u, \"tokens\": %llu}}", l.leases, (unsigned long long)l.tokens);
+        td_buf_fmt(b, "%s\"%s\": %u", s ? ", " : "", td_request_state_name((td_req_state)s), l.by_state[s]);
+    td_buf_str(b, "}}");
 }
