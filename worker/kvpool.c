@@ -19,7 +19,7 @@ typedef struct page {
 } page;
 
 typedef struct node {
-    td_h128 hash;
+    td_h128 hash, before;             /* before: the parent's, or the root of the chain */
     int32_t parent, n_children, uses; /* uses: sequences whose path contains it */
     int32_t newer, older;             /* LRU list, when uses == 0 */
     bool live;
@@ -221,13 +221,13 @@ static void node_evict(td_kvpool *p, int n)
     p->evictions++;
 }
 
-/* The node of this name, if its tokens and its parent are the same too. */
-static int node_find(const td_kvpool *p, td_h128 hash, int parent, const uint32_t *tokens)
+/* The node of this name, if its tokens, its parent and its root are the same too: names may collide, across tenants as well. */
+static int node_find(const td_kvpool *p, td_h128 hash, td_h128 before, int parent, const uint32_t *tokens)
 {
     uint64_t v;
     if (!td_map_get(&p->by_hash, hash.lo, &v)) return -1;
     const node *x = &p->node[v];
-    if (x->hash.hi != hash.hi || x->parent != parent) return -1;
+    if (x->hash.hi != hash.hi || x->parent != parent || x->before.lo != before.lo || x->before.hi != before.hi) return -1;
     return memcmp(tokens_of(p, (int)v), tokens, (size_t)p->unit * sizeof *tokens) ? -1 : (int)v;
 }
 
@@ -271,7 +271,7 @@ static uint32_t match(const td_kvpool *p, td_h128 root, const uint32_t *tokens, 
     if (!p->o.prefix_cache) n = 0;
     for (uint32_t at = 0; at + (uint32_t)p->unit < n; at += (uint32_t)p->unit) { /* < : one token is left to compute */
         td_h128 next = next_hash(p, h, tokens + at);
-        int k = node_find(p, next, parent, tokens + at);
+        int k = node_find(p, next, h, parent, tokens + at);
         if (k < 0) break;
         if (path) path[count] = k;
         count++;
@@ -386,7 +386,7 @@ static int node_make(td_kvpool *p, const td_kvseq *s, td_h128 hash, int parent, 
     /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends here. */
     if (td_map_get(&p->by_hash, hash.lo, &other) || !unit_whole(p, s, first) || !p->n_free_node) return -1;
     int k = p->free_node[--p->n_free_node];
-    p->node[k] = (node){.hash = hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
+    p->node[k] = (node){.hash = hash, .before = s->hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
     memcpy(tokens_of(p, k), tokens, (size_t)p->unit * sizeof *tokens);
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
@@ -403,7 +403,7 @@ void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens)
 {
     int parent = s->n_nodes ? s->node[s->n_nodes - 1] : -1;
     td_h128 h = next_hash(p, s->hash, tokens);
-    int k = node_find(p, h, parent, tokens);
+    int k = node_find(p, h, s->hash, parent, tokens);
     if (k >= 0) node_use(p, k);
     else k = node_make(p, s, h, parent, tokens);
     if (k < 0) {

@@ -356,6 +356,23 @@ static void test_held_waits(void)
     te_result_free(&ignored);
 }
 
+/* The first of the waiting legs does not fit and goes away: the next is tried at once, though no page has moved. */
+static void test_next_in_line(void)
+{
+    te_spec s[3] = {te_make(1, 95, 60, V), te_make(2, 200, 5, V), te_make(3, 30, 5, V)};
+    te_result r[3] = {0};
+    td_engine *e = open_with((td_engine_opts){.kv_pages = 17, .max_model_len = 230});
+    for (int i = 0; i < 3; i++) start(e, &s[i], &r[i]);
+    for (int i = 0; i < 4; i++) turn(e, s, r, 3);
+    T_OK(r[0].n[0] == 4 && !r[1].prompt_told && !r[2].prompt_told, "the third overtook the second");
+    T_EQ(td_engine_cancel(e, 2), TD_OK);
+    turn(e, s, r, 3);
+    T_OK(r[2].prompt_told && r[0].n[0] == 5);
+    te_finish(e, s, r, 3);
+    close_idle(e);
+    for (int i = 0; i < 3; i++) te_result_free(&r[i]);
+}
+
 /* ---- reservations ---- */
 
 static void test_reservations(void)
@@ -529,6 +546,7 @@ int main(void)
         test_on_kv_preempted();
         test_hold();
         test_held_waits();
+        test_next_in_line();
         test_reservations();
         test_ends();
         test_bad_values();

@@ -3,9 +3,18 @@
  * every page holds a tag made of the whole context up to its position. Random operations on small pools;
  * after each one every readable slot of every sequence is compared, and every page is accounted for. Then the
  * rules one by one. */
-#include "common/check.h"
 #include "tests/t.h"
 #include "worker/kvpool.h"
+
+/* The pool's own source, with a hash that can be made so weak that different texts get one name. */
+static int hash_bits = 64;
+static td_h128 weak_hash(td_hkey key, td_h128 parent, const uint32_t tokens[TD_BLOCK_TOKENS])
+{
+    td_h128 h = td_blockhash_next(key, parent, tokens);
+    return hash_bits == 64 ? h : (td_h128){h.lo & ((1ull << hash_bits) - 1), 0};
+}
+#define td_blockhash_next weak_hash
+#include "worker/kvpool.c"
 
 enum { MAX_LIVE = 6, MAX_TOKENS = 1024, VOCAB = 2, SLOTS = 2, D = 4 };
 
@@ -238,7 +247,7 @@ static void random_ops(int n_pages, int P, int n_groups, int window, bool cache,
                "evictions\n",
                n_pages, P, n_groups, window, (unsigned long long)w->matched, (unsigned long long)w->full,
                (unsigned long long)w->copies, (unsigned long long)td_kvpool_evictions(w->pool));
-    if (cache && n_pages >= 9 && !t_failed)
+    if (cache && n_pages >= 9 && hash_bits == 64 && !t_failed)
         T_OK(w->matched && w->full && (P == 1 || w->copies) && td_kvpool_evictions(w->pool),
              "the walk misses what it is for");
     td_kvpool_close(w->pool);
@@ -355,6 +364,29 @@ static void test_window(void)
     free(w);
 }
 
+/* What is still arriving belongs to nobody else, and is no prefix to be hit. */
+static void test_transit(void)
+{
+    world *w = calloc(1, sizeof *w);
+    td_kvseq s;
+    td_kv_ledger l;
+    uint32_t t[64] = {0};
+    open_pool(w, 8, 16, 1, 0, true);
+    T_OK(td_kvseq_begin(w->pool, &s, (td_h128){1, 1}) == TD_OK);
+    s.in_transit = true;
+    T_OK(td_kvseq_ensure(w->pool, &s, 64) == TD_OK);
+    td_kvpool_ledger(w->pool, 0, &l);
+    T_OK(l.transit == 4 && l.free == 4);
+    td_kvseq_publish(w->pool, &s, t, 64);
+    T_EQ(td_kvpool_peek(w->pool, (td_h128){1, 1}, t, 64), 0);
+    td_kvseq_release(w->pool, &s);
+    td_kvpool_ledger(w->pool, 0, &l);
+    T_EQ(l.free, 8);
+    T_OK(td_kvpool_check(w->pool), "%s", td_reason());
+    td_kvpool_close(w->pool);
+    free(w);
+}
+
 static void test_limits(void)
 {
     world *w = calloc(1, sizeof *w);
@@ -389,6 +421,7 @@ int main(void)
     for (int P = 1; P <= 64; P *= 2) test_hits(P);
     test_eviction();
     test_window();
+    test_transit();
     test_limits();
     for (size_t i = 0; i < TD_COUNT(pools); i++) {
         int P = pools[i].P;
@@ -396,6 +429,11 @@ int main(void)
         random_ops(pools[i].pages, P, 2, 19, true, pools[i].ops / 4, i + 11);
         random_ops(pools[i].pages, P, 1, 5, true, pools[i].ops / 4, i + 21);
         random_ops(pools[i].pages, P, 2, 19, false, pools[i].ops / 8, i + 31);
+    }
+    for (hash_bits = 0; hash_bits < 4; hash_bits++) {
+        random_ops(24, 16, 1, 0, true, 8000, 51 + (uint64_t)hash_bits);
+        random_ops(64, 1, 2, 19, true, 4000, 61 + (uint64_t)hash_bits);
+        random_ops(8, 32, 1, 0, true, 4000, 71 + (uint64_t)hash_bits);
     }
     return T_DONE();
 }
