@@ -453,7 +453,13 @@ bool td_ask_messages(const td_json *messages, td_api_error *err)
         if (m->type != TD_JSON_OBJ || !td_json_str(m, "role", NULL))
             return bad_type(err, "messages", "a list of objects with a 'role'");
         const td_json *content = td_json_get(m, "content");
-        if (!content || content->type == TD_JSON_NULL || content->type == TD_JSON_STR) continue;
+        if (td_json_is_null(content)) {
+            /* An assistant may have said nothing but tool calls. */
+            if (!strcmp(td_json_str(m, "role", ""), "assistant")) continue;
+            return td_api_fail(err, 400, "missing_required_parameter", "messages",
+                               "a message has no 'content'");
+        }
+        if (content->type == TD_JSON_STR) continue;
         if (content->type != TD_JSON_ARR)
             return td_api_fail(err, 400, "invalid_type", "messages",
                                "a message's 'content' must be a string or a list of parts");

@@ -166,6 +166,8 @@ static bool generate(td_call *c, const td_json *body, td_arena *scratch)
     td_ask *a = &c->ask;
     td_ask_kind kind = c->kind == TD_TEXT_CHAT ? TD_ASK_CHAT : TD_ASK_COMPLETION;
     if (!td_ask_parse(kind, body, &m->defaults, m->vocab, scratch, a, &c->err)) return false;
+    if (!a->model)
+        return td_api_fail(&c->err, 400, "missing_required_parameter", "model", "'model' is missing");
     if (!check_model(c, a->model)) return false;
     const uint32_t **ids = td_arena_alloc(scratch, a->n_prompts * sizeof *ids);
     uint32_t *n_ids = td_arena_alloc(scratch, a->n_prompts * sizeof *n_ids);
@@ -266,7 +268,8 @@ void td_call_parse_text(td_call *c)
         td_status s = td_json_parse(&scratch, c->body.p ? c->body.p : "", c->body.len,
                                     (td_json_limits){JSON_DEPTH, 0}, &body);
         if (s == TD_EFULL)
-            ok = td_api_fail(&c->err, 413, NULL, NULL, "the JSON is too large: %s", td_reason());
+            ok = td_api_fail(&c->err, 400, "invalid_json", NULL, "the JSON is too large or too deep: %s",
+                             td_reason());
         else if (s != TD_OK)
             ok = td_api_fail(&c->err, 400, "invalid_json", NULL, "the body is not valid JSON: %s",
                              td_reason());

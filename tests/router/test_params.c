@@ -134,6 +134,8 @@ static void messages(void)
     REFUSED(CHAT(", \"documents\": 5"), 400, "invalid_type", "documents");
     T_OK(parse(TD_ASK_CHAT,
                "{\"messages\": [{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]}"));
+    REFUSED(parse(TD_ASK_CHAT, "{\"messages\": [{\"role\": \"user\"}]}"), 400,
+            "missing_required_parameter", "messages");
     REFUSED(parse(TD_ASK_CHAT, "{}"), 400, "missing_required_parameter", "messages");
     REFUSED(parse(TD_ASK_CHAT, "{\"messages\": []}"), 400, "invalid_type", "messages");
     REFUSED(parse(TD_ASK_CHAT, "{\"messages\": \"hi\"}"), 400, "invalid_type", "messages");
