@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { SLOWEST_TOK_S = 10 };
+
 void td_fleet_init(td_fleet *f, const td_fleet_opts *o)
 {
     memset(f, 0, sizeof *f);
@@ -144,11 +146,21 @@ bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heart
     return back;
 }
 
+/* A step that holds a chunk of a prompt is as long as the chunk: the mean of decode steps says nothing about it.
+ * Until a worker's speed was measured a slow one is assumed (a large model on few cores). */
+static int64_t chunk_us(const td_worker *w)
+{
+    uint64_t rows = TD_MAX(w->pending_tokens, w->beat.waiting_tokens);
+    if (w->max_batched_tokens && rows > w->max_batched_tokens) rows = w->max_batched_tokens;
+    double rate = w->beat.prefill_tok_s > 0 ? w->beat.prefill_tok_s : SLOWEST_TOK_S;
+    return (int64_t)((double)rows / rate * 1e6);
+}
+
 int64_t td_fleet_hang_us(const td_fleet *f, const td_worker *w)
 {
-    /* Before a step was measured nothing is known of its length: four times the patience. */
-    int64_t step = w->beat.step_us > 0 ? 20 * w->beat.step_us : 4 * f->o.hang_us;
-    return TD_MAX(f->o.hang_us, step);
+    int64_t decode = w->beat.step_us > 0 ? 20 * w->beat.step_us : 4 * f->o.hang_us;
+    int64_t prompt = 3 * chunk_us(w);
+    return TD_MAX(f->o.hang_us, TD_MAX(decode, prompt));
 }
 
 bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, bool *hung)

@@ -92,6 +92,7 @@ td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, cons
 bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heartbeat *b);
 /* Whether it is time to call it dead (*hung false) or hung (*hung true). */
 bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, bool *hung);
+/* How long a step may stand still: max(hang_us, 20 mean steps, 3 times the prompt chunk it may hold). */
 int64_t td_fleet_hang_us(const td_fleet *f, const td_worker *w);
 void td_fleet_lose(td_worker *w, td_worker_state to, int64_t now_us);
 

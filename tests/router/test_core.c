@@ -379,6 +379,23 @@ static void hang(void)
     close_hand(&h);
 }
 
+/* A long prompt on a slow worker is not a hang. */
+static void patience(void)
+{
+    td_fleet f;
+    td_fleet_init(&f, &(td_fleet_opts){.dead_us = 3000000, .hang_us = 5000000});
+    td_worker w = {.state = TD_WORKER_READY, .max_batched_tokens = 2048};
+    T_EQ(td_fleet_hang_us(&f, &w), 20000000); /* nothing measured */
+    w.beat.step_us = 1000;
+    T_EQ(td_fleet_hang_us(&f, &w), 5000000);
+    w.beat.step_us = 1000000;
+    T_EQ(td_fleet_hang_us(&f, &w), 20000000);
+    w.beat.step_us = 1000;
+    w.beat.prefill_tok_s = 20;
+    w.pending_tokens = 100000;
+    T_EQ(td_fleet_hang_us(&f, &w), 3 * 102400000LL); /* a whole chunk at 20 tokens/s */
+}
+
 static void deadline_and_cancel(void)
 {
     hand h = open_hand((td_core_opts){0});
@@ -731,6 +748,7 @@ int main(void)
     identity();
     death_and_return();
     hang();
+    patience();
     deadline_and_cancel();
     busy_and_drain();
     first_requests_wait_for_the_pair();
