@@ -1,7 +1,8 @@
 /* Legs: how they come, what is told about them, how they end. The step itself is in engine_step.c.
  *
- * Everything a leg holds goes through td_engine_drop_tables, and every leg ends through td_engine_leg_end: one place each. A held leg stays
- * in the table as ENDED until its last hold is gone, with its page tables, so that a transfer can go on reading them. */
+ * Everything a leg holds goes through td_engine_drop_tables, and every leg ends through td_engine_leg_end:
+ * one place each. A held leg stays in the table as ENDED until its last hold is gone, with its page tables,
+ * so that a transfer can go on reading them. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/engine.h"
 #include "common/buf.h"
@@ -27,7 +28,8 @@ static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
     return sum;
 }
 
-/* Pages per group: as told; else from the memory told; else a quarter of what is free now, but no more than could ever be used. */
+/* Pages per group: as told; else from the memory told; else a quarter of what is free now, but no more than
+ * could ever be used. */
 static int64_t choose_pages(const td_engine_opts *o, const td_model_desc *d)
 {
     if (o->kv_pages > 0) return o->kv_pages;
@@ -54,13 +56,15 @@ static void open_tables(td_engine *e)
     e->res = td_xalloc(e->cap_draw * sizeof *e->res);
     e->logits = td_xalloc((size_t)e->max_logits * (size_t)e->desc->V * sizeof(float));
     e->sampler = td_sampler_open(o->ops, o->pool, e->desc->V);
-    e->build = td_step_build_open((uint32_t)o->max_batched_tokens, (uint32_t)e->max_logits, e->desc->n_groups, o->page_size);
+    e->build = td_step_build_open((uint32_t)o->max_batched_tokens, (uint32_t)e->max_logits, e->desc->n_groups,
+                                  o->page_size);
 }
 
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)
 {
     const td_model_desc *d = td_model_descr(o->model);
-    if (o->max_seqs < 1 || o->max_legs < 1 || o->max_batched_tokens < 1) return td_fail(TD_EBADREQ, "max_seqs, max_legs and max_batched_tokens must be at least 1");
+    if (o->max_seqs < 1 || o->max_legs < 1 || o->max_batched_tokens < 1)
+        return td_fail(TD_EBADREQ, "max_seqs, max_legs and max_batched_tokens must be at least 1");
     td_engine *e = td_xalloc(sizeof *e);
     e->o = *o;
     e->desc = d;
@@ -69,12 +73,19 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     int64_t least = (e->o.max_model_len > 0 ? e->o.max_model_len : 2) / o->page_size + 2;
     if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
         free(e);
-        return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld are needed for one sequence", (long long)pages, o->page_size, (long long)least);
+        return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld are needed for one sequence",
+                       (long long)pages, o->page_size, (long long)least);
     }
     e->max_len = (int)TD_MIN((int64_t)d->max_positions, (pages - 1) * o->page_size);
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
-    td_kvpool_opts k = {.n_groups = d->n_groups, .page_size = o->page_size, .n_pages = (int)pages, .max_seqs = o->max_seqs + o->max_legs, /* a held leg keeps its trunk */
-                        .max_pages_per_seq = e->max_len / o->page_size + 2, .kv_dtype = o->ops->kv_dtype, .prefix_cache = o->prefix_cache, .hash_key = o->hash_key};
+    td_kvpool_opts k = {.n_groups = d->n_groups,
+                        .page_size = o->page_size,
+                        .n_pages = (int)pages,
+                        .max_seqs = o->max_seqs + o->max_legs, /* a held leg keeps its trunk */
+                        .max_pages_per_seq = e->max_len / o->page_size + 2,
+                        .kv_dtype = o->ops->kv_dtype,
+                        .prefix_cache = o->prefix_cache,
+                        .hash_key = o->hash_key};
     memcpy(k.group, d->group, sizeof k.group);
     td_status s = td_kvpool_open(&k, &e->pool);
     if (s < 0) {
@@ -104,7 +115,8 @@ void td_engine_close(td_engine *e)
     for (int i = 0; i < 2; i++) {
         td_engine_news *n = &e->news[i];
         news_reset(n);
-        free(n->tokens), free(n->prompt), free(n->end), free(n->token), free(n->sample), free(n->scores), free(n->reason);
+        free(n->tokens), free(n->prompt), free(n->end), free(n->token), free(n->sample), free(n->scores),
+            free(n->reason);
     }
     td_sampler_close(e->sampler);
     td_step_build_close(e->build);
@@ -118,7 +130,8 @@ void td_engine_close(td_engine *e)
 
 #define GROW(n, field, cap) ((n)->field = td_xrealloc((n)->field, (cap) * sizeof *(n)->field))
 
-void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish finish)
+void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn,
+                           td_finish finish)
 {
     td_engine_news *n = &e->news[e->filling];
     if (n->n_tokens == n->cap_tokens) {
@@ -130,9 +143,15 @@ void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_s
     n->token[i] = x->n_out ? x->out[x->n_out - 1] : 0;
     if (drawn) n->sample[i] = *drawn;
     bool lp = drawn && q->d.sampling.logprobs >= 0;
-    n->tokens[i] = (td_engine_tokens){.key = q->d.key, .choice = c, .base_index = x->n_out - (drawn ? 1 : 0), .n = drawn ? 1 : 0, .n_top = lp ? (uint32_t)drawn->n_top : 0,
-                                      .finish = finish, .stop_token = finish == TD_FINISH_STOP ? n->token[i] : 0};
-    n->tokens[i].logprob = lp ? &n->sample[i].logprob : NULL; /* addresses are made good when the news are handed out */
+    n->tokens[i] = (td_engine_tokens){.key = q->d.key,
+                                      .choice = c,
+                                      .base_index = x->n_out - (drawn ? 1 : 0),
+                                      .n = drawn ? 1 : 0,
+                                      .n_top = lp ? (uint32_t)drawn->n_top : 0,
+                                      .finish = finish,
+                                      .stop_token = finish == TD_FINISH_STOP ? n->token[i] : 0};
+    n->tokens[i].logprob =
+        lp ? &n->sample[i].logprob : NULL; /* addresses are made good when the news are handed out */
 }
 
 void td_engine_tell_prompt(td_engine *e, td_seq *q)
@@ -146,8 +165,12 @@ void td_engine_tell_prompt(td_engine *e, td_seq *q)
     }
     int64_t now = td_now_us(), first = q->first_row_us ? q->first_row_us : now;
     n->scores[n->n_prompt] = q->score;
-    n->prompt[n->n_prompt++] = (td_engine_prompt){.key = q->d.key, .cached_tokens = q->hit, .queued_us = first - q->arrived_us, .prefill_us = now - first,
-                                                  .n_scores = q->score ? q->d.n_prompt - 1 : 0, .scores = q->score};
+    n->prompt[n->n_prompt++] = (td_engine_prompt){.key = q->d.key,
+                                                  .cached_tokens = q->hit,
+                                                  .queued_us = first - q->arrived_us,
+                                                  .prefill_us = now - first,
+                                                  .n_scores = q->score ? q->d.n_prompt - 1 : 0,
+                                                  .scores = q->score};
     q->score = NULL;
 }
 
@@ -242,13 +265,20 @@ enum { MAX_SALT = 4096 };
 /* Written so that a value that is not a number is refused too. */
 static td_status check_sampling(const td_sampling *s)
 {
-    if (!(s->temperature >= 0 && s->temperature < 1e6f)) return td_refuse(TD_EBADREQ, "temperature %g", (double)s->temperature);
-    if (!(s->top_p > 0 && s->top_p <= 1)) return td_refuse(TD_EBADREQ, "top_p %g is not in (0, 1]", (double)s->top_p);
-    if (!(s->min_p >= 0 && s->min_p <= 1)) return td_refuse(TD_EBADREQ, "min_p %g is not in [0, 1]", (double)s->min_p);
-    if (!(s->repetition_penalty > 0 && s->repetition_penalty < 1e6f)) return td_refuse(TD_EBADREQ, "repetition_penalty %g", (double)s->repetition_penalty);
-    if (!(fabsf(s->presence_penalty) < 1e6f && fabsf(s->frequency_penalty) < 1e6f)) return td_refuse(TD_EBADREQ, "presence_penalty %g, frequency_penalty %g", (double)s->presence_penalty, (double)s->frequency_penalty);
+    if (!(s->temperature >= 0 && s->temperature < 1e6f))
+        return td_refuse(TD_EBADREQ, "temperature %g", (double)s->temperature);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return td_refuse(TD_EBADREQ, "top_p %g is not in (0, 1]", (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1))
+        return td_refuse(TD_EBADREQ, "min_p %g is not in [0, 1]", (double)s->min_p);
+    if (!(s->repetition_penalty > 0 && s->repetition_penalty < 1e6f))
+        return td_refuse(TD_EBADREQ, "repetition_penalty %g", (double)s->repetition_penalty);
+    if (!(fabsf(s->presence_penalty) < 1e6f && fabsf(s->frequency_penalty) < 1e6f))
+        return td_refuse(TD_EBADREQ, "presence_penalty %g, frequency_penalty %g", (double)s->presence_penalty,
+                         (double)s->frequency_penalty);
     for (uint32_t i = 0; i < s->n_bias; i++)
-        if (isnan(s->bias[i].add)) return td_refuse(TD_EBADREQ, "the bias of token %u is not a number", s->bias[i].id);
+        if (isnan(s->bias[i].add))
+            return td_refuse(TD_EBADREQ, "the bias of token %u is not a number", s->bias[i].id);
     return TD_OK;
 }
 
@@ -256,33 +286,51 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
 {
     const td_sampling *s = &leg->sampling;
     uint32_t longest = 0;
-    if (td_engine_find(e, leg->key)) return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
-    if (e->n_leg >= (uint32_t)e->o.max_legs) return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
-    if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES)) return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n, TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES));
+    if (td_engine_find(e, leg->key))
+        return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
+    if (e->n_leg >= (uint32_t)e->o.max_legs)
+        return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
+    if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES))
+        return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n,
+                         TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES));
     if (s->logprobs > TD_MAX_TOP_LOGPROBS || s->prompt_logprobs > TD_MAX_TOP_LOGPROBS)
         return td_refuse(TD_EBADREQ, "more than %d alternatives per token", TD_MAX_TOP_LOGPROBS);
     if (s->n_bias > TD_MAX_LOGIT_BIAS || s->n_stop_ids > TD_MAX_STOP_IDS)
-        return td_refuse(TD_EBADREQ, "%u biases and %u stop ids; at most %d and %d", s->n_bias, s->n_stop_ids, TD_MAX_LOGIT_BIAS, TD_MAX_STOP_IDS);
-    if (leg->all_logits && (s->n > 1 || leg->kind != TD_LEG_MIXED)) return td_refuse(TD_EBADREQ, "all logits are for mixed legs of one choice");
-    if (leg->salt_bytes > MAX_SALT) return td_refuse(TD_EBADREQ, "a salt of %u bytes; at most %d", leg->salt_bytes, MAX_SALT);
+        return td_refuse(TD_EBADREQ, "%u biases and %u stop ids; at most %d and %d", s->n_bias, s->n_stop_ids,
+                         TD_MAX_LOGIT_BIAS, TD_MAX_STOP_IDS);
+    if (leg->all_logits && (s->n > 1 || leg->kind != TD_LEG_MIXED))
+        return td_refuse(TD_EBADREQ, "all logits are for mixed legs of one choice");
+    if (leg->salt_bytes > MAX_SALT)
+        return td_refuse(TD_EBADREQ, "a salt of %u bytes; at most %d", leg->salt_bytes, MAX_SALT);
     TD_TRY(check_sampling(s));
     for (uint32_t i = 0; i < leg->n_prompt; i++)
-        if (leg->prompt[i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "token id %u at position %u is outside the vocabulary of %d", leg->prompt[i], i, e->desc->V);
+        if (leg->prompt[i] >= (uint32_t)e->desc->V)
+            return td_refuse(TD_EBADREQ, "token id %u at position %u is outside the vocabulary of %d",
+                             leg->prompt[i], i, e->desc->V);
     for (uint32_t c = 0; leg->n_resume && c < s->n; c++) {
         longest = TD_MAX(longest, leg->n_resume[c]);
         for (uint32_t i = 0; i < leg->n_resume[c]; i++)
-            if (leg->resume[c][i] >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "resumed token id %u is outside the vocabulary of %d", leg->resume[c][i], e->desc->V);
+            if (leg->resume[c][i] >= (uint32_t)e->desc->V)
+                return td_refuse(TD_EBADREQ, "resumed token id %u is outside the vocabulary of %d",
+                                 leg->resume[c][i], e->desc->V);
     }
     for (uint32_t i = 0; i < s->n_bias; i++)
-        if (s->bias[i].id >= (uint32_t)e->desc->V) return td_refuse(TD_EBADREQ, "biased token id %u is outside the vocabulary of %d", s->bias[i].id, e->desc->V);
+        if (s->bias[i].id >= (uint32_t)e->desc->V)
+            return td_refuse(TD_EBADREQ, "biased token id %u is outside the vocabulary of %d", s->bias[i].id,
+                             e->desc->V);
     uint64_t most = (uint64_t)leg->n_prompt + TD_MAX(longest, 1);
-    if (most > (uint64_t)e->max_len) return td_refuse(TD_EBADREQ, "%llu tokens are more than the %d that fit", (unsigned long long)most, e->max_len);
-    uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len), P = (uint64_t)e->o.page_size;
+    if (most > (uint64_t)e->max_len)
+        return td_refuse(TD_EBADREQ, "%llu tokens are more than the %d that fit", (unsigned long long)most,
+                         e->max_len);
+    uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len),
+             P = (uint64_t)e->o.page_size;
     uint64_t prompt_pages = leg->n_prompt / P, each = (len + P - 1) / P - prompt_pages + 1;
     td_kv_ledger l;
     td_kvpool_ledger(e->pool, 0, &l);
     if (leg->kind != TD_LEG_PREFILL && prompt_pages + s->n * each > (uint64_t)l.total + (s->n == 1))
-        return td_refuse(TD_EBADREQ, "%u choices of up to %llu tokens need more than the %lld KV pages there are", s->n, (unsigned long long)len, (long long)l.total);
+        return td_refuse(TD_EBADREQ,
+                         "%u choices of up to %llu tokens need more than the %lld KV pages there are", s->n,
+                         (unsigned long long)len, (long long)l.total);
     return TD_OK;
 }
 
@@ -292,7 +340,8 @@ static td_status add_leg(td_engine *e, const td_leg *leg, td_seq **out)
     td_seq *q;
     td_leg bounded = *leg; /* the log is allocated for max_tokens */
     bounded.sampling.max_tokens = TD_MIN(bounded.sampling.max_tokens, (uint32_t)e->max_len - leg->n_prompt);
-    uint32_t stop[TD_MAX_STOP_IDS], n_stop = 0; /* an id outside the vocabulary is never drawn, and cannot be banned either */
+    uint32_t stop[TD_MAX_STOP_IDS],
+        n_stop = 0; /* an id outside the vocabulary is never drawn, and cannot be banned either */
     for (uint32_t i = 0; i < leg->sampling.n_stop_ids; i++)
         if (leg->sampling.stop_ids[i] < (uint32_t)e->desc->V) stop[n_stop++] = leg->sampling.stop_ids[i];
     bounded.sampling.stop_ids = stop;
@@ -332,7 +381,9 @@ td_status td_engine_reserve(td_engine *e, const td_leg *leg, uint32_t *out_hit)
 {
     td_seq *q;
     TD_TRY(add_leg(e, leg, &q));
-    td_status s = e->slots + td_seq_slots(q) > (uint32_t)e->o.max_seqs ? td_refuse(TD_EFULL, "all %d sequences are in use", e->o.max_seqs) : td_engine_take_pages(e, q, true);
+    td_status s = e->slots + td_seq_slots(q) > (uint32_t)e->o.max_seqs
+                      ? td_refuse(TD_EFULL, "all %d sequences are in use", e->o.max_seqs)
+                      : td_engine_take_pages(e, q, true);
     if (s < 0) {
         forget(e, q);
         return s;
@@ -357,17 +408,21 @@ static uint32_t window_begins(const td_engine *e, uint32_t position)
 td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint32_t n)
 {
     td_seq *q = td_engine_find(e, key);
-    if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
-    if (n && n != q->d.sampling.n) return td_refuse(TD_EPROTO, "%u first tokens for %u choices", n, q->d.sampling.n);
-    if (n > 1 && td_seq_resumes(q)) return td_refuse(TD_EPROTO, "first tokens for choices that have others already");
+    if (!q || q->state != TD_LEG_RESERVED)
+        return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
+    if (n && n != q->d.sampling.n)
+        return td_refuse(TD_EPROTO, "%u first tokens for %u choices", n, q->d.sampling.n);
+    if (n > 1 && td_seq_resumes(q))
+        return td_refuse(TD_EPROTO, "first tokens for choices that have others already");
     for (uint32_t c = 0; c < n; c++)
-        if (first[c] >= (uint32_t)e->desc->V) return td_refuse(TD_EPROTO, "first token %u is outside the vocabulary", first[c]);
+        if (first[c] >= (uint32_t)e->desc->V)
+            return td_refuse(TD_EPROTO, "first token %u is outside the vocabulary", first[c]);
     td_choice *trunk = &q->choice[0];
     uint32_t hit = trunk->computed, length = td_seq_length(q, 0);
     q->state = TD_LEG_RUNNING;
     q->prompt_told = true;
-    /* Without first tokens the prompt's last row is computed again, to draw from. It sees one token more than arrived of a window group
-     * (what arrived is for the row after it): then all of it is computed here. */
+    /* Without first tokens the prompt's last row is computed again, to draw from. It sees one token more than
+     * arrived of a window group (what arrived is for the row after it): then all of it is computed here. */
     bool again = !n, short_by_one = again && window_begins(e, length) > hit;
     trunk->computed = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
     td_kvseq_landed(e->pool, &trunk->kv, hit, short_by_one ? 0 : length);
@@ -379,15 +434,18 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
         q->choice[c].done = true;
         td_engine_tell_tokens(e, q, c, NULL, f);
     }
-    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
-    else td_engine_fork(e, q);
+    if (td_seq_all_done(q))
+        td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    else
+        td_engine_fork(e, q);
     return TD_OK;
 }
 
 td_status td_engine_recompute(td_engine *e, uint64_t key)
 {
     td_seq *q = td_engine_find(e, key);
-    if (!q || q->state != TD_LEG_RESERVED) return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
+    if (!q || q->state != TD_LEG_RESERVED)
+        return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
     q->state = TD_LEG_RUNNING;
     q->d.kind = TD_LEG_MIXED;
     td_kvseq_landed(e->pool, &q->choice[0].kv, 0, 0); /* nothing came: all of it is computed here */
@@ -406,7 +464,8 @@ td_status td_engine_cancel(td_engine *e, uint64_t key)
 td_status td_engine_cancel_choice(td_engine *e, uint64_t key, uint32_t choice)
 {
     td_seq *q = td_engine_find(e, key);
-    if (!q || q->state == TD_LEG_ENDED || choice >= q->d.sampling.n) return td_refuse(TD_EGONE, "no leg %llx, choice %u", (unsigned long long)key, choice);
+    if (!q || q->state == TD_LEG_ENDED || choice >= q->d.sampling.n)
+        return td_refuse(TD_EGONE, "no leg %llx, choice %u", (unsigned long long)key, choice);
     if (!q->choice[choice].done) td_engine_choice_done(e, q, choice);
     if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
     return TD_OK;
@@ -441,7 +500,8 @@ static void end_overdue(td_engine *e)
         td_seq *q = e->leg[i];
         if (!q->d.deadline_us || q->state == TD_LEG_ENDED) continue;
         if (!now) now = td_now_us();
-        if (now >= q->d.deadline_us) td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_ETIME, "the request's deadline has passed");
+        if (now >= q->d.deadline_us)
+            td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_ETIME, "the request's deadline has passed");
     }
 }
 
@@ -463,12 +523,30 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
 
 /* ---- views ---- */
 
-void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg) { e->on_kv = fn, e->kv_arg = arg; }
-void td_engine_on_step(td_engine *e, void (*fn)(void *, const td_step *), void *arg) { e->on_step = fn, e->step_arg = arg; }
-void td_engine_on_logits(td_engine *e, void (*fn)(void *, uint64_t, uint32_t, const float *), void *arg) { e->on_logits = fn, e->logits_arg = arg; }
-const td_kv *td_engine_kv(const td_engine *e, int group) { return td_kvpool_kv(e->pool, group); }
-const td_model_desc *td_engine_descr(const td_engine *e) { return e->desc; }
-int td_engine_max_model_len(const td_engine *e) { return e->max_len; }
+void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg)
+{
+    e->on_kv = fn, e->kv_arg = arg;
+}
+void td_engine_on_step(td_engine *e, void (*fn)(void *, const td_step *), void *arg)
+{
+    e->on_step = fn, e->step_arg = arg;
+}
+void td_engine_on_logits(td_engine *e, void (*fn)(void *, uint64_t, uint32_t, const float *), void *arg)
+{
+    e->on_logits = fn, e->logits_arg = arg;
+}
+const td_kv *td_engine_kv(const td_engine *e, int group)
+{
+    return td_kvpool_kv(e->pool, group);
+}
+const td_model_desc *td_engine_descr(const td_engine *e)
+{
+    return e->desc;
+}
+int td_engine_max_model_len(const td_engine *e)
+{
+    return e->max_len;
+}
 
 const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n)
 {
@@ -477,7 +555,10 @@ const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint
     return q ? q->choice[0].kv.pages[group] : NULL;
 }
 
-int64_t td_engine_capacity_tokens(const td_engine *e) { return (int64_t)td_engine_kv(e, 0)->n_pages * e->o.page_size; }
+int64_t td_engine_capacity_tokens(const td_engine *e)
+{
+    return (int64_t)td_engine_kv(e, 0)->n_pages * e->o.page_size;
+}
 
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
 {
@@ -499,6 +580,12 @@ void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
     for (int g = 0; g < e->desc->n_groups; g++) {
         td_kv_ledger l;
         td_kvpool_ledger(e->pool, g, &l);
-        out->ledger[g] = (td_engine_ledger_row){.total = l.total, .free = l.free, .private_ = l.private_, .shared = l.shared, .cached = l.cached, .in_transit = l.transit, .pinned = pinned};
+        out->ledger[g] = (td_engine_ledger_row){.total = l.total,
+                                                .free = l.free,
+                                                .private_ = l.private_,
+                                                .shared = l.shared,
+                                                .cached = l.cached,
+                                                .in_transit = l.transit,
+                                                .pinned = pinned};
     }
 }

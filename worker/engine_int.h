@@ -1,5 +1,5 @@
-/* worker/engine_int.h - the engine's insides, shared by its two halves: engine.c (legs: start, reserve, land, cancel, end, events) and
- * engine_step.c (admit, plan, submit, collect). Not for anyone else. */
+/* worker/engine_int.h - the engine's insides, shared by its two halves: engine.c (legs: start, reserve, land,
+ * cancel, end, events) and engine_step.c (admit, plan, submit, collect). Not for anyone else. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_ENGINE_INT_H
 #define TD_WORKER_ENGINE_INT_H
@@ -11,7 +11,8 @@
 #include "worker/seq.h"
 #include "worker/step_build.h"
 
-/* What a turn tells, in growable arrays bounded by the engine's limits; two of them: one being filled, one lent to the caller. */
+/* What a turn tells, in growable arrays bounded by the engine's limits; two of them: one being filled, one
+ * lent to the caller. */
 typedef struct td_engine_news {
     td_engine_tokens *tokens;
     td_engine_prompt *prompt;
@@ -30,7 +31,8 @@ typedef struct td_engine_item {
     bool ends;                       /* its last row completes the log: draw from it */
 } td_engine_item;
 
-typedef struct td_engine_draw { uint32_t item, c; int32_t score_at; } td_engine_draw; /* score_at: prompt position, -1: a draw */
+/* score_at: prompt position, -1: a draw */
+typedef struct td_engine_draw { uint32_t item, c; int32_t score_at; } td_engine_draw;
 
 struct td_engine {
     td_engine_opts o;
@@ -50,7 +52,8 @@ struct td_engine {
     td_engine_draw *draw;
     uint32_t n_item, n_draw, cap_draw;
     uint32_t *ids;                   /* [max_len + 1]: a log, or a unit of it, as one array */
-    struct { uint64_t changes, key; uint32_t slots; } blocked; /* the first waiting leg did not fit then: no new try until something changes */
+    /* the first waiting leg did not fit then: no new try until something changes */
+    struct { uint64_t changes, key; uint32_t slots; } blocked;
     td_engine_news news[2];
     int filling;
     uint64_t step;
@@ -66,7 +69,8 @@ td_seq *td_engine_find(const td_engine *e, uint64_t key);
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c);
 void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status status, const char *reason);
 void td_engine_drop_tables(td_engine *e, td_seq *q);
-void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish finish);
+void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish
+                           finish);
 void td_engine_tell_prompt(td_engine *e, td_seq *q);
 /* Pages for the leg's log (hits taken first) and what its first step needs. EFULL: not now, nothing taken. */
 td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit);

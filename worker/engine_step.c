@@ -1,8 +1,9 @@
-/* One step: admit waiting legs, give decode rows their next page (preempting the youngest leg when there is none), let the scheduler choose,
- * build the flat step, run the forward pass and the draws, and take the results in.
+/* One step: admit waiting legs, give decode rows their next page (preempting the youngest leg when there is
+ * none), let the scheduler choose, build the flat step, run the forward pass and the draws, and take the
+ * results in.
  *
- * Planned, computed, committed: at depth 1 a step is collected in the turn that submits it, so planned = computed between turns; publishing
- * and emitting happen in collect, on committed tokens only. */
+ * Planned, computed, committed: at depth 1 a step is collected in the turn that submits it, so planned =
+ * computed between turns; publishing and emitting happen in collect, on committed tokens only. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
@@ -25,11 +26,14 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
         hit = td_kvseq_match(e->pool, &trunk->kv, e->ids, length);
     }
     trunk->kv.in_transit = in_transit;
-    /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg that is alone needs no such
-     * margin: check_leg knows that it fits to its end. */
-    int64_t more = e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1 ? 2 * (int64_t)q->d.sampling.n : 0;
+    /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg
+     * that is alone needs no such margin: check_leg knows that it fits to its end. */
+    int64_t more =
+        e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1 ? 2 * (int64_t)q->d.sampling.n : 0;
     int64_t pages = (int64_t)((length + 1 + P - 1) / P) - trunk->kv.n_pages;
-    td_status s = pages + more > td_kvpool_available(e->pool) ? td_refuse(TD_EFULL, "%lld KV pages wanted", (long long)(pages + more)) : td_kvseq_ensure(e->pool, &trunk->kv, length + 1);
+    td_status s = pages + more > td_kvpool_available(e->pool)
+                      ? td_refuse(TD_EFULL, "%lld KV pages wanted", (long long)(pages + more))
+                      : td_kvseq_ensure(e->pool, &trunk->kv, length + 1);
     if (s < 0) {
         td_kvseq_release(e->pool, &trunk->kv);
         return s;
@@ -58,12 +62,15 @@ static td_seq *victim(td_engine *e)
     return NULL;
 }
 
-/* A page for choice c's next row, at whose cost may be. False: this leg itself has been put back, or must wait. */
+/* A page for choice c's next row, at whose cost may be. False: this leg itself has been put back, or must
+ * wait. */
 static bool grow(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
     for (;;) {
-        if (td_kvseq_ensure(e->pool, &x->kv, td_seq_length(q, c)) == TD_OK && td_kvseq_writable(e->pool, &x->kv, x->computed) == TD_OK) return true;
+        if (td_kvseq_ensure(e->pool, &x->kv, td_seq_length(q, c)) == TD_OK &&
+            td_kvseq_writable(e->pool, &x->kv, x->computed) == TD_OK)
+            return true;
         td_seq *v = victim(e);
         if (!v) return false;
         preempt(e, v);
@@ -90,7 +97,8 @@ static void admit(td_engine *e)
         /* Room to grow for those that run already, so that a newcomer is not preempted at once. */
         if (e->slots && td_kvpool_available(e->pool) < e->slots) return;
         uint64_t changes = td_kvpool_changes(e->pool);
-        if (e->blocked.changes == changes && e->blocked.key == q->d.key && e->blocked.slots == e->slots) return;
+        if (e->blocked.changes == changes && e->blocked.key == q->d.key && e->blocked.slots == e->slots)
+            return;
         if (td_engine_take_pages(e, q, false) < 0) {
             e->blocked.changes = td_kvpool_changes(e->pool); /* putting its own hits back is no change */
             e->blocked.key = q->d.key;
@@ -107,7 +115,8 @@ static void admit(td_engine *e)
 
 static bool choice_runs(const td_seq *q, uint32_t c)
 {
-    return q->state == TD_LEG_RUNNING && (q->forked ? !q->choice[c].done : c == 0) && td_seq_length(q, c) > q->choice[c].computed;
+    return q->state == TD_LEG_RUNNING && (q->forked ? !q->choice[c].done : c == 0) &&
+           td_seq_length(q, c) > q->choice[c].computed;
 }
 
 /* Decode rows take their pages first; this may preempt legs, so candidates are listed afterwards. */
@@ -131,7 +140,8 @@ static void list_candidates(td_engine *e)
             const td_choice *x = &q->choice[c];
             uint32_t want = td_seq_length(q, c) - x->computed;
             bool every = (q->score || q->d.all_logits) && x->computed < q->d.n_prompt;
-            e->sched[e->n_item] = (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
+            e->sched[e->n_item] =
+                (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
             e->item[e->n_item++] = (td_engine_item){.q = q, .c = c, .pos0 = x->computed};
         }
     }
@@ -139,7 +149,8 @@ static void list_candidates(td_engine *e)
 
 static void add_draw(td_engine *e, uint32_t item, uint32_t c, int32_t score_at)
 {
-    if (e->n_draw == e->cap_draw) { /* prefill legs of many choices; at most max_seqs * TD_MAX_CHOICES and the scores */
+    if (e->n_draw ==
+        e->cap_draw) { /* prefill legs of many choices; at most max_seqs * TD_MAX_CHOICES and the scores */
         e->cap_draw *= 2;
         e->draw = td_xrealloc(e->draw, e->cap_draw * sizeof *e->draw);
         e->res = td_xrealloc(e->res, e->cap_draw * sizeof *e->res);
@@ -147,13 +158,15 @@ static void add_draw(td_engine *e, uint32_t item, uint32_t c, int32_t score_at)
     e->draw[e->n_draw++] = (td_engine_draw){item, c, score_at};
 }
 
-/* The draws at the end of a log: one for the choice, or one for each choice of a trunk that has no tokens yet. */
+/* The draws at the end of a log: one for the choice, or one for each choice of a trunk that has no tokens
+ * yet. */
 static void add_end_draws(td_engine *e, uint32_t i, uint32_t row)
 {
     td_engine_item *it = &e->item[i];
     td_seq *q = it->q;
     bool trunk = !q->forked;
-    if (trunk && q->d.kind == TD_LEG_PREFILL && td_seq_resumes(q)) return; /* the decode side goes on from the logs it has */
+    if (trunk && q->d.kind == TD_LEG_PREFILL && td_seq_resumes(q))
+        return; /* the decode side goes on from the logs it has */
     uint32_t logit = td_step_build_logit(e->build, row), position = td_seq_length(q, it->c);
     for (uint32_t c = trunk ? 0 : it->c; c < (trunk ? q->d.sampling.n : it->c + 1); c++) {
         if (q->choice[c].done || (trunk && q->choice[c].n_out)) continue;
@@ -169,7 +182,8 @@ static uint32_t scored_rows(td_engine *e, uint32_t i, uint32_t row0, bool *last_
     for (uint32_t k = 0; k < it->n_rows; k++) {
         uint32_t pos = it->pos0 + k;
         bool last = it->ends && k + 1 == it->n_rows;
-        if (pos >= it->q->d.n_prompt || (last && !it->q->d.all_logits)) break; /* the end's draw makes its own */
+        if (pos >= it->q->d.n_prompt || (last && !it->q->d.all_logits))
+            break; /* the end's draw makes its own */
         uint32_t logit = td_step_build_logit(e->build, row0 + k);
         rows++;
         if (it->q->score && pos + 1 < it->q->d.n_prompt) {
@@ -191,7 +205,8 @@ static const td_step *plan(td_engine *e)
     grow_decodes(e);
     list_candidates(e);
     uint32_t n = 0, max_rows = (uint32_t)e->o.max_batched_tokens;
-    td_sched_plan(e->sched, e->n_item, (td_sched_caps){max_rows, (uint32_t)e->o.max_prefill_chunk, (uint32_t)e->max_logits});
+    td_sched_plan(e->sched, e->n_item,
+                  (td_sched_caps){max_rows, (uint32_t)e->o.max_prefill_chunk, (uint32_t)e->max_logits});
     td_step_build_begin(e->build, e->step + 1);
     e->n_draw = 0;
     for (uint32_t i = 0; i < e->n_item; i++) {
@@ -202,7 +217,8 @@ static const td_step *plan(td_engine *e)
         it->n_rows = e->sched[i].rows;
         it->ends = it->pos0 + it->n_rows == td_seq_length(it->q, it->c);
         if (!it->q->first_row_us) it->q->first_row_us = td_now_us();
-        uint32_t row0 = td_step_build_rows(e->build, it->q, it->c, &it->q->choice[it->c].kv, it->pos0, it->n_rows);
+        uint32_t row0 =
+            td_step_build_rows(e->build, it->q, it->c, &it->q->choice[it->c].kv, it->pos0, it->n_rows);
         if (every) scored_rows(e, n, row0, &done);
         if (it->ends && !done) add_end_draws(e, n, row0 + it->n_rows - 1);
         n++;
@@ -218,8 +234,10 @@ static void layer_written(void *arg, int layer)
     td_engine *e = arg;
     for (uint32_t i = 0; i < e->n_item; i++) {
         const td_engine_item *it = &e->item[i];
-        uint32_t from = TD_MAX(it->pos0, TD_MAX(it->q->d.hit_tokens, it->q->kv_told)), to = it->pos0 + it->n_rows;
-        if (it->q->d.kind == TD_LEG_PREFILL && from < to) e->on_kv(e->kv_arg, it->q->d.key, layer, layer + 1, from, to);
+        uint32_t from = TD_MAX(it->pos0, TD_MAX(it->q->d.hit_tokens, it->q->kv_told)),
+                 to = it->pos0 + it->n_rows;
+        if (it->q->d.kind == TD_LEG_PREFILL && from < to)
+            e->on_kv(e->kv_arg, it->q->d.key, layer, layer + 1, from, to);
     }
 }
 
@@ -236,7 +254,9 @@ static td_status submit(td_engine *e, const td_step *step)
             uint32_t row0 = td_step_seqs(step)[i].row0;
             for (uint32_t k = 0; k < step->n_logits; k++)
                 if ((uint32_t)row[k] >= row0 && (uint32_t)row[k] < row0 + e->item[i].n_rows)
-                    e->on_logits(e->logits_arg, e->item[i].q->d.key, e->item[i].pos0 + (uint32_t)row[k] - row0, e->logits + (size_t)k * (size_t)e->desc->V);
+                    e->on_logits(e->logits_arg, e->item[i].q->d.key,
+                                 e->item[i].pos0 + (uint32_t)row[k] - row0,
+                                 e->logits + (size_t)k * (size_t)e->desc->V);
         }
     }
     td_sampler_run(e->sampler, step, e->logits, e->res);
@@ -277,7 +297,8 @@ static void take_draw(td_engine *e, const td_engine_draw *d, const td_sample_out
     }
     if (q->state == TD_LEG_ENDED) return;
     if (r->token < 0) { /* every token masked or not a number */
-        td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO, "no token can be drawn: all logits are masked or not numbers");
+        td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO,
+                          "no token can be drawn: all logits are masked or not numbers");
         return;
     }
     td_engine_tell_prompt(e, q);
@@ -292,7 +313,8 @@ static void settle(td_engine *e, const td_engine_item *it)
     td_seq *q = it->q;
     td_choice *x = &q->choice[it->c];
     if (x->kv.is_open && !q->holds && !x->done) td_kvseq_trim(e->pool, &x->kv, x->computed);
-    if (td_seq_all_done(q)) td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
+    if (td_seq_all_done(q))
+        td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
     else if (q->d.kind == TD_LEG_PREFILL && it->ends) {
         td_engine_tell_prompt(e, q);
         td_engine_leg_end(e, q, TD_FINISH_NONE, TD_OK, NULL);
@@ -304,7 +326,8 @@ static void note_speed(td_engine *e, const td_step *step, int64_t us)
     uint64_t decode = 0;
     for (uint32_t i = 0; i < e->n_item; i++) decode += e->item[i].n_rows == 1 && e->item[i].ends;
     td_engine_stats *s = &e->stats;
-    double *rate = decode * 2 > step->n_rows ? &s->decode_tok_s : &s->prefill_tok_s, now = (double)step->n_rows * 1e6 / (double)TD_MAX(us, 1);
+    double *rate = decode * 2 > step->n_rows ? &s->decode_tok_s : &s->prefill_tok_s,
+           now = (double)step->n_rows * 1e6 / (double)TD_MAX(us, 1);
     *rate = *rate > 0 ? 0.9 * *rate + 0.1 * now : now;
     s->step_us_ewma = s->step_us_ewma ? (9 * s->step_us_ewma + us) / 10 : us;
     s->steps++;
@@ -324,7 +347,8 @@ static void collect(td_engine *e)
     }
     for (uint32_t i = 0; i < e->n_draw; i++)
         if (e->draw[i].score_at >= 0) take_draw(e, &e->draw[i], &e->res[i]);
-    /* A leg may be freed by its own settle, so its draws and its settle go together, and a leg that is gone is not looked at again. */
+    /* A leg may be freed by its own settle, so its draws and its settle go together, and a leg that is gone
+     * is not looked at again. */
     for (uint32_t i = 0, k = 0; i < e->n_item; i++) {
         td_seq *q = e->item[i].q;
         uint64_t key = q->d.key;
@@ -337,7 +361,8 @@ static void collect(td_engine *e)
             continue;
         }
         if (q->state == TD_LEG_ENDED) continue;
-        if (!last && q->choice[e->item[i].c].kv.is_open && !q->holds) td_kvseq_trim(e->pool, &q->choice[e->item[i].c].kv, q->choice[e->item[i].c].computed);
+        if (!last && q->choice[e->item[i].c].kv.is_open && !q->holds)
+            td_kvseq_trim(e->pool, &q->choice[e->item[i].c].kv, q->choice[e->item[i].c].computed);
         if (last) settle(e, &e->item[i]);
     }
 }

@@ -1,6 +1,7 @@
-/* The pool is arrays: per group and page a reference count and the node it belongs to, a LIFO free list; nodes in an array with a hash
- * map by their name and an LRU list of those that no sequence uses. A node's use count covers the whole path (a sequence that uses a node
- * uses its ancestors), so an unused node has only unused descendants and the list's tail is always a leaf. */
+/* The pool is arrays: per group and page a reference count and the node it belongs to, a LIFO free list;
+ * nodes in an array with a hash map by their name and an LRU list of those that no sequence uses. A node's
+ * use count covers the whole path (a sequence that uses a node uses its ancestors), so an unused node has
+ * only unused descendants and the list's tail is always a leaf. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/kvpool.h"
 #include "common/check.h"
@@ -13,9 +14,9 @@
 typedef enum { FREE, PRIVATE, SHARED, CACHED, TRANSIT, N_CLASSES } page_class;
 
 typedef struct page {
-    uint16_t refs;     /* sequences that hold it */
-    bool transit;      /* of those, its content is still arriving */
-    int32_t node;      /* -1: none */
+    uint16_t refs; /* sequences that hold it */
+    bool transit;  /* of those, its content is still arriving */
+    int32_t node;  /* -1: none */
 } page;
 
 typedef struct node {
@@ -40,13 +41,13 @@ struct td_kvpool {
     group g[TD_MAX_GROUPS];
     int unit, pages_per_unit;
     node *node;
-    uint32_t *node_tokens;  /* [n_nodes][unit] */
-    int32_t *node_pages;    /* [n_nodes][n_groups][pages_per_unit] */
+    uint32_t *node_tokens; /* [n_nodes][unit] */
+    int32_t *node_pages;   /* [n_nodes][n_groups][pages_per_unit] */
     int32_t *free_node;
     int n_nodes, n_free_node, n_lru, newest, oldest;
     td_map by_hash;
     uint64_t evictions, changes;
-    int32_t *slab;          /* tables of all sequences */
+    int32_t *slab; /* tables of all sequences */
     int *free_slot, n_free_slot;
     size_t slot_ints;
 };
@@ -55,7 +56,10 @@ static int32_t *pages_of(const td_kvpool *p, int n, int g)
 {
     return p->node_pages + ((size_t)n * (size_t)p->o.n_groups + (size_t)g) * (size_t)p->pages_per_unit;
 }
-static uint32_t *tokens_of(const td_kvpool *p, int n) { return p->node_tokens + (size_t)n * (size_t)p->unit; }
+static uint32_t *tokens_of(const td_kvpool *p, int n)
+{
+    return p->node_tokens + (size_t)n * (size_t)p->unit;
+}
 
 /* ---- pool ---- */
 
@@ -65,8 +69,10 @@ static td_status group_open(td_kvpool *p, int i)
     g->desc = p->o.group[i];
     g->kv = (td_kv){NULL, p->o.kv_dtype, p->o.n_pages, p->o.page_size, g->desc.G, g->desc.D};
     g->map_bytes = td_kv_page_bytes(&g->kv) * (size_t)p->o.n_pages * (size_t)g->desc.n_slots;
-    void *m = mmap(NULL, g->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (m == MAP_FAILED) return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", g->map_bytes, strerror(errno));
+    void *m =
+        mmap(NULL, g->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m == MAP_FAILED)
+        return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", g->map_bytes, strerror(errno));
     madvise(m, g->map_bytes, MADV_HUGEPAGE);
     g->kv.base = m;
     g->page = td_xalloc((size_t)p->o.n_pages * sizeof *g->page);
@@ -82,9 +88,11 @@ static td_status group_open(td_kvpool *p, int i)
 
 td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out)
 {
-    TD_CHECK(o->n_groups >= 1 && o->n_groups <= TD_MAX_GROUPS && o->page_size >= 1 && o->n_pages >= 1 && o->max_seqs >= 1);
+    TD_CHECK(o->n_groups >= 1 && o->n_groups <= TD_MAX_GROUPS && o->page_size >= 1 && o->n_pages >= 1 &&
+             o->max_seqs >= 1);
     if (o->page_size > TD_BLOCK_TOKENS ? o->page_size % TD_BLOCK_TOKENS : TD_BLOCK_TOKENS % o->page_size)
-        return td_fail(TD_EBADREQ, "page size %d neither divides nor is a multiple of %d", o->page_size, TD_BLOCK_TOKENS);
+        return td_fail(TD_EBADREQ, "page size %d neither divides nor is a multiple of %d", o->page_size,
+                       TD_BLOCK_TOKENS);
     td_kvpool *p = td_xalloc(sizeof *p);
     p->o = *o;
     p->unit = TD_MAX(o->page_size, (int)TD_BLOCK_TOKENS);
@@ -95,7 +103,8 @@ td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out)
     p->n_nodes = TD_MAX(1, o->n_pages / p->pages_per_unit);
     p->node = td_xalloc((size_t)p->n_nodes * sizeof *p->node);
     p->node_tokens = td_xalloc((size_t)p->n_nodes * (size_t)p->unit * sizeof *p->node_tokens);
-    p->node_pages = td_xalloc((size_t)p->n_nodes * (size_t)o->n_groups * (size_t)p->pages_per_unit * sizeof *p->node_pages);
+    p->node_pages = td_xalloc((size_t)p->n_nodes * (size_t)o->n_groups * (size_t)p->pages_per_unit *
+                              sizeof *p->node_pages);
     p->free_node = td_xalloc((size_t)p->n_nodes * sizeof *p->free_node);
     for (int i = 0; i < p->n_nodes; i++) p->free_node[p->n_free_node++] = p->n_nodes - 1 - i;
     td_map_init(&p->by_hash, (size_t)p->n_nodes + 1);
@@ -130,10 +139,22 @@ void td_kvpool_close(td_kvpool *p)
     free(p);
 }
 
-const td_kv *td_kvpool_kv(const td_kvpool *p, int g) { return &p->g[g].kv; }
-int td_kvpool_unit(const td_kvpool *p) { return p->unit; }
-uint64_t td_kvpool_evictions(const td_kvpool *p) { return p->evictions; }
-uint64_t td_kvpool_changes(const td_kvpool *p) { return p->changes; }
+const td_kv *td_kvpool_kv(const td_kvpool *p, int g)
+{
+    return &p->g[g].kv;
+}
+int td_kvpool_unit(const td_kvpool *p)
+{
+    return p->unit;
+}
+uint64_t td_kvpool_evictions(const td_kvpool *p)
+{
+    return p->evictions;
+}
+uint64_t td_kvpool_changes(const td_kvpool *p)
+{
+    return p->changes;
+}
 
 int64_t td_kvpool_available(const td_kvpool *p)
 {
@@ -165,10 +186,14 @@ static void page_set(td_kvpool *p, int g, int32_t k, int refs, bool transit, int
 static void lru_remove(td_kvpool *p, int n)
 {
     node *x = &p->node[n];
-    if (x->newer >= 0) p->node[x->newer].older = x->older;
-    else p->newest = x->older;
-    if (x->older >= 0) p->node[x->older].newer = x->newer;
-    else p->oldest = x->newer;
+    if (x->newer >= 0)
+        p->node[x->newer].older = x->older;
+    else
+        p->newest = x->older;
+    if (x->older >= 0)
+        p->node[x->older].newer = x->newer;
+    else
+        p->oldest = x->newer;
     p->n_lru--;
 }
 
@@ -177,8 +202,10 @@ static void lru_push(td_kvpool *p, int n)
     node *x = &p->node[n];
     x->newer = -1;
     x->older = p->newest;
-    if (p->newest >= 0) p->node[p->newest].newer = n;
-    else p->oldest = n;
+    if (p->newest >= 0)
+        p->node[p->newest].newer = n;
+    else
+        p->oldest = n;
     p->newest = n;
     p->n_lru++;
 }
@@ -221,13 +248,16 @@ static void node_evict(td_kvpool *p, int n)
     p->evictions++;
 }
 
-/* The node of this name, if its tokens, its parent and its root are the same too: names may collide, across tenants as well. */
+/* The node of this name, if its tokens, its parent and its root are the same too: names may collide, across
+ * tenants as well. */
 static int node_find(const td_kvpool *p, td_h128 hash, td_h128 before, int parent, const uint32_t *tokens)
 {
     uint64_t v;
     if (!td_map_get(&p->by_hash, hash.lo, &v)) return -1;
     const node *x = &p->node[v];
-    if (x->hash.hi != hash.hi || x->parent != parent || x->before.lo != before.lo || x->before.hi != before.hi) return -1;
+    if (x->hash.hi != hash.hi || x->parent != parent || x->before.lo != before.lo ||
+        x->before.hi != before.hi)
+        return -1;
     return memcmp(tokens_of(p, (int)v), tokens, (size_t)p->unit * sizeof *tokens) ? -1 : (int)v;
 }
 
@@ -241,7 +271,8 @@ static td_h128 next_hash(const td_kvpool *p, td_h128 h, const uint32_t *tokens)
 
 td_status td_kvseq_begin(td_kvpool *p, td_kvseq *s, td_h128 root)
 {
-    if (!p->n_free_slot) return td_refuse(TD_EFULL, "all %d sequences of the KV pool are in use", p->o.max_seqs);
+    if (!p->n_free_slot)
+        return td_refuse(TD_EFULL, "all %d sequences of the KV pool are in use", p->o.max_seqs);
     *s = (td_kvseq){.hash = root, .is_open = true, .slot = p->free_slot[--p->n_free_slot]};
     int32_t *at = p->slab + (size_t)s->slot * p->slot_ints;
     for (int g = 0; g < p->o.n_groups; g++, at += p->o.max_pages_per_seq) s->pages[g] = at;
@@ -264,12 +295,14 @@ static void page_drop(td_kvpool *p, int g, int32_t k)
     if (!x->refs && x->node < 0) page_free(p, g, k);
 }
 
-static uint32_t match(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n, int32_t *path, td_h128 *end)
+static uint32_t match(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n, int32_t *path,
+                      td_h128 *end)
 {
     int count = 0, parent = -1;
     td_h128 h = root;
     if (!p->o.prefix_cache) n = 0;
-    for (uint32_t at = 0; at + (uint32_t)p->unit < n; at += (uint32_t)p->unit) { /* < : one token is left to compute */
+    for (uint32_t at = 0; at + (uint32_t)p->unit < n;
+         at += (uint32_t)p->unit) { /* < : one token is left to compute */
         td_h128 next = next_hash(p, h, tokens + at);
         int k = node_find(p, next, h, parent, tokens + at);
         if (k < 0) break;
@@ -313,8 +346,12 @@ static int32_t page_take(td_kvpool *p, int g)
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens)
 {
     int want = (int)((n_tokens + (uint32_t)p->o.page_size - 1) / (uint32_t)p->o.page_size);
-    if (want > p->o.max_pages_per_seq) return td_refuse(TD_EFULL, "%u tokens are beyond a sequence's %d pages", n_tokens, p->o.max_pages_per_seq);
-    if (want - s->n_pages > td_kvpool_available(p)) return td_refuse(TD_EFULL, "%d KV pages wanted, %lld available", want - s->n_pages, (long long)td_kvpool_available(p));
+    if (want > p->o.max_pages_per_seq)
+        return td_refuse(TD_EFULL, "%u tokens are beyond a sequence's %d pages", n_tokens,
+                         p->o.max_pages_per_seq);
+    if (want - s->n_pages > td_kvpool_available(p))
+        return td_refuse(TD_EFULL, "%d KV pages wanted, %lld available", want - s->n_pages,
+                         (long long)td_kvpool_available(p));
     for (; s->n_pages < want; s->n_pages++)
         for (int g = 0; g < p->o.n_groups; g++) {
             int32_t k = page_take(p, g);
@@ -340,7 +377,8 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
         if (from < 0) continue;
         int32_t to = page_take(p, g);
         const td_kv *kv = &p->g[g].kv;
-        for (int slot = 0; slot < p->g[g].desc.n_slots; slot++) memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
+        for (int slot = 0; slot < p->g[g].desc.n_slots; slot++)
+            memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
         page_set(p, g, to, 1, false, -1);
         page_drop(p, g, from);
         s->pages[g][at] = to;
@@ -361,14 +399,16 @@ void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n)
     }
 }
 
-/* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this one holds them: one that
- * goes on differently would keep them when the node is evicted (a fork inside a block, with pages smaller than it). */
+/* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this
+ * one holds them: one that goes on differently would keep them when the node is evicted (a fork inside a
+ * block, with pages smaller than it). */
 static bool unit_whole(const td_kvpool *p, const td_kvseq *s, int first)
 {
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
             int32_t k = s->pages[g][first + j];
-            if (k < 0 || p->g[g].page[k].node >= 0 || p->g[g].page[k].transit || p->g[g].page[k].refs > 1) return false;
+            if (k < 0 || p->g[g].page[k].node >= 0 || p->g[g].page[k].transit || p->g[g].page[k].refs > 1)
+                return false;
         }
     return true;
 }
@@ -383,10 +423,12 @@ static int node_make(td_kvpool *p, const td_kvseq *s, td_h128 hash, int parent, 
 {
     int first = s->n_nodes * p->pages_per_unit;
     uint64_t other;
-    /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends here. */
+    /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends
+     * here. */
     if (td_map_get(&p->by_hash, hash.lo, &other) || !unit_whole(p, s, first) || !p->n_free_node) return -1;
     int k = p->free_node[--p->n_free_node];
-    p->node[k] = (node){.hash = hash, .before = s->hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
+    p->node[k] = (node){
+        .hash = hash, .before = s->hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
     memcpy(tokens_of(p, k), tokens, (size_t)p->unit * sizeof *tokens);
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
@@ -404,8 +446,10 @@ void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens)
     int parent = s->n_nodes ? s->node[s->n_nodes - 1] : -1;
     td_h128 h = next_hash(p, s->hash, tokens);
     int k = node_find(p, h, s->hash, parent, tokens);
-    if (k >= 0) node_use(p, k);
-    else k = node_make(p, s, h, parent, tokens);
+    if (k >= 0)
+        node_use(p, k);
+    else
+        k = node_make(p, s, h, parent, tokens);
     if (k < 0) {
         s->no_publish = true;
         return;
@@ -416,7 +460,8 @@ void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens)
 
 void td_kvseq_publish(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n)
 {
-    for (uint32_t at; (at = td_kvseq_unpublished(p, s, n)) != UINT32_MAX;) td_kvseq_publish_unit(p, s, tokens + at);
+    for (uint32_t at; (at = td_kvseq_unpublished(p, s, n)) != UINT32_MAX;)
+        td_kvseq_publish_unit(p, s, tokens + at);
 }
 
 void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next)
@@ -437,7 +482,8 @@ void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next)
 td_status td_kvseq_fork(td_kvpool *p, const td_kvseq *from, td_kvseq *to, uint32_t n_tokens)
 {
     TD_TRY(td_kvseq_begin(p, to, from->hash));
-    int n = TD_MIN(from->n_pages, (int)((n_tokens + (uint32_t)p->o.page_size - 1) / (uint32_t)p->o.page_size));
+    int n =
+        TD_MIN(from->n_pages, (int)((n_tokens + (uint32_t)p->o.page_size - 1) / (uint32_t)p->o.page_size));
     to->n_nodes = from->n_nodes;
     to->no_publish = from->no_publish;
     memcpy(to->trimmed, from->trimmed, sizeof to->trimmed);
@@ -457,7 +503,8 @@ void td_kvseq_release(td_kvpool *p, td_kvseq *s)
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < s->n_pages; j++)
             if (s->pages[g][j] >= 0) page_drop(p, g, s->pages[g][j]);
-    for (int i = s->n_nodes - 1; i >= 0; i--) node_unuse(p, s->node[i]); /* tail first: the head is the most recent */
+    for (int i = s->n_nodes - 1; i >= 0; i--)
+        node_unuse(p, s->node[i]); /* tail first: the head is the most recent */
     p->free_slot[p->n_free_slot++] = s->slot;
     *s = (td_kvseq){0};
 }
@@ -475,7 +522,8 @@ bool td_kvpool_balanced(const td_kvpool *p)
     for (int g = 0; g < p->o.n_groups; g++) {
         td_kv_ledger l;
         td_kvpool_ledger(p, g, &l);
-        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total || l.free != p->g[g].n_free) return false;
+        if (l.free + l.private_ + l.shared + l.cached + l.transit != l.total || l.free != p->g[g].n_free)
+            return false;
     }
     return true;
 }
@@ -497,9 +545,10 @@ bool td_kvpool_check(const td_kvpool *p)
         if (!td_kvpool_balanced(p) || !group_right(p, g)) {
             td_kv_ledger l;
             td_kvpool_ledger(p, g, &l);
-            td_refuse(TD_EPROTO, "group %d: %lld free, %lld private, %lld shared, %lld cached, %lld in transit of %lld", g,
-                      (long long)l.free, (long long)l.private_, (long long)l.shared, (long long)l.cached, (long long)l.transit,
-                      (long long)l.total);
+            td_refuse(TD_EPROTO,
+                      "group %d: %lld free, %lld private, %lld shared, %lld cached, %lld in transit of %lld",
+                      g, (long long)l.free, (long long)l.private_, (long long)l.shared, (long long)l.cached,
+                      (long long)l.transit, (long long)l.total);
             return false;
         }
     int lru = 0;
@@ -512,10 +561,13 @@ bool td_kvpool_check(const td_kvpool *p)
         for (int g = 0; g < p->o.n_groups; g++)
             for (int j = 0; j < p->pages_per_unit; j++) {
                 int32_t k = pages_of(p, n, g)[j];
-                if (p->g[g].page[k].node != n) return td_refuse(TD_EPROTO, "page %d does not know its node", k) == TD_OK;
-                if (!x->uses && p->g[g].page[k].refs) return td_refuse(TD_EPROTO, "page %d of an unused node is held", k) == TD_OK;
+                if (p->g[g].page[k].node != n)
+                    return td_refuse(TD_EPROTO, "page %d does not know its node", k) == TD_OK;
+                if (!x->uses && p->g[g].page[k].refs)
+                    return td_refuse(TD_EPROTO, "page %d of an unused node is held", k) == TD_OK;
             }
     }
-    if (lru != p->n_lru) return td_refuse(TD_EPROTO, "%d unused nodes, %d in the list", lru, p->n_lru) == TD_OK;
+    if (lru != p->n_lru)
+        return td_refuse(TD_EPROTO, "%d unused nodes, %d in the list", lru, p->n_lru) == TD_OK;
     return true;
 }

@@ -1,8 +1,10 @@
-/* worker/kvpool.h - the fixed pool of KV pages: who owns each page, which prefixes are kept, what may be evicted.
+/* worker/kvpool.h - the fixed pool of KV pages: who owns each page, which prefixes are kept, what may be
+ * evicted.
  *
- * Each page group (layers of equal page bytes and retention) has n_pages pages; a sequence has one page table per group. A *node* is a
- * published prefix step: unit() tokens (a block of 16, or a page when that is larger), the unit()/P pages per group that hold them, the
- * chained hash of everything up to its end, and the token ids themselves. Nodes form a tree by parent.
+ * Each page group (layers of equal page bytes and retention) has n_pages pages; a sequence has one page table
+ * per group. A *node* is a published prefix step: unit() tokens (a block of 16, or a page when that is
+ * larger), the unit()/P pages per group that hold them, the chained hash of everything up to its end, and the
+ * token ids themselves. Nodes form a tree by parent.
  *
  * A page is exactly one of
  *   free      in the free list
@@ -11,15 +13,20 @@
  *   cached    held by a node only: evictable
  *   transit   held by a sequence whose content is still arriving from another worker
  *
- * Rules:     1. free + private + shared + cached + transit = total, in each group, always (td_kvpool_balanced; td_kvpool_check counts page by page).
- *            2. A shared page is never written: the write barrier td_kvseq_writable copies the last, partial page first.
- *            3. A node is made only of pages that are full, committed and complete in all groups; an equal node is kept, not replaced.
- *            4. A hit needs the hash and the token ids; hits take their references before anything is allocated.
- *            5. Eviction takes the least recently used node that no sequence uses. A sequence's release makes its tail older than its
- *               head, so that this node never has children.
+ * Rules:     1. free + private + shared + cached + transit = total, in each group, always
+ *               (td_kvpool_balanced; td_kvpool_check counts page by page).
+ *            2. A shared page is never written: the write barrier td_kvseq_writable copies the last, partial
+ *               page first.
+ *            3. A node is made only of pages that are full, committed and complete in all groups; an equal
+ *               node is kept, not replaced.
+ *            4. A hit needs the hash, the token ids, the parent and the root: a name that collides is a miss.
+ *               Hits take their references before anything is allocated.
+ *            5. Eviction takes the least recently used node that no sequence uses. A sequence's release makes
+ *               its tail older than its head, so that this node never has children.
  *            6. ensure is all or nothing.
  * Ownership: sequences are the caller's structs; their tables belong to the pool between begin and release.
- * Threads:   one owner (the engine thread). Units: pages, tokens. Errors: EFULL: not enough free and evictable pages: nothing changed.
+ * Threads:   one owner (the engine thread). Units: pages, tokens. Errors: EFULL: not enough free and
+ *            evictable pages: nothing changed.
  * Limits:    everything is sized at open.
  * Source:    vLLM (SOSP 23) 4.2-4.3; SGLang (2024) 3. */
 // SPDX-License-Identifier: Apache-2.0
@@ -57,30 +64,35 @@ const td_kv *td_kvpool_kv(const td_kvpool *p, int group);
 int td_kvpool_unit(const td_kvpool *p);                 /* tokens per node */
 int64_t td_kvpool_available(const td_kvpool *p);        /* free + evictable pages, least over the groups */
 uint64_t td_kvpool_evictions(const td_kvpool *p);
-uint64_t td_kvpool_changes(const td_kvpool *p);         /* goes up whenever there is more room or more to hit */
+/* goes up whenever there is more room or more to hit */
+uint64_t td_kvpool_changes(const td_kvpool *p);
 void td_kvpool_ledger(const td_kvpool *p, int group, td_kv_ledger *out);
 bool td_kvpool_balanced(const td_kvpool *p);            /* rule 1, from counts kept as pages change */
 /* Every rule that can be checked is checked; false with td_reason(). For tests; O(pages + nodes). */
 bool td_kvpool_check(const td_kvpool *p);
 
 td_status td_kvseq_begin(td_kvpool *p, td_kvseq *s, td_h128 root); /* EFULL: max_seqs are open */
-/* Take the longest published prefix of tokens[0..n) that leaves at least one token. Returns its length. Once, right after begin. */
+/* Take the longest published prefix of tokens[0..n) that leaves at least one token. Returns its length. Once,
+ * right after begin. */
 uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n);
 /* How long that prefix is, without taking it. */
 uint32_t td_kvpool_peek(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n);
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens);
-td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position); /* copy on write of that position's page */
-/* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those that position n still sees:
- * if older ones are missing, this sequence publishes nothing more. */
+/* copy on write of that position's page */
+td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position);
+/* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those
+ * that position n still sees: if older ones are missing, this sequence publishes nothing more. */
 void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n);
 /* Of n tokens that are committed and computed: where the next unit to publish starts; UINT32_MAX: none. */
 uint32_t td_kvseq_unpublished(const td_kvpool *p, const td_kvseq *s, uint32_t n);
-void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens); /* tokens[unit()] of that unit */
+/* tokens[unit()] of that unit */
+void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens);
 /* All units of tokens[0..n). */
 void td_kvseq_publish(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint32_t n);
 /* Give back pages that no position >= q_next can see. */
 void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next);
-td_status td_kvseq_fork(td_kvpool *p, const td_kvseq *from, td_kvseq *to, uint32_t n_tokens); /* shares pages of tokens [0, n_tokens) */
+/* shares pages of tokens [0, n_tokens) */
+td_status td_kvseq_fork(td_kvpool *p, const td_kvseq *from, td_kvseq *to, uint32_t n_tokens);
 void td_kvseq_release(td_kvpool *p, td_kvseq *s);
 
 #endif

@@ -1,4 +1,5 @@
-/* Scores go first (they need the raw logits), then draws. Consecutive samples with logits of their own run as one call. */
+/* Scores go first (they need the raw logits), then draws. Consecutive samples with logits of their own run as
+ * one call. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/sampler.h"
 #include "common/check.h"
@@ -10,7 +11,7 @@ struct td_sampler {
     td_pool *pool;
     size_t V;
     td_sample_row *row;
-    float *copy;       /* rows of logits that several samples share */
+    float *copy; /* rows of logits that several samples share */
     size_t n_row, n_copy;
 };
 
@@ -31,11 +32,21 @@ void td_sampler_close(td_sampler *s)
 
 static td_sample_row row_of(const td_step *step, const td_step_sample *d)
 {
-    return (td_sample_row){.temperature = d->temperature, .top_p = d->top_p, .min_p = d->min_p, .repetition_penalty = d->repetition_penalty,
-                           .presence_penalty = d->presence_penalty, .frequency_penalty = d->frequency_penalty, .top_k = d->top_k, .seed = d->seed,
-                           .position = d->position, .stream = d->stream, .logprobs = d->logprobs,
-                           .pen = d->n_pen ? TD_STEP_AT(step, td_penalty, d->pen) : NULL, .n_pen = d->n_pen,
-                           .bias = d->n_bias ? TD_STEP_AT(step, td_bias, d->bias) : NULL, .n_bias = d->n_bias,
+    return (td_sample_row){.temperature = d->temperature,
+                           .top_p = d->top_p,
+                           .min_p = d->min_p,
+                           .repetition_penalty = d->repetition_penalty,
+                           .presence_penalty = d->presence_penalty,
+                           .frequency_penalty = d->frequency_penalty,
+                           .top_k = d->top_k,
+                           .seed = d->seed,
+                           .position = d->position,
+                           .stream = d->stream,
+                           .logprobs = d->logprobs,
+                           .pen = d->n_pen ? TD_STEP_AT(step, td_penalty, d->pen) : NULL,
+                           .n_pen = d->n_pen,
+                           .bias = d->n_bias ? TD_STEP_AT(step, td_bias, d->bias) : NULL,
+                           .n_bias = d->n_bias,
                            .mask = d->n_mask ? TD_STEP_AT(step, uint32_t, d->mask) : NULL};
 }
 
@@ -43,11 +54,14 @@ static void run_scores(td_sampler *s, const td_step *step, const float *logits, 
 {
     const td_step_sample *d = td_step_samples(step);
     for (uint32_t i = 0; i < step->n_samples; i++)
-        if (d[i].score >= 0) s->ops->score(s->pool, logits + d[i].logit * s->V, s->V, (int)s->V, &d[i].score, d[i].logprobs, 1, &out[i]);
+        if (d[i].score >= 0)
+            s->ops->score(s->pool, logits + d[i].logit * s->V, s->V, (int)s->V, &d[i].score, d[i].logprobs, 1,
+                          &out[i]);
 }
 
 /* A run of draws [first, end) whose logits are consecutive rows, used by no other draw: in place. */
-static void run_group(td_sampler *s, const td_step *step, float *logits, uint32_t first, uint32_t end, td_sample_out *out)
+static void run_group(td_sampler *s, const td_step *step, float *logits, uint32_t first, uint32_t end,
+                      td_sample_out *out)
 {
     const td_step_sample *d = td_step_samples(step);
     for (uint32_t i = first; i < end; i++) s->row[i - first] = row_of(step, &d[i]);
@@ -75,10 +89,13 @@ void td_sampler_run(td_sampler *s, const td_step *step, float *logits, td_sample
                 s->n_copy = end - i;
                 s->copy = td_xrealloc(s->copy, s->n_copy * s->V * sizeof(float));
             }
-            for (uint32_t k = i; k < end; k++) memcpy(s->copy + (k - i) * s->V, logits + d[i].logit * s->V, s->V * sizeof(float));
+            for (uint32_t k = i; k < end; k++)
+                memcpy(s->copy + (k - i) * s->V, logits + d[i].logit * s->V, s->V * sizeof(float));
             run_group(s, step, s->copy, i, end, out);
         } else {
-            while (end < n && d[end].score < 0 && d[end].logit == d[end - 1].logit + 1 && (end + 1 == n || d[end + 1].logit != d[end].logit)) end++;
+            while (end < n && d[end].score < 0 && d[end].logit == d[end - 1].logit + 1 &&
+                   (end + 1 == n || d[end + 1].logit != d[end].logit))
+                end++;
             run_group(s, step, logits + d[i].logit * s->V, i, end, out);
         }
         i = end;

@@ -1,6 +1,8 @@
-/* worker/sampler.h - runs a step's draws and scores over its logits: td_step words -> td_ops.sample / td_ops.score.
+/* worker/sampler.h - runs a step's draws and scores over its logits: td_step words -> td_ops.sample /
+ * td_ops.score.
  *
- * Several samples may share one row of logits (n choices): each works on a copy, so none sees another's penalties.
+ * Several samples may share one row of logits (n choices): each works on a copy, so none sees another's
+ * penalties.
  * A pure function of the step and the logits. Threads: the engine thread. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SAMPLER_H

@@ -1,6 +1,7 @@
 /* worker/sched.h - which rows go into the next step. A pure function; roles and phases are only its inputs.
  *
- * Decode-maximal batching: every decode row first (stall-free), then prompt chunks, oldest first, in what the budget leaves.
+ * Decode-maximal batching: every decode row first (stall-free), then prompt chunks, oldest first, in what the
+ * budget leaves.
  * A chunk may also be bounded per sequence (max_chunk) and by the logits it needs (score rows).
  *
  * Shapes: items in order of arrival. Source: Sarathi-Serve (OSDI 24) 4.2, algorithm 3. Threads: pure. */
@@ -18,7 +19,8 @@ typedef struct td_sched_item {
     uint32_t rows;      /* out */
 } td_sched_item;
 
-typedef struct td_sched_caps { uint32_t max_rows, max_chunk, max_logits; } td_sched_caps; /* max_chunk 0: none */
+/* max_chunk 0: none */
+typedef struct td_sched_caps { uint32_t max_rows, max_chunk, max_logits; } td_sched_caps;
 
 /* Rows left of the budget afterwards. */
 uint32_t td_sched_plan(td_sched_item *item, uint32_t n, td_sched_caps caps);

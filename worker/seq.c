@@ -24,8 +24,10 @@ static void penalty_count(td_choice *c, uint32_t id, bool prompt)
         c->pen[at] = (td_penalty){.id = id};
         td_map_put(&c->pen_at, id, at);
     }
-    if (prompt) c->pen[at].in_prompt = 1;
-    else c->pen[at].n_out++;
+    if (prompt)
+        c->pen[at].in_prompt = 1;
+    else
+        c->pen[at].n_out++;
 }
 
 static void choice_open(td_seq *q, uint32_t i)
@@ -50,7 +52,8 @@ td_status td_seq_open(const td_leg *leg, td_seq **out)
 {
     const td_sampling *s = &leg->sampling;
     if (!leg->n_prompt) return td_refuse(TD_EBADREQ, "the prompt is empty");
-    if (!s->n || s->n > TD_MAX_CHOICES) return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n, TD_MAX_CHOICES);
+    if (!s->n || s->n > TD_MAX_CHOICES)
+        return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n, TD_MAX_CHOICES);
     if (!s->max_tokens) return td_refuse(TD_EBADREQ, "max_tokens is 0");
     td_seq *q = td_xalloc(sizeof *q);
     q->d = *leg;
@@ -86,7 +89,10 @@ void td_seq_close(td_seq *q)
     free(q);
 }
 
-uint32_t td_seq_slots(const td_seq *q) { return q->d.kind == TD_LEG_PREFILL ? 1 : q->d.sampling.n; }
+uint32_t td_seq_slots(const td_seq *q)
+{
+    return q->d.kind == TD_LEG_PREFILL ? 1 : q->d.sampling.n;
+}
 
 bool td_seq_resumes(const td_seq *q)
 {
@@ -95,7 +101,10 @@ bool td_seq_resumes(const td_seq *q)
     return false;
 }
 
-uint32_t td_seq_length(const td_seq *q, uint32_t c) { return q->d.n_prompt + (q->forked ? q->choice[c].n_out : 0); }
+uint32_t td_seq_length(const td_seq *q, uint32_t c)
+{
+    return q->d.n_prompt + (q->forked ? q->choice[c].n_out : 0);
+}
 
 uint32_t td_seq_token(const td_seq *q, uint32_t c, uint32_t position)
 {

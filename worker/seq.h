@@ -1,11 +1,13 @@
-/* worker/seq.h - a leg and its choices as the engine keeps them: token logs, page tables, lengths, when a choice ends.
+/* worker/seq.h - a leg and its choices as the engine keeps them: token logs, page tables, lengths, when a
+ * choice ends.
  *
- * A leg's n choices share the prompt's pages: until the prompt is computed there is one *trunk* (choice 0's tables), then a fork per
- * choice. A choice's log is prompt + output; `computed` tokens of it have KV. What is wanted next is always rows [computed, length), and a
- * token drawn from the last of them. Prompt, resume after another worker's death, recompute after preemption and decode are the same case.
+ * A leg's n choices share the prompt's pages: until the prompt is computed there is one *trunk* (choice 0's
+ * tables), then a fork per choice. A choice's log is prompt + output; `computed` tokens of it have KV. What
+ * is wanted next is always rows [computed, length), and a token drawn from the last of them. Prompt, resume
+ * after another worker's death, recompute after preemption and decode are the same case.
  *
- *   WAITING --admit--> RUNNING --> (ended)        RESERVED --land/recompute--> RUNNING        any --cancel--> (ended)
- *      ^----preempt-------'
+ *   WAITING --admit--> RUNNING --> (ended)        RESERVED --land/recompute--> RUNNING
+ *      ^----preempt-------'                       any --cancel--> (ended)
  *
  * Ownership: a leg owns copies of everything in its description. Threads: the engine thread. */
 // SPDX-License-Identifier: Apache-2.0
@@ -47,7 +49,8 @@ void td_seq_close(td_seq *q);                           /* page tables must be r
 
 uint32_t td_seq_slots(const td_seq *q);                 /* sequences it takes: 1 for a PREFILL leg */
 bool td_seq_resumes(const td_seq *q);                   /* some choice came with tokens */
-/* Length of the log that choice c computes next (the trunk's: the prompt alone when there are several choices). */
+/* Length of the log that choice c computes next (the trunk's: the prompt alone when there are several
+ * choices). */
 uint32_t td_seq_length(const td_seq *q, uint32_t c);
 uint32_t td_seq_token(const td_seq *q, uint32_t c, uint32_t position);
 /* A token was drawn for choice c: append it and say whether the choice ends. */

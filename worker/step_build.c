@@ -1,5 +1,5 @@
-/* The sections are collected in buffers of their own and joined at the end, where offsets become known. Offsets inside a section are
- * kept relative until then. */
+/* The sections are collected in buffers of their own and joined at the end, where offsets become known.
+ * Offsets inside a section are kept relative until then. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/step_build.h"
 #include "common/buf.h"
@@ -45,7 +45,8 @@ void td_step_build_begin(td_step_build *b, uint64_t number)
     b->head = (td_step){.number = number, .n_groups = (uint32_t)b->n_groups};
 }
 
-uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0, uint32_t n_rows)
+uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0,
+                            uint32_t n_rows)
 {
     uint32_t row0 = b->head.n_rows;
     td_step_seq s = {.key = q->d.key, .row0 = row0, .n_rows = n_rows, .pos0 = pos0};
@@ -101,9 +102,21 @@ static void add_biases(td_step_build *b, const td_seq *q, uint32_t c, td_step_sa
 void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position)
 {
     const td_sampling *p = &q->d.sampling;
-    td_step_sample s = {.key = q->d.key, .choice = c, .logit = logit, .score = -1, .temperature = p->temperature, .top_p = p->top_p, .min_p = p->min_p,
-                        .repetition_penalty = p->repetition_penalty, .presence_penalty = p->presence_penalty, .frequency_penalty = p->frequency_penalty,
-                        .top_k = p->top_k, .logprobs = p->logprobs, .seed = p->seed, .position = position, .stream = c << 8 | TD_RNG_SAMPLE};
+    td_step_sample s = {.key = q->d.key,
+                        .choice = c,
+                        .logit = logit,
+                        .score = -1,
+                        .temperature = p->temperature,
+                        .top_p = p->top_p,
+                        .min_p = p->min_p,
+                        .repetition_penalty = p->repetition_penalty,
+                        .presence_penalty = p->presence_penalty,
+                        .frequency_penalty = p->frequency_penalty,
+                        .top_k = p->top_k,
+                        .logprobs = p->logprobs,
+                        .seed = p->seed,
+                        .position = position,
+                        .stream = c << 8 | TD_RNG_SAMPLE};
     const td_choice *x = &q->choice[c];
     if (x->pen) {
         s.n_pen = x->n_pen;
@@ -116,7 +129,11 @@ void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t 
 
 void td_step_build_score(td_step_build *b, const td_seq *q, uint32_t logit, uint32_t position)
 {
-    td_step_sample s = {.key = q->d.key, .logit = logit, .score = (int32_t)q->d.prompt[position], .logprobs = q->d.sampling.prompt_logprobs, .position = position};
+    td_step_sample s = {.key = q->d.key,
+                        .logit = logit,
+                        .score = (int32_t)q->d.prompt[position],
+                        .logprobs = q->d.sampling.prompt_logprobs,
+                        .position = position};
     td_buf_add(&b->samples, &s, sizeof s);
     b->head.n_samples++;
 }

@@ -1,7 +1,10 @@
-/* worker/step_build.h - makes the flat td_step from what the scheduler chose. All of a step's facts about sampling are worked out here.
+/* worker/step_build.h - makes the flat td_step from what the scheduler chose. All of a step's facts about
+ * sampling are worked out here.
  *
- * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the builder's, reused every step.
- * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases are bounded by max_seqs * (vocabulary + 1024). */
+ * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the
+ *      builder's, reused every step.
+ * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases are bounded by
+ *          max_seqs * (vocabulary + 1024). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_STEP_BUILD_H
 #define TD_WORKER_STEP_BUILD_H
@@ -15,7 +18,8 @@ td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_
 void td_step_build_close(td_step_build *b);
 void td_step_build_begin(td_step_build *b, uint64_t number);
 /* Choice c computes positions [pos0, pos0 + n_rows) in the tables kv. Returns the index of its first row. */
-uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0, uint32_t n_rows);
+uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0,
+                            uint32_t n_rows);
 /* Logits of a row, in ascending order of rows. Returns the index among the step's logits. */
 uint32_t td_step_build_logit(td_step_build *b, uint32_t row);
 /* Draw the token at `position` for choice c from logits `logit`. */

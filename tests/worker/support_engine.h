@@ -272,7 +272,10 @@ static inline void te_run_some(td_engine *e, te_spec *s, te_result *r, uint32_t 
     te_finish(e, s, r, n);
 }
 
-static inline void te_run(td_engine *e, te_spec *s, te_result *r, uint32_t n) { te_run_some(e, s, r, n, n); }
+static inline void te_run(td_engine *e, te_spec *s, te_result *r, uint32_t n)
+{
+    te_run_some(e, s, r, n, n);
+}
 
 static inline bool te_same_sample(const td_sample_out *a, const td_sample_out *b)
 {

@@ -45,8 +45,14 @@ static inline td_model *fake_open(bool windows)
     return m;
 }
 
-const td_model_desc *td_model_descr(const td_model *m) { return &m->desc; }
-size_t td_model_weight_bytes(const td_model *m) { return m ? 1000 : 0; }
+const td_model_desc *td_model_descr(const td_model *m)
+{
+    return &m->desc;
+}
+size_t td_model_weight_bytes(const td_model *m)
+{
+    return m ? 1000 : 0;
+}
 
 static inline uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *pages, uint32_t pos, int which)
 {
@@ -90,7 +96,8 @@ static inline void fake_read(td_model *m, const td_step *s, const td_step_seq *q
             if (!k || k[1] != p || k[2] != (uint32_t)layer || k[3] != fake_mix(k[0], p) || c[0] != ~k[0] ||
                 c[1] != p)
                 m->bad_reads++;
-            else h = fake_mix(h, k[0]);
+            else
+                h = fake_mix(h, k[0]);
         }
         x[q->row0 + i] = fake_mix(x[q->row0 + i], h);
     }

@@ -1,8 +1,9 @@
-/* tests/worker/support_handoff.h - one leg by hand-off between two engines in one process: prefill on `a`, pages copied as its layers are
- * done, decode on `b`. The two may have different page sizes.
+/* tests/worker/support_handoff.h - one leg by hand-off between two engines in one process: prefill on `a`,
+ * pages copied as its layers are done, decode on `b`. The two may have different page sizes.
  *
- * The result is what a client sees: first tokens from the prefill leg, the rest from the decode leg. With `lost` the decode side is told that
- * the pages do not come. Every (layer, token) is counted: on_kv tells each from the decode side's hit on exactly once. */
+ * The result is what a client sees: first tokens from the prefill leg, the rest from the decode leg. With
+ * `lost` the decode side is told that the pages do not come. Every (layer, token) is counted: on_kv tells
+ * each from the decode side's hit on exactly once. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_SUPPORT_HANDOFF_H
 #define TD_TESTS_SUPPORT_HANDOFF_H
@@ -12,7 +13,7 @@
 typedef struct te_carrier {
     td_engine *from, *to;
     uint64_t key;
-    uint32_t hit, n_tokens;          /* n_tokens: that the decode side's next row will stand at */
+    uint32_t hit, n_tokens; /* n_tokens: that the decode side's next row will stand at */
     uint8_t told[TD_MAX_LAYERS][TE_MAX_PROMPT + TE_MAX_OUT];
 } te_carrier;
 
@@ -34,8 +35,8 @@ static inline void te_carry(void *arg, uint64_t key, int layer0, int layer1, uin
 {
     te_carrier *c = arg;
     const td_model_desc *d = td_engine_descr(c->from);
-    T_OK(tok0 >= c->hit && tok0 < tok1 && tok1 <= c->n_tokens && key == c->key && layer0 < layer1, "kv hook: tokens %u to %u", tok0,
-         tok1);
+    T_OK(tok0 >= c->hit && tok0 < tok1 && tok1 <= c->n_tokens && key == c->key && layer0 < layer1,
+         "kv hook: tokens %u to %u", tok0, tok1);
     for (int l = layer0; l < layer1; l++) {
         uint32_t W = (uint32_t)d->layer[l].window, first = W && c->n_tokens + 1 > W ? c->n_tokens + 1 - W : 0;
         for (uint32_t t = tok0; t < tok1; t++) {
@@ -66,7 +67,9 @@ static inline bool te_prefill(te_carrier *c, const te_spec *s, te_result *out, c
     te_finish(c->from, &p, out, 1);
     bool over = true;
     for (uint32_t k = 0; k < s->leg.sampling.n; k++) over &= out->finish[k] != TD_FINISH_NONE;
-    if (!over) T_OK(te_told_once(c), "%s: leg %llu: not every layer and token was told once", why, (unsigned long long)s->leg.key);
+    if (!over)
+        T_OK(te_told_once(c), "%s: leg %llu: not every layer and token was told once", why,
+             (unsigned long long)s->leg.key);
     td_engine_unhold(c->from, p.leg.key);
     td_engine_on_kv(c->from, NULL, NULL);
     return !over;
@@ -85,7 +88,8 @@ static inline void te_append_rest(te_result *out, const te_result *second, uint3
     }
 }
 
-static inline void te_hand_off(td_engine *a, td_engine *b, const te_spec *s, te_result *out, bool lost, const char *why)
+static inline void te_hand_off(td_engine *a, td_engine *b, const te_spec *s, te_result *out, bool lost,
+                               const char *why)
 {
     te_result second = {0};
     te_spec d = *s;
@@ -96,20 +100,29 @@ static inline void te_hand_off(td_engine *a, td_engine *b, const te_spec *s, te_
     T_OK(td_engine_reserve(b, te_leg(&d), &hit) == TD_OK, "%s: reserve: %s", why, td_reason());
     (void)td_engine_hold(b, d.leg.key);
     te_carrier *c = td_xalloc(sizeof *c);
-    *c = (te_carrier){.from = a, .to = b, .key = s->leg.key, .hit = hit, .n_tokens = s->leg.n_prompt + (n == 1 ? s->n_resume[0] : 0)};
+    *c = (te_carrier){.from = a,
+                      .to = b,
+                      .key = s->leg.key,
+                      .hit = hit,
+                      .n_tokens = s->leg.n_prompt + (n == 1 ? s->n_resume[0] : 0)};
     bool goes_on = te_prefill(c, s, out, why);
     free(c);
     te_expect(&d, &second);
-    n_first = resumes && n > 1 ? 0 : n; /* several choices that resume: the decode side goes on from the logs it has */
+    n_first = resumes && n > 1
+                  ? 0
+                  : n; /* several choices that resume: the decode side goes on from the logs it has */
     for (uint32_t k = 0; k < n_first && goes_on; k++) {
         first[k] = out->token[k][out->n[k] - 1];
         if (lost) continue;
         memcpy(second.token[k], out->token[k], sizeof second.token[k]);
         second.n[k] = out->n[k];
     }
-    if (!goes_on) T_OK(td_engine_cancel(b, d.leg.key) == TD_OK, "%s", td_reason());
-    else if (lost) T_OK(td_engine_recompute(b, d.leg.key) == TD_OK, "%s", td_reason());
-    else T_OK(td_engine_land(b, d.leg.key, first, n_first) == TD_OK, "%s: land: %s", why, td_reason());
+    if (!goes_on)
+        T_OK(td_engine_cancel(b, d.leg.key) == TD_OK, "%s", td_reason());
+    else if (lost)
+        T_OK(td_engine_recompute(b, d.leg.key) == TD_OK, "%s", td_reason());
+    else
+        T_OK(td_engine_land(b, d.leg.key, first, n_first) == TD_OK, "%s: land: %s", why, td_reason());
     td_engine_unhold(b, d.leg.key);
     te_finish(b, &d, &second, 1);
     if (goes_on) te_append_rest(out, &second, n);

@@ -134,9 +134,9 @@ static void test_resume(void)
         for (uint32_t at = 1; at <= TD_MIN(want[i].n[0], 12u); at++) {
             te_spec s = spec[i];
             for (uint32_t c = 0; c < s.leg.sampling.n; c++) {
-                s.n_resume[c] = TD_MIN(want[i].n[c],
-                                       (at * (c + 1)) %
-                                           13); /* choices at different points, some at none, some ended */
+                s.n_resume[c] =
+                    TD_MIN(want[i].n[c],
+                           (at * (c + 1)) % 13); /* choices at different points, some at none, some ended */
                 memcpy(s.resume[c], want[i].token[c], s.n_resume[c] * sizeof(uint32_t));
             }
             te_run(e, &s, &got, 1);
@@ -180,8 +180,8 @@ static void test_hand_off(bool cache, int page_a, int page_b, int chunk, bool lo
     snprintf(why, sizeof why, "hand-off, pages of %d and %d, chunk %d, cache %d, lost %d", page_a, page_b,
              chunk, cache, lost);
     te_result got = {0};
-    td_engine *a = open_with(
-        (td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
+    td_engine *a =
+        open_with((td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
     td_engine_on_step(a, NULL, NULL);
     td_engine *b = open_with((td_engine_opts){.page_size = page_b, .prefix_cache = cache});
     for (int round = 0; round < 2; round++)
@@ -414,8 +414,8 @@ static void test_tight_choices(void)
     uint32_t ran = 0;
     for (uint32_t n = 2; n <= 6; n++)
         for (uint32_t prompt = 95; prompt < 113; prompt++) {
-            td_engine *e = open_with(
-                (td_engine_opts){.kv_pages = 6 + 2 * n + prompt % 2, .max_model_len = 125});
+            td_engine *e =
+                open_with((td_engine_opts){.kv_pages = 6 + 2 * n + prompt % 2, .max_model_len = 125});
             te_spec s = te_make(1, prompt, 12, V);
             te_result r = {0};
             s.leg.sampling.n = n;
@@ -485,8 +485,8 @@ static void test_all_logits(void)
 {
     static float whole[100][FAKE_V], cut[100][FAKE_V];
     for (int chunk = 0; chunk < 20; chunk += 3) {
-        td_engine *e = open_with(
-            (td_engine_opts){.max_prefill_chunk = chunk, .max_logits = 64, .prefix_cache = true});
+        td_engine *e =
+            open_with((td_engine_opts){.max_prefill_chunk = chunk, .max_logits = 64, .prefix_cache = true});
         te_spec s = te_make(1, 100, 1, V);
         te_result r = {0};
         for (uint32_t i = 0; i < 100; i++) s.prompt[i] = i % 7;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_engine_identity.c - the engine over real models: the golden's greedy continuations, the demo model's recorded answers, and
- * the promise of the whole system: tokens, logprobs and prompt scores are the same bytes however they were computed. test_engine.c makes the
- * same promise over a model of hashes, where no two contexts can be mistaken for each other; here the kernels take part. */
+/* tests/worker/test_engine_identity.c - the engine over real models: the golden's greedy continuations, the
+ * demo model's recorded answers, and the promise of the whole system: tokens, logprobs and prompt scores are
+ * the same bytes however they were computed. test_engine.c makes the same promise over a model of hashes,
+ * where no two contexts can be mistaken for each other; here the kernels take part. */
 #include "common/json.h"
 #include "common/log.h"
 #include "tests/worker/support_handoff.h"
@@ -46,7 +47,8 @@ static void close_idle(td_engine *e)
 
 static bool open_model(const char *dir)
 {
-    td_model_opts o = {.dir = dir, .ops = ops, .pool = threads, .max_rows = 256, .max_logits = td_engine_logit_rows(64)};
+    td_model_opts o = {
+        .dir = dir, .ops = ops, .pool = threads, .max_rows = 256, .max_logits = td_engine_logit_rows(64)};
     model = NULL;
     if (td_model_open(&o, &model) < 0) {
         T_OK(0, "%s: %s", dir, td_reason());
@@ -70,13 +72,16 @@ static size_t read_i32(const td_safetensors *f, const char *what, int k, int32_t
     return (size_t)t->shape[0];
 }
 
-/* The engine's tokens are the recorded ones, up to the first that another arithmetic may choose differently. */
-static uint32_t compare_greedy(const te_result *r, const int32_t *ids, const float *margin, uint32_t n, float sure, const char *what)
+/* The engine's tokens are the recorded ones, up to the first that another arithmetic may choose differently.
+ */
+static uint32_t compare_greedy(const te_result *r, const int32_t *ids, const float *margin, uint32_t n,
+                               float sure, const char *what)
 {
     uint32_t i = 0;
     for (; i < n && i < r->n[0] && margin[i] > sure; i++)
         if (r->token[0][i] != (uint32_t)ids[i]) {
-            T_OK(0, "%s: token %u is %u, recorded %d (margin %g)", what, i, r->token[0][i], ids[i], (double)margin[i]);
+            T_OK(0, "%s: token %u is %u, recorded %d (margin %g)", what, i, r->token[0][i], ids[i],
+                 (double)margin[i]);
             break;
         }
     return i;
@@ -131,11 +136,11 @@ static void test_golden_greedy(const char *dir)
         te_result_free(&r[k]);
     }
     T_OK(compared >= (strcmp(ops->family, "ref") ? 1 : 60), "%s: %u tokens compared", dir, compared);
-    if (getenv("VERBOSE")) printf("%s %s: %u of %d recorded tokens compared\n", dir, ops->family, compared, CASES * GREEDY);
+    if (getenv("VERBOSE"))
+        printf("%s %s: %u of %d recorded tokens compared\n", dir, ops->family, compared, CASES * GREEDY);
     close_idle(e);
     td_safetensors_close(f);
 }
-
 
 static uint32_t read_numbers(const td_json *list, uint32_t *ids, float *x, uint32_t most)
 {
@@ -187,11 +192,13 @@ static void test_demo_model(void)
         uint32_t same = compare_greedy(&r[i], answer[i], margin[i], n_answer[i], 0.5f, "demo model");
         compared += same;
         all += n_answer[i];
-        if (same == n_answer[i] && n_answer[i] < TE_MAX_OUT - 1) T_OK(r[i].n[0] == same && r[i].finish[0] == TD_FINISH_STOP, "chat %u", i);
+        if (same == n_answer[i] && n_answer[i] < TE_MAX_OUT - 1)
+            T_OK(r[i].n[0] == same && r[i].finish[0] == TD_FINISH_STOP, "chat %u", i);
         te_result_free(&r[i]);
     }
     T_OK(n == CHATS && compared > all * 3 / 4, "%u of %u recorded tokens compared", compared, all);
-    if (getenv("VERBOSE")) printf("demo model %s: %u of %u recorded tokens compared\n", ops->family, compared, all);
+    if (getenv("VERBOSE"))
+        printf("demo model %s: %u of %u recorded tokens compared\n", ops->family, compared, all);
     close_idle(e);
     td_model_close(model);
 }
@@ -210,7 +217,9 @@ static void make_expected(void)
     for (int i = 0; i < N; i++) {
         uint32_t n = i < 3 ? 1 + (uint32_t)i * 15 : 1 + te_draw(110);
         spec[i] = te_make((uint64_t)i + 1, n, 1 + te_draw(16), V);
-        if (i % 3 == 1) memcpy(spec[i].prompt, spec[i - 1].prompt, TD_MIN(n, spec[i - 1].leg.n_prompt) * 2 / 3 * sizeof(uint32_t));
+        if (i % 3 == 1)
+            memcpy(spec[i].prompt, spec[i - 1].prompt,
+                   TD_MIN(n, spec[i - 1].leg.n_prompt) * 2 / 3 * sizeof(uint32_t));
         if (i % 5) te_vary(&spec[i], V);
         if (i == 10) spec[i].leg.sampling.n = 3;
         td_engine *e = open_with((td_engine_opts){0});
@@ -229,7 +238,8 @@ static void vary(td_engine_opts o, uint32_t together, bool twice, const char *wh
         compare_all(got, why);
     }
     td_engine_stats_get(e, &st);
-    if (twice && o.prefix_cache && !o.kv_pages) T_OK(st.hit_tokens > 400, "%s: %llu tokens hit", why, (unsigned long long)st.hit_tokens);
+    if (twice && o.prefix_cache && !o.kv_pages)
+        T_OK(st.hit_tokens > 400, "%s: %llu tokens hit", why, (unsigned long long)st.hit_tokens);
     if (o.kv_pages) T_OK(st.preemptions > 0, "%s: no preemption", why);
     close_idle(e);
     for (int i = 0; i < N; i++) te_result_free(&got[i]);
@@ -261,10 +271,15 @@ static void test_ways(bool all)
     }
     for (int i = 0; i < 3; i++) {
         snprintf(why, sizeof why, "pages of %d, cached", pages[i]);
-        vary((td_engine_opts){.page_size = pages[i], .prefix_cache = true, .max_prefill_chunk = 10 * i}, 1 + (uint32_t)i * 8, true, why);
+        vary((td_engine_opts){.page_size = pages[i], .prefix_cache = true, .max_prefill_chunk = 10 * i},
+             1 + (uint32_t)i * 8, true, why);
         snprintf(why, sizeof why, "few pages of %d", pages[i]);
         int64_t tight = tight_pages(pages[i]);
-        if (pages[i] < 64) vary((td_engine_opts){.page_size = pages[i], .kv_pages = tight, .max_model_len = 130, .prefix_cache = i == 1}, N, i == 1, why);
+        if (pages[i] < 64)
+            vary(
+                (td_engine_opts){
+                    .page_size = pages[i], .kv_pages = tight, .max_model_len = 130, .prefix_cache = i == 1},
+                N, i == 1, why);
     }
 }
 
@@ -291,9 +306,11 @@ static void test_resume(void)
 static void test_hand_off(int page_a, int page_b, int chunk, bool cache, bool lost)
 {
     char why[96];
-    snprintf(why, sizeof why, "hand-off, pages of %d and %d, chunk %d, cache %d, lost %d", page_a, page_b, chunk, cache, lost);
+    snprintf(why, sizeof why, "hand-off, pages of %d and %d, chunk %d, cache %d, lost %d", page_a, page_b,
+             chunk, cache, lost);
     te_result got = {0};
-    td_engine *a = open_with((td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
+    td_engine *a =
+        open_with((td_engine_opts){.page_size = page_a, .prefix_cache = cache, .max_prefill_chunk = chunk});
     td_engine_on_step(a, NULL, NULL);
     td_engine *b = open_with((td_engine_opts){.page_size = page_b, .prefix_cache = cache});
     for (int i = 0; i < N; i++) {
@@ -307,7 +324,8 @@ static void test_hand_off(int page_a, int page_b, int chunk, bool cache, bool lo
             memcpy(s.resume[c], want[i].token[c], s.n_resume[c] * sizeof(uint32_t));
         }
         te_hand_off(a, b, &s, &got, lost && i % 2, why);
-        for (uint32_t c = 0; c < s.leg.sampling.n; c++) T_OK(te_same_choice(&want[i], c, &got, c), "%s: resumed leg %d choice %u", why, i, c);
+        for (uint32_t c = 0; c < s.leg.sampling.n; c++)
+            T_OK(te_same_choice(&want[i], c, &got, c), "%s: resumed leg %d choice %u", why, i, c);
     }
     close_idle(a);
     close_idle(b);
@@ -328,7 +346,8 @@ static void test_identity(const char *dir, bool all)
 
 static void test_family(const char *family)
 {
-    static const char *const dirs[] = {"tests/golden/models/llama-gqa", "tests/golden/models/mistral-swa", "tests/golden/models/qwen3"};
+    static const char *const dirs[] = {"tests/golden/models/llama-gqa", "tests/golden/models/mistral-swa",
+                                       "tests/golden/models/qwen3"};
     if (td_ops_open(family, &ops) < 0) {
         T_OK(0, "%s", td_reason());
         return;

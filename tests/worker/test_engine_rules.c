@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_engine_rules.c - what the engine promises beside its tokens, over the model of hashes: the step log shows continuous
- * batching and shared prompts; on_kv tells each layer and token once and only when it is written; held pages stay; limits and ends. */
+/* tests/worker/test_engine_rules.c - what the engine promises beside its tokens, over the model of hashes:
+ * the step log shows continuous batching and shared prompts; on_kv tells each layer and token once and only
+ * when it is written; held pages stay; limits and ends. */
 #include "common/log.h"
 #include "tests/worker/support_fake.h"
 #include "tests/worker/support_handoff.h"
@@ -13,7 +14,10 @@ static const td_ops *ops;
 static td_engine_opts current;
 
 /* One sequence's part in one step. */
-typedef struct entry { uint64_t step, key; uint32_t pos0, n_rows; } entry;
+typedef struct entry {
+    uint64_t step, key;
+    uint32_t pos0, n_rows;
+} entry;
 static entry entries[MAX_LOG];
 static uint32_t n_entries;
 static te_watch watch;
@@ -38,7 +42,8 @@ static uint32_t rows_before(uint64_t key, uint32_t position)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < n_entries; i++)
-        for (uint32_t k = 0; k < entries[i].n_rows; k++) n += entries[i].key == key && entries[i].pos0 + k < position;
+        for (uint32_t k = 0; k < entries[i].n_rows; k++)
+            n += entries[i].key == key && entries[i].pos0 + k < position;
     return n;
 }
 
@@ -98,19 +103,22 @@ static void test_joins(void)
     te_finish(e, s, r, 4);
     for (uint64_t i = 0; i < 4; i++) {
         const entry *first = logged(2 * i + 1, i + 1);
-        T_OK(first && first->pos0 == 0 && first->n_rows == 30, "leg %d did not start in step %d", (int)i + 1, (int)(2 * i + 1));
+        T_OK(first && first->pos0 == 0 && first->n_rows == 30, "leg %d did not start in step %d", (int)i + 1,
+             (int)(2 * i + 1));
         for (uint64_t k = 0; k < i; k++) {
             const entry *other = logged(2 * i + 1, k + 1);
             T_OK(other && other->n_rows == 1, "leg %d waited while leg %d came", (int)k + 1, (int)i + 1);
         }
-        for (uint64_t k = 0; k < 20; k++) T_OK(logged(2 * i + 1 + k, i + 1), "leg %d missed a step", (int)i + 1);
+        for (uint64_t k = 0; k < 20; k++)
+            T_OK(logged(2 * i + 1 + k, i + 1), "leg %d missed a step", (int)i + 1);
         T_OK(!logged(2 * i + 21, i + 1));
         te_result_free(&r[i]);
     }
     close_idle(e);
 }
 
-/* A long prompt comes in chunks of what the running decodes leave of the budget; they have a row in every step. */
+/* A long prompt comes in chunks of what the running decodes leave of the budget; they have a row in every
+ * step. */
 static void test_stall_free(void)
 {
     te_spec s[6];
@@ -128,8 +136,10 @@ static void test_stall_free(void)
     for (uint32_t at = 0; at < 200; step++) {
         const entry *long_one = logged(step, 6);
         uint32_t chunk = TD_MIN(24 - 5, 200 - at);
-        T_OK(long_one && long_one->pos0 == at && long_one->n_rows == chunk, "step %d: not the %u rows that are left", (int)step, chunk);
-        for (uint64_t i = 0; i < 5; i++) T_OK(logged(step, i + 1), "decode of leg %d is skipped in step %d", (int)i + 1, (int)step);
+        T_OK(long_one && long_one->pos0 == at && long_one->n_rows == chunk,
+             "step %d: not the %u rows that are left", (int)step, chunk);
+        for (uint64_t i = 0; i < 5; i++)
+            T_OK(logged(step, i + 1), "decode of leg %d is skipped in step %d", (int)i + 1, (int)step);
         at += chunk;
     }
     T_EQ(step, 2 + 11);
@@ -186,7 +196,10 @@ static void test_hit_rows(void)
 
 /* ---- on_kv ---- */
 
-typedef struct kv_log { td_engine *e; uint8_t told[4][FAKE_L][TE_MAX_PROMPT]; } kv_log;
+typedef struct kv_log {
+    td_engine *e;
+    uint8_t told[4][FAKE_L][TE_MAX_PROMPT];
+} kv_log;
 
 static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1)
 {
@@ -197,7 +210,8 @@ static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
             uint32_t n;
             const int32_t *pages = td_engine_pages(k->e, key, d->group, &n);
             const uint32_t *slot = fake_slot(td_engine_kv(k->e, d->group), d->slot, pages, t, 0);
-            T_OK(slot && slot[1] == t && slot[2] == (uint32_t)l && slot[3] == fake_mix(slot[0], t), "layer %d of token %u is told, not written", l, t);
+            T_OK(slot && slot[1] == t && slot[2] == (uint32_t)l && slot[3] == fake_mix(slot[0], t),
+                 "layer %d of token %u is told, not written", l, t);
             k->told[key][l][t]++;
         }
 }
@@ -209,7 +223,8 @@ static void test_on_kv(void)
         te_spec s[4];
         te_result r[4] = {0};
         kv_log *k = td_xalloc(sizeof *k);
-        td_engine *e = k->e = open_with((td_engine_opts){.max_prefill_chunk = chunk, .prefix_cache = true, .kv_pages = 34, .max_batched_tokens = 40});
+        td_engine *e = k->e = open_with((td_engine_opts){
+            .max_prefill_chunk = chunk, .prefix_cache = true, .kv_pages = 34, .max_batched_tokens = 40});
         td_engine_on_kv(e, on_kv, k);
         s[0] = te_make(0, 150, 60, V); /* decodes, and takes the pages of the others away */
         start(e, &s[0], &r[0]);
@@ -246,7 +261,8 @@ static void test_on_kv_preempted(void)
     te_result r[2] = {0};
     td_engine_stats st;
     kv_log *k = td_xalloc(sizeof *k);
-    td_engine *e = k->e = open_with((td_engine_opts){.max_prefill_chunk = 1, .kv_pages = 16, .max_model_len = 220});
+    td_engine *e = k->e =
+        open_with((td_engine_opts){.max_prefill_chunk = 1, .kv_pages = 16, .max_model_len = 220});
     td_engine_on_kv(e, on_kv, k);
     start(e, &s[0], &r[0]);
     turn(e, s, r, 1);
@@ -256,7 +272,8 @@ static void test_on_kv_preempted(void)
     td_engine_stats_get(e, &st);
     T_OK(st.preemptions > 0, "nothing was preempted");
     for (int l = 0; l < FAKE_L; l++)
-        for (uint32_t t = 0; t < 200; t++) T_OK(k->told[1][l][t] == 1, "layer %d, token %u: told %d times", l, t, k->told[1][l][t]);
+        for (uint32_t t = 0; t < 200; t++)
+            T_OK(k->told[1][l][t] == 1, "layer %d, token %u: told %d times", l, t, k->told[1][l][t]);
     close_idle(e);
     free(k);
     te_result_free(&r[0]);
@@ -278,7 +295,8 @@ static void press(td_engine *e)
     for (int i = 0; i < 3; i++) te_result_free(&r[i]);
 }
 
-/* Held after `turns` turns (before the first: it has no pages yet), then ended by whatever comes first; then others want all pages. */
+/* Held after `turns` turns (before the first: it has no pages yet), then ended by whatever comes first; then
+ * others want all pages. */
 static void test_hold(void)
 {
     static uint32_t before[8][FAKE_L][8];
@@ -288,7 +306,8 @@ static void test_hold(void)
             te_result r = {0};
             td_engine_out o;
             uint32_t n;
-            td_engine *e = open_with((td_engine_opts){.kv_pages = 40, .max_prefill_chunk = 20, .prefix_cache = cache, .max_model_len = 300});
+            td_engine *e = open_with((td_engine_opts){
+                .kv_pages = 40, .max_prefill_chunk = 20, .prefix_cache = cache, .max_model_len = 300});
             s.leg.kind = turns % 3 ? TD_LEG_MIXED : TD_LEG_PREFILL;
             s.leg.sampling.n = turns % 2 ? 1 : 3;
             start(e, &s, &r);
@@ -301,13 +320,17 @@ static void test_hold(void)
             const int32_t *pages = td_engine_pages(e, 7, 0, &n);
             T_OK(gone ? !pages : pages && n >= 7 && !te_ledger(e, true), "a held leg has lost its pages");
             for (uint32_t j = 0; !gone && j < 6; j++)
-                for (int l = 0; l < model->desc.group[0].n_slots; l++) memcpy(before[j][l], fake_slot(td_engine_kv(e, 0), l, pages, 16 * j, 0), sizeof before[j][l]);
+                for (int l = 0; l < model->desc.group[0].n_slots; l++)
+                    memcpy(before[j][l], fake_slot(td_engine_kv(e, 0), l, pages, 16 * j, 0),
+                           sizeof before[j][l]);
             press(e);
             td_engine_unhold(e, 7);
             press(e);
             for (uint32_t j = 0; !gone && j < 6; j++)
                 for (int l = 0; l < model->desc.group[0].n_slots; l++)
-                    T_OK(!memcmp(before[j][l], fake_slot(td_engine_kv(e, 0), l, pages, 16 * j, 0), sizeof before[j][l]), "a held page has changed");
+                    T_OK(!memcmp(before[j][l], fake_slot(td_engine_kv(e, 0), l, pages, 16 * j, 0),
+                                 sizeof before[j][l]),
+                         "a held page has changed");
             td_engine_unhold(e, 7);
             td_engine_unhold(e, 7); /* nothing */
             T_OK(!td_engine_pages(e, 7, 0, &n));
@@ -317,7 +340,8 @@ static void test_hold(void)
         }
 }
 
-/* A held leg whose choices want pages while a reservation has the rest: it waits, writes nobody's page, and goes on. */
+/* A held leg whose choices want pages while a reservation has the rest: it waits, writes nobody's page, and
+ * goes on. */
 static void test_held_waits(void)
 {
     te_spec s = te_make(1, 20, 30, V), d = te_make(2, 210, 1, V);
@@ -356,7 +380,8 @@ static void test_held_waits(void)
     te_result_free(&ignored);
 }
 
-/* The first of the waiting legs does not fit and goes away: the next is tried at once, though no page has moved. */
+/* The first of the waiting legs does not fit and goes away: the next is tried at once, though no page has
+ * moved. */
 static void test_next_in_line(void)
 {
     te_spec s[3] = {te_make(1, 95, 60, V), te_make(2, 200, 5, V), te_make(3, 30, 5, V)};
@@ -384,7 +409,8 @@ static void test_reservations(void)
     uint32_t hit = 0;
     td_engine *e = open_with((td_engine_opts){.prefix_cache = true, .kv_pages = 40});
     te_run(e, &s, &r, 1);
-    /* Hits reach into the tokens a single choice resumes with: all of what is here already is said to be here. */
+    /* Hits reach into the tokens a single choice resumes with: all of what is here already is said to be
+     * here. */
     d = s;
     d.leg.kind = TD_LEG_DECODE;
     d.n_resume[0] = 50;
@@ -411,18 +437,21 @@ static void test_reservations(void)
     d.leg.kind = TD_LEG_DECODE;
     d.leg.sampling.n_stop_ids = 1;
     d.stop[0] = r.token[0][2];
-    for (uint32_t i = 0; i < 20; i++) T_OK(i == 2 || r.token[0][i] != d.stop[0] || i > 2, "another seed, please");
+    for (uint32_t i = 0; i < 20; i++)
+        T_OK(i == 2 || r.token[0][i] != d.stop[0] || i > 2, "another seed, please");
     d.n_resume[0] = 3, memcpy(d.resume[0], r.token[0], 12);
     te_expect(&d, &got);
     T_OK(td_engine_reserve(e, te_leg(&d), &hit) == TD_OK, "%s", td_reason());
-    T_EQ(td_engine_land(e, 4, (uint32_t[2]){1, 2}, 2), TD_EPROTO); /* choices that have tokens want no first ones */
+    T_EQ(td_engine_land(e, 4, (uint32_t[2]){1, 2}, 2),
+         TD_EPROTO); /* choices that have tokens want no first ones */
     T_EQ(td_engine_recompute(e, 4), TD_OK);
     te_finish(e, &d, &got, 1);
     T_OK(got.finish[0] == TD_FINISH_STOP && got.n[0] == 3);
     T_OK(got.n[1] >= 1 && !memcmp(got.token[1], r.token[1], got.n[1] * sizeof(uint32_t)));
     te_expect(&d, &got);
     T_OK(td_engine_reserve(e, te_leg(&d), &hit) == TD_OK && hit == 48, "%s", td_reason());
-    T_EQ(td_engine_land(e, 4, NULL, 0), TD_OK); /* the cache has all but the last row, which is computed again */
+    T_EQ(td_engine_land(e, 4, NULL, 0),
+         TD_OK); /* the cache has all but the last row, which is computed again */
     te_finish(e, &d, &got, 1);
     T_OK(got.finish[0] == TD_FINISH_STOP && got.n[0] == 3);
     T_OK(got.n[1] >= 1 && !memcmp(got.token[1], r.token[1], got.n[1] * sizeof(uint32_t)));
@@ -448,7 +477,8 @@ static void test_ends(void)
         s.stop[0] = r.token[0][at];
         s.leg.sampling.n_stop_ids = 1;
         te_run(e, &s, &got, 1);
-        T_OK(got.n[0] == first + 1 && got.finish[0] == TD_FINISH_STOP, "stop at %u: %u tokens", first, got.n[0]);
+        T_OK(got.n[0] == first + 1 && got.finish[0] == TD_FINISH_STOP, "stop at %u: %u tokens", first,
+             got.n[0]);
         s.leg.sampling.min_tokens = at + 1; /* banned at indexes 0 .. at */
         te_run(e, &s, &got, 1);
         T_OK(got.n[0] > at + 1 || got.finish[0] == TD_FINISH_LENGTH);
@@ -460,7 +490,8 @@ static void test_ends(void)
     for (uint32_t most = 1; most < 14; most++) {
         s.leg.sampling.max_tokens = most;
         te_run(e, &s, &got, 1);
-        T_OK(got.n[0] == most && got.finish[0] == TD_FINISH_LENGTH && !memcmp(got.token[0], r.token[0], most * sizeof(uint32_t)));
+        T_OK(got.n[0] == most && got.finish[0] == TD_FINISH_LENGTH &&
+             !memcmp(got.token[0], r.token[0], most * sizeof(uint32_t)));
     }
     s.leg.n_prompt = 63; /* one token fits */
     te_run(e, &s, &got, 1);
@@ -479,13 +510,13 @@ static void test_bad_values(void)
     te_spec good = te_make(1, 20, 5, V), s;
     good.leg.sampling.n_bias = 1;
     good.bias[0] = (td_bias){3, 1};
-#define REFUSED(change)                                                                                                                \
-    do {                                                                                                                               \
-        s = good;                                                                                                                      \
-        td_sampling *p = &s.leg.sampling;                                                                                              \
-        (void)p;                                                                                                                       \
-        change;                                                                                                                        \
-        T_EQ(td_engine_start(e, te_leg(&s)), TD_EBADREQ);                                                                              \
+#define REFUSED(change)                                                                                      \
+    do {                                                                                                     \
+        s = good;                                                                                            \
+        td_sampling *p = &s.leg.sampling;                                                                    \
+        (void)p;                                                                                             \
+        change;                                                                                              \
+        T_EQ(td_engine_start(e, te_leg(&s)), TD_EBADREQ);                                                    \
     } while (0)
     REFUSED(p->temperature = nan);
     REFUSED(p->temperature = -1);

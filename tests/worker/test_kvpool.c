@@ -201,11 +201,16 @@ static void one_op(world *w)
     uint32_t what = draw(w, 12);
     for (int i = 0; i < MAX_LIVE; i++)
         if (!w->seq[i].open) other = &w->seq[i];
-    if (!q->open) op_new(w, q);
-    else if (q->arriving) what < 7 ? op_land(w, q) : close_seq(w, q);
-    else if (what == 0) close_seq(w, q);
-    else if (what < 4 && !other->open && q->n) op_fork(w, q, other);
-    else op_append(w, q);
+    if (!q->open)
+        op_new(w, q);
+    else if (q->arriving)
+        what < 7 ? op_land(w, q) : close_seq(w, q);
+    else if (what == 0)
+        close_seq(w, q);
+    else if (what < 4 && !other->open && q->n)
+        op_fork(w, q, other);
+    else
+        op_append(w, q);
 }
 
 static td_kvpool *open_pool(world *w, int n_pages, int P, int n_groups, int window, bool cache)
@@ -276,7 +281,7 @@ static void test_hits(int P)
     td_kvseq s = filled(w, t, 150);
     T_EQ(td_kvpool_peek(w->pool, root, t, 150), 149 / unit * unit);
     T_EQ(td_kvpool_peek(w->pool, root, t, 200), 150 / unit * unit); /* only full units */
-    T_EQ(td_kvpool_peek(w->pool, root, t, unit), 0); /* one token is left to compute */
+    T_EQ(td_kvpool_peek(w->pool, root, t, unit), 0);                /* one token is left to compute */
     T_EQ(td_kvpool_peek(w->pool, root, t, unit + 1), unit);
     T_EQ(td_kvpool_peek(w->pool, other, t, 150), 0); /* another tenant */
     t[unit - 1]++;
@@ -328,7 +333,7 @@ static void test_eviction(void)
     T_EQ(td_kvpool_peek(w->pool, root, b, 64), 48);
     T_OK(td_kvseq_begin(w->pool, &y, root) == TD_OK);
     T_EQ(td_kvseq_match(w->pool, &y, b, 64), 48); /* held: taken before the rest is allocated */
-    T_EQ(td_kvpool_available(w->pool), 2); /* a's head, b's fourth */
+    T_EQ(td_kvpool_available(w->pool), 2);        /* a's head, b's fourth */
     T_EQ(td_kvseq_ensure(w->pool, &x, 16 * 7), TD_EFULL);
     T_OK(td_kvseq_ensure(w->pool, &x, 16 * 6) == TD_OK);
     T_EQ(td_kvpool_available(w->pool), 0);

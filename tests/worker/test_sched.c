@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_sched.c - td_sched_plan on random cases: decode rows first, the budget kept and used up, oldest first, the caps. */
+/* tests/worker/test_sched.c - td_sched_plan on random cases: decode rows first, the budget kept and used up,
+ * oldest first, the caps. */
 #include "tests/t.h"
 #include "worker/sched.h"
 
@@ -12,7 +13,9 @@ static uint32_t draw(uint32_t n)
     return (uint32_t)(state >> 33) % n;
 }
 
-typedef struct sums { uint32_t rows, decode, logits; } sums;
+typedef struct sums {
+    uint32_t rows, decode, logits;
+} sums;
 
 static sums add_up(const td_sched_item *it, uint32_t n)
 {
@@ -29,14 +32,16 @@ static void check(const td_sched_item *it, uint32_t n, td_sched_caps c, uint32_t
 {
     sums s = add_up(it, n);
     uint32_t decodes = 0;
-    T_OK(s.rows <= c.max_rows && s.logits <= c.max_logits, "%u rows of %u, %u logits of %u", s.rows, c.max_rows, s.logits, c.max_logits);
+    T_OK(s.rows <= c.max_rows && s.logits <= c.max_logits, "%u rows of %u, %u logits of %u", s.rows,
+         c.max_rows, s.logits, c.max_logits);
     T_EQ(left, c.max_rows - s.rows);
     for (uint32_t i = 0; i < n; i++) {
         decodes += it[i].decode;
         T_OK(it[i].rows <= it[i].want);
         T_OK(it[i].decode || !c.max_chunk || it[i].rows <= c.max_chunk, "a chunk of %u", it[i].rows);
     }
-    /* Decode rows are skipped only when rows or logits are used up by decode rows alone, and then the youngest. */
+    /* Decode rows are skipped only when rows or logits are used up by decode rows alone, and then the
+     * youngest. */
     uint32_t room = c.max_rows < c.max_logits ? c.max_rows : c.max_logits;
     T_EQ(s.decode, decodes < room ? decodes : room);
     for (uint32_t i = 0, skipped = 0; i < n; i++) {
@@ -52,7 +57,8 @@ static void check(const td_sched_item *it, uint32_t n, td_sched_caps c, uint32_t
         T_OK(!short_of || !it[i].rows, "prompt %u is served before an older one is", i);
         if (it[i].rows >= could) continue;
         short_of = 1;
-        T_OK(!left || s.logits == c.max_logits, "rows are left, and prompt %u got %u of %u", i, it[i].rows, could);
+        T_OK(!left || s.logits == c.max_logits, "rows are left, and prompt %u got %u of %u", i, it[i].rows,
+             could);
     }
 }
 
@@ -63,21 +69,27 @@ static void random_cases(int cases)
         uint32_t n = draw(MAX_ITEMS);
         for (uint32_t i = 0; i < n; i++) {
             bool decode = draw(2);
-            it[i] = (td_sched_item){.want = decode ? 1 : 1 + draw(draw(4) ? 30 : 500), .decode = decode, .all_logits = !decode && draw(5) == 0, .rows = 77};
+            it[i] = (td_sched_item){.want = decode ? 1 : 1 + draw(draw(4) ? 30 : 500),
+                                    .decode = decode,
+                                    .all_logits = !decode && draw(5) == 0,
+                                    .rows = 77};
         }
         td_sched_caps c = {1 + draw(draw(2) ? 300 : 20), draw(2) ? draw(65) : 0, 1 + draw(80)};
         memcpy(again, it, sizeof it);
         uint32_t left = td_sched_plan(it, n, c);
         check(it, n, c, left);
-        T_OK(td_sched_plan(again, n, c) == left && add_up(again, n).rows == add_up(it, n).rows, "not a function of its input");
+        T_OK(td_sched_plan(again, n, c) == left && add_up(again, n).rows == add_up(it, n).rows,
+             "not a function of its input");
     }
 }
 
 static void named_cases(void)
 {
-    td_sched_item it[4] = {{.want = 100}, {.want = 1, .decode = true}, {.want = 50}, {.want = 1, .decode = true}};
+    td_sched_item it[4] = {
+        {.want = 100}, {.want = 1, .decode = true}, {.want = 50}, {.want = 1, .decode = true}};
     T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 0, 10}), 0);
-    T_OK(it[0].rows == 62 && it[1].rows == 1 && it[2].rows == 0 && it[3].rows == 1, "a long prompt does not stall decodes");
+    T_OK(it[0].rows == 62 && it[1].rows == 1 && it[2].rows == 0 && it[3].rows == 1,
+         "a long prompt does not stall decodes");
     T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 16, 10}), 30);
     T_OK(it[0].rows == 16 && it[2].rows == 16);
     T_EQ(td_sched_plan(it, 4, (td_sched_caps){1, 16, 10}), 0);
