@@ -851,6 +851,21 @@ static void keys_and_queue(void)
     T_EQ(router_stop(&r), 0);
 }
 
+/* A stream that waits is kept alive by comments, and answered when somebody comes. */
+static void keepalive(void)
+{
+    router r = router_start("--keepalive-s", "1");
+    int fd = ask("POST", "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 2, \"stream\": true}");
+    usleep(2300000);
+    mock *m = mock_start(78, 0);
+    reply a = finish(fd);
+    T_EQ(a.status, 200);
+    T_OK(!strncmp(a.body, ": keep-alive\n\n", 14) && strstr(a.body, "[DONE]"), "%.60s", a.body);
+    done(&a);
+    mock_stop(m);
+    T_EQ(router_stop(&r), 0);
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
@@ -887,6 +902,7 @@ int main(int argc, char **argv)
     drain(&r, m);
     mock_stop(m);
     keys_and_queue();
+    keepalive();
     unlink(control + 6);
     support_tokenizer_close();
     return T_DONE();
