@@ -252,6 +252,10 @@ static td_status run(bench *b, const char *dir)
     fit(b);
     TD_TRY(td_boot_open(&b->conf, dir, 0, &b->boot));
     TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
+    int longest = TD_MAX(b->conf.prompt_len, b->n_batch ? b->conf.gen_len : 0) + 1;
+    if (longest > td_engine_max_model_len(b->engine)) /* it would end early and look fast */
+        return td_refuse(TD_EBADREQ, "%d tokens are more than the %d that model and pages hold", longest,
+                         td_engine_max_model_len(b->engine));
     td_engine_on_step(b->engine, on_step, b);
     TD_TRY(measure_limits(b));
     for (int i = 0; i < b->n_tests; i++) TD_TRY(run_test(b, &b->tests[i]));
