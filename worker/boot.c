@@ -89,10 +89,22 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, t
     return TD_OK;
 }
 
+/* With --ops auto a model that the fast families do not take is computed by ref. */
+static td_status fall_back(const td_conf *c, const char *dir, const td_ops **ops)
+{
+    td_model_desc d;
+    if (strcmp(c->ops, "auto") || c->numerics[0] || !dir || !dir[0]) return TD_OK;
+    TD_TRY(td_model_desc_read(dir, &d));
+    if (td_model_fits(&d, *ops)) return TD_OK;
+    TD_INFO("kernel family %s does not take head dimension %d: ref is used", (*ops)->family, d.D);
+    return td_ops_open("ref", ops);
+}
+
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boot *out)
 {
     td_boot b = {0};
     TD_TRY(choose_ops(c, &b.ops));
+    TD_TRY(fall_back(c, dir, &b.ops));
     b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
     td_status s = open_model(c, dir, max_logits, &b);
     if (s < 0) {

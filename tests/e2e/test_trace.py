@@ -28,7 +28,7 @@ STORY = max(QS, key=lambda q: len(q["prompt_ids"]))
 # One request of 2,000 tokens: frames leave layer by layer.
 path = "/tmp/td_trace_p.%d" % os.getpid()
 with Cluster(prefill_extra=["--trace-file", path], extra=["--max-num-batched-tokens", "2048", "--no-prefix-cache"]) as c:
-    ids = (STORY["prompt_ids"] * 10)[:2000]
+    ids = (STORY["prompt_ids"] * 30)[:2000]
     r = c.complete(ids, max_tokens=4, temperature=0, ignore_eos=True)
     assert r["timings"]["kv_bytes_shipped"] == 6 * 2000 * 2 * 2 * 64 * 2, r["timings"]  # layers, tokens, k and v, heads, dimension, bytes
     c.wait_clean()

@@ -134,6 +134,11 @@ void td_scratch_close(td_scratch *s)
 
 /* ---- the model ---- */
 
+bool td_model_fits(const td_model_desc *d, const td_ops *ops)
+{
+    return !strcmp(ops->family, "ref") || (d->D % 16 == 0 && d->D <= TD_MAX_HEAD_DIM);
+}
+
 td_status td_model_open(const td_model_opts *o, td_model **out)
 {
     enum { MAX_ROWS = 1 << 20 };
@@ -146,6 +151,8 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     m->max_rows = o->max_rows;
     m->max_logits = o->max_logits;
     td_status st = read_desc(o, &m->desc);
+    if (st >= 0 && !td_model_fits(&m->desc, o->ops))
+        st = td_fail(TD_ENOSUP, "kernel family %s does not take head dimension %d", o->ops->family, m->desc.D);
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st < 0) {

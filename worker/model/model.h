@@ -79,6 +79,8 @@ typedef struct td_model_opts {
     void *arg;
 } td_model_opts;
 
+/* Whether a kernel family can compute this model: the x86 families want head dimensions that are multiples of 16. open: else ENOSUP. */
+bool td_model_fits(const td_model_desc *d, const td_ops *ops);
 td_status td_model_open(const td_model_opts *o, td_model **out);
 void td_model_close(td_model *m);
 const td_model_desc *td_model_descr(const td_model *m);
