@@ -482,21 +482,23 @@ static void test_folders(void)
         return;
     }
     float *x = malloc(4096 * sizeof *x);
-    const td_ops *all[] = {family("ref"), best()};
-    for (int i = 0; i < 2; i++) {
-        td_model *m = open_model("../shared/data/stories260K", NULL, all[i], NULL);
-        if (!m) continue;
+    const td_ops *ref = family("ref");
+    td_model *m = open_model("../shared/data/stories260K", NULL, ref, NULL);
+    if (m) {
         T_STR(td_model_descr(m)->dtype, "f32");
         T_OK(td_model_descr(m)->D == 8 && td_model_descr(m)->tied && td_model_descr(m)->eos[0] == 2);
-        logits_of(m, all[i], x);
+        logits_of(m, ref, x);
         for (int k = 0; k < 512; k++) T_OK(isfinite(x[k]));
         td_model_close(m);
     }
+    /* Its head dimension of 8 is refused by name where a family does not take it. */
+    td_model_opts narrow = {.dir = "../shared/data/stories260K", .ops = best(), .pool = pool, .max_rows = 16, .max_logits = 4};
+    if (best() != ref) T_OK(td_model_open(&narrow, &m) == TD_ENOSUP && strstr(td_reason(), "head dimension 8"), "%s", td_reason());
     char cache[128];
     snprintf(cache, sizeof cache, "%s/demo", dir);
     for (int i = 0; i < 2; i++) {
         int64_t t0 = td_now_us();
-        td_model *m = open_model("../shared/demo-model/target", NULL, best(), cache);
+        m = open_model("deploy/demo/target", NULL, best(), cache);
         int64_t us = td_now_us() - t0;
         if (!m) continue;
         if (getenv("VERBOSE"))
