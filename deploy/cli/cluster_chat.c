@@ -47,7 +47,7 @@ static void print_timings(const td_json *root)
     print_ms(t, "transfer_ms", "KV transfer");
     print_ms(t, "transfer_exposed_ms", "  of it not hidden");
     print_ms(t, "ttft_ms", "time to first token");
-    print_ms(t, "second_token_ms", "time to second token");
+    print_ms(t, "second_token_ms", "first to second token");
     print_ms(itl, "mean", "between tokens, mean");
     print_ms(itl, "p99", "between tokens, p99");
     printf("  %-28s %9lld bytes\n", "KV shipped", (long long)td_json_int(t, "kv_bytes_shipped", 0));

@@ -4,7 +4,7 @@
 
 start:   from exec of `tandem serve` on the demo model (built, page cache warm) to the first streamed byte of a request sent at once: < 1 s.
 handoff: time to the second token, disaggregated minus mixed, on an idle machine, 512 and 2,048 tokens of the shape: <= 5 % of TTFT;
-         transfer_exposed_ms <= 10 % of transfer_ms. Interleaved: one request to each cluster in turn.
+         transfer_exposed_ms <= 10 % of transfer_ms. (second_token_ms counts from the first token, which the prefill worker sends at once.) Interleaved: one request to each cluster in turn.
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -72,7 +72,7 @@ if a.only != "start":
                 ids = [(r * 7919 + i * 104729) % 100000 + 100 for i in range(n)]
                 for name, c in (("mix", mix), ("dis", dis)):
                     rows[name].append(c.complete(ids, max_tokens=8, temperature=0, ignore_eos=True)["timings"])
-            med = {k: {f: statistics.median(x[f] for x in v[1:]) for f in ("ttft_ms", "second_token_ms", "prefill_ms", "transfer_ms", "transfer_exposed_ms", "kv_bytes_shipped")}
+            med = {k: {f: statistics.median(x[f] or 0 for x in v[1:]) for f in ("ttft_ms", "second_token_ms", "prefill_ms", "transfer_ms", "transfer_exposed_ms", "kv_bytes_shipped")}
                    for k, v in rows.items()}
             extra_ms = statistics.median(d["second_token_ms"] - m["second_token_ms"] for d, m in zip(rows["dis"][1:], rows["mix"][1:]))
             share = extra_ms / med["mix"]["ttft_ms"]
