@@ -3,12 +3,12 @@
 Each case stops a stream at a chosen state, does the damage, and compares the whole text with an undisturbed run.
 SPDX-License-Identifier: Apache-2.0
 """
-import http.client
 import json
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from support.cluster import Cluster, questions, Error
 
@@ -94,6 +94,16 @@ with Cluster(extra=["--max-prefill-chunk", "2"]) as c:
         s.close()
         c.wait_clean(3)
         ok(f"client left after {wait} s")
+
+# Hundreds of frames in flight at once (a frame per token): no answer is lost, every page comes back.
+with Cluster(extra=["--max-prefill-chunk", "1", "--no-prefix-cache"]) as c:
+    prompt = (LONGQ["prompt_ids"] * 40)[:330]
+    for _ in range(3):
+        with ThreadPoolExecutor(32) as pool:
+            texts = list(pool.map(lambda i: c.complete(prompt, max_tokens=4, temperature=0)["choices"][0]["token_ids"], range(32)))
+        assert all(x == texts[0] for x in texts)
+        c.wait_clean()
+    ok("32 hand-offs of 330 frames each, at once")
 
 # A stopped worker is a dead one after 3 s.
 with Cluster(prefill=1, decode=2) as c:

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { BULK_HWM = 64, MAX_WAIT_US = 500000 };
+enum { ANSWER_HWM = 1 << 20, MAX_WAIT_US = 500000 };
 
 /* ---- engine thread ---- */
 static cmd *command(cmd_type type, uint64_t key)
@@ -184,7 +184,9 @@ static td_status start(td_ship *s)
     td_loop_init(&s->loop);
     td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
     if (!s->o.bulk_bind) return TD_OK;
-    td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = BULK_HWM,
+    /* An answer that does not leave is a lost credit or ACK, so this queue holds all that can be due: one per frame in
+     * flight, and those are bounded by the credits of the open epochs, not by this number. */
+    td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = ANSWER_HWM,
                        .curve = s->o.curve};
     TD_TRY(td_sock_bind_router(s->o.z, s->o.bulk_bind, &so, s->endpoint, sizeof s->endpoint, &s->router));
     td_loop_add_sock(&s->loop, s->router);
