@@ -47,17 +47,59 @@ static void open_tables(td_engine *e)
     uint32_t seqs = (uint32_t)o->max_seqs;
     e->leg = td_xalloc((size_t)o->max_legs * sizeof *e->leg);
     td_map_init(&e->by_key, (size_t)o->max_legs);
-    e->item = td_xalloc(seqs * sizeof *e->item);
+    e->cand = td_xalloc(seqs * sizeof *e->cand);
     e->sched = td_xalloc(seqs * sizeof *e->sched);
     e->ids = td_xalloc(((size_t)e->max_len + 1) * sizeof *e->ids);
     e->blocked.changes = UINT64_MAX;
-    e->cap_draw = seqs + (uint32_t)e->max_logits;
-    e->draw = td_xalloc(e->cap_draw * sizeof *e->draw);
-    e->res = td_xalloc(e->cap_draw * sizeof *e->res);
-    e->logits = td_xalloc((size_t)e->max_logits * (size_t)e->desc->V * sizeof(float));
-    e->sampler = td_sampler_open(o->ops, o->pool, e->desc->V);
-    e->build = td_step_build_open((uint32_t)o->max_batched_tokens, (uint32_t)e->max_logits, e->desc->n_groups,
-                                  o->page_size);
+    e->flight = td_xalloc((size_t)(e->depth + 1) * sizeof *e->flight);
+    for (int i = 0; i <= e->depth; i++) {
+        td_engine_flight *f = &e->flight[i];
+        f->item = td_xalloc(seqs * sizeof *f->item);
+        f->cap_draw = seqs + (uint32_t)e->max_logits;
+        f->draw = td_xalloc(f->cap_draw * sizeof *f->draw);
+        f->res = td_xalloc(f->cap_draw * sizeof *f->res);
+        f->build = td_step_build_open(e->desc->n_groups, o->page_size);
+    }
+}
+
+static void close_flights(td_engine *e)
+{
+    for (int i = 0; e->flight && i <= e->depth; i++) {
+        td_engine_flight *f = &e->flight[i];
+        free(f->item), free(f->draw), free(f->res);
+        td_step_build_close(f->build);
+    }
+    free(e->flight);
+}
+
+/* Copy on write is part of the step that is being planned, so that every rank does it at the same point. */
+static void copy_page(void *arg, int group, int32_t from, int32_t to)
+{
+    td_engine *e = arg;
+    td_step_build_copy(td_engine_flight_at(e, e->n_flights)->build, group, from, to);
+}
+
+static void layer_written(void *arg, const td_step *step, int layer)
+{
+    td_engine *e = arg;
+    if (e->on_kv) td_engine_layer_written(e, step, layer);
+}
+
+static td_status open_exec(td_engine *e)
+{
+    td_kv kv[TD_MAX_GROUPS];
+    for (int g = 0; g < e->desc->n_groups; g++) kv[g] = *td_kvpool_kv(e->pool, g);
+    td_exec_opts x = {.model = e->o.model,
+                      .ops = e->o.ops,
+                      .pool = e->o.pool,
+                      .ranks = e->o.ranks,
+                      .depth = e->depth,
+                      .max_rows = e->o.max_batched_tokens,
+                      .max_logits = e->max_logits,
+                      .kv = kv,
+                      .on_layer = layer_written,
+                      .arg = e};
+    return td_exec_open(&x, &e->exec);
 }
 
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)
@@ -69,6 +111,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->o = *o;
     e->desc = d;
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
+    e->depth = o->depth > 0 ? o->depth : 1;
     int64_t pages = choose_pages(o, d);
     int64_t least = (e->o.max_model_len > 0 ? e->o.max_model_len : 2) / o->page_size + 2;
     if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
@@ -81,11 +124,14 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     td_kvpool_opts k = {.n_groups = d->n_groups,
                         .page_size = o->page_size,
                         .n_pages = (int)pages,
-                        .max_seqs = o->max_seqs + o->max_legs, /* a held leg keeps its trunk */
+                        /* a held leg keeps its trunk; an ended one all it has in flight */
+                        .max_seqs = o->max_seqs * (e->depth + 1) + o->max_legs,
                         .max_pages_per_seq = e->max_len / o->page_size + 2,
                         .kv_dtype = o->ops->kv_dtype,
                         .prefix_cache = o->prefix_cache,
-                        .hash_key = o->hash_key};
+                        .hash_key = o->hash_key,
+                        .copy = copy_page,
+                        .copy_arg = e};
     memcpy(k.group, d->group, sizeof k.group);
     td_status s = td_kvpool_open(&k, &e->pool);
     if (s < 0) {
@@ -93,6 +139,11 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
         return s;
     }
     open_tables(e);
+    s = open_exec(e);
+    if (s < 0) {
+        td_engine_close(e);
+        return s;
+    }
     *out = e;
     return TD_OK;
 }
@@ -118,11 +169,11 @@ void td_engine_close(td_engine *e)
         free(n->tokens), free(n->prompt), free(n->end), free(n->token), free(n->sample), free(n->scores),
             free(n->reason);
     }
-    td_sampler_close(e->sampler);
-    td_step_build_close(e->build);
+    td_exec_close(e->exec);
+    close_flights(e);
     td_kvpool_close(e->pool);
     td_map_deinit(&e->by_key);
-    free(e->leg), free(e->item), free(e->sched), free(e->draw), free(e->res), free(e->logits), free(e->ids);
+    free(e->leg), free(e->cand), free(e->sched), free(e->ids);
     free(e);
 }
 
@@ -214,6 +265,7 @@ td_seq *td_engine_find(const td_engine *e, uint64_t key)
 void td_engine_drop_tables(td_engine *e, td_seq *q)
 {
     if (q->state == TD_LEG_RUNNING || q->state == TD_LEG_RESERVED) e->slots -= td_seq_slots(q);
+    if (q->flying) return; /* steps in flight write these pages */
     /* A transfer reads the prompt's pages, which are the trunk's (choice 0); forks go back at once. */
     for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
 }
@@ -234,14 +286,27 @@ void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status stat
     td_engine_drop_tables(e, q);
     q->state = TD_LEG_ENDED;
     tell_end(e, q->d.key, finish, status, reason);
-    if (!q->holds) forget(e, q);
+    if (!q->holds && !q->flying) forget(e, q);
+}
+
+void td_engine_landed(td_engine *e, td_seq *q)
+{
+    if (q->flying) return;
+    if (q->state == TD_LEG_ENDED) {
+        for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++)
+            td_kvseq_release(e->pool, &q->choice[c].kv);
+        if (!q->holds) forget(e, q);
+        return;
+    }
+    for (uint32_t c = q->holds ? 1 : 0; q->forked && c < q->d.sampling.n; c++)
+        if (q->choice[c].done) td_kvseq_release(e->pool, &q->choice[c].kv); /* cancelled meanwhile */
 }
 
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
     /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
-    if (q->forked && (c || !q->holds)) td_kvseq_release(e->pool, &q->choice[c].kv);
+    if (q->forked && !q->flying && (c || !q->holds)) td_kvseq_release(e->pool, &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -424,7 +489,7 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
     /* Without first tokens the prompt's last row is computed again, to draw from. It sees one token more than
      * arrived of a window group (what arrived is for the row after it): then all of it is computed here. */
     bool again = !n, short_by_one = again && window_begins(e, length) > hit;
-    trunk->computed = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
+    trunk->computed = trunk->planned = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
     td_kvseq_landed(e->pool, &trunk->kv, hit, short_by_one ? 0 : length);
     if (settle_resumed(e, q)) return TD_OK;
     for (uint32_t c = 0; c < n; c++) {
@@ -484,9 +549,10 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        if (q->forked && q->choice[0].done) td_kvseq_release(e->pool, &q->choice[0].kv);
+        if (q->forked && q->choice[0].done && !q->flying) td_kvseq_release(e->pool, &q->choice[0].kv);
         return;
     }
+    if (q->flying) return; /* td_engine_landed does it */
     td_kvseq_release(e->pool, &q->choice[0].kv);
     forget(e, q);
 }
@@ -509,8 +575,7 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
 {
     *out = (td_engine_out){0};
     end_overdue(e);
-    td_status s = td_engine_step(e);
-    if (s == TD_OK) out->step = e->step;
+    td_status s = td_engine_step(e, &out->step);
     TD_CHECK(td_kvpool_balanced(e->pool)); /* rule 4 */
     const td_engine_news *n = &e->news[e->filling];
     bool told = n->n_tokens || n->n_prompt || n->n_end;
@@ -572,7 +637,7 @@ void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
         out->legs_waiting += q->state == TD_LEG_WAITING || q->state == TD_LEG_RESERVED;
         if (q->state == TD_LEG_RUNNING) out->legs_running++, out->seqs_running += td_seq_slots(q);
         if (q->state == TD_LEG_WAITING || q->state == TD_LEG_RUNNING) {
-            uint32_t length = td_seq_length(q, 0), done = q->choice[0].computed;
+            uint32_t length = td_seq_length(q, 0), done = q->choice[0].planned;
             if (length > done + 1) out->waiting_tokens += length - done;
         }
         if (q->holds) pinned += q->choice[0].kv.n_pages;

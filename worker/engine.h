@@ -39,6 +39,7 @@
 #define TD_WORKER_ENGINE_H
 
 #include "common/sampling.h"
+#include "worker/exec.h"
 #include "worker/model/model.h"
 
 typedef struct td_engine td_engine;
@@ -59,6 +60,8 @@ typedef struct td_engine_opts {
     const char *numerics;           /* id that enters the hash domain */
     /* logit rows per step, as the model was opened with; 0: td_engine_logit_rows(max_seqs) */
     int max_logits;
+    const td_ranks *ranks;          /* the worker's ranks (this one is rank 0); NULL: one. Borrowed */
+    int depth;                      /* steps in flight; 0: one, or one per pipeline stage */
 } td_engine_opts;
 
 typedef enum { TD_LEG_MIXED, TD_LEG_PREFILL, TD_LEG_DECODE } td_leg_kind;

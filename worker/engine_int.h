@@ -6,7 +6,7 @@
 
 #include "worker/engine.h"
 #include "worker/kvpool.h"
-#include "worker/sampler.h"
+#include "worker/exec.h"
 #include "worker/sched.h"
 #include "worker/seq.h"
 #include "worker/step_build.h"
@@ -34,23 +34,32 @@ typedef struct td_engine_item {
 /* score_at: prompt position, -1: a draw */
 typedef struct td_engine_draw { uint32_t item, c; int32_t score_at; } td_engine_draw;
 
+/* A step from its planning until it is collected. */
+typedef struct td_engine_flight {
+    td_step_build *build;
+    const td_step *step;
+    td_engine_item *item;            /* [max_seqs] */
+    td_engine_draw *draw;
+    td_sample_out *res;              /* [cap_draw] */
+    uint32_t n_item, n_draw, cap_draw;
+    int64_t submitted_us;
+} td_engine_flight;
+
 struct td_engine {
     td_engine_opts o;
     const td_model_desc *desc;
     td_kvpool *pool;
-    td_sampler *sampler;
-    td_step_build *build;
-    int max_len, max_logits;
+    td_exec *exec;
+    int max_len, max_logits, depth;
     td_seq **leg;                    /* in order of arrival, live and held ones */
     uint32_t n_leg;
     td_map by_key;                   /* key -> td_seq pointer */
     uint32_t slots;                  /* sequences in use by running and reserved legs */
-    float *logits;
-    td_sample_out *res;
-    td_engine_item *item;            /* [max_seqs * 2] */
-    td_sched_item *sched;
-    td_engine_draw *draw;
-    uint32_t n_item, n_draw, cap_draw;
+    /* [depth + 1], a ring: flight[first] is collected next; the one after the last in flight is being planned */
+    td_engine_flight *flight;
+    int first, n_flights;
+    td_engine_item *cand;            /* [max_seqs]: what could run */
+    td_sched_item *sched;            /* [max_seqs] */
     uint32_t *ids;                   /* [max_len + 1]: a log, or a unit of it, as one array */
     /* the first waiting leg did not fit then: no new try until something changes */
     struct { uint64_t changes, key; uint32_t slots; } blocked;
@@ -76,7 +85,14 @@ void td_engine_tell_prompt(td_engine *e, td_seq *q);
 td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit);
 /* Once the prompt of several choices is here, each gets tables of its own. */
 void td_engine_fork(td_engine *e, td_seq *q);
-/* Plan, submit and collect one step. TD_AGAIN: no rows. */
-td_status td_engine_step(td_engine *e);
+static inline td_engine_flight *td_engine_flight_at(td_engine *e, int i)
+{
+    return &e->flight[(e->first + i) % (e->depth + 1)];
+}
+/* Plan and submit while there is room in flight, then collect the oldest step: its number, or 0. TD_AGAIN: no rows. */
+td_status td_engine_step(td_engine *e, uint64_t *collected);
+void td_engine_layer_written(td_engine *e, const td_step *step, int layer);
+/* The leg's items in flight are all collected: what an ended leg kept for them goes back. May free q. */
+void td_engine_landed(td_engine *e, td_seq *q);
 
 #endif

@@ -38,7 +38,7 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
         td_kvseq_release(e->pool, &trunk->kv);
         return s;
     }
-    trunk->computed = hit;
+    trunk->computed = trunk->planned = hit;
     if (!q->prompt_told) q->hit = TD_MIN(hit, q->d.n_prompt);
     e->stats.query_tokens += length;
     e->stats.hit_tokens += hit;
@@ -48,17 +48,18 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
 static void preempt(td_engine *e, td_seq *q)
 {
     td_engine_drop_tables(e, q);
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = 0;
+    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = q->choice[c].planned = 0;
     q->forked = q->d.sampling.n == 1;
     q->state = TD_LEG_WAITING;
     e->stats.preemptions++;
 }
 
-/* The youngest running leg whose pages nobody else touches. */
+/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight. */
 static td_seq *victim(td_engine *e)
 {
     for (uint32_t i = e->n_leg; i-- > 0;)
-        if (e->leg[i]->state == TD_LEG_RUNNING && !e->leg[i]->holds) return e->leg[i];
+        if (e->leg[i]->state == TD_LEG_RUNNING && !e->leg[i]->holds && !e->leg[i]->flying)
+            return e->leg[i];
     return NULL;
 }
 
@@ -69,7 +70,7 @@ static bool grow(td_engine *e, td_seq *q, uint32_t c)
     td_choice *x = &q->choice[c];
     for (;;) {
         if (td_kvseq_ensure(e->pool, &x->kv, td_seq_length(q, c)) == TD_OK &&
-            td_kvseq_writable(e->pool, &x->kv, x->computed) == TD_OK)
+            td_kvseq_writable(e->pool, &x->kv, x->planned) == TD_OK)
             return true;
         td_seq *v = victim(e);
         if (!v) return false;
@@ -116,7 +117,7 @@ static void admit(td_engine *e)
 static bool choice_runs(const td_seq *q, uint32_t c)
 {
     return q->state == TD_LEG_RUNNING && (q->forked ? !q->choice[c].done : c == 0) &&
-           td_seq_length(q, c) > q->choice[c].computed;
+           td_seq_length(q, c) > q->choice[c].planned;
 }
 
 /* Decode rows take their pages first; this may preempt legs, so candidates are listed afterwards. */
@@ -130,110 +131,137 @@ static void grow_decodes(td_engine *e)
     }
 }
 
-static void list_candidates(td_engine *e)
+/* With several steps in flight the sequences are dealt out among them. */
+static uint32_t share_of_flight(const td_engine *e)
 {
-    e->n_item = 0;
-    for (uint32_t i = 0; i < e->n_leg; i++) {
-        td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n && e->n_item < (uint32_t)e->o.max_seqs; c++) {
-            if (!choice_runs(q, c) || !q->choice[c].ready) continue;
-            const td_choice *x = &q->choice[c];
-            uint32_t want = td_seq_length(q, c) - x->computed;
-            bool every = (q->score || q->d.all_logits) && x->computed < q->d.n_prompt;
-            e->sched[e->n_item] =
-                (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
-            e->item[e->n_item++] = (td_engine_item){.q = q, .c = c, .pos0 = x->computed};
-        }
-    }
+    uint32_t running = 0;
+    for (uint32_t i = 0; i < e->n_leg && e->depth > 1; i++)
+        if (e->leg[i]->state == TD_LEG_RUNNING)
+            running += e->leg[i]->forked ? td_seq_slots(e->leg[i]) : 1;
+    uint32_t share = (running + (uint32_t)e->depth - 1) / (uint32_t)e->depth;
+    return e->depth > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
 }
 
-static void add_draw(td_engine *e, uint32_t item, uint32_t c, int32_t score_at)
+static uint32_t list_candidates(td_engine *e)
 {
-    if (e->n_draw ==
-        e->cap_draw) { /* prefill legs of many choices; at most max_seqs * TD_MAX_CHOICES and the scores */
-        e->cap_draw *= 2;
-        e->draw = td_xrealloc(e->draw, e->cap_draw * sizeof *e->draw);
-        e->res = td_xrealloc(e->res, e->cap_draw * sizeof *e->res);
+    uint32_t n = 0, most = TD_MIN(share_of_flight(e), (uint32_t)e->o.max_seqs);
+    for (uint32_t i = 0; i < e->n_leg; i++) {
+        td_seq *q = e->leg[i];
+        for (uint32_t c = 0; c < q->d.sampling.n && n < most; c++) {
+            if (!choice_runs(q, c) || !q->choice[c].ready) continue;
+            const td_choice *x = &q->choice[c];
+            uint32_t want = td_seq_length(q, c) - x->planned;
+            bool every = (q->score || q->d.all_logits) && x->planned < q->d.n_prompt;
+            e->sched[n] = (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
+            e->cand[n++] = (td_engine_item){.q = q, .c = c, .pos0 = x->planned};
+        }
     }
-    e->draw[e->n_draw++] = (td_engine_draw){item, c, score_at};
+    return n;
+}
+
+static void add_draw(td_engine_flight *f, uint32_t item, uint32_t c, int32_t score_at)
+{
+    if (f->n_draw ==
+        f->cap_draw) { /* prefill legs of many choices; at most max_seqs * TD_MAX_CHOICES and the scores */
+        f->cap_draw *= 2;
+        f->draw = td_xrealloc(f->draw, f->cap_draw * sizeof *f->draw);
+        f->res = td_xrealloc(f->res, f->cap_draw * sizeof *f->res);
+    }
+    f->draw[f->n_draw++] = (td_engine_draw){item, c, score_at};
 }
 
 /* The draws at the end of a log: one for the choice, or one for each choice of a trunk that has no tokens
  * yet. */
-static void add_end_draws(td_engine *e, uint32_t i, uint32_t row)
+static void add_end_draws(td_engine_flight *f, uint32_t i, uint32_t row)
 {
-    td_engine_item *it = &e->item[i];
+    td_engine_item *it = &f->item[i];
     td_seq *q = it->q;
     bool trunk = !q->forked;
     if (trunk && q->d.kind == TD_LEG_PREFILL && td_seq_resumes(q))
         return; /* the decode side goes on from the logs it has */
-    uint32_t logit = td_step_build_logit(e->build, row), position = td_seq_length(q, it->c);
+    uint32_t logit = td_step_build_logit(f->build, row), position = td_seq_length(q, it->c);
     for (uint32_t c = trunk ? 0 : it->c; c < (trunk ? q->d.sampling.n : it->c + 1); c++) {
         if (q->choice[c].done || (trunk && q->choice[c].n_out)) continue;
-        td_step_build_draw(e->build, q, c, logit, position);
-        add_draw(e, i, c, -1);
+        td_step_build_draw(f->build, q, c, logit, position);
+        add_draw(f, i, c, -1);
     }
 }
 
-static uint32_t scored_rows(td_engine *e, uint32_t i, uint32_t row0, bool *last_has_logit)
+static void scored_rows(td_engine_flight *f, uint32_t i, uint32_t row0, bool *last_has_logit)
 {
-    td_engine_item *it = &e->item[i];
-    uint32_t rows = 0;
+    td_engine_item *it = &f->item[i];
+    if (it->q->d.all_logits) td_step_build_want_logits(f->build);
     for (uint32_t k = 0; k < it->n_rows; k++) {
         uint32_t pos = it->pos0 + k;
         bool last = it->ends && k + 1 == it->n_rows;
         if (pos >= it->q->d.n_prompt || (last && !it->q->d.all_logits))
             break; /* the end's draw makes its own */
-        uint32_t logit = td_step_build_logit(e->build, row0 + k);
-        rows++;
+        uint32_t logit = td_step_build_logit(f->build, row0 + k);
         if (it->q->score && pos + 1 < it->q->d.n_prompt) {
-            td_step_build_score(e->build, it->q, logit, pos + 1);
-            add_draw(e, i, 0, (int32_t)pos + 1);
+            td_step_build_score(f->build, it->q, logit, pos + 1);
+            add_draw(f, i, 0, (int32_t)pos + 1);
         }
         if (last) { /* all_logits: one row of logits serves both */
             *last_has_logit = true;
-            td_step_build_draw(e->build, it->q, it->c, logit, td_seq_length(it->q, it->c));
-            add_draw(e, i, it->c, -1);
+            td_step_build_draw(f->build, it->q, it->c, logit, td_seq_length(it->q, it->c));
+            add_draw(f, i, it->c, -1);
         }
     }
-    return rows;
 }
 
-static const td_step *plan(td_engine *e)
+static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s, const td_engine_item *cand)
 {
+    bool done = false;
+    uint32_t n = f->n_item++;
+    td_engine_item *it = &f->item[n];
+    td_choice *x = &cand->q->choice[cand->c];
+    (void)e;
+    *it = *cand;
+    it->n_rows = s->rows;
+    it->ends = it->pos0 + it->n_rows == td_seq_length(it->q, it->c);
+    if (!it->q->first_row_us) it->q->first_row_us = td_now_us();
+    uint32_t row0 = td_step_build_rows(f->build, it->q, it->c, &x->kv, it->pos0, it->n_rows);
+    if (s->all_logits) scored_rows(f, n, row0, &done);
+    if (it->ends && !done) add_end_draws(f, n, row0 + it->n_rows - 1);
+    x->planned = it->pos0 + it->n_rows;
+    it->q->flying++;
+}
+
+/* The next flight of the ring; NULL: there are no rows. */
+static td_engine_flight *plan(td_engine *e)
+{
+    td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
+    f->n_draw = f->n_item = 0;
+    td_step_build_begin(f->build, e->step + 1); /* before pages are taken: copies go into it */
     admit(e);
     grow_decodes(e);
-    list_candidates(e);
-    uint32_t n = 0, max_rows = (uint32_t)e->o.max_batched_tokens;
-    td_sched_plan(e->sched, e->n_item,
-                  (td_sched_caps){max_rows, (uint32_t)e->o.max_prefill_chunk, (uint32_t)e->max_logits});
-    td_step_build_begin(e->build, e->step + 1);
-    e->n_draw = 0;
-    for (uint32_t i = 0; i < e->n_item; i++) {
-        if (!e->sched[i].rows) continue;
-        bool every = e->sched[i].all_logits, done = false;
-        td_engine_item *it = &e->item[n];
-        *it = e->item[i];
-        it->n_rows = e->sched[i].rows;
-        it->ends = it->pos0 + it->n_rows == td_seq_length(it->q, it->c);
-        if (!it->q->first_row_us) it->q->first_row_us = td_now_us();
-        uint32_t row0 =
-            td_step_build_rows(e->build, it->q, it->c, &it->q->choice[it->c].kv, it->pos0, it->n_rows);
-        if (every) scored_rows(e, n, row0, &done);
-        if (it->ends && !done) add_end_draws(e, n, row0 + it->n_rows - 1);
-        n++;
-    }
-    e->n_item = n;
-    return n ? td_step_build_finish(e->build) : NULL;
+    uint32_t n = list_candidates(e);
+    td_sched_plan(e->sched, n,
+                  (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
+                                  (uint32_t)e->max_logits});
+    for (uint32_t i = 0; i < n; i++)
+        if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
+    if (!f->n_item) return NULL;
+    f->step = td_step_build_finish(f->build);
+    return f;
 }
 
 /* ---- submit ---- */
 
-static void layer_written(void *arg, int layer)
+/* The flight of a step: the one being submitted, or one that another rank is done with. */
+static const td_engine_flight *flight_of(td_engine *e, const td_step *step)
 {
-    td_engine *e = arg;
-    for (uint32_t i = 0; i < e->n_item; i++) {
-        const td_engine_item *it = &e->item[i];
+    for (int i = e->n_flights; i >= 0; i--)
+        if (td_engine_flight_at(e, i)->step && td_engine_flight_at(e, i)->step->number == step->number)
+            return td_engine_flight_at(e, i);
+    return NULL;
+}
+
+void td_engine_layer_written(td_engine *e, const td_step *step, int layer)
+{
+    const td_engine_flight *f = flight_of(e, step);
+    for (uint32_t i = 0; f && i < f->n_item; i++) {
+        const td_engine_item *it = &f->item[i];
         uint32_t from = TD_MAX(it->pos0, TD_MAX(it->q->d.hit_tokens, it->q->kv_told)),
                  to = it->pos0 + it->n_rows;
         if (it->q->d.kind == TD_LEG_PREFILL && from < to)
@@ -241,26 +269,25 @@ static void layer_written(void *arg, int layer)
     }
 }
 
-static td_status submit(td_engine *e, const td_step *step)
+/* Nothing of the step was computed: its rows are wanted again. */
+static void unplan(td_engine *e, td_engine_flight *f)
 {
-    td_kv kv[TD_MAX_GROUPS];
-    for (int g = 0; g < e->desc->n_groups; g++) kv[g] = *td_kvpool_kv(e->pool, g);
-    if (e->on_step) e->on_step(e->step_arg, step);
-    TD_TRY(td_model_forward(e->o.model, step, kv, e->logits, e->on_kv ? layer_written : NULL, e));
-    if (e->on_logits) {
-        const int32_t *row = td_step_logit_rows(step);
-        for (uint32_t i = 0; i < e->n_item; i++) {
-            if (!e->item[i].q->d.all_logits) continue;
-            uint32_t row0 = td_step_seqs(step)[i].row0;
-            for (uint32_t k = 0; k < step->n_logits; k++)
-                if ((uint32_t)row[k] >= row0 && (uint32_t)row[k] < row0 + e->item[i].n_rows)
-                    e->on_logits(e->logits_arg, e->item[i].q->d.key,
-                                 e->item[i].pos0 + (uint32_t)row[k] - row0,
-                                 e->logits + (size_t)k * (size_t)e->desc->V);
-        }
+    for (uint32_t i = 0; i < f->n_item; i++) {
+        f->item[i].q->choice[f->item[i].c].planned = f->item[i].pos0;
+        f->item[i].q->flying--;
     }
-    td_sampler_run(e->sampler, step, e->logits, e->res);
-    return TD_OK;
+    for (uint32_t i = 0; i < f->n_item; i++)
+        if (i + 1 == f->n_item || f->item[i + 1].q != f->item[i].q) td_engine_landed(e, f->item[i].q);
+}
+
+static td_status submit(td_engine *e, td_engine_flight *f)
+{
+    if (e->on_step) e->on_step(e->step_arg, f->step);
+    f->submitted_us = td_now_us();
+    td_status s = td_exec_submit(e->exec, f->step);
+    if (s < 0) unplan(e, f);
+    else e->n_flights++;
+    return s;
 }
 
 /* ---- collect ---- */
@@ -282,37 +309,38 @@ void td_engine_fork(td_engine *e, td_seq *q)
         if (q->choice[c].done) continue;
         td_status s = td_kvseq_fork(e->pool, &q->choice[0].kv, &q->choice[c].kv, q->d.n_prompt);
         TD_CHECK(s == TD_OK); /* the pool has as many sequences as slots were counted */
-        q->choice[c].computed = q->d.n_prompt;
+        q->choice[c].computed = q->choice[c].planned = q->d.n_prompt;
     }
     q->forked = true;
-    if (q->choice[0].done && !q->holds) td_kvseq_release(e->pool, &q->choice[0].kv);
+    if (q->choice[0].done && !q->holds && !q->flying) td_kvseq_release(e->pool, &q->choice[0].kv);
 }
 
-static void take_draw(td_engine *e, const td_engine_draw *d, const td_sample_out *r)
+static void take_draw(td_engine *e, const td_engine_flight *f, const td_engine_draw *d,
+                      const td_sample_out *r)
 {
-    td_seq *q = e->item[d->item].q;
+    td_seq *q = f->item[d->item].q;
+    if (q->state == TD_LEG_ENDED) return;
     if (d->score_at >= 0) {
         q->score[d->score_at - 1] = *r;
         return;
     }
-    if (q->state == TD_LEG_ENDED) return;
-    if (r->token < 0) { /* every token masked or not a number */
+    if (q->choice[d->c].done) return; /* cancelled while the step was in flight */
+    if (r->token < 0) {               /* every token masked or not a number */
         td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO,
                           "no token can be drawn: all logits are masked or not numbers");
         return;
     }
     td_engine_tell_prompt(e, q);
-    td_finish f = td_seq_append(q, d->c, (uint32_t)r->token, (uint32_t)e->max_len);
-    td_engine_tell_tokens(e, q, d->c, r, f);
-    if (f != TD_FINISH_NONE) td_engine_choice_done(e, q, d->c);
+    td_finish fin = td_seq_append(q, d->c, (uint32_t)r->token, (uint32_t)e->max_len);
+    td_engine_tell_tokens(e, q, d->c, r, fin);
+    if (fin != TD_FINISH_NONE) td_engine_choice_done(e, q, d->c);
 }
 
 /* After its draws: pages that no row will see again, and whether the leg is over. */
 static void settle(td_engine *e, const td_engine_item *it)
 {
     td_seq *q = it->q;
-    td_choice *x = &q->choice[it->c];
-    if (x->kv.is_open && !q->holds && !x->done) td_kvseq_trim(e->pool, &x->kv, x->computed);
+    if (q->state == TD_LEG_ENDED) return;
     if (td_seq_all_done(q))
         td_engine_leg_end(e, q, TD_FINISH_STOP, TD_OK, NULL);
     else if (q->d.kind == TD_LEG_PREFILL && it->ends) {
@@ -321,60 +349,89 @@ static void settle(td_engine *e, const td_engine_item *it)
     }
 }
 
-static void note_speed(td_engine *e, const td_step *step, int64_t us)
+static void note_speed(td_engine *e, const td_engine_flight *f, int64_t us)
 {
-    uint64_t decode = 0;
-    for (uint32_t i = 0; i < e->n_item; i++) decode += e->item[i].n_rows == 1 && e->item[i].ends;
+    uint64_t decode = 0, rows = f->step->n_rows;
+    for (uint32_t i = 0; i < f->n_item; i++) decode += f->item[i].n_rows == 1 && f->item[i].ends;
     td_engine_stats *s = &e->stats;
-    double *rate = decode * 2 > step->n_rows ? &s->decode_tok_s : &s->prefill_tok_s,
-           now = (double)step->n_rows * 1e6 / (double)TD_MAX(us, 1);
+    double *rate = decode * 2 > rows ? &s->decode_tok_s : &s->prefill_tok_s,
+           now = (double)rows * 1e6 / (double)TD_MAX(us, 1);
     *rate = *rate > 0 ? 0.9 * *rate + 0.1 * now : now;
     s->step_us_ewma = s->step_us_ewma ? (9 * s->step_us_ewma + us) / 10 : us;
     s->steps++;
-    s->rows += step->n_rows;
+    s->rows += rows;
     s->decode_rows += decode;
-    s->prompt_rows += step->n_rows - decode;
+    s->prompt_rows += rows - decode;
 }
 
-static void collect(td_engine *e)
+static void tell_logits(td_engine *e, const td_engine_flight *f, const float *logits)
 {
-    for (uint32_t i = 0; i < e->n_item; i++) {
-        td_engine_item *it = &e->item[i];
-        it->q->choice[it->c].computed = it->pos0 + it->n_rows;
-        it->q->kv_told = TD_MAX(it->q->kv_told, it->pos0 + it->n_rows);
-        publish(e, it->q, it->c);
-        td_engine_fork(e, it->q);
-    }
-    for (uint32_t i = 0; i < e->n_draw; i++)
-        if (e->draw[i].score_at >= 0) take_draw(e, &e->draw[i], &e->res[i]);
-    /* A leg may be freed by its own settle, so its draws and its settle go together, and a leg that is gone
-     * is not looked at again. */
-    for (uint32_t i = 0, k = 0; i < e->n_item; i++) {
-        td_seq *q = e->item[i].q;
-        uint64_t key = q->d.key;
-        bool last = i + 1 == e->n_item || e->item[i + 1].q != q;
-        for (; k < e->n_draw && e->draw[k].item == i; k++)
-            if (e->draw[k].score_at < 0 && td_engine_find(e, key)) take_draw(e, &e->draw[k], &e->res[k]);
-        if (!td_engine_find(e, key)) {
-            while (i + 1 < e->n_item && e->item[i + 1].q == q) i++;
-            while (k < e->n_draw && e->draw[k].item <= i) k++;
-            continue;
-        }
-        if (q->state == TD_LEG_ENDED) continue;
-        if (!last && q->choice[e->item[i].c].kv.is_open && !q->holds)
-            td_kvseq_trim(e->pool, &q->choice[e->item[i].c].kv, q->choice[e->item[i].c].computed);
-        if (last) settle(e, &e->item[i]);
+    const int32_t *row = td_step_logit_rows(f->step);
+    for (uint32_t i = 0; i < f->n_item; i++) {
+        const td_engine_item *it = &f->item[i];
+        uint32_t row0 = td_step_seqs(f->step)[i].row0;
+        if (it->q->state == TD_LEG_ENDED || !it->q->d.all_logits) continue;
+        for (uint32_t k = 0; k < f->step->n_logits; k++)
+            if ((uint32_t)row[k] >= row0 && (uint32_t)row[k] < row0 + it->n_rows)
+                e->on_logits(e->logits_arg, it->q->d.key, it->pos0 + (uint32_t)row[k] - row0,
+                             logits + (size_t)k * (size_t)e->desc->V);
     }
 }
 
-td_status td_engine_step(td_engine *e)
+static void land_rows(td_engine *e, const td_engine_item *it)
 {
-    const td_step *step = plan(e);
-    if (!step) return TD_AGAIN;
-    int64_t t = td_now_us();
-    e->step++;
-    TD_TRY(submit(e, step));
-    collect(e);
-    note_speed(e, step, td_now_us() - t);
+    td_seq *q = it->q;
+    td_choice *x = &q->choice[it->c];
+    if (q->state == TD_LEG_ENDED) return;
+    x->computed = it->pos0 + it->n_rows;
+    q->kv_told = TD_MAX(q->kv_told, x->computed);
+    publish(e, q, it->c);
+    td_engine_fork(e, q);
+}
+
+static td_status collect(td_engine *e)
+{
+    td_engine_flight *f = td_engine_flight_at(e, 0);
+    const float *logits = NULL;
+    td_status st = td_exec_collect(e->exec, f->res, &logits);
+    int64_t now = td_now_us();
+    e->first = (e->first + 1) % (e->depth + 1);
+    e->n_flights--;
+    if (st < 0) {
+        unplan(e, f);
+        return st;
+    }
+    if (logits && e->on_logits) tell_logits(e, f, logits);
+    for (uint32_t i = 0; i < f->n_item; i++) land_rows(e, &f->item[i]);
+    for (uint32_t i = 0; i < f->n_draw; i++) take_draw(e, f, &f->draw[i], &f->res[i]);
+    for (uint32_t i = 0; i < f->n_item; i++) {
+        td_engine_item *it = &f->item[i];
+        td_seq *q = it->q;
+        td_choice *x = &q->choice[it->c];
+        q->flying--; /* a leg is freed by its last item at the earliest */
+        if (x->kv.is_open && !q->holds && !x->done && q->state != TD_LEG_ENDED)
+            td_kvseq_trim(e->pool, &x->kv, x->computed);
+        if (i + 1 < f->n_item && f->item[i + 1].q == q) continue;
+        q->flying++; /* it stays while it is settled */
+        settle(e, it);
+        q->flying--;
+        td_engine_landed(e, q);
+    }
+    note_speed(e, f, now - f->submitted_us);
+    return TD_OK;
+}
+
+td_status td_engine_step(td_engine *e, uint64_t *collected)
+{
+    while (e->n_flights < e->depth) {
+        td_engine_flight *f = plan(e);
+        if (!f) break;
+        e->step++;
+        TD_TRY(submit(e, f));
+    }
+    if (!e->n_flights) return TD_AGAIN;
+    uint64_t number = td_engine_flight_at(e, 0)->step->number;
+    TD_TRY(collect(e));
+    *collected = number;
     return TD_OK;
 }

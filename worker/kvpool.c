@@ -361,6 +361,13 @@ td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens)
     return TD_OK;
 }
 
+static void copy_page(td_kvpool *p, int g, int32_t from, int32_t to)
+{
+    const td_kv *kv = &p->g[g].kv;
+    for (int slot = 0; slot < p->g[g].desc.n_slots; slot++)
+        memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
+}
+
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
 {
     int at = (int)(position / (uint32_t)p->o.page_size);
@@ -376,9 +383,8 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
         int32_t from = s->pages[g][at];
         if (from < 0) continue;
         int32_t to = page_take(p, g);
-        const td_kv *kv = &p->g[g].kv;
-        for (int slot = 0; slot < p->g[g].desc.n_slots; slot++)
-            memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
+        if (p->o.copy) p->o.copy(p->o.copy_arg, g, from, to);
+        else copy_page(p, g, from, to);
         page_set(p, g, to, 1, false, -1);
         page_drop(p, g, from);
         s->pages[g][at] = to;

@@ -44,6 +44,9 @@ typedef struct td_kvpool_opts {
     td_dtype kv_dtype;
     bool prefix_cache;
     td_hkey hash_key;
+    /* A page that is written is copied by this (all slots), in the order of the calls; NULL: at once, by the pool. */
+    void (*copy)(void *arg, int group, int32_t from, int32_t to);
+    void *copy_arg;
 } td_kvpool_opts;
 
 typedef struct td_kvseq {
@@ -78,7 +81,7 @@ uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint3
 /* How long that prefix is, without taking it. */
 uint32_t td_kvpool_peek(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n);
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens);
-/* copy on write of that position's page */
+/* copy on write of that position's page (td_kvpool_opts.copy) */
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position);
 /* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those
  * that position n still sees: if older ones are missing, this sequence publishes nothing more. */

@@ -2,9 +2,9 @@
  * choice ends.
  *
  * A leg's n choices share the prompt's pages: until the prompt is computed there is one *trunk* (choice 0's
- * tables), then a fork per choice. A choice's log is prompt + output; `computed` tokens of it have KV. What
- * is wanted next is always rows [computed, length), and a token drawn from the last of them. Prompt, resume
- * after another worker's death, recompute after preemption and decode are the same case.
+ * tables), then a fork per choice. A choice's log is prompt + output; `computed` tokens of it have KV, those
+ * up to `planned` are in steps in flight. What is wanted next is always rows [planned, length), and a token
+ * drawn from the last of them. Prompt, resume after another worker's death, recompute after preemption and decode are the same case.
  *
  *   WAITING --admit--> RUNNING --> (ended)        RESERVED --land/recompute--> RUNNING
  *      ^----preempt-------'                       any --cancel--> (ended)
@@ -21,7 +21,7 @@
 typedef struct td_choice {
     td_kvseq kv;
     uint32_t *out, n_out;           /* [sampling.max_tokens + resume]; output tokens */
-    uint32_t computed;
+    uint32_t computed, planned;     /* planned: and those in steps in flight */
     bool done;
     bool ready;                     /* of this turn: the pages of its next rows are there and its own */
     td_penalty *pen;                /* distinct ids of prompt and output; NULL unless a penalty is set */
@@ -38,6 +38,7 @@ typedef struct td_seq {             /* a leg in the engine's table */
     bool forked;                    /* choices have tables of their own (always with n = 1) */
     bool prompt_told;
     uint32_t holds, hit;
+    uint32_t flying;                /* items of steps in flight: the tables stay until they are collected */
     uint32_t kv_told;               /* tokens whose layers on_kv was told of: not again after a preemption */
     td_h128 root;
     td_sample_out *score;           /* [n_prompt - 1] with prompt logprobs */

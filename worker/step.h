@@ -1,6 +1,6 @@
 /* worker/step.h - one step of the engine: everything the ranks need to compute it, in one flat, pointer-free buffer.
  *
- *   [td_step header][rows: ids, pos, seq][seqs][page tables by group][logit rows][samples][penalties][biases]
+ *   [td_step header][rows: ids, pos][seqs][page tables by group][copies][logit rows][samples][penalties][biases]
  *
  * Rank 0 builds it, broadcasts it, and every rank executes it without deciding anything; tests record and replay it. All
  * positions are absolute; offsets are in bytes from the start of td_step, 8-byte aligned.
@@ -40,13 +40,18 @@ typedef struct td_step_sample {
     uint32_t n_mask, mask;              /* offset of uint32_t[n_mask]; 0: none */
 } td_step_sample;
 
+/* A page to be copied before the rows are computed (copy on write), in order. */
+typedef struct td_step_copy { uint32_t group; int32_t from, to; uint32_t pad_; } td_step_copy;
+
 typedef struct td_step {
     uint64_t number;
-    uint32_t bytes, n_rows, n_seqs, n_groups, n_logits, n_samples;
+    uint32_t bytes, n_rows, n_seqs, n_groups, n_logits, n_samples, n_copies;
     uint32_t ids, pos;                  /* offsets of int32_t[n_rows] */
     uint32_t seqs;                      /* td_step_seq[n_seqs] */
     uint32_t logit_rows;                /* int32_t[n_logits]: rows whose logits are wanted, ascending */
     uint32_t samples;                   /* td_step_sample[n_samples] */
+    uint32_t copies;                    /* td_step_copy[n_copies] */
+    uint32_t want_logits;               /* 1: hand out the logits too (tools) */
     uint32_t pad_;
 } td_step;
 
@@ -58,6 +63,7 @@ static inline const int32_t *td_step_pages(const td_step *s, const td_step_seq *
 {
     return TD_STEP_AT(s, int32_t, q->pages[group]);
 }
+static inline const td_step_copy *td_step_copies(const td_step *s) { return TD_STEP_AT(s, td_step_copy, s->copies); }
 static inline const int32_t *td_step_logit_rows(const td_step *s) { return TD_STEP_AT(s, int32_t, s->logit_rows); }
 static inline const td_step_sample *td_step_samples(const td_step *s) { return TD_STEP_AT(s, td_step_sample, s->samples); }
 

@@ -13,19 +13,19 @@ static const size_t MAX_BYTES = UINT32_MAX - (1u << 20); /* offsets are 32 bits 
 struct td_step_build {
     td_step head;
     int n_groups, page_size;
-    td_buf ids, pos, seqs, pages, logits, samples, extra, out;
+    bool finished;
+    td_buf ids, pos, seqs, pages, copies, logits, samples, extra, out;
 };
 
 static td_buf *sections(td_step_build *b, int i)
 {
-    td_buf *all[] = {&b->ids, &b->pos, &b->seqs, &b->pages, &b->logits, &b->samples, &b->extra, &b->out};
+    td_buf *all[] = {&b->ids, &b->pos, &b->seqs, &b->pages, &b->copies, &b->logits, &b->samples, &b->extra, &b->out};
     return i < (int)TD_COUNT(all) ? all[i] : NULL;
 }
 
-td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_groups, int page_size)
+td_step_build *td_step_build_open(int n_groups, int page_size)
 {
     td_step_build *b = td_xalloc(sizeof *b);
-    (void)max_rows, (void)max_logits; /* bounds of the scheduler; the buffers grow to them once */
     b->n_groups = n_groups;
     b->page_size = page_size;
     for (int i = 0; sections(b, i); i++) td_buf_init(sections(b, i), MAX_BYTES);
@@ -41,8 +41,11 @@ void td_step_build_close(td_step_build *b)
 
 void td_step_build_begin(td_step_build *b, uint64_t number)
 {
-    for (int i = 0; sections(b, i); i++) td_buf_reset(sections(b, i));
-    b->head = (td_step){.number = number, .n_groups = (uint32_t)b->n_groups};
+    uint32_t copies = b->finished ? 0 : b->head.n_copies;
+    for (int i = 0; sections(b, i); i++)
+        if (sections(b, i) != &b->copies || !copies) td_buf_reset(sections(b, i));
+    b->head = (td_step){.number = number, .n_groups = (uint32_t)b->n_groups, .n_copies = copies};
+    b->finished = false;
 }
 
 uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0,
@@ -66,6 +69,18 @@ uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const
     b->head.n_rows += n_rows;
     b->head.n_seqs++;
     return row0;
+}
+
+void td_step_build_copy(td_step_build *b, int group, int32_t from, int32_t to)
+{
+    td_step_copy c = {.group = (uint32_t)group, .from = from, .to = to};
+    td_buf_add(&b->copies, &c, sizeof c);
+    b->head.n_copies++;
+}
+
+void td_step_build_want_logits(td_step_build *b)
+{
+    b->head.want_logits = 1;
 }
 
 uint32_t td_step_build_logit(td_step_build *b, uint32_t row)
@@ -149,11 +164,13 @@ static uint32_t join(td_buf *out, const td_buf *section)
 const td_step *td_step_build_finish(td_step_build *b)
 {
     td_step *h = &b->head;
+    b->finished = true;
     td_buf_add(&b->out, h, sizeof *h);
     h->ids = join(&b->out, &b->ids);
     h->pos = join(&b->out, &b->pos);
     h->seqs = join(&b->out, &b->seqs);
     uint32_t pages = join(&b->out, &b->pages);
+    h->copies = join(&b->out, &b->copies);
     h->logit_rows = join(&b->out, &b->logits);
     h->samples = join(&b->out, &b->samples);
     uint32_t extra = join(&b->out, &b->extra);

@@ -14,9 +14,13 @@
 
 typedef struct td_step_build td_step_build;
 
-td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_groups, int page_size);
+td_step_build *td_step_build_open(int n_groups, int page_size);
 void td_step_build_close(td_step_build *b);
+/* Copies of a step that was begun and never finished (nothing could be planned) stay. */
 void td_step_build_begin(td_step_build *b, uint64_t number);
+/* Page `to` becomes a copy of page `from` before any row is computed. */
+void td_step_build_copy(td_step_build *b, int group, int32_t from, int32_t to);
+void td_step_build_want_logits(td_step_build *b);
 /* Choice c computes positions [pos0, pos0 + n_rows) in the tables kv. Returns the index of its first row. */
 uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const td_kvseq *kv, uint32_t pos0,
                             uint32_t n_rows);

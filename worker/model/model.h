@@ -87,10 +87,19 @@ const td_model_desc *td_model_descr(const td_model *m);
 /* Packed bytes read by one forward pass of one row (embedding row excepted). */
 size_t td_model_weight_bytes(const td_model *m);
 
+/* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
+td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);
+
 /* Run one step. kv[g] for each group. logits: [step->n_logits, V] f32, caller's. on_layer(arg, layer) is
  * called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
- * EPROTO if the step is outside the model's limits (ids, pages, rows): nothing computed. */
+ * EPROTO as td_model_check: nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
+
+/* Between pipeline stages: this rank's rows of the residual after its layers (or, before a forward, where those of the
+ * stage before must be); bytes is a function of the step. */
+void *td_model_hidden(td_model *m, const td_step *step, size_t *bytes);
+/* Layers of a page group that this rank holds. */
+int td_model_slots(const td_model *m, int group);
 
 #endif

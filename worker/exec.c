@@ -1,0 +1,315 @@
+/* A step's way: rank 0 -> the ranks of stage 0 -> each stage's ranks to the same place in the next stage, with the
+ * hidden rows -> the last stage draws -> rank 0. With one rank, or one stage, the ways are empty. */
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/exec.h"
+#include "common/check.h"
+#include "worker/ranks.h"
+#include "worker/sampler.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { STEP = 1, COMMAND, PING, STOP };
+
+/* bytes of the payload and of the hidden rows after it */
+typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
+
+typedef struct slot { /* a step in flight on rank 0 */
+    uint32_t n_samples, n_logits, want_logits;
+    float *logits;                 /* of a step that wanted them, when they were computed here; owned */
+} slot;
+
+typedef struct out_buf { /* what goes to the next stage */
+    head h;
+    uint8_t *p;
+    size_t cap;
+    bool busy;
+} out_buf;
+
+struct td_exec {
+    td_exec_opts o;
+    const td_model_desc *desc;
+    td_kv kv[TD_MAX_GROUPS];
+    td_sampler *sampler;
+    float *logits;                 /* [max_logits][V] */
+    slot *flight;                  /* [depth], a ring */
+    int first, n;
+    td_sample_out *res;            /* of steps that are computed at once: [depth][cap_res] */
+    size_t cap_res;
+    uint8_t *in;                   /* a step on another rank than 0 */
+    size_t cap_in;
+    out_buf next[2];
+    int turn;
+};
+
+static int stages(const td_exec *x) { return x->o.ranks ? x->o.ranks->grid.pp : 1; }
+static bool is_first(const td_exec *x) { return !x->o.ranks || x->o.ranks->at.pp == 0; }
+static bool is_last(const td_exec *x) { return !x->o.ranks || x->o.ranks->at.pp == stages(x) - 1; }
+static bool alone(const td_exec *x) { return !x->o.ranks || td_grid_ranks(&x->o.ranks->grid) == 1; }
+/* The rank that draws: of the last stage, the first. */
+static bool draws(const td_exec *x) { return is_last(x) && (!x->o.ranks || (!x->o.ranks->at.tp && !x->o.ranks->at.cp)); }
+static int drawing_rank(const td_exec *x)
+{
+    const td_grid *g = &x->o.ranks->grid;
+    return td_grid_rank(g, (td_coord){.pp = g->pp - 1});
+}
+
+td_status td_exec_open(const td_exec_opts *o, td_exec **out)
+{
+    td_exec *x = td_xalloc(sizeof *x);
+    x->o = *o;
+    x->desc = td_model_descr(o->model);
+    for (int g = 0; g < x->desc->n_groups; g++) x->kv[g] = o->kv[g];
+    x->flight = td_xalloc((size_t)o->depth * sizeof *x->flight);
+    x->cap_res = 1;
+    x->res = td_xalloc((size_t)o->depth * x->cap_res * sizeof *x->res);
+    x->logits = malloc((size_t)o->max_logits * (size_t)x->desc->V * sizeof(float));
+    x->sampler = td_sampler_open(o->ops, o->pool, x->desc->V);
+    if (!x->logits) {
+        td_exec_close(x);
+        return td_fail(TD_EFULL, "no memory for %d rows of logits", o->max_logits);
+    }
+    *out = x;
+    return TD_OK;
+}
+
+/* ---- the way to the next stage ---- */
+
+static td_status wait_out(td_exec *x, int i)
+{
+    if (!x->next[i].busy) return TD_OK;
+    x->next[i].busy = false;
+    TD_TRY(td_coll_send_wait(x->o.ranks->pp, 2 * i));
+    return td_coll_send_wait(x->o.ranks->pp, 2 * i + 1);
+}
+
+/* Head, payload and this rank's hidden rows; sent while this stage goes on. */
+static td_status pass_on(td_exec *x, head h, const void *payload, const void *hidden, size_t hidden_bytes)
+{
+    h.hidden = hidden_bytes;
+    if (is_last(x)) return TD_OK;
+    int i = x->turn ^= 1, to = x->o.ranks->at.pp + 1;
+    out_buf *b = &x->next[i];
+    TD_TRY(wait_out(x, i));
+    if (b->cap < h.bytes + hidden_bytes) {
+        b->cap = h.bytes + hidden_bytes;
+        b->p = td_xrealloc(b->p, b->cap);
+    }
+    b->h = h;
+    if (h.bytes) memcpy(b->p, payload, h.bytes);
+    if (hidden_bytes) memcpy(b->p + h.bytes, hidden, hidden_bytes);
+    b->busy = true;
+    TD_TRY(td_coll_send_start(x->o.ranks->pp, 2 * i, to, &b->h, sizeof b->h));
+    return td_coll_send_start(x->o.ranks->pp, 2 * i + 1, to, b->p, h.bytes + hidden_bytes);
+}
+
+/* ---- one step on one rank ---- */
+
+static void copy_pages(td_exec *x, const td_step *s)
+{
+    const td_step_copy *c = td_step_copies(s);
+    for (uint32_t i = 0; i < s->n_copies; i++) {
+        const td_kv *kv = &x->kv[c[i].group];
+        int n_slots = td_model_slots(x->o.model, (int)c[i].group);
+        for (int k = 0; k < n_slots; k++)
+            memcpy(td_kv_page(kv, k, c[i].to), td_kv_page(kv, k, c[i].from), td_kv_page_bytes(kv));
+    }
+}
+
+typedef struct layer_arg { td_exec *x; const td_step *step; } layer_arg;
+
+static void on_layer(void *arg, int layer)
+{
+    const layer_arg *a = arg;
+    a->x->o.on_layer(a->x->o.arg, a->step, layer);
+}
+
+static td_status compute(td_exec *x, const td_step *step)
+{
+    layer_arg a = {x, step};
+    copy_pages(x, step);
+    return td_model_forward(x->o.model, step, x->kv, x->logits, x->o.on_layer ? on_layer : NULL, &a);
+}
+
+static td_sample_out *results_at(td_exec *x, int i) { return x->res + (size_t)i * x->cap_res; }
+
+static void room_for(td_exec *x, uint32_t n_samples)
+{
+    if (n_samples <= x->cap_res) return;
+    size_t cap = n_samples + n_samples / 2;
+    td_sample_out *res = td_xalloc((size_t)x->o.depth * cap * sizeof *res);
+    for (int i = 0; i < x->o.depth; i++) memcpy(res + (size_t)i * cap, results_at(x, i), x->cap_res * sizeof *res);
+    free(x->res);
+    x->res = res;
+    x->cap_res = cap;
+}
+
+/* The last stage: draws, and the results' way back. */
+static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
+{
+    if (!draws(x)) return TD_OK;
+    bool here = !x->o.ranks || x->o.ranks->grid.rank == 0;
+    if (!here && step->want_logits)
+        TD_TRY(td_coll_send(x->o.ranks->back, 0, x->logits, (size_t)step->n_logits * (size_t)x->desc->V * sizeof(float)));
+    td_sampler_run(x->sampler, step, x->logits, out);
+    return here ? TD_OK : td_coll_send(x->o.ranks->back, 0, out, step->n_samples * sizeof *out);
+}
+
+/* ---- rank 0 ---- */
+
+static td_status tell_stage(td_exec *x, head h, const void *payload)
+{
+    if (alone(x)) return TD_OK;
+    TD_TRY(td_coll_bcast(x->o.ranks->stage, &h, sizeof h, 0));
+    return td_coll_bcast(x->o.ranks->stage, (void *)(uintptr_t)payload, h.bytes, 0);
+}
+
+td_status td_exec_submit(td_exec *x, const td_step *step)
+{
+    TD_CHECK(x->n < x->o.depth);
+    int at = (x->first + x->n) % x->o.depth;
+    TD_TRY(td_model_check(x->o.model, step, x->kv)); /* before any rank has heard of it */
+    head h = {STEP, step->bytes, 0};
+    TD_TRY(tell_stage(x, h, step));
+    room_for(x, step->n_samples);
+    TD_TRY(compute(x, step));
+    size_t hidden_bytes = 0;
+    const void *hidden = td_model_hidden(x->o.model, step, &hidden_bytes);
+    TD_TRY(pass_on(x, h, step, hidden, hidden_bytes));
+    slot *f = &x->flight[at];
+    free(f->logits);
+    *f = (slot){.n_samples = step->n_samples, .n_logits = step->n_logits, .want_logits = step->want_logits};
+    size_t bytes = (size_t)step->n_logits * (size_t)x->desc->V * sizeof(float);
+    if (is_last(x) && step->want_logits) f->logits = memcpy(td_xalloc(bytes), x->logits, bytes);
+    if (is_last(x)) TD_TRY(finish(x, step, results_at(x, at)));
+    x->n++;
+    return TD_OK;
+}
+
+td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
+{
+    TD_CHECK(x->n > 0);
+    int at = x->first;
+    slot s = x->flight[at];
+    x->first = (x->first + 1) % x->o.depth;
+    x->n--;
+    if (is_last(x)) {
+        memcpy(out, results_at(x, at), s.n_samples * sizeof *out);
+    } else {
+        if (s.want_logits)
+            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x), x->logits,
+                                (size_t)s.n_logits * (size_t)x->desc->V * sizeof(float)));
+        TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x), out, s.n_samples * sizeof *out));
+    }
+    *logits = !s.want_logits ? NULL : s.logits ? s.logits : x->logits;
+    return TD_OK;
+}
+
+int td_exec_in_flight(const td_exec *x) { return x->n; }
+
+static td_status tell_all(td_exec *x, head h, const void *payload)
+{
+    TD_TRY(tell_stage(x, h, payload));
+    return pass_on(x, h, payload, NULL, 0);
+}
+
+td_status td_exec_ping(td_exec *x)
+{
+    if (alone(x)) return TD_OK;
+    TD_TRY(tell_all(x, (head){PING, 0, 0}, NULL));
+    return td_coll_barrier(x->o.ranks->back);
+}
+
+td_status td_exec_command(td_exec *x, const void *p, size_t n)
+{
+    if (alone(x)) return TD_OK;
+    TD_CHECK(n <= UINT32_MAX);
+    return tell_all(x, (head){COMMAND, (uint32_t)n, 0}, p);
+}
+
+/* ---- the other ranks ---- */
+
+static uint8_t *room_in(td_exec *x, size_t n)
+{
+    if (x->cap_in < n) {
+        x->cap_in = n;
+        free(x->in);
+        x->in = aligned_alloc(64, (n + 63) / 64 * 64);
+        TD_CHECK(x->in);
+    }
+    return x->in;
+}
+
+static td_status hear(td_exec *x, head *h)
+{
+    const td_ranks *r = x->o.ranks;
+    if (!is_first(x)) return td_coll_recv(r->pp, r->at.pp - 1, h, sizeof *h);
+    return td_coll_bcast(r->stage, h, sizeof *h, 0);
+}
+
+/* The payload, and for a step its hidden rows, which go into the model. */
+static td_status hear_payload(td_exec *x, head h)
+{
+    const td_ranks *r = x->o.ranks;
+    uint8_t *p = room_in(x, h.bytes + h.hidden);
+    if (is_first(x)) return td_coll_bcast(r->stage, p, h.bytes, 0);
+    TD_TRY(td_coll_recv(r->pp, r->at.pp - 1, p, h.bytes + h.hidden));
+    if (h.kind != STEP) return TD_OK;
+    size_t want = 0;
+    void *hidden = td_model_hidden(x->o.model, (const td_step *)(const void *)p, &want);
+    if (h.hidden != want) return td_fail(TD_EPROTO, "%zu bytes of hidden rows, not %zu", (size_t)h.hidden, want);
+    memcpy(hidden, p + h.bytes, want);
+    return TD_OK;
+}
+
+static td_status do_step(td_exec *x, head h)
+{
+    const td_step *step = (const td_step *)(const void *)x->in;
+    if (h.bytes < sizeof *step || step->bytes != h.bytes) return td_fail(TD_EPROTO, "a step of %u bytes", h.bytes);
+    TD_TRY(compute(x, step));
+    size_t bytes = 0;
+    const void *hidden = td_model_hidden(x->o.model, step, &bytes);
+    TD_TRY(pass_on(x, h, step, hidden, bytes));
+    room_for(x, step->n_samples);
+    return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;
+}
+
+static td_status serve_one(td_exec *x, bool *stop)
+{
+    head h;
+    TD_TRY(hear(x, &h));
+    TD_TRY(hear_payload(x, h));
+    switch (h.kind) {
+    case STEP: return do_step(x, h);
+    case COMMAND:
+        if (x->o.on_command) x->o.on_command(x->o.arg, x->in, h.bytes);
+        return pass_on(x, h, x->in, NULL, 0);
+    case PING:
+        TD_TRY(pass_on(x, h, NULL, NULL, 0));
+        return td_coll_barrier(x->o.ranks->back);
+    case STOP: *stop = true; return pass_on(x, h, NULL, NULL, 0);
+    default: return td_fail(TD_EPROTO, "rank %d heard a message of kind %u", x->o.ranks->grid.rank, h.kind);
+    }
+}
+
+td_status td_exec_serve(td_exec *x)
+{
+    bool stop = false;
+    td_status s = TD_OK;
+    while (!stop && s >= 0) s = serve_one(x, &stop);
+    if (s < 0) td_coll_abort(x->o.ranks->world, td_reason());
+    return s;
+}
+
+void td_exec_close(td_exec *x)
+{
+    if (!x) return;
+    if (!alone(x) && x->o.ranks->grid.rank == 0) (void)tell_all(x, (head){STOP, 0, 0}, NULL);
+    for (int i = 0; i < 2; i++) {
+        if (!alone(x)) (void)wait_out(x, i);
+        free(x->next[i].p);
+    }
+    for (int i = 0; i < x->o.depth; i++) free(x->flight[i].logits);
+    td_sampler_close(x->sampler);
+    free(x->in), free(x->flight), free(x->res), free(x->logits);
+    free(x);
+}

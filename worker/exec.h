@@ -1,0 +1,53 @@
+/* worker/exec.h - runs steps on the ranks of a worker: forward pass and draws, in the order they were submitted.
+ *
+ *   rank 0:      td_exec_submit(step) .. td_exec_submit(step) .. td_exec_collect() .. td_exec_collect()
+ *   other ranks: td_exec_serve(): receive a step, do this rank's part, pass it on; until rank 0 closes
+ *
+ * The step travels with the data: rank 0 gives it to the ranks of its pipeline stage, and every stage passes it
+ * on with its hidden rows. A stage works on its step while the one before works on the next. With one rank the same
+ * calls compute at once.
+ *
+ * Rules:     1. Steps are executed in order on every rank; page copies of a step before its rows.
+ *            2. Ranks decide nothing: what a step does is in the step.
+ *            3. An error on any rank but a refused step ends the worker (td_coll_abort): ranks never go apart.
+ *            4. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
+ * Ownership: a step is copied by submit. model, ops, pool and ranks are borrowed.
+ * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight.
+ * Source:    DESIGN 3 (submit/collect), 5. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_EXEC_H
+#define TD_WORKER_EXEC_H
+
+#include "worker/model/model.h"
+
+typedef struct td_exec td_exec;
+typedef struct td_ranks td_ranks;
+
+typedef struct td_exec_opts {
+    td_model *model;
+    const td_ops *ops;
+    td_pool *pool;
+    const td_ranks *ranks;             /* NULL: one */
+    int depth, max_rows, max_logits;
+    const td_kv *kv;                   /* [n_groups] of this rank */
+    void (*on_layer)(void *arg, const td_step *step, int layer); /* keys and values of a layer are in their pages; or NULL */
+    void (*on_command)(void *arg, const void *p, size_t n);      /* ranks other than 0; or NULL */
+    void *arg;
+} td_exec_opts;
+
+td_status td_exec_open(const td_exec_opts *o, td_exec **out);
+void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */
+
+/* EPROTO: the step is outside the model's limits: nothing was computed anywhere. */
+td_status td_exec_submit(td_exec *x, const td_step *step);
+/* Results of the oldest step in flight: out[n_samples]. *logits: [n_logits][V] when the step asked for them
+ * (want_logits), else NULL; valid until the next submit. */
+td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits);
+int td_exec_in_flight(const td_exec *x);
+
+/* To be called about once a second when nothing is in flight: proves that every rank is alive. */
+td_status td_exec_ping(td_exec *x);
+td_status td_exec_command(td_exec *x, const void *p, size_t n);
+td_status td_exec_serve(td_exec *x);
+
+#endif

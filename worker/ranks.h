@@ -1,0 +1,30 @@
+/* worker/ranks.h - one rank's place in the worker's grid and its groups of ranks.
+ *
+ * Ownership: `world` is borrowed; the groups are closed with td_ranks_close. Threads: the rank's engine thread.
+ * Errors:    ranks that were started differently (grid, model, build, options) are refused on every rank, with the
+ *            rank and the value that differs. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_RANKS_H
+#define TD_WORKER_RANKS_H
+
+#include "worker/coll/coll.h"
+#include "worker/grid.h"
+
+typedef struct td_ranks {
+    td_grid grid;
+    td_coord at;
+    td_coll *world;
+    td_coll *tp, *cp, *pp;  /* ranks that differ in that coordinate alone */
+    td_coll *stage;         /* all of this pipeline stage: rank (dp * CP + cp) * TP + tp */
+    td_coll *shard;         /* that hold the same weights: rank dp * CP + cp */
+    td_coll *back;          /* as world: results to rank 0, beside whatever else is under way */
+} td_ranks;
+
+/* Collective over world. */
+td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out);
+void td_ranks_close(td_ranks *r);
+/* Every rank says the same bytes of `text`, or all get EPROTO naming the first rank that differs, and both values. Lines
+ * "name: value". Collective. */
+td_status td_ranks_agree(td_coll *world, const char *text);
+
+#endif
