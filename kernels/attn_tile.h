@@ -12,6 +12,8 @@
  *             to the sum and to P V, so a tile that is all masked for a row leaves its bits alone, computed
  *             or skipped. 3. A masked key that is not finite never meets a row (guarded_row).
  *          4. Keys outside [first key of the item, last key] are zeros, never read.
+ *          5. Keys are taken split by split (ops.h): each starts anew, and its (m, l, o) is merged into the total of
+ *             those before. A part without keys is m = M_START, l = 0, o = 0, and merging it changes nothing.
  * Source:  online softmax, algorithms notes 7.2, in base 2: scale x log2 e is folded into q before it is
  *          rounded to bf16. */
 // SPDX-License-Identifier: Apache-2.0
@@ -25,13 +27,15 @@ enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS, AHEAD
 typedef struct space {
     uint32_t *k, *v;   /* [D/2][64], [32][D]: pairs of bf16 */
     uint16_t *q;       /* [ROWS][D] */
-    float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS] */
+    float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS]: of the split at hand */
+    float *all_o, *all_m, *all_l; /* of the splits before it */
     float *s;          /* [MR][64] scores */
     uint16_t *p;       /* [MR][64] */
 } space;
 
 typedef struct attn_job {
     const td_attn_args *a;
+    int split;
     char *scratch;
     size_t member_bytes;
     int32_t *first_item; /* [n_seq + 1] */
@@ -45,6 +49,7 @@ typedef struct item {
     space sp;
     int g, group, row0, n_rows; /* rows of the sequence's (token, head) list */
     int key_lo, key_hi;         /* of all rows together */
+    int split;
     int pos[ROWS];              /* of each row */
 } item;
 
@@ -57,11 +62,14 @@ static space carve(char *at, int D)
     s.k = (uint32_t *)at, at += TILE * d * 2;
     s.v = (uint32_t *)at, at += TILE * d * 2;
     s.o = (float *)at, at += ROWS * d * 4;
+    s.all_o = (float *)at, at += ROWS * d * 4;
     s.q = (uint16_t *)at, at += ROWS * d * 2;
     s.s = (float *)at, at += MR * TILE * 4;
     s.p = (uint16_t *)at, at += MR * TILE * 2;
-    s.m = (float *)at, at += (ROWS + MR) * 4; /* softmax_rows reads four */
-    s.l = (float *)at;
+    s.m = (float *)at, at += (ROWS + MR) * 4; /* softmax_rows reads four, of m and of l */
+    s.l = (float *)at, at += (ROWS + MR) * 4;
+    s.all_m = (float *)at, at += (ROWS + MR) * 4;
+    s.all_l = (float *)at;
     return s;
 }
 
@@ -140,10 +148,12 @@ static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
     const td_kv *kv = it->a->kv;
     int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0,
         hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
+    int u = k0 / it->split, elsewhere = it->a->part ? (u - u / it->a->ranks) * it->split : 0; /* keys on other ranks */
     for (int i = 0; i < lo; i++) rows[i] = zero_row;
     for (int i = hi; i < TILE; i++) rows[i] = zero_row;
     for (int i = lo; i < hi;) {
-        int page = it->seq->pages[(k0 + i) / P], in = (k0 + i) % P, n = P - in < hi - i ? P - in : hi - i;
+        int at = k0 + i - elsewhere, page = it->seq->pages[at / P], in = at % P,
+            n = P - in < hi - i ? P - in : hi - i;
         const uint16_t *row = zero_row;
         size_t step = 0;
         if (page >= 0) {
@@ -339,13 +349,56 @@ static void start_rows(item *it)
         it->pos[r] = it->seq->pos0 + at / it->group;
         const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq +
                          (size_t)(it->g * it->group + at % it->group) * (size_t)D;
-        for (int d = 0; d < D; d += 16) {
-            store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
-            v16_store(it->sp.o + r * D + d, v16_zero());
-        }
+        for (int d = 0; d < D; d += 16) store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
+    }
+}
+
+static void start_split(const item *it)
+{
+    int D = it->a->D;
+    for (int r = 0; r < it->n_rows; r++) {
+        for (int d = 0; d < D; d += 16) v16_store(it->sp.o + r * D + d, v16_zero());
         it->sp.m[r] = M_START;
         it->sp.l[r] = 0;
     }
+}
+
+/* (m, l, o) becomes (m, l, o) with (m2, l2, o2) after it. */
+TD_INLINE void merge_part(float *m, float *l, float *o, float m2, float l2, const float *o2, int D)
+{
+    float top = m2 > *m ? m2 : *m, w[16];
+    v16 a, b;
+    v16_store(w, v16_exp2(v16_set1(*m - top)));
+    a = v16_set1(w[0]);
+    *l *= w[0];
+    v16_store(w, v16_exp2(v16_set1(m2 - top)));
+    b = v16_set1(w[0]);
+    *l += l2 * w[0];
+    *m = top;
+    for (int d = 0; d < D; d += 16)
+        v16_store(o + d, v16_add(v16_mul(v16_load(o + d), a), v16_mul(v16_load(o2 + d), b)));
+}
+
+/* The split is done: into the total, which is the first split's own state at first. */
+static void end_split(item *it, bool first)
+{
+    space *s = &it->sp;
+    int D = it->a->D;
+    if (first) {
+        float *o = s->o, *m = s->m, *l = s->l;
+        s->o = s->all_o, s->m = s->all_m, s->l = s->all_l;
+        s->all_o = o, s->all_m = m, s->all_l = l;
+        return;
+    }
+    for (int r = 0; r < it->n_rows; r++)
+        merge_part(&s->all_m[r], &s->all_l[r], s->all_o + r * D, s->m[r], s->l[r], s->o + r * D, D);
+}
+
+TD_INLINE void write_out(float *out, const float *o, float l, int D)
+{
+    v16 inverse = v16_set1(1.0f / l);
+    for (int d = 0; d < D; d += 16) /* + 0: one sign of zero, whatever zeros were added on the way */
+        v16_store(out + d, v16_add(v16_mul(v16_load(o + d), inverse), v16_zero()));
 }
 
 static void finish_rows(const item *it)
@@ -354,17 +407,66 @@ static void finish_rows(const item *it)
     int D = a->D;
     for (int r = 0; r < it->n_rows; r++) {
         int at = it->row0 + r;
-        float *out = a->out + (size_t)(it->seq->row0 + at / it->group) * a->ldo +
-                     (size_t)(it->g * it->group + at % it->group) * (size_t)D;
-        v16 inverse = v16_set1(1.0f / it->sp.l[r]);
-        for (int d = 0; d < D; d += 16) /* + 0: one sign of zero, whatever zeros were added on the way */
-            v16_store(out + d, v16_add(v16_mul(v16_load(it->sp.o + r * D + d), inverse), v16_zero()));
+        write_out(a->out + (size_t)(it->seq->row0 + at / it->group) * a->ldo +
+                      (size_t)(it->g * it->group + at % it->group) * (size_t)D,
+                  it->sp.all_o + r * D, it->sp.all_l[r], D);
+    }
+}
+
+/* Part p of every row, to where parts are collected. */
+static void store_parts(const item *it, int p)
+{
+    const td_attn_args *a = it->a;
+    size_t D = (size_t)a->D;
+    for (int r = 0; r < it->n_rows; r++) {
+        int at = it->row0 + r;
+        size_t row = (size_t)(it->seq->row0 + at / it->group), h = (size_t)(it->g * it->group + at % it->group);
+        float *to = a->part + ((row * (size_t)a->n_parts + (size_t)p) * (size_t)a->H + h) * (D + 2);
+        to[0] = it->sp.m[r];
+        to[1] = it->sp.l[r];
+        memcpy(to + 2, it->sp.o + (size_t)r * D, D * sizeof *to);
     }
 }
 
 TD_INLINE int blocks_of(const attn_job *j, const td_attn_seq *s)
 {
     return (s->n_rows * j->group + ROWS - 1) / ROWS;
+}
+
+/* Tiles in ascending order; of parts, those of this rank's splits. */
+TD_INLINE int from_tile(const item *it, int k0)
+{
+    int S = it->split, ranks = it->a->part ? it->a->ranks : 1, skip = ranks > 1 ? (it->a->rank - k0 / S % ranks + ranks) % ranks : 0;
+    return skip ? (k0 / S + skip) * S : k0;
+}
+
+/* Each split begins anew; two tiles ahead are prefetched across splits. */
+static void run_tiles(item *it)
+{
+    const uint16_t *rows[AHEAD + 1][TILE];
+    int at[AHEAD + 1], n = 0, begun = 0; /* at: first keys of the tiles in rows; begun: parts */
+    for (int k = from_tile(it, it->key_lo / TILE * TILE); n < AHEAD && k < it->key_hi; k = from_tile(it, k + TILE))
+        {
+        at[n] = k;
+        find_rows(it, k, rows[n++]);
+    }
+    start_split(it);
+    bool first = true;
+    for (int t = 0; n > 0; t = (t + 1) % (AHEAD + 1)) {
+        int k0 = at[t], last = at[(t + n - 1) % (AHEAD + 1)], next = from_tile(it, last + TILE), slot = (t + n) % (AHEAD + 1);
+        bool more = next < it->key_hi && n == AHEAD;
+        if (more) find_rows(it, at[slot] = next, rows[slot]);
+        if (it->a->part)
+            for (int p = k0 / it->split / it->a->ranks; begun < p; begun++) store_parts(it, begun); /* none of its keys */
+        run_tile(it, k0, rows[t], more ? rows[slot] : NULL);
+        n += more - 1;
+        if (n && at[(t + 1) % (AHEAD + 1)] / it->split == k0 / it->split) continue;
+        if (it->a->part) store_parts(it, begun++);
+        else end_split(it, first);
+        first = false;
+        start_split(it);
+    }
+    for (; it->a->part && begun < it->a->n_parts; begun++) store_parts(it, begun);
 }
 
 static void run_item(void *arg, int i, int member)
@@ -386,23 +488,48 @@ static void run_item(void *arg, int i, int member)
     it.key_hi = seq->pos0 + (it.row0 + it.n_rows - 1) / it.group + 1;
     it.key_lo = a->window > 0 && first_pos + 1 > a->window ? first_pos + 1 - a->window : 0;
     it.sp = carve(j->scratch + (size_t)member * j->member_bytes, a->D);
+    it.split = j->split;
     unsigned fp = td_fp_enter();
     start_rows(&it);
-    const uint16_t *rows[AHEAD + 1][TILE];
-    int k0 = it.key_lo / TILE * TILE;
-    for (int t = 0; t < AHEAD && k0 + t * TILE < it.key_hi; t++) find_rows(&it, k0 + t * TILE, rows[t]);
-    for (int t = 0; k0 < it.key_hi; k0 += TILE, t = (t + 1) % (AHEAD + 1)) {
-        const uint16_t **ahead = k0 + AHEAD * TILE < it.key_hi ? rows[(t + AHEAD) % (AHEAD + 1)] : NULL;
-        if (ahead) find_rows(&it, k0 + AHEAD * TILE, ahead);
-        run_tile(&it, k0, rows[t], ahead);
-    }
-    finish_rows(&it);
+    run_tiles(&it);
+    if (!a->part) finish_rows(&it);
     td_fp_leave(fp);
+}
+
+static void merge_item(void *arg, int i, int member)
+{
+    (void)member;
+    const td_merge_args *a = arg;
+    size_t D = (size_t)a->D, unit = D + 2,
+           at = ((size_t)(i / a->H) * (size_t)a->n_parts * (size_t)a->H + (size_t)(i % a->H)) * unit;
+    float o[TD_MAX_HEAD_DIM], m = M_START, l = 0;
+    bool any = false;
+    unsigned fp = td_fp_enter();
+    for (int u = 0; u < a->n_parts * a->ranks; u++) {
+        const float *part = a->part[u % a->ranks] + at + (size_t)(u / a->ranks) * (size_t)a->H * unit;
+        if (part[1] == 0) continue; /* no keys; NaN is not 0 */
+        if (any) {
+            merge_part(&m, &l, o, part[0], part[1], part + 2, a->D);
+            continue;
+        }
+        any = true;
+        m = part[0], l = part[1];
+        memcpy(o, part + 2, D * sizeof *o);
+    }
+    if (!any) memset(o, 0, sizeof o);
+    write_out(a->out + (size_t)(i / a->H) * a->ldo + (size_t)(i % a->H) * D, o, l, a->D);
+    td_fp_leave(fp);
+}
+
+static void attn_merge(td_pool *pool, const td_merge_args *a)
+{
+    td_pool_for(pool, a->T * a->H, merge_item, (void *)(uintptr_t)a);
 }
 
 static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
 {
     attn_job j = {.a = a,
+                  .split = a->split ? a->split : TD_ATTN_SPLIT,
                   .scratch = scratch,
                   .member_bytes = td_round64(td_attn_member_bytes(a->D)),
                   .group = a->H / a->G};
@@ -419,4 +546,5 @@ void ATTN_FILL(td_ops *t)
 {
     t->kv_dtype = TD_BF16;
     t->attention = attention;
+    t->attn_merge = attn_merge;
 }

@@ -26,7 +26,10 @@
 #include "kernels/tensor.h"
 #include <stdbool.h>
 
-enum { TD_MAX_HEAD_DIM = 256 }; /* D of every family; the x86 families want D to be a multiple of 16 */
+enum {
+    TD_MAX_HEAD_DIM = 256, /* D of every family; the x86 families want D to be a multiple of 16 */
+    TD_ATTN_SPLIT = 256    /* keys per attention split, unless a model was opened with another number */
+};
 
 /* One sequence's rows in a step: row0 .. row0+n_rows-1 of the batch are its tokens at positions pos0 ..
  * pos0+n_rows-1; keys 0 .. pos are read from pages[pos / P] (a page before the window may be -1 and is never
@@ -44,7 +47,23 @@ typedef struct td_attn_args {
     int H, G, D;
     float scale;                     /* usually 1/sqrt(D) */
     int window;                      /* 0: none; else query at p attends keys in [p - window + 1, p] */
+    /* Keys u * split .. (u + 1) * split - 1 are split u, a multiple of 64 keys; 0: TD_ATTN_SPLIT. The online softmax runs
+     * over each split by itself, and the splits' (maximum, sum, output) are merged in ascending order: so the parts can be
+     * computed anywhere. */
+    int split;
+    /* Context parallel: NULL, or where the parts of the splits u = rank + i * ranks go instead of out:
+     * [T][n_parts][H][D + 2] (maximum, sum, output), part i, empty ones included. pages[] then hold this rank's splits,
+     * one after the other. */
+    float *part;
+    int n_parts, rank, ranks;
 } td_attn_args;
+
+/* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. */
+typedef struct td_merge_args {
+    const float *const *part;        /* [ranks]: as td_attn_args.part of each rank */
+    float *out; size_t ldo;          /* [T, H*D] */
+    int T, H, D, n_parts, ranks;
+} td_merge_args;
 
 /* Rope and append: splits qkv [T, (H + 2G) * D] into q (rotated in place, times q_scale[t] if given), k
  * (normed, rotated) and v, and writes k and v of row t to its page. q_norm/k_norm: RMSNorm over each head
@@ -114,6 +133,7 @@ typedef struct td_ops {
                    float *y, size_t ldy, bool add);
     void (*rope_append)(td_pool *pool, const td_rope_args *a);
     void (*attention)(td_pool *pool, void *scratch, const td_attn_args *a);
+    void (*attn_merge)(td_pool *pool, const td_merge_args *a);
     /* out[t][f] = silu(x[t][f]) * x[t][F + f]; x is [T, 2F] (gate, then up). out may be x (in place, first F
      * columns). */
     void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, float *out, size_t ldo);

@@ -25,11 +25,11 @@ static inline size_t td_gemm_scratch_bytes(int T, int K)
     return td_round64((size_t)T * td_pairs(K) * 8) + 4096;
 }
 
-/* One member's attention scratch: K and V tiles, q, scores, P, outputs, maxima and sums. */
+/* One member's attention scratch: K and V tiles, q, scores, P; outputs, maxima and sums of a split and of all. */
 static inline size_t td_attn_member_bytes(int D)
 {
     size_t d = (size_t)D, rows = TD_ATTN_ROWS, tile = TD_ATTN_TILE;
-    return 2 * tile * d * 2 + rows * d * 2 + rows * d * 4 + 4 * tile * 4 * 2 + rows * 8 + 1024;
+    return 2 * tile * d * 2 + rows * d * 2 + 2 * rows * d * 4 + 4 * tile * 4 * 2 + 2 * rows * 8 + 1024;
 }
 
 td_dtype td_panel_dtype(td_dtype from);

@@ -69,6 +69,48 @@ static void append(const world *w, pages *p, int s, int from, int to)
         }
 }
 
+enum { MAX_RANKS = 4, SPLIT = 64, MAX_PAGES = 128 };
+static int split, ranks; /* of run: 0, 0: as by default; ranks > 0: parts on so many ranks, then merged */
+
+/* The table of a rank that keeps only its own splits. */
+static void local_table(const td_attn_seq *s, int P, int rank, int32_t *out)
+{
+    int n = (s->pos0 + s->n_rows + P - 1) / P;
+    for (int i = 0, t; i < MAX_PAGES; i++, out++) {
+        t = (i * P / SPLIT * ranks + rank) * SPLIT + i * P % SPLIT;
+        *out = t / P < n ? s->pages[t / P] : -1;
+    }
+}
+
+static void by_parts(const td_ops *o, td_attn_args a, int P, int rows, int threads, void *scratch)
+{
+    int longest = 0;
+    for (int i = 0; i < a.n_seq; i++)
+        if (a.seq[i].pos0 + a.seq[i].n_rows > longest) longest = a.seq[i].pos0 + a.seq[i].n_rows;
+    int n_parts = ((longest + SPLIT - 1) / SPLIT + ranks - 1) / ranks;
+    size_t n = (size_t)rows * (size_t)n_parts * (size_t)a.H * (size_t)(a.D + 2);
+    float *part[MAX_RANKS];
+    for (int r = 0; r < ranks; r++) {
+        td_attn_seq seq[MAX_SEQ];
+        int32_t *tables = malloc((size_t)a.n_seq * MAX_PAGES * sizeof *tables);
+        for (int i = 0; i < a.n_seq; i++) {
+            seq[i] = a.seq[i];
+            local_table(&a.seq[i], P, r, tables + i * MAX_PAGES);
+            seq[i].pages = tables + i * MAX_PAGES;
+        }
+        td_attn_args b = a;
+        b.seq = seq, b.rank = r, b.ranks = ranks, b.n_parts = n_parts;
+        b.part = part[r] = floats(n);
+        for (size_t i = 0; i < n; i++) part[r][i] = NAN;
+        o->attention(team(threads), scratch, &b);
+        free(tables);
+    }
+    td_merge_args m = {.part = (const float *const *)part, .out = a.out, .ldo = a.ldo, .T = rows, .H = a.H, .D = a.D,
+                       .n_parts = n_parts, .ranks = ranks};
+    o->attn_merge(team(threads), &m);
+    for (int r = 0; r < ranks; r++) free(part[r]);
+}
+
 /* All sequences in steps of at most `chunk` tokens each; out [rows][H*D]. Pages before the window are
  * forgotten (-1) on the way. */
 static void run(const td_ops *o, const world *w, int P, int chunk, int threads, float *out)
@@ -105,7 +147,9 @@ static void run(const td_ops *o, const world *w, int P, int chunk, int threads, 
                           .scale = 1 / sqrtf((float)w->c.D),
                           .window = w->c.window};
         for (size_t i = 0; i < (size_t)rows * HD; i++) y[i] = NAN;
-        o->attention(team(threads), scratch, &a);
+        a.split = split;
+        if (ranks) by_parts(o, a, P, rows, threads, scratch);
+        else o->attention(team(threads), scratch, &a);
         for (int i = 0; i < n; i++)
             memcpy(out + (size_t)from[i] * HD, y + (size_t)seq[i].row0 * HD, (size_t)seq[i].n_rows * HD * 4);
     }
@@ -202,6 +246,26 @@ static void one_case(const td_ops *o, attn_case c, float **x86_out, bool *have)
     world_close(&w);
 }
 
+/* The keys on one rank or dealt to several, split by split: the same bits. */
+static void parts_equal(const td_ops *o, attn_case c)
+{
+    static const int sizes[] = {4, 16, 64};
+    world w = world_open(c);
+    size_t n = (size_t)w.rows * (size_t)(c.H * c.D);
+    float *base = floats(n), *out = floats(n);
+    split = SPLIT;
+    run(o, &w, 16, c.tokens, 1, base);
+    values(o, &w, base);
+    for (ranks = 1; ranks <= MAX_RANKS; ranks++) {
+        int P = sizes[ranks % 3];
+        run(o, &w, P, ranks % 2 ? c.tokens : 37, ranks % MAX_TEAM + 1, out);
+        T_OK(!memcmp(out, base, n * 4), "%s D=%d: parts of %d ranks", o->family, c.D, ranks);
+    }
+    split = ranks = 0;
+    free(base), free(out);
+    world_close(&w);
+}
+
 /* A value that is not finite reaches the rows which attend to it and no other, inside a tile and at the
  * window's edge. */
 static void nan_stays(const td_ops *o, int window, int at)
@@ -252,6 +316,8 @@ int main(void)
     bool have[TD_COUNT(attn_odd)] = {0};
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(attn_odd); i++) one_case(o, attn_odd[i], &x86_out[i], &have[i]);
+        for (size_t i = 0; i < TD_COUNT(attn_odd); i++)
+            if (!attn_odd[i].window) parts_equal(o, attn_odd[i]);
         for (int at = 84; at <= 85; at++) nan_stays(o, 0, at), nan_stays(o, 20, at), nan_stays(o, 21, at);
         exponential(o);
     }
