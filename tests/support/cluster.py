@@ -181,7 +181,11 @@ class Cluster:
         """Yield (seconds, event) of an SSE stream."""
         req = urllib.request.Request(self.url(path), json.dumps({"model": self.name, "stream": True, **body}).encode(),
                                      {"Content-Type": "application/json"})
-        with urllib.request.urlopen(req, timeout=timeout) as r:
+        try:
+            r = urllib.request.urlopen(req, timeout=timeout)
+        except urllib.error.HTTPError as e:
+            raise Error(e.code, e.read().decode(errors="replace")) from None
+        with r:
             for raw in r:
                 line = raw.decode().strip()
                 if line.startswith("data: "):
