@@ -106,4 +106,19 @@ with Cluster(prefill=1, decode=2) as c:
     got = stream_ids(c, BODY, stop)
     assert got == want, (got, want)
     ok("kill -STOP of the decoding worker")
+# A router that is asked to stop finishes what runs and says goodbye; the workers go on, for the next one.
+with Cluster(prefill=1, decode=1) as c:
+    def stop_router(i, ev):
+        if i == 3:
+            c.procs["router"].terminate()
+    assert stream_ids(c, BODY, stop_router) == want
+    assert c.procs["router"].wait(20) == 0
+    for w in c.workers:
+        c.until(f"goodbye at {w}", 10, lambda: "the router said goodbye" in c.log(w), router=False)
+        assert "router lost" not in c.log(w), c.log(w)
+    c.start_router()
+    c.wait_ready()
+    assert stream_ids(c, BODY) == want
+    c.wait_clean()
+    ok("the router leaves in order, another one comes")
 print(f"{passed} passed, 0 failed")
