@@ -99,7 +99,7 @@ enum {
     X(INT, drain_s, "drain-s", 0, "30", 0, 86400, "s", TD_CONF_WORKER, \
       "after SIGTERM, requests still running after this are handed back to the router") \
     X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
-      "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS)") \
+      "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \
     X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_CONF_WORKER, \
       "which phase this worker serves") \
@@ -136,7 +136,8 @@ enum {
     X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE, "numerics id to pin in a mixed fleet") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \
-    X(CHOICE, shape, "shape", 0, "tiny", 0, 0, "tiny|0.5b|1b|8b", TD_C_ENGINE | TD_CONF_ROUTER, \
+    X(CHOICE, shape, "shape", 0, "tiny", 0, 0, "tiny|0.5b|1b|8b|ranks-tiny|ranks-mqa|moe-tiny", \
+      TD_C_ENGINE | TD_CONF_ROUTER, \
       "model shape for --load-format dummy") \
     X(U64, seed, "seed", 0, "0", 0, 18446744073709551615.0, "", TD_C_ENGINE | TD_C_CLIENT, \
       "seed of random weights and prompts") \

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 TD_BUILD_PACKAGES=(gcc libc6-dev cmake ninja-build ccache pkg-config libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libevent-dev
   libssl-dev libnghttp2-dev libpcre2-dev libutf8proc-dev libsodium-dev libcurl4-openssl-dev)
-TD_TEST_PACKAGES=(python3 python3-venv git curl)
+TD_TEST_PACKAGES=(g++ binutils python3 python3-venv git curl)
 TD_TEST_PYTHON=(numpy safetensors grpcio grpcio-health-checking grpcio-tools openai jinja2)
 
 need_packages() {

@@ -16,6 +16,7 @@ void td_norm_rope_fill_ref(td_ops *t);
 void td_act_fill_ref(td_ops *t);
 void td_embed_fill_ref(td_ops *t);
 void td_sample_fill_ref(td_ops *t);
+void td_moe_fill_ref(td_ops *t);
 
 #if defined(__x86_64__)
 void td_gemm_fill_avx2(td_ops *t);
@@ -30,6 +31,8 @@ void td_act_fill_avx2(td_ops *t);
 void td_act_fill_avx512(td_ops *t);
 void td_sample_fill_avx2(td_ops *t);
 void td_sample_fill_avx512(td_ops *t);
+void td_moe_fill_avx2(td_ops *t);
+void td_moe_fill_avx512(td_ops *t);
 #endif
 
 static inline size_t td_round64(size_t n) { return (n + 63) & ~(size_t)63; }

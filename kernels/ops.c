@@ -29,6 +29,7 @@ static void fill_ref(td_ops *t)
     td_act_fill_ref(t);
     td_embed_fill_ref(t);
     td_sample_fill_ref(t);
+    td_moe_fill_ref(t);
 }
 
 #if defined(__x86_64__)
@@ -56,6 +57,7 @@ static void fill_avx2(td_ops *t)
     td_norm_rope_fill_avx2(t);
     td_act_fill_avx2(t);
     td_sample_fill_avx2(t);
+    td_moe_fill_avx2(t);
 }
 
 static void fill_avx512(td_ops *t)
@@ -65,6 +67,7 @@ static void fill_avx512(td_ops *t)
     td_norm_rope_fill_avx512(t);
     td_act_fill_avx512(t);
     td_sample_fill_avx512(t);
+    td_moe_fill_avx512(t);
 }
 
 static void fill_avx512bf16(td_ops *t)

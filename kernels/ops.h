@@ -105,6 +105,27 @@ typedef struct td_sample_out {
     td_top top[TD_MAX_TOP_LOGPROBS];
 } td_sample_out;
 
+/* Which experts a token goes to, and with which weights: everything in f32 from the router's product on.
+ *   SOFTMAX      softmax over all experts; the top_k largest, ties to the lower id; renormalise: their sum made 1
+ *   SOFTMAX_TOP  the top_k largest logits; softmax over them
+ * then times scale. Slots are in descending order of score. */
+enum { TD_MAX_EXPERTS = 512, TD_MAX_TOP_K = 32 };
+typedef enum { TD_ROUTE_SOFTMAX, TD_ROUTE_SOFTMAX_TOP } td_route_score;
+typedef struct td_route_law {
+    int n_experts, top_k;            /* top_k <= n_experts */
+    td_route_score score;
+    bool renormalise;
+    float scale;
+} td_route_law;
+
+/* Several products of one shape (N, K): rows row0[e] .. row0[e + 1] - 1 of x and y belong to w[e]. */
+typedef struct td_grouped {
+    const td_weight *w; int n;
+    const int32_t *row0;             /* [n + 1], ascending; row0[0] need not be 0 */
+    const float *x; size_t ldx;
+    float *y; size_t ldy;
+} td_grouped;
+
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
@@ -137,6 +158,27 @@ typedef struct td_ops {
     /* out[t][f] = silu(x[t][f]) * x[t][F + f]; x is [T, 2F] (gate, then up). out may be x (in place, first F
      * columns). */
     void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, float *out, size_t ldo);
+    /* Mixture of experts: tokens [T] and their slots [T][top_k]; rows, one a slot, sorted by expert.
+     *   x -moe_logits-> logits -moe_route-> ids, weights -moe_place-> row0, row
+     *   x -moe_gather-> rows -linear_grouped, silu_mul, linear_grouped-> rows -moe_combine-> out
+     * logits [T, N] = x W: f32 (ref: double), x not rounded, W of any dtype as stored; one order of summation. */
+    void (*moe_logits)(td_pool *pool, const td_table *router, const float *x, size_t ldx, int T, float *logits);
+    void (*moe_route)(td_pool *pool, const td_route_law *law, const float *logits, int T, int32_t *ids,
+                      float *weights);
+    /* row0 [n_experts + 1]: first row of each expert; row [T][top_k]: row of a slot. Stable: an expert's rows
+     * ascend by token. Nothing is dropped. */
+    void (*moe_place)(td_pool *pool, const int32_t *ids, int T, int top_k, int n_experts, int32_t *row0,
+                      int32_t *row);
+    /* out[row[t][s]] = x[t] for every slot; row -1: none. */
+    void (*moe_gather)(td_pool *pool, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E,
+                       float *out, size_t ldo);
+    /* y = w[e] x for each expert's rows; a row's result does not depend on how many rows its expert got (rule
+     * 1). ops: this table. scratch: td_moe_scratch_bytes. */
+    void (*linear_grouped)(const struct td_ops *ops, td_pool *pool, void *scratch, const td_grouped *a);
+    /* out[t] += the sum over slots, in their order, of weights[t][s] * y[row[t][s]]; row -1: left out.
+     * x86: one chain of fused multiply-adds from 0, then one addition to out. */
+    void (*moe_combine)(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
+                        int T, int top_k, int E, float *out, size_t ldo);
     /* One token per row from logits [n, V] (modified). Order of operations: common/sampling.h. */
     void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
                    td_sample_out *out);
@@ -149,6 +191,8 @@ typedef struct td_ops {
  * process-wide and constant. Runs the family's smallest cases against the matrix law (milliseconds) and falls
  * back to the next family, with one line, on a mismatch. */
 td_status td_ops_open(const char *name, const td_ops **out);
+/* Scratch of linear_grouped for up to max_rows rows (tokens times top_k) in all. */
+size_t td_moe_scratch_bytes(const td_ops *ops, int max_rows, int max_K, int n_threads);
 /* The i-th family this CPU can run, NULL past the last; for tests and benchmarks. */
 const td_ops *td_ops_family(int i);
 

@@ -16,7 +16,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { CONTROL_HWM = 10000, EVERY_US = 1000000 };
+enum { CONTROL_HWM = 10000, LINGER_MS = 500 /* for the goodbye */, EVERY_US = 1000000 };
 
 typedef struct router {
     td_conf conf;
@@ -69,8 +69,10 @@ static td_status open_control(router *r)
         TD_TRY(td_curve_load(&r->curve, c->curve_secret_file,
                              c->curve_public_file[0] ? c->curve_public_file : NULL));
     r->z = td_zctx_open();
-    td_sock_opts o = {
-        .max_message_bytes = TD_BRIDGE_MESSAGE_BYTES, .hwm = CONTROL_HWM, .curve = keys ? &r->curve : NULL};
+    td_sock_opts o = {.max_message_bytes = TD_BRIDGE_MESSAGE_BYTES,
+                      .hwm = CONTROL_HWM,
+                      .linger_ms = LINGER_MS,
+                      .curve = keys ? &r->curve : NULL};
     return td_sock_bind_router(r->z, c->router_bind, &o, r->endpoint, sizeof r->endpoint, &r->sock);
 }
 

@@ -179,9 +179,12 @@ static void orphan_all(td_control *c)
     while (td_map_next(&c->by_leg, &it, &k, &v)) unname(c, (leg *)(uintptr_t)v);
 }
 
+/* why NULL: it left in order. */
 static void link_lost(td_control *c, int64_t now, const char *why)
 {
-    if (c->link == LINK_JOINED) TD_WARN("router lost (%s), %u legs cancelled", why, td_control_legs(c));
+    if (c->link == LINK_JOINED && !why) TD_INFO("the router said goodbye");
+    else if (c->link == LINK_JOINED)
+        TD_WARN("router lost (%s), %u legs cancelled", why, td_control_legs(c));
     orphan_all(c);
     c->link = LINK_DOWN;
     c->router = 0;
@@ -375,6 +378,7 @@ void td_control_message(td_control *c, int64_t now_us, const td_msg *m, td_arena
         c->outcome = TD_CONTROL_REFUSED;
         break;
     case TD_MSG_DRAIN: td_control_drain(c, now_us); break;
+    case TD_MSG_GOODBYE: link_lost(c, now_us, NULL); break;
     case TD_MSG_START:
     case TD_MSG_RESERVE:
         if (c->link == LINK_JOINED) on_work(c, now_us, m, arena);

@@ -1,8 +1,8 @@
 /* worker/control.h - the worker's side of the control protocol, as a machine: the link to the router, and
  * which leg belongs to whom.
  *
- *   link:  DOWN --connect--> CONNECTING --Hello, Welcome--> JOINED --no word for dead_us, another router-->
- *   DOWN
+ *   link:  DOWN --connect--> CONNECTING --Hello, Welcome--> JOINED
+ *          JOINED --no word for dead_us, another router, Goodbye--> DOWN
  *   state: LOADING --td_control_loaded--> READY --SIGTERM, Drain--> DRAINING --no legs--> finished
  *
  * A leg is (router incarnation, request, attempt); its key towards the engine is a number that is never used

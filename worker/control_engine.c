@@ -5,6 +5,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/map.h"
+#include "worker/fault.h"
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -86,10 +87,24 @@ static void set_end(wleg *l, td_finish finish, td_status status, const char *rea
     snprintf(l->reason, sizeof l->reason, "%s", reason ? reason : "");
 }
 
+/* All that the leg had is back; what is in use now is others'. */
+static void trace_freed(td_wengine *w, const wleg *l)
+{
+    if (!w->o.trace) return;
+    td_engine_stats s;
+    int64_t used = 0;
+    td_engine_stats_get(w->o.engine, &s);
+    for (int g = 0; g < td_engine_descr(w->o.engine)->n_groups; g++)
+        used += s.ledger[g].total - s.ledger[g].free - s.ledger[g].cached;
+    td_trace_event(w->o.trace, "freed", ",\"key\":%llu,\"used\":%lld", (unsigned long long)l->id,
+                   (long long)used);
+}
+
 /* Out of the engine and out of ship: every page is back, and the last word may be said. */
 static void maybe_forget(td_wengine *w, wleg *l)
 {
     if (l->in_engine || l->in_ship) return;
+    trace_freed(w, l);
     td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_ENDED);
     m->ended.finish = l->finish;
     m->ended.status = l->status;
@@ -176,6 +191,7 @@ static void on_start(td_wengine *w, td_wcmd *c)
         return;
     }
     wleg *l = leg_new(c, kind);
+    td_fault_mark(l->id, c->work.sampling.seed);
     l->in_engine = true;
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     if (!c->has_sink) return;
@@ -201,6 +217,7 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
         return;
     }
     wleg *l = leg_new(c, TD_LEG_DECODE);
+    td_fault_mark(l->id, c->work.sampling.seed);
     l->in_engine = l->in_ship = true;
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     (void)td_engine_hold(w->o.engine, l->id);
@@ -221,6 +238,7 @@ static void on_cancel(td_wengine *w, uint64_t id)
     wleg *l = find(w, id);
     if (!l || l->has_end) return;
     l->cancelled = true;
+    td_trace_event(w->o.trace, "cancel", ",\"key\":%llu", (unsigned long long)id);
     if (l->in_engine) {
         (void)td_engine_cancel(w->o.engine, id); /* its end comes with the next turn and does the rest */
         return;
@@ -243,6 +261,22 @@ static void take_commands(td_wengine *w)
         }
         td_wcmd_free(c);
     }
+}
+
+static void push_batch(td_wengine *w)
+{
+    if (!w->batch->n_events && !w->batch->n_tokens) return;
+    /* A full ring means that the control thread is behind: waiting for it is the back-pressure. */
+    while (!td_chan_push(w->batches, w->batch)) (void)poll(NULL, 0, 1);
+    w->batch = td_wbatch_new();
+}
+
+/* Tests: the router knows all that was before this point. */
+static void stop_if_due(td_wengine *w, td_fault_point p, uint64_t leg)
+{
+    if (!td_fault_due(p, leg)) return;
+    push_batch(w);
+    td_fault_pause();
 }
 
 /* ---- hand-off ---- */
@@ -285,15 +319,13 @@ static void on_landed(td_wengine *w, wleg *l, const td_ship_event *e)
         first[i] = 0;
         (void)td_engine_cancel_choice(w->o.engine, l->id, i);
     }
-    uint32_t tokens_before = w->batch->n_tokens;
-    repeat_first(w, l, &e->commit);
-    td_status s = td_engine_land(w->o.engine, l->id, first, e->commit.n_first);
-    if (s == TD_OK) {
-        say_ship_report(w, l, e, true, "");
+    if (td_engine_land(w->o.engine, l->id, first, e->commit.n_first) < 0) {
+        recompute(w, l, e, td_reason());
         return;
     }
-    w->batch->n_tokens = tokens_before;
-    recompute(w, l, e, td_reason());
+    say_ship_report(w, l, e, true, "");
+    stop_if_due(w, TD_FAULT_SHIP_LANDED, l->id);
+    repeat_first(w, l, &e->commit);
 }
 
 static void on_sent(td_wengine *w, wleg *l, const td_ship_event *e)
@@ -347,9 +379,11 @@ static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
     w->progress++;
     td_trace_event(w->o.trace, "layers", ",\"key\":%llu,\"layer0\":%d,\"layer1\":%d,\"tok0\":%u,\"tok1\":%u",
                    (unsigned long long)key, layer0, layer1, tok0, tok1);
-    if (!l || !l->in_ship || !l->plan.desc) return;
-    rect_arg a = {w, l};
-    td_ship_plan_add(&l->plan, layer0, layer1, tok0, tok1, ship_rect, &a);
+    if (l && l->in_ship && l->plan.desc) {
+        rect_arg a = {w, l};
+        td_ship_plan_add(&l->plan, layer0, layer1, tok0, tok1, ship_rect, &a);
+    }
+    if (l && l->kind != TD_LEG_DECODE && tok1 < l->n_ctx) stop_if_due(w, TD_FAULT_PREFILL_CHUNK, key);
 }
 
 static void on_step(void *arg, const td_step *s)
@@ -410,6 +444,8 @@ static void pass_tokens(td_wengine *w, const td_engine_tokens *t)
     if (!l) return;
     td_arena *a = &w->batch->arena;
     if (l->kind == TD_LEG_PREFILL) keep_first(l, t);
+    else if (t->base_index >= l->base[t->choice] + TD_FAULT_DECODED)
+        stop_if_due(w, TD_FAULT_DECODE_STEP, t->key);
     td_msg_tokens *m = td_wbatch_tokens(w->batch);
     m->key.request = l->id;
     m->choice = t->choice;
@@ -499,14 +535,6 @@ static void take_snapshot(td_wengine *w, bool idle)
     pthread_mutex_lock(&w->mu);
     w->snap = s;
     pthread_mutex_unlock(&w->mu);
-}
-
-static void push_batch(td_wengine *w)
-{
-    if (!w->batch->n_events && !w->batch->n_tokens) return;
-    /* A full ring means that the control thread is behind: waiting for it is the back-pressure. */
-    while (!td_chan_push(w->batches, w->batch)) (void)poll(NULL, 0, 1);
-    w->batch = td_wbatch_new();
 }
 
 static void *run(void *arg)

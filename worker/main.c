@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "worker/boot.h"
 #include "worker/control_thread.h"
+#include "worker/fault.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -95,6 +96,8 @@ static td_status load(worker *w)
     if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0)
         return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
     w->boot.opts.numerics = w->boot.ops->numerics;
+    td_status paused = td_fault_arm(c->fault); /* AGAIN: another fault, which ship reads */
+    if (paused < 0) return paused;
     TD_TRY(td_engine_open(&w->boot.opts, &w->engine));
     uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
     td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs,
@@ -105,7 +108,8 @@ static td_status load(worker *w)
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
                        .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
                        .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
-                       .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, .fault = c->fault};
+                       .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, 
+                       .fault = paused == TD_OK ? NULL : c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
     TD_TRY(td_ship_open(&so, &w->ship));
     td_wengine_start(w->wengine, w->ship);

@@ -207,11 +207,13 @@ static double attended(uint32_t pos0, uint32_t n, uint32_t window)
 td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows,
                         uint32_t n_logits)
 {
-    double E = d->E, F = d->F, H = d->H, G = d->G, D = d->D, qkv = E * (H + 2 * G) * D,
-           rest = H * D * E + 3 * E * F;
-    /* the last layer goes on only with rows whose logits are wanted */
-    td_work w = {.ops = 2 * (qkv * d->L * n_rows + rest * ((d->L - 1.0) * n_rows + n_logits) +
-                             (double)d->V * E * n_logits)};
+    double E = d->E, H = d->H, G = d->G, D = d->D, qkv = E * (H + 2 * G) * D;
+    td_work w = {.ops = 2 * (qkv * d->L * n_rows + (double)d->V * E * n_logits)};
+    for (int i = 0; i < d->L; i++) { /* the last layer goes on only with rows whose logits are wanted */
+        const td_route_law *r = &d->moe.route;
+        double ffn = d->layer[i].moe ? 3 * E * d->moe.F * r->top_k + E * r->n_experts : 3 * E * d->F;
+        w.ops += 2 * (H * D * E + ffn) * (i < d->L - 1 ? n_rows : n_logits);
+    }
     for (int g = 0; g < d->n_groups; g++) {
         const td_group_desc *q = &d->group[g];
         uint32_t end = pos0 + n_rows,

@@ -25,7 +25,6 @@ td_isa(kernels/*_amx.c -march=x86-64-v4;-mavx512bf16;-mamx-tile;-mamx-bf16;-mpre
 
 # Optional back ends: AUTO takes what the machine has, ON insists, OFF leaves out. Whole files come and go; nothing depends on them inside.
 set(TD_SUMMARY "CPU kernels for ${CMAKE_SYSTEM_PROCESSOR}")
-find_program(TD_NVCC nvcc HINTS /usr/local/cuda/bin)
 find_path(TD_NCCL_HEADER nccl.h)
 find_program(TD_MPICC mpicc)
 function(td_optional name tool glob)
@@ -47,7 +46,7 @@ function(td_optional name tool glob)
   endif()
   set(TD_SUMMARY "${TD_SUMMARY}; ${name} ${what}" PARENT_SCOPE)
 endfunction()
-td_optional(CUDA TD_NVCC kernels/*.cu)
+include(deploy/cmake/cuda.cmake)
 td_optional(NCCL TD_NCCL_HEADER worker/coll/*_nccl.c)
 td_optional(MPI TD_MPICC worker/coll/*_mpi.c)
 if(TD_CLUSTER)

@@ -242,4 +242,5 @@ void td_bridge_run(td_bridge *b)
         give_later(b);
         td_loop_wait(&b->loop, TD_MAX(b->ticked_us + TD_BRIDGE_TICK_US - td_now_us(), 0));
     }
+    step(b, &(td_event){.type = TD_EV_LEAVE});
 }

@@ -8,7 +8,7 @@
  *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails
  *               loses it (PEER_LOST).
  *            3. Draining (td_bridge_drain, or a SIGTERM on signal_fd): no new requests, the running ones
- *               finish.
+ *               finish; then the workers are told (LEAVE).
  * Threads:   everything on the thread that calls td_bridge_run, which must also have opened the socket.
  * Limits:    TD_BRIDGE_PEERS peers known by identity; TD_BRIDGE_BATCH messages per turn. */
 // SPDX-License-Identifier: Apache-2.0

@@ -176,6 +176,13 @@ static void on_peer_lost(td_core *c, uint64_t from)
         core_lose_worker(c, w, TD_WORKER_DEAD, TD_REPLACE_LOST, "its connection is closed");
 }
 
+static void on_leave(td_core *c)
+{
+    c->draining = true;
+    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++)
+        if (td_worker_alive(&c->fleet.w[i])) core_send(c, &c->fleet.w[i], TD_MSG_GOODBYE);
+}
+
 /* ---- time ---- */
 
 static void check_worker(td_core *c, td_worker *w)
@@ -266,8 +273,9 @@ void td_core_step(td_core *c, int64_t now_us, const td_event *ev, td_actions *ou
     case TD_EV_PEER_LOST: on_peer_lost(c, ev->id); break;
     case TD_EV_TICK: on_tick(c); break;
     case TD_EV_DRAIN: c->draining = true; break;
+    case TD_EV_LEAVE: on_leave(c); break;
     }
-    core_schedule(c);
+    if (ev->type != TD_EV_LEAVE) core_schedule(c);
     c->out = NULL;
 }
 

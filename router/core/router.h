@@ -3,7 +3,7 @@
  *
  *   SUBMIT, CANCEL from the API           \                  / SEND a message to a worker
  *   MESSAGE, PEER_LOST from the socket     > td_core_step > { EMIT a td_out to the API
- *   TICK, DRAIN from the loop             /                  \ ENDED: a request had its terminal event; LOG
+ *   TICK, DRAIN, LEAVE from the loop      /                  \ ENDED: a request had its terminal event; LOG
  *
  * Rules:     1. Every submitted job ends in exactly one terminal td_out, within its deadline (checked on
  *               ticks).
@@ -17,7 +17,9 @@
  *               with prompt and log.
  *            6. A request that lost more than max_losses workers fails; so does one that finds no worker for
  *               no_worker_us.
- *            7. Same events, same times: same actions. The simulator (tests/router) depends on it.
+ *            7. LEAVE is the last event: every worker alive is told GOODBYE, so that none waits for us or takes
+ *               the silence for a fault.
+ *            8. Same events, same times: same actions. The simulator (tests/router) depends on it.
  * Ownership: the core owns requests, jobs, fleet and index. Threads: one owner (the core thread).
  * Limits:    max_queue waiting requests, max_requests in all, TD_INDEX_SLOTS workers. */
 // SPDX-License-Identifier: Apache-2.0
@@ -56,7 +58,8 @@ typedef enum {
     TD_EV_MESSAGE,
     TD_EV_PEER_LOST,
     TD_EV_TICK,
-    TD_EV_DRAIN
+    TD_EV_DRAIN,
+    TD_EV_LEAVE
 } td_event_type;
 typedef struct td_event {
     td_event_type type;

@@ -62,19 +62,7 @@ kill_while_decoding("prefill", prefill=1, decode=1)
 kill_while_decoding("decode", prefill=1, decode=1)  # the prefill worker goes on as a mixed one
 kill_while_decoding("mixed", prefill=0, decode=0, mixed=2)
 
-# Killed in each state on the way: the workers are stopped (SIGSTOP) so that the state stays, then killed.
-for state, victim in (("PREFILLING", "prefill"), ("PREFILLING", "decode"), ("SHIPPING", "decode")):
-    with Cluster(prefill=1, decode=2 if victim == "decode" else 1, extra=["--max-prefill-chunk", "1"]) as c:
-        box = {}
-        t = threading.Thread(target=lambda: box.update(r=stream_ids(c, BODY)))
-        t.start()
-        time.sleep(0.02)
-        live = next(w for w in c.workers if w.startswith(victim))
-        c.kill(live)
-        t.join(60)
-        assert box.get("r") == want, (state, victim, box)
-        c.wait_clean()
-        ok(f"kill -9 {victim} early")
+# Killed in each state of a request, held there: test_states.py.
 
 # No worker is left: a clear error, not a hang.
 with Cluster(prefill=0, decode=0, mixed=1) as c:
@@ -118,4 +106,19 @@ with Cluster(prefill=1, decode=2) as c:
     got = stream_ids(c, BODY, stop)
     assert got == want, (got, want)
     ok("kill -STOP of the decoding worker")
+# A router that is asked to stop finishes what runs and says goodbye; the workers go on, for the next one.
+with Cluster(prefill=1, decode=1) as c:
+    def stop_router(i, ev):
+        if i == 3:
+            c.procs["router"].terminate()
+    assert stream_ids(c, BODY, stop_router) == want
+    assert c.procs["router"].wait(20) == 0
+    for w in c.workers:
+        c.until(f"goodbye at {w}", 10, lambda: "the router said goodbye" in c.log(w), router=False)
+        assert "router lost" not in c.log(w), c.log(w)
+    c.start_router()
+    c.wait_ready()
+    assert stream_ids(c, BODY) == want
+    c.wait_clean()
+    ok("the router leaves in order, another one comes")
 print(f"{passed} passed, 0 failed")

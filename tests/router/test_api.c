@@ -41,7 +41,7 @@ typedef struct leg {
 typedef struct mock {
     pthread_t thread;
     atomic_bool stop;
-    atomic_int step_ms, cancels, legs;
+    atomic_int step_ms, cancels, legs, goodbyes;
     atomic_uint seen_temp_milli, seen_topk, seen_stop_ids, seen_max;
     td_zctx *z;
     td_sock *s;
@@ -142,6 +142,7 @@ static void step_leg(mock *m, leg *l)
 
 static void take(mock *m, const td_msg *msg)
 {
+    if (msg->type == TD_MSG_GOODBYE) atomic_fetch_add(&m->goodbyes, 1);
     if (msg->type == TD_MSG_START) {
         const td_msg_work *w = &msg->start.work;
         leg *l = m->leg;
@@ -792,7 +793,10 @@ static void drain(router *r, mock *m)
     expect("goodbye", 4, 0, 30, NULL, ids, &text);
     int fd = ask("POST", "/v1/completions", "", "{\"prompt\": \"goodbye\", \"seed\": 4, \"max_tokens\": 30}");
     usleep(150000);
+    T_EQ(atomic_load(&m->goodbyes), 0);
     T_EQ(router_stop(r), 0);
+    for (int i = 0; i < 300 && !atomic_load(&m->goodbyes); i++) usleep(10000);
+    T_EQ(atomic_load(&m->goodbyes), 1);
     reply a = finish(fd);
     T_EQ(a.status, 200);
     T_STR(str_at(a.json, "choices.0.text"), text);

@@ -737,9 +737,28 @@ static void kill_decode_midstream(void)
     sim_close(s);
 }
 
+/* The last step: who is alive is told, and nothing is started any more. */
+static void leaving(void)
+{
+    hand h = open_hand((td_core_opts){0});
+    join(&h, 1, "a", TD_ROLE_MIXED);
+    join(&h, 2, "b", TD_ROLE_MIXED);
+    join(&h, 3, "c", TD_ROLE_MIXED);
+    step(&h, (td_event){.type = TD_EV_PEER_LOST, .id = 2});
+    beat(&h, 3, TD_WSTATE_DRAINING, 1, false);
+    step(&h, (td_event){.type = TD_EV_LEAVE});
+    T_OK(sent(&h, 1, TD_MSG_GOODBYE) && !sent(&h, 2, TD_MSG_GOODBYE) && sent(&h, 3, TD_MSG_GOODBYE));
+    T_EQ(h.a.n, 2);
+    submit(&h, 5, 6, 1);
+    const td_out *o = emitted(&h, TD_OUT_FAILED);
+    T_OK(o && o->why == TD_WHY_DRAINING);
+    close_hand(&h);
+}
+
 int main(void)
 {
     normal_life();
+    leaving();
     first_token_ends();
     tokens_that_differ();
     log_already_complete();

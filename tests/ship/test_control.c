@@ -292,12 +292,32 @@ static void test_drain(void)
     td_control_close(c);
 }
 
+/* A router that leaves in order: no loss, a new connection at once, what it had started is cancelled. */
+static void test_goodbye(void)
+{
+    open_machine();
+    join(7);
+    start(7, 1, 1);
+    clear();
+    unsigned before = w.connects;
+    say(7, (td_msg){.type = TD_MSG_GOODBYE});
+    T_OK(w.n_cmd == 1 && w.cmd[0]->type == TD_WCMD_CANCEL);
+    T_OK(td_control_deadline(c) <= now + 100000);
+    now = td_control_deadline(c);
+    td_control_tick(c, now);
+    T_OK(w.connects == before + 1 && count(TD_MSG_HELLO) == 1 && td_control_over(c) == TD_CONTROL_RUNS);
+    ended(1);
+    T_OK(!count(TD_MSG_ENDED) && !td_control_legs(c));
+    td_control_close(c);
+}
+
 int main(void)
 {
     td_log_open("test", TD_LOG_ERROR - 1);
     test_join();
     test_legs();
     test_loss();
+    test_goodbye();
     test_same_router();
     test_drain();
     clear();

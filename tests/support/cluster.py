@@ -61,8 +61,8 @@ class Cluster:
         self.control = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{self.dir}/control"
         self.procs, self.n_started = {}, 0
         self.role_extra = {"prefill": prefill_extra, "decode": decode_extra, "mixed": mixed_extra}
-        self._spawn("router", ["tandem-router", "--model", model, "--served-model-name", name, "--port", str(self.port), "--grpc-port",
-                               str(self.grpc_port), "--router-bind", self.control, *router_extra])
+        self.router_extra = router_extra
+        self.start_router()
         self.workers = []
         for role, n in (("prefill", prefill), ("decode", decode), ("mixed", mixed)):
             for _ in range(n):
@@ -76,6 +76,10 @@ class Cluster:
         self.procs[label] = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         log.close()
         return label
+
+    def start_router(self):
+        self._spawn("router", ["tandem-router", "--model", self.model, "--served-model-name", self.name, "--port", str(self.port),
+                               "--grpc-port", str(self.grpc_port), "--router-bind", self.control, *self.router_extra])
 
     def start_worker(self, role):
         label = f"{role}{self.n_started}"
@@ -135,7 +139,7 @@ class Cluster:
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
 
-    def until(self, what, timeout, f):
+    def until(self, what, timeout, f, router=True):
         end = time.monotonic() + timeout
         last = None
         while time.monotonic() < end:
@@ -146,7 +150,7 @@ class Cluster:
             except (OSError, Error) as e:
                 last = e
             for label, p in self.procs.items():
-                if label == "router" and p.poll() is not None:
+                if router and label == "router" and p.poll() is not None:
                     raise AssertionError(f"router exited with {p.returncode} while waiting for {what}")
             time.sleep(0.01)
         raise AssertionError(f"not within {timeout} s: {what}; last: {last}")
@@ -181,7 +185,11 @@ class Cluster:
         """Yield (seconds, event) of an SSE stream."""
         req = urllib.request.Request(self.url(path), json.dumps({"model": self.name, "stream": True, **body}).encode(),
                                      {"Content-Type": "application/json"})
-        with urllib.request.urlopen(req, timeout=timeout) as r:
+        try:
+            r = urllib.request.urlopen(req, timeout=timeout)
+        except urllib.error.HTTPError as e:
+            raise Error(e.code, e.read().decode(errors="replace")) from None
+        with r:
             for raw in r:
                 line = raw.decode().strip()
                 if line.startswith("data: "):

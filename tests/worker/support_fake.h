@@ -39,8 +39,8 @@ static inline td_model *fake_open(bool windows)
     d->group[0] = (td_group_desc){windows ? 2 : 4, 0, 1, 4};
     d->group[1] = (td_group_desc){2, FAKE_WINDOW, 1, 4};
     for (int i = 0; i < FAKE_L; i++)
-        d->layer[i] = windows && i % 2 ? (td_layer_desc){1, i / 2, FAKE_WINDOW}
-                                       : (td_layer_desc){0, windows ? i / 2 : i, 0};
+        d->layer[i] = windows && i % 2 ? (td_layer_desc){1, i / 2, FAKE_WINDOW, false}
+                                       : (td_layer_desc){0, windows ? i / 2 : i, 0, false};
     m->fail_after = -1;
     return m;
 }

@@ -16,6 +16,10 @@
 #define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"]," SIZES
 #define MINISTRAL "{\"architectures\":[\"Ministral3ForCausalLM\"],\"head_dim\":16," SIZES
 #define QWEN2 "{\"architectures\":[\"Qwen2ForCausalLM\"]," SIZES
+#define MIXTRAL "{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":8,\"num_experts_per_tok\":2," SIZES
+#define QWEN3MOE                                                                                              \
+    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts\":16,\"num_experts_per_tok\":4,"                \
+    "\"moe_intermediate_size\":48," SIZES
 #define QWEN3 "{\"architectures\":[\"Qwen3ForCausalLM\"]," SIZES
 
 static td_status parse(const char *text, td_model_desc *d)
@@ -35,7 +39,7 @@ static const struct {
     {"{}", TD_EPROTO, "neither architectures nor model_type"},
     {"{\"architectures\":[\"Gemma2ForCausalLM\"]}", TD_ENOSUP,
      "architecture Gemma2ForCausalLM is not supported"},
-    {"{\"model_type\":\"mixtral\"}", TD_ENOSUP, "model_type mixtral is not supported"},
+    {"{\"model_type\":\"olmoe\"}", TD_ENOSUP, "model_type olmoe is not supported"},
     {"{\"architectures\":\"LlamaForCausalLM\"}", TD_EPROTO,
      "architectures is \"LlamaForCausalLM\", expected a list"},
     {"{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"mistral\"}", TD_EPROTO,
@@ -105,6 +109,24 @@ static const struct {
              "attention\",\"full_attention\"]}",
      TD_ENOSUP, "layer_types[0]"},
     {MISTRAL ",\"sliding_window\":-1}", TD_EPROTO, "sliding_window is -1"},
+    {"{\"architectures\":[\"MixtralForCausalLM\"]," SIZES "}", TD_EPROTO, "num_local_experts is missing"},
+    {LLAMA ",\"num_experts_per_tok\":2}", TD_ENOSUP, "num_experts_per_tok = 2"},
+    {MIXTRAL ",\"num_local_experts\":513}", TD_EPROTO, "num_local_experts is 513, expected an integer from 1 to 512"},
+    {MIXTRAL ",\"num_experts_per_tok\":9}", TD_EPROTO, "num_experts_per_tok 9 is more than the 8 experts"},
+    {MIXTRAL ",\"num_experts_per_tok\":33}", TD_EPROTO, "num_experts_per_tok is 33"},
+    {MIXTRAL ",\"num_experts\":16}", TD_EPROTO, "num_experts is 16, but num_local_experts is 8"},
+    {MIXTRAL ",\"decoder_sparse_step\":2}", TD_ENOSUP, "decoder_sparse_step = 2 is not supported for Mixtral"},
+    {MIXTRAL ",\"n_shared_experts\":1}", TD_ENOSUP, "n_shared_experts = 1"},
+    {QWEN3MOE ",\"shared_expert_intermediate_size\":96}", TD_ENOSUP, "shared_expert_intermediate_size = 96"},
+    {QWEN3MOE ",\"scoring_func\":\"sigmoid\"}", TD_ENOSUP, "scoring_func = \"sigmoid\""},
+    {QWEN3MOE ",\"routed_scaling_factor\":2.5}", TD_ENOSUP, "routed_scaling_factor = 2.5"},
+    {QWEN3MOE ",\"n_group\":8}", TD_ENOSUP, "n_group = 8"},
+    {QWEN3MOE ",\"use_sliding_window\":true}", TD_ENOSUP, "use_sliding_window = true"},
+    {QWEN3MOE ",\"moe_intermediate_size\":null}", TD_EPROTO, "moe_intermediate_size is missing"},
+    {QWEN3MOE ",\"decoder_sparse_step\":0}", TD_EPROTO, "decoder_sparse_step is 0"},
+    {QWEN3MOE ",\"mlp_only_layers\":[4]}", TD_EPROTO, "an mlp_only_layers entry is 4"},
+    {QWEN3MOE ",\"mlp_only_layers\":3}", TD_EPROTO, "mlp_only_layers is 3, expected a list"},
+    {QWEN3MOE ",\"norm_topk_prob\":1}", TD_EPROTO, "norm_topk_prob is 1, expected true or false"},
 };
 
 static void test_bad(void)
@@ -144,6 +166,22 @@ static void test_fields(void)
     T_OK(parse(QWEN3 "}", &d) == TD_OK && !d.qkv_bias && d.qk_norm && d.D == 128);
     T_OK(parse(LLAMA ",\"num_key_value_heads\":null,\"head_dim\":null}", &d) == TD_OK && d.G == 4 &&
          d.D == 16);
+}
+
+static void test_experts(void)
+{
+    td_model_desc d;
+    T_OK(parse(LLAMA "}", &d) == TD_OK && d.moe.route.n_experts == 0 && !d.layer[0].moe);
+    T_OK(parse(MIXTRAL "}", &d) == TD_OK, "%s", td_reason());
+    const td_route_law *r = &d.moe.route;
+    T_OK(r->n_experts == 8 && r->top_k == 2 && r->score == TD_ROUTE_SOFTMAX && r->renormalise && r->scale == 1);
+    T_OK(d.moe.F == 96 && d.layer[0].moe && d.layer[3].moe && d.rope.theta == 1e6 && d.layer[0].window == 0);
+    T_OK(parse(QWEN3MOE ",\"mlp_only_layers\":[3],\"decoder_sparse_step\":2,\"sliding_window\":64}", &d) == TD_OK,
+         "%s", td_reason());
+    T_OK(r->n_experts == 16 && r->top_k == 4 && !r->renormalise && d.moe.F == 48 && d.F == 96 && d.qk_norm);
+    T_OK(!d.layer[0].moe && d.layer[1].moe && !d.layer[2].moe && !d.layer[3].moe && d.layer[1].window == 0);
+    T_OK(parse(QWEN3MOE ",\"num_local_experts\":16,\"norm_topk_prob\":true}", &d) == TD_OK && r->renormalise);
+    T_OK(d.layer[0].moe && d.layer[1].moe && d.layer[2].moe && d.rope.theta == 1e4);
 }
 
 static void test_generation(void)
@@ -308,8 +346,12 @@ static void test_published(void)
         size_t n = in ? fread(text, 1, (1 << 20) - 1, in) : 0;
         if (in) fclose(in);
         td_status st = td_config_parse(text, n, NULL, 0, &d);
-        bool ours = strstr(text, "\"LlamaForCausalLM\"") || strstr(text, "\"Qwen3ForCausalLM\"");
-        T_OK(ours ? st == TD_OK : st == TD_ENOSUP && strstr(td_reason(), "architecture "), "%s: %s (%s)",
+        static const char *const names[] = {"\"LlamaForCausalLM\"", "\"Qwen3ForCausalLM\"", "\"MixtralForCausalLM\"",
+                                            "\"Qwen3MoeForCausalLM\""};
+        bool ours = false, quantized = strstr(text, "\"quantization_config\"");
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) ours = ours || strstr(text, names[i]);
+        const char *reason = ours ? "quantization_config" : "architecture ";
+        T_OK(ours && !quantized ? st == TD_OK : st == TD_ENOSUP && strstr(td_reason(), reason), "%s: %s (%s)",
              e->d_name, td_status_name(st), td_reason());
         parsed += st == TD_OK;
         refused += st < 0;
@@ -319,14 +361,14 @@ static void test_published(void)
         closedir(f);
     else
         printf("SKIP: no %s\n", dir);
-    T_OK(!f || (parsed >= 5 && refused >= 9), "%d parsed, %d refused", parsed, refused);
+    T_OK(!f || (parsed >= 8 && refused >= 6), "%d parsed, %d refused", parsed, refused);
 }
 
 /* Goldens of other families must be refused by name. */
 static void test_other_families(void)
 {
     static const char *const names[] = {"phi3",    "gemma2",      "gemma3",      "gemma4-moe",
-                                        "olmo2",   "mixtral",     "qwen3-moe",   "olmoe",
+                                        "olmo2",   "olmoe",
                                         "gpt-oss", "deepseek-v2", "deepseek-v3", "glm4-moe"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char dir[128];
@@ -344,6 +386,11 @@ static void test_shapes(void)
     T_OK(td_model_desc_shape("1b", &d) == TD_OK && d.E == 2048 && d.tied && d.L == 16 && d.n_groups == 1 &&
          d.rope.theta == 500000);
     T_OK(td_model_desc_shape("0.5b", &d) == TD_OK && d.tied && d.V == 151936);
+    T_OK(td_model_desc_shape("moe-tiny", &d) == TD_OK && d.H == 8 && d.G == 2 && d.V == 509 && d.L == 4 &&
+         d.moe.route.n_experts == 8 && d.moe.route.top_k == 2 && d.moe.F == 128 && d.layer[3].moe && !d.tied);
+    T_OK(td_model_desc_shape("ranks-tiny", &d) == TD_OK && d.H == 8 && d.G == 2 && d.D == 16 && d.V == 509 &&
+         !d.tied && d.moe.route.n_experts == 0 && !d.layer[0].moe);
+    T_OK(td_model_desc_shape("ranks-mqa", &d) == TD_OK && d.G == 1 && d.tied);
     T_OK(td_model_desc_shape("3b", &d) == TD_ENOSUP && strstr(td_reason(), "3b"));
     T_OK(td_model_desc_read("/nonexistent", &d) == TD_EIO && strstr(td_reason(), "no config.json"));
 }
@@ -382,6 +429,7 @@ int main(void)
     td_log_open("test", TD_LOG_ERROR);
     test_bad();
     test_fields();
+    test_experts();
     test_generation();
     test_windows();
     test_rope();

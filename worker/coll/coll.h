@@ -9,16 +9,24 @@
  * same sizes. Nothing here adds: sums are kernels, in a fixed order (DESIGN 2).
  *
  * Rules:     1. Sizes are in bytes; recv holds size() blocks in rank order. send may be recv's own block
- *               (in place); otherwise buffers do not overlap. 2. Zero bytes are allowed everywhere.
- *            3. One operation in flight per group, except start/wait pairs, of which there may be
- *               TD_COLL_MAX_PENDING; other groups are independent. 4. A peer that is gone, or does not come
- *               within the deadline, is ELOST or ETIME: the group is then broken and every later call says so
- *               at once; the worker ends (a worker is one failure domain).
+ *               (in place); otherwise buffers do not overlap. 2. Zero bytes are allowed everywhere (and then
+ *            nothing is waited for). 3. One operation in flight per group, except start/wait pairs, of which
+ *               there may be TD_COLL_MAX_PENDING; other groups are independent. Members wait for started
+ *               operations in the same order relative to the group's other operations. 4. A peer that is gone
+ *               is EGONE, one that does not come within the deadline ETIME, one that calls something else or
+ *               with another size EPROTO (threads: always noticed; mpi: sizes). The group is then broken and
+ *               every later call says so at once; so are all groups opened or split from the same root: the
+ *               worker ends (a worker is one failure domain). mpi: buffers of the failed call stay borrowed
+ *               until the process ends.
  *            5. Members wait without spinning for more than 50 us: ranks share machines.
  * Ownership: groups are closed by their owner, children before parents. Buffers are borrowed until the call
- *            returns (start: until wait).
- * Threads:   one owner thread for all groups of a rank (MPI_THREAD_FUNNELED suffices).
- * Limits:    TD_COLL_MAX_RANKS; messages of any size (back ends cut them).
+ *            returns (start: until wait). self, threads, mpi: a call that returned is done. nccl: it is
+ *            enqueued, and done in the order of the stream; only barrier waits for the device.
+ * Threads:   one owner thread for all groups of a rank (MPI_THREAD_FUNNELED suffices). td_coll_abort: that
+ *            thread too; it ends the waits of all others.
+ * Errors:    EBADREQ: a wrong argument (nothing was sent, the group is as before). EGONE, ETIME, EPROTO, EIO:
+ *            rule 4. td_reason() has the cause.
+ * Limits:    TD_COLL_MAX_RANKS, threads TD_COLL_MAX_THREADS; messages of any size (back ends cut them).
  * Source:    algorithms notes 9.1, 9.9; MPI 3.1 chapter 5. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_COLL_COLL_H
@@ -28,26 +36,27 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TD_COLL_MAX_RANKS = 1024, TD_COLL_MAX_PENDING = 4 };
+enum { TD_COLL_MAX_RANKS = 1024, TD_COLL_MAX_THREADS = 64, TD_COLL_MAX_PENDING = 4 };
 
 typedef struct td_coll td_coll;
 
 /* ---- opening ---- */
 
 td_status td_coll_self_open(td_coll **out);
-/* n ends of one group; ends[i] is handed to the thread of rank i. */
+/* n ends of one group; ends[i] is handed to the thread of rank i, which closes it. */
 td_status td_coll_threads_open(int n, td_coll **ends);
 /* MPI_Init_thread and COMM_WORLD; ENOSUP when built without MPI. argc/argv as main's. Once per process. */
 td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
 /* Same ranks as `host` (which carries the unique id); buffers of this group are device memory on `stream`.
  * ENOSUP: no libnccl, with what was looked for. version: of the library that was found, e.g. 23004. */
 td_status td_coll_nccl_open(td_coll *host, int device, void *stream, int *version, td_coll **out);
-/* Members of equal color become a group, ordered by (key, rank). color < 0: *out = NULL. */
+/* Members of equal color become a group, ordered by (key, rank). color < 0: *out = NULL. The deadline is
+ * inherited. */
 td_status td_coll_split(td_coll *c, int color, int key, td_coll **out);
 void td_coll_close(td_coll *c);
-/* How long a member waits for others; default 0: for ever (the launcher's watchdog ends a hung group). */
+/* How long a member waits for others in one call; default 0: for ever (the launcher's watchdog ends a hung group). */
 void td_coll_deadline(td_coll *c, int64_t timeout_us);
-/* Break the group for everybody (threads), or end all ranks at once (mpi: MPI_Abort). */
+/* Break all groups for everybody (threads: their calls return EGONE), or end all ranks (mpi: MPI_Abort). */
 void td_coll_abort(td_coll *c, const char *why);
 
 /* ---- facts ---- */
@@ -70,9 +79,10 @@ td_status td_coll_all_gatherv(td_coll *c, const void *send, void *recv, const si
 td_status td_coll_all_to_all(td_coll *c, const void *send, void *recv, size_t bytes_each);
 td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes, const size_t *send_offset,
                               void *recv, const size_t *recv_bytes, const size_t *recv_offset);
+/* To or from another rank; messages of a pair arrive in the order they were sent. */
 td_status td_coll_send(td_coll *c, int to, const void *buf, size_t bytes);
 td_status td_coll_recv(td_coll *c, int from, void *buf, size_t bytes);
-/* Both at once: rings. to and from may be this rank. */
+/* Both at once: rings. to and from may be this rank, then both are. Matches send and recv of the peers. */
 td_status td_coll_sendrecv(td_coll *c, int to, const void *send, size_t send_bytes, int from, void *recv,
                            size_t recv_bytes);
 

@@ -16,7 +16,10 @@ static const char file[] = "config.json";
 /* ---- the families ---- */
 
 typedef enum { BIAS_NONE, BIAS_QKV, BIAS_BY_KEY } bias_rule; /* BY_KEY: attention_bias, on q, k, v and o */
-typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_QWEN } window_rule; /* ALL: sliding_window on every layer */
+/* ALL: sliding_window on every layer; OFF: use_sliding_window must be false, and the rest is then ignored */
+typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_QWEN, WINDOW_OFF } window_rule;
+/* EVERY: on all layers, of intermediate_size; QWEN: sizes, and which layers, have keys of their own */
+typedef enum { MOE_NONE, MOE_EVERY, MOE_QWEN } moe_rule;
 
 typedef struct family {
     const char *arch, *model_type;
@@ -24,15 +27,18 @@ typedef struct family {
     bool mlp_bias_key, qk_norm, q_scaling;
     window_rule window;
     int default_window, default_kv_heads, default_head_dim; /* 0: none; = query heads; hidden / heads */
-    double default_eps;
+    double default_eps, default_theta;
+    moe_rule moe;
 } family;
 
 static const family families[] = {
-    {"LlamaForCausalLM", "llama", BIAS_BY_KEY, true, false, false, WINDOW_NONE, 0, 0, 0, 1e-6},
-    {"MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6},
-    {"Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5},
-    {"Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6},
-    {"Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6},
+    {"LlamaForCausalLM", "llama", BIAS_BY_KEY, true, false, false, WINDOW_NONE, 0, 0, 0, 1e-6, 1e4, MOE_NONE},
+    {"MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6, 1e4, MOE_NONE},
+    {"Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5, 1e4, MOE_NONE},
+    {"Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6, 1e4, MOE_NONE},
+    {"Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6, 1e4, MOE_NONE},
+    {"MixtralForCausalLM", "mixtral", BIAS_NONE, false, false, false, WINDOW_ALL, 0, 8, 0, 1e-5, 1e6, MOE_EVERY},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", BIAS_BY_KEY, false, true, false, WINDOW_OFF, 0, 4, 0, 1e-6, 1e4, MOE_QWEN},
 };
 
 /* ---- keys that must be neutral ---- */
@@ -50,18 +56,24 @@ static const char *const off_keys[] = {
     "use_alibi", "attention_sinks", "use_sinks", "num_kv_shared_layers", "hidden_size_per_layer_input",
     "final_layernorm_bias",
     /* mixtures of experts and latent attention */
-    "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "kv_lora_rank", "q_lora_rank", "num_nextn_predict_layers",
+    "n_routed_experts", "n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size",
+    "first_k_dense_replace", "moe_router_enable_expert_bias", "swiglu_limit", "kv_lora_rank", "q_lora_rank", "num_nextn_predict_layers",
     /* positions */
     "rope_interleave", "rope_interleaved", "use_mrope", "no_rope_layers", "no_rope_layer_interval",
     "rope_local_base_freq", "attention_chunk_size", "sliding_window_pattern",
     /* wrappers */
     "text_config", "vision_config", "audio_config", "is_encoder_decoder"};
 
+/* of mixtures of experts: off in the other families */
+static const char *const moe_keys[] = {"num_experts", "num_local_experts", "num_experts_per_tok",
+                                       "moe_intermediate_size"};
+static const char *const qwen_moe_keys[] = {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"};
+
 /* the same, or 1 */
 static const char *const one_keys[] = {"embedding_multiplier",  "residual_multiplier", "logits_scaling",
                                        "logit_scale",           "scale_emb",           "pretraining_tp",
-                                       "partial_rotary_factor", "rotary_pct"};
+                                       "partial_rotary_factor", "rotary_pct",          "routed_scaling_factor",
+                                       "n_group",               "topk_group",          "moe_layer_freq"};
 
 static const char *const known[] = {
     /* read */
@@ -78,7 +90,7 @@ static const char *const known[] = {
     "_attn_implementation", "auto_map", "unsloth_fixed", "unsloth_version", "problem_type", "sep_token_id",
     "decoder_start_token_id", "chunk_size_feed_forward", "tokenizer_class", "is_decoder", "prefix",
     "pruned_heads", "attn_implementation", "license", "max_length", "temperature", "top_k", "top_p",
-    "do_sample", "vocab_file", "num_labels", "finetuning_task", "gradient_checkpointing"};
+    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "do_sample", "vocab_file", "num_labels", "finetuning_task", "gradient_checkpointing"};
 
 /* ---- typed getters ---- */
 
@@ -183,6 +195,14 @@ static td_status check_key(const td_json *v, const family *fam, const char **unk
         fine = is_off(v, true);
     else if (listed(v->key, off_keys, TD_COUNT(off_keys)))
         fine = is_off(v, false);
+    else if (listed(v->key, moe_keys, TD_COUNT(moe_keys)))
+        fine = fam->moe != MOE_NONE || is_off(v, false);
+    else if (listed(v->key, qwen_moe_keys, TD_COUNT(qwen_moe_keys)))
+        fine = fam->moe == MOE_QWEN || fam->moe == MOE_NONE || is_off(v, false);
+    else if (!strcmp(v->key, "scoring_func"))
+        fine = v->type == TD_JSON_NULL || (v->type == TD_JSON_STR && !strcmp(v->s, "softmax"));
+    else if (!strcmp(v->key, "use_sliding_window") && fam->window == WINDOW_OFF)
+        fine = is_off(v, false);
     else if (!strcmp(v->key, "hidden_act") || !strcmp(v->key, "hidden_activation"))
         fine = v->type == TD_JSON_NULL || (v->type == TD_JSON_STR && !strcmp(v->s, "silu"));
     else if (!strcmp(v->key, "attention_bias") && fam->bias != BIAS_BY_KEY)
@@ -208,7 +228,7 @@ static td_status check_keys(const td_json *root, const family *fam)
 
 static td_status no_family(const char *what, const char *name)
 {
-    char list[256] = "";
+    char list[512] = "";
     for (size_t i = 0, n = 0; i < TD_COUNT(families); i++)
         n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", families[i].arch);
     return td_fail(TD_ENOSUP, "%s: %s %.60s is not supported (this build has %s)", file, what, name, list);
@@ -271,6 +291,58 @@ static td_status read_flags(const td_json *o, const family *f, td_model_desc *d)
     d->o_bias = attention_bias;
     d->qk_norm = f->qk_norm;
     return TD_OK;
+}
+
+/* ---- mixtures of experts ---- */
+
+/* num_local_experts, or (qwen) num_experts; a file that has both means the same. */
+static td_status read_expert_count(const td_json *o, int *out)
+{
+    const char *a = "num_experts", *b = "num_local_experts";
+    int n = 0, other = 0;
+    if (td_json_is_null(td_json_get(o, a))) a = b;
+    TD_TRY(td_config_int(o, a, TD_CONFIG_REQUIRED, 1, TD_MAX_EXPERTS, &n));
+    TD_TRY(td_config_int(o, b, n, 1, TD_MAX_EXPERTS, &other));
+    if (n != other) return td_fail(TD_EPROTO, "%s: %s is %d, but %s is %d", file, a, n, b, other);
+    *out = n;
+    return TD_OK;
+}
+
+/* Layer i has experts unless it is listed, and if i + 1 is a multiple of the step. */
+static td_status read_moe_layers(const td_json *o, td_model_desc *d)
+{
+    const td_json *dense = td_json_get(o, "mlp_only_layers");
+    int step = 1;
+    TD_TRY(td_config_int(o, "decoder_sparse_step", 1, 1, 1 << 20, &step));
+    for (int i = 0; i < d->L; i++) d->layer[i].moe = (i + 1) % step == 0;
+    if (td_json_is_null(dense)) return TD_OK;
+    if (dense->type != TD_JSON_ARR) return wrong(dense, "mlp_only_layers", "a list of layers");
+    for (const td_json *v = dense->child; v; v = v->next) {
+        if (v->type != TD_JSON_INT || v->i < 0 || v->i >= d->L)
+            return wrong(v, "an mlp_only_layers entry", "a layer below num_hidden_layers");
+        d->layer[v->i].moe = false;
+    }
+    return TD_OK;
+}
+
+static td_status read_moe(const td_json *o, const family *f, td_model_desc *d)
+{
+    td_route_law *law = &d->moe.route;
+    if (f->moe == MOE_NONE) return TD_OK;
+    law->score = TD_ROUTE_SOFTMAX;
+    law->renormalise = true;
+    law->scale = 1.0f;
+    d->moe.F = d->F;
+    TD_TRY(read_expert_count(o, &law->n_experts));
+    TD_TRY(td_config_int(o, "num_experts_per_tok", TD_CONFIG_REQUIRED, 1, TD_MAX_TOP_K, &law->top_k));
+    if (law->top_k > law->n_experts)
+        return td_fail(TD_EPROTO, "%s: num_experts_per_tok %d is more than the %d experts", file, law->top_k,
+                       law->n_experts);
+    for (int i = 0; i < d->L; i++) d->layer[i].moe = true;
+    if (f->moe == MOE_EVERY) return TD_OK;
+    TD_TRY(td_config_int(o, "moe_intermediate_size", TD_CONFIG_REQUIRED, 1, 1 << 20, &d->moe.F));
+    TD_TRY(td_config_bool(o, "norm_topk_prob", false, &law->renormalise));
+    return read_moe_layers(o, d);
 }
 
 static td_status read_dtype(const td_json *o, td_model_desc *d)
@@ -408,7 +480,8 @@ static td_status parse_config(td_arena *a, const char *text, size_t n, td_model_
     TD_TRY(read_sizes(root, f, d));
     TD_TRY(read_flags(root, f, d));
     TD_TRY(read_dtype(root, d));
-    TD_TRY(td_config_rope(root, f->q_scaling, d));
+    TD_TRY(read_moe(root, f, d));
+    TD_TRY(td_config_rope(root, f->default_theta, f->q_scaling, d));
     TD_TRY(read_windows(root, f, d));
     TD_TRY(read_tokens(root, file, d));
     const td_hkey key = {0x74616e64656d2d63ull, 0x6f6e6669672d3031ull};
@@ -457,16 +530,20 @@ td_status td_model_desc_shape(const char *shape, td_model_desc *out)
     static const struct {
         const char *name;
         int E, F, L, H, G, D, V;
+        bool tied;
+        int experts, top_k;
     } shapes[] = {
-        {"tiny", 256, 768, 6, 4, 2, 64, 2048},
-        {"0.5b", 896, 4864, 24, 14, 2, 64, 151936},
-        {"1b", 2048, 8192, 16, 32, 8, 64, 128256},
-        {"8b", 4096, 14336, 32, 32, 8, 128, 128256},
+        {"tiny", 256, 768, 6, 4, 2, 64, 2048, true, 0, 0},
+        {"0.5b", 896, 4864, 24, 14, 2, 64, 151936, true, 0, 0},
+        {"1b", 2048, 8192, 16, 32, 8, 64, 128256, true, 0, 0},
+        {"8b", 4096, 14336, 32, 32, 8, 128, 128256, true, 0, 0},
+        {"ranks-tiny", 128, 256, 4, 8, 2, 16, 509, false, 0, 0},
+        {"ranks-mqa", 128, 256, 4, 8, 1, 16, 509, true, 0, 0},
+        {"moe-tiny", 128, 128, 4, 8, 2, 16, 509, false, 8, 2},
     };
     for (size_t i = 0; i < TD_COUNT(shapes); i++) {
         if (strcmp(shapes[i].name, shape)) continue;
-        td_model_desc d = {.arch = "LlamaForCausalLM",
-                           .dtype = "bf16",
+        td_model_desc d = {.dtype = "bf16",
                            .L = shapes[i].L,
                            .E = shapes[i].E,
                            .H = shapes[i].H,
@@ -476,17 +553,22 @@ td_status td_model_desc_shape(const char *shape, td_model_desc *out)
                            .V = shapes[i].V,
                            .max_positions = 131072,
                            .rms_eps = 1e-5,
-                           .tied = true,
+                           .tied = shapes[i].tied,
                            .attn_scale = 1.0 / sqrt(shapes[i].D),
                            .bos = 0,
                            .n_eos = 1,
                            .eos = {1}};
         d.rope = (td_rope_desc){.type = TD_ROPE_DEFAULT, .theta = 500000.0, .factor = 1.0, .rot_dim = d.D};
+        bool moe = shapes[i].experts > 0;
+        snprintf(d.arch, sizeof d.arch, "%s", moe ? "MixtralForCausalLM" : "LlamaForCausalLM");
+        if (moe) d.moe = (td_moe_desc){{shapes[i].experts, shapes[i].top_k, TD_ROUTE_SOFTMAX, true, 1.0f}, d.F};
+        for (int k = 0; k < d.L; k++) d.layer[k].moe = moe;
         const td_hkey key = {0x74616e64656d2d64ull, 0x756d6d792d303131ull};
         d.digest = td_siphash128(key, shape, strlen(shape));
         TD_TRY(td_config_group(&d));
         *out = d;
         return TD_OK;
     }
-    return td_fail(TD_ENOSUP, "no shape called %.40s (there are tiny, 0.5b, 1b, 8b)", shape);
+    return td_fail(TD_ENOSUP, "no shape called %.40s (there are tiny, 0.5b, 1b, 8b, ranks-tiny, ranks-mqa, moe-tiny)",
+                   shape);
 }

@@ -7,7 +7,7 @@
  *            3. Defaults are those of the transformers classes, per family. Both generations of rope keys
  *               are read: rope_theta + rope_scaling{type | rope_type}, and rope_parameters.
  * Threads:   pure.
- * Source:    transformers 5.5.4: configuration_{llama,mistral,ministral3,qwen2,qwen3}.py,
+ * Source:    transformers 5.5.4: configuration_{llama,mistral,ministral3,qwen2,qwen3,mixtral,qwen3_moe}.py,
  *            modeling_rope_utils.py. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_CONFIG_H

@@ -13,7 +13,8 @@
 td_status td_config_int(const td_json *o, const char *key, int dflt, int lo, int hi, int *out);
 td_status td_config_num(const td_json *o, const char *key, double dflt, double lo, double hi, double *out);
 td_status td_config_bool(const td_json *o, const char *key, bool dflt, bool *out);
-/* Fills d->rope and, where the family has it (q_scaling), q_scale_beta and q_scale_base. */
-td_status td_config_rope(const td_json *root, bool q_scaling, td_model_desc *d);
+/* Fills d->rope and, where the family has it (q_scaling), q_scale_beta and q_scale_base. theta: the class's
+ * default. */
+td_status td_config_rope(const td_json *root, double theta, bool q_scaling, td_model_desc *d);
 
 #endif

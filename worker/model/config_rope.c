@@ -156,13 +156,13 @@ static td_status read_q_scaling(const td_json *o, bool q_scaling, td_model_desc 
     return TD_OK;
 }
 
-td_status td_config_rope(const td_json *root, bool q_scaling, td_model_desc *d)
+td_status td_config_rope(const td_json *root, double theta, bool q_scaling, td_model_desc *d)
 {
     const td_json *o = td_json_get(root, "rope_parameters");
     const char *name = "rope_parameters";
     if (td_json_is_null(o)) o = td_json_get(root, name = "rope_scaling");
     d->rope = (td_rope_desc){.type = TD_ROPE_DEFAULT, .factor = 1.0, .rot_dim = d->D, .truncate = true};
-    TD_TRY(td_config_num(root, "rope_theta", 10000.0, 1.0 + 1e-6, 1e15, &d->rope.theta));
+    TD_TRY(td_config_num(root, "rope_theta", theta, 1.0 + 1e-6, 1e15, &d->rope.theta));
     if (td_json_is_null(o)) return read_q_scaling(NULL, q_scaling, d);
     if (o->type != TD_JSON_OBJ) return td_fail(TD_EPROTO, "config.json: %s is no object", name);
     TD_TRY(unnest(&o));

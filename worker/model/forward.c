@@ -4,6 +4,8 @@
  *   x = embed(ids);  per layer: x += o(attention(rope(qkv(norm(x)))));  x += down(silu(gate) * up) of
  * norm(x);  logits = head(norm(x))
  *
+ * or, in a layer with experts, x += their weighted sum (moe.c).
+ *
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
@@ -114,13 +116,17 @@ static void attend(forward *f, int layer)
 }
 
 /* Projection of the attention and the feed-forward network, for the first T rows. */
-static void feed_forward(td_model *m, const td_layer *l, int T)
+static void feed_forward(td_model *m, const td_layer *l, int T, bool moe)
 {
     const td_model_desc *d = &m->desc;
     td_scratch *s = &m->scratch;
     size_t F2 = 2 * (size_t)d->F;
     linear(m, &l->o, s->att, (size_t)d->H * (size_t)d->D, T, s->x, true);
     norm(m, l->ffn_norm, T);
+    if (moe) {
+        td_moe_forward(m, l, T);
+        return;
+    }
     linear(m, &l->gate_up, s->h, (size_t)d->E, T, s->gate_up, false);
     m->ops->silu_mul(m->pool, s->gate_up, F2, T, d->F, s->gate_up, F2);
     linear(m, &l->down, s->gate_up, F2, T, s->x, true);
@@ -166,7 +172,7 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
             keep_rows(m->scratch.x, (size_t)d->E, td_step_logit_rows(step), n_logits);
             T = n_logits;
         }
-        if (T > 0) feed_forward(m, l, T);
+        if (T > 0) feed_forward(m, l, T, d->layer[i].moe);
         td_layer_release(m, i);
     }
     if (n_logits == 0) return TD_OK;

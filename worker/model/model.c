@@ -95,7 +95,11 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     const td_model_desc *d = &m->desc;
     size_t T = (size_t)m->max_rows, G = (size_t)d->n_groups, H = (size_t)d->H, D = (size_t)d->D,
            E = (size_t)d->E, at = 0;
-    int max_K = TD_MAX(TD_MAX(d->E, d->H * d->D), d->F);
+    size_t k = (size_t)d->moe.route.top_k, X = (size_t)d->moe.route.n_experts; /* 0: no experts */
+    size_t dense_F = 0;
+    for (int i = 0; i < d->L; i++)
+        if (!d->layer[i].moe) dense_F = (size_t)d->F;
+    int max_K = TD_MAX(TD_MAX(d->E, d->H * d->D), (int)dense_F), members = td_pool_size(m->pool);
 #define CUT(field, count)                                                                                    \
     do {                                                                                                     \
         if (block) s->field = (void *)(block + at);                                                          \
@@ -105,7 +109,14 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(h, T * E);
     CUT(qkv, T * (H + 2 * (size_t)d->G) * D);
     CUT(att, T * H * D);
-    CUT(gate_up, T * 2 * (size_t)d->F);
+    CUT(gate_up, T * 2 * dense_F);
+    CUT(route_logits, T * X);
+    CUT(route_weights, T * k);
+    CUT(route_ids, T * k);
+    CUT(expert_row, T * k);
+    CUT(expert_row0, X + 1);
+    CUT(expert_x, T * k * E);
+    CUT(expert_gate_up, T * k * 2 * (size_t)d->moe.F);
     CUT(cs, T * (size_t)d->rope.rot_dim);
     CUT(q_scale, T);
     CUT(page, G * T);
@@ -113,7 +124,12 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(seq, G * T);
 #undef CUT
     if (block) s->ops = block + at;
-    return at + padded(m->ops->scratch_bytes(m->max_rows, max_K, d->D, td_pool_size(m->pool)));
+    size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
+    if (X) {
+        int rows = m->max_rows * d->moe.route.top_k;
+        ops = TD_MAX(ops, td_moe_scratch_bytes(m->ops, rows, TD_MAX(d->E, d->moe.F), members));
+    }
+    return at + padded(ops);
 }
 
 td_status td_scratch_open(td_scratch *s, const td_model *m)
@@ -170,6 +186,7 @@ void td_model_close(td_model *m)
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);
     td_image_close(&m->image);
+    td_weights_close(&m->weights);
     td_safetensors_close(m->files);
     free(m);
 }

@@ -39,8 +39,17 @@ typedef struct td_rope_desc {
     bool truncate;                  /* yarn */
 } td_rope_desc;
 
-typedef struct td_layer_desc { int group, slot, window; } td_layer_desc;   /* window 0: full attention */
+typedef struct td_layer_desc {
+    int group, slot, window;        /* window 0: full attention */
+    bool moe;                       /* the feed-forward network is a mixture of experts */
+} td_layer_desc;
 typedef struct td_group_desc { int n_slots, window, G, D; } td_group_desc;
+
+/* route.n_experts 0: no layer has experts. F: columns of one expert. */
+typedef struct td_moe_desc {
+    td_route_law route;
+    int F;
+} td_moe_desc;
 
 typedef struct td_model_desc {
     char arch[64];                  /* config.json architectures[0] */
@@ -49,6 +58,7 @@ typedef struct td_model_desc {
     int max_positions;              /* max_position_embeddings */
     double rms_eps;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
+    td_moe_desc moe;                /* layers with layer[i].moe; F is of the others */
     td_rope_desc rope;
     double attn_scale;              /* 1/sqrt(D) unless the config says otherwise */
     /* ministral3 (llama-4 scaling): q *= 1 + beta * log(1 + floor(pos / base)); beta 0: off */
@@ -64,7 +74,8 @@ typedef struct td_model_desc {
 
 /* Reads config.json (rope keys of both transformers generations) and generation_config.json only. */
 td_status td_model_desc_read(const char *dir, td_model_desc *out);
-/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (as the benchmark checkpoints). */
+/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (as the benchmark
+ * checkpoints); for tests of ranks "ranks-tiny", "ranks-mqa" (one kv head, tied), "moe-tiny" (8 experts, two a token). */
 td_status td_model_desc_shape(const char *shape, td_model_desc *out);
 
 typedef struct td_model td_model;
@@ -84,7 +95,8 @@ bool td_model_fits(const td_model_desc *d, const td_ops *ops);
 td_status td_model_open(const td_model_opts *o, td_model **out);
 void td_model_close(td_model *m);
 const td_model_desc *td_model_descr(const td_model *m);
-/* Packed bytes read by one forward pass of one row (embedding row excepted). */
+/* Packed bytes read by one forward pass of one row (embedding row excepted; of a layer's experts, as many as a
+ * token goes to). */
 size_t td_model_weight_bytes(const td_model *m);
 
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */

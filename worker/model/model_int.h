@@ -1,5 +1,5 @@
 /* worker/model/model_int.h - a loaded model: descriptor, weights, rope and the step's scratch. Shared by
- * model.c and forward.c. */
+ * model.c, forward.c and moe.c. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_MODEL_INT_H
 #define TD_WORKER_MODEL_MODEL_INT_H
@@ -15,6 +15,11 @@ typedef struct td_scratch {
     float *x, *h;            /* [T, E] residual; [T, E] normed */
     float *qkv, *att;        /* [T, (H + 2G) D]; [T, H D] */
     float *gate_up;          /* [T, 2F] */
+    /* mixture of experts; R = T * top_k */
+    float *route_logits, *route_weights;  /* [T, n_experts]; [T, top_k] */
+    int32_t *route_ids, *expert_row;      /* [T, top_k]; [T, top_k] */
+    int32_t *expert_row0;                 /* [n_experts + 1] */
+    float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
     float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T] */
     int32_t *page, *in_page; /* [n_groups][T]; [n_groups][T]: where each row's keys and values go */
     td_attn_seq *seq;        /* [n_groups][T] */
@@ -33,6 +38,9 @@ struct td_model {
     td_rope rope;
     td_scratch scratch;
 };
+
+/* x += the experts' sum of h, for the first T rows. */
+void td_moe_forward(td_model *m, const td_layer *l, int T);
 
 td_status td_scratch_open(td_scratch *s, const td_model *m);
 void td_scratch_close(td_scratch *s);

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { PIECES_PER_LAYER = 12, PIECES_AROUND = 3, ALIGN = 64 };
+enum { PIECES_PER_LAYER = 12, PIECES_PER_EXPERT = 2, PIECES_AROUND = 3, ALIGN = 64 };
 
 /* ---- the list ---- */
 
@@ -59,6 +59,72 @@ static void add_linear(builder *b, const named_rows *parts, int n, int K, bool b
     e->vector = &to->bias;
 }
 
+/* ---- experts ---- */
+
+typedef struct expert_names {
+    const char *block, *gate, *up, *down;
+    bool fused; /* gate names the tensor of all gates and ups, down the one of all downs */
+} expert_names;
+
+static bool has(const builder *b, const char *block, const char *name)
+{
+    char full[112];
+    snprintf(full, sizeof full, "model.layers.%d.%s.%s", b->layer, block, name);
+    return b->p->files && td_safetensors_find(b->p->files, full);
+}
+
+static expert_names find_names(const builder *b)
+{
+    const char *mixtral = "block_sparse_moe";
+    bool old = has(b, mixtral, "gate.weight") || has(b, mixtral, "experts.0.w2.weight");
+    const char *block = old ? mixtral : "mlp";
+    if (has(b, block, "experts.gate_up_proj") || has(b, block, "experts.down_proj"))
+        return (expert_names){block, "experts.gate_up_proj", NULL, "experts.down_proj", true};
+    if (old || has(b, block, "experts.0.w1.weight") || has(b, block, "experts.0.w2.weight"))
+        return (expert_names){block, "w1", "w3", "w2", false};
+    return (expert_names){block, "gate_proj", "up_proj", "down_proj", false};
+}
+
+static void add_expert_part(builder *b, td_piece *e, const expert_names *n, const char *name, int expert,
+                            int rows)
+{
+    char full[100];
+    if (n->fused) snprintf(full, sizeof full, "%s.%s", n->block, name);
+    else snprintf(full, sizeof full, "%s.experts.%d.%s", n->block, expert, name);
+    add_part(b, e, full, n->fused ? "" : ".weight", rows);
+    if (!n->fused) return;
+    e->part[e->n_parts - 1].index = expert;
+    e->part[e->n_parts - 1].of = b->p->desc->moe.route.n_experts;
+}
+
+static void add_expert(builder *b, const expert_names *n, int i, td_moe *to)
+{
+    const td_model_desc *d = b->p->desc;
+    int F = d->moe.F;
+    td_piece *e = add(b, TD_PIECE_MATRIX, d->E);
+    e->read = TD_READ_EXPERT;
+    e->weight = &to->gate_up[i];
+    add_expert_part(b, e, n, n->gate, i, n->fused ? 2 * F : F);
+    if (!n->fused) add_expert_part(b, e, n, n->up, i, F);
+    e = add(b, TD_PIECE_MATRIX, F);
+    e->read = TD_READ_EXPERT;
+    e->weight = &to->down[i];
+    add_expert_part(b, e, n, n->down, i, d->E);
+}
+
+static void add_experts(builder *b, td_layer *l)
+{
+    expert_names n = find_names(b);
+    char router[40];
+    td_piece *e = add(b, TD_PIECE_TABLE, b->p->desc->E);
+    snprintf(router, sizeof router, "%s.gate", n.block);
+    add_part(b, e, router, ".weight", b->p->desc->moe.route.n_experts);
+    e->table = &l->moe.router;
+    for (int i = 0; i < b->p->desc->moe.route.n_experts; i++) add_expert(b, &n, i, &l->moe);
+}
+
+/* ---- the list ---- */
+
 static void add_layer(builder *b, td_layer *l)
 {
     const td_model_desc *d = b->p->desc;
@@ -75,8 +141,38 @@ static void add_layer(builder *b, td_layer *l)
     }
     add_linear(b, o, 1, d->H * d->D, d->o_bias, &l->o);
     add_norm(b, "post_attention_layernorm", d->E, &l->ffn_norm);
+    if (d->layer[b->layer].moe) {
+        add_experts(b, l);
+        return;
+    }
     add_linear(b, gate_up, 2, d->E, d->mlp_bias, &l->gate_up);
     add_linear(b, down, 1, d->F, d->mlp_bias, &l->down);
+}
+
+static int moe_layers(const td_model_desc *d)
+{
+    int n = 0;
+    for (int i = 0; i < d->L; i++) n += d->layer[i].moe;
+    return n;
+}
+
+static void open_experts(const td_model_desc *d, td_weights *w)
+{
+    size_t X = (size_t)d->moe.route.n_experts, n = (size_t)moe_layers(d) * X * 2;
+    if (n == 0) return;
+    td_weight *at = w->experts = td_xalloc(n * sizeof *at);
+    for (int i = 0; i < d->L; i++) {
+        if (!d->layer[i].moe) continue;
+        w->layer[i].moe.gate_up = at;
+        w->layer[i].moe.down = at + X;
+        at += 2 * X;
+    }
+}
+
+void td_weights_close(td_weights *w)
+{
+    free(w->experts);
+    *w = (td_weights){0};
 }
 
 static void build(td_plan *p, td_weights *w)
@@ -87,6 +183,7 @@ static void build(td_plan *p, td_weights *w)
         td_piece *e = add(&b, TD_PIECE_TABLE, d->E);
         add_part(&b, e, "model.embed_tokens", ".weight", d->V);
         e->table = &w->table;
+        e->read = TD_READ_LOOKUP;
     }
     for (b.layer = 0; b.layer < d->L; b.layer++) add_layer(&b, &w->layer[b.layer]);
     b.layer = -1;
@@ -97,15 +194,33 @@ static void build(td_plan *p, td_weights *w)
 
 /* ---- binding to the files ---- */
 
-static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t, const td_piece *e, int rows)
+static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t, const td_piece *e,
+                            const td_part *part)
 {
     char got[160] = "";
     for (int i = 0, n = 0; i < t->rank; i++)
         n += snprintf(got + n, sizeof got - (size_t)n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-    char want[40];
-    snprintf(want, sizeof want, e->kind == TD_PIECE_VECTOR ? "%d" : "%d, %d", rows, e->K);
+    char want[60];
+    if (e->kind == TD_PIECE_VECTOR) snprintf(want, sizeof want, "%d", part->rows);
+    else if (part->of) snprintf(want, sizeof want, "%d, %d, %d", part->of, part->rows, e->K);
+    else snprintf(want, sizeof want, "%d, %d", part->rows, e->K);
     return td_fail(TD_EPROTO, "%s: tensor \"%.200s\" has shape [%s], config.json makes it [%s]",
                    td_safetensors_file(files, t->file), t->name, got, want);
+}
+
+static bool has_shape(const td_st_tensor *t, const td_piece *e, const td_part *part)
+{
+    const int64_t *s = t->shape;
+    if (e->kind == TD_PIECE_VECTOR) return t->rank == 1 && s[0] == part->rows;
+    if (part->of)
+        return t->rank == 3 && s[0] == part->of && s[1] == part->rows && s[2] == e->K;
+    return t->rank == 2 && s[0] == part->rows && s[1] == e->K;
+}
+
+const uint8_t *td_piece_data(const td_piece *e, int part)
+{
+    const td_part *p = &e->part[part];
+    return p->src->data + (size_t)p->index * (size_t)p->rows * (size_t)e->K * td_dtype_bytes(e->from);
 }
 
 static td_status bind_part(td_plan *p, td_piece *e, int i)
@@ -114,8 +229,7 @@ static td_status bind_part(td_plan *p, td_piece *e, int i)
     const td_st_tensor *t = td_safetensors_find(p->files, part->name);
     if (!t) return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\"", part->name);
     bool vector = e->kind == TD_PIECE_VECTOR;
-    if (t->rank != (vector ? 1 : 2) || t->shape[0] != part->rows || (!vector && t->shape[1] != e->K))
-        return wrong_shape(p->files, t, e, part->rows);
+    if (!has_shape(t, e, part)) return wrong_shape(p->files, t, e, part);
     td_dtype from;
     if (!td_st_weight_dtype(t, &from))
         return td_fail(TD_ENOSUP, "%s: tensor \"%s\": dtype %s is not supported (F32, BF16 and F16 are)",
@@ -179,14 +293,13 @@ static void bind_dummy(td_plan *p)
 
 /* ---- placing ---- */
 
-/* May the kernels read the stored bytes? Tables: any family; matrices: ref, whose packed order is the stored
- * one. */
+/* May the kernels read the stored bytes? The embedding table: any family; matrices and routers: ref, whose
+ * packed order is the stored one. */
 static bool usable_as_stored(const td_plan *p, const td_piece *e)
 {
-    const td_st_tensor *t = e->part[0].src;
-    if (!t || e->kind == TD_PIECE_VECTOR || e->n_parts != 1) return false;
-    if (e->kind == TD_PIECE_MATRIX && strcmp(p->ops->family, "ref")) return false;
-    return (uintptr_t)t->data % td_dtype_bytes(e->from) == 0;
+    if (!e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1) return false;
+    if (e->read != TD_READ_LOOKUP && strcmp(p->ops->family, "ref")) return false;
+    return (uintptr_t)td_piece_data(e, 0) % td_dtype_bytes(e->from) == 0;
 }
 
 static void place(td_plan *p)
@@ -211,8 +324,10 @@ static void place(td_plan *p)
 td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files,
                        td_weights *w)
 {
-    size_t most = (size_t)d->L * PIECES_PER_LAYER + PIECES_AROUND;
+    size_t most = (size_t)d->L * PIECES_PER_LAYER + PIECES_AROUND +
+                  (size_t)moe_layers(d) * (size_t)d->moe.route.n_experts * PIECES_PER_EXPERT;
     *p = (td_plan){.desc = d, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece)};
+    open_experts(d, w);
     build(p, w);
     TD_CHECK(p->n <= most);
     td_status st = TD_OK;
@@ -262,13 +377,15 @@ bool td_plan_uses_files(const td_plan *p)
 
 size_t td_plan_row_bytes(const td_plan *p)
 {
-    size_t bytes = 0;
+    const td_route_law *law = &p->desc->moe.route;
+    size_t bytes = 0, experts = 0;
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        if (e->kind == TD_PIECE_TABLE) continue;
-        bytes += e->as_stored ? (size_t)e->N * (size_t)e->K * td_dtype_bytes(e->to) : e->bytes;
+        size_t n = e->as_stored ? (size_t)e->N * (size_t)e->K * td_dtype_bytes(e->to) : e->bytes;
+        if (e->read == TD_READ_ALWAYS) bytes += n;
+        if (e->read == TD_READ_EXPERT) experts += n;
     }
-    return bytes;
+    return experts ? bytes + experts / (size_t)law->n_experts * (size_t)law->top_k : bytes;
 }
 
 void td_plan_attach(const td_plan *p, const uint8_t *image)
@@ -276,7 +393,7 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
         const void *at =
-            e->as_stored ? (const void *)e->part[0].src->data : (const void *)(image + e->offset);
+            e->as_stored ? (const void *)td_piece_data(e, 0) : (const void *)(image + e->offset);
         switch (e->kind) {
         case TD_PIECE_VECTOR:
             *e->vector = at;

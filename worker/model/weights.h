@@ -13,6 +13,9 @@
  *               have no bytes in the image.
  *            4. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
  *               family's layout only.
+ *            5. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of their own
+ *               (experts.N.{w1,w3,w2} or .{gate,up,down}_proj) or, as transformers 5 keeps them in memory, one tensor
+ *               of all: experts.gate_up_proj [n, 2F, E], experts.down_proj [n, E, F]; which, is seen per layer.
  * Ownership: names are in the plan; tensors are borrowed from td_safetensors.
  * Threads:   one owner; fill runs on the pool. */
 // SPDX-License-Identifier: Apache-2.0
@@ -23,9 +26,16 @@
 #include "worker/model/model.h"
 #include "worker/model/safetensors.h"
 
+/* gate_up, down: [n_experts], NULL in a layer without experts. */
+typedef struct td_moe {
+    td_table router; /* [n_experts, E], dtype as stored */
+    td_weight *gate_up, *down;
+} td_moe;
+
 typedef struct td_layer {
     const float *attn_norm, *ffn_norm, *q_norm, *k_norm; /* q_norm, k_norm: NULL unless qk_norm */
-    td_weight qkv, o, gate_up, down;
+    td_weight qkv, o, gate_up, down;                     /* gate_up, down: of a layer without experts */
+    td_moe moe;
 } td_layer;
 
 typedef struct td_weights {
@@ -33,18 +43,23 @@ typedef struct td_weights {
     const float *final_norm;
     td_weight head; /* lm_head; the packed embedding when tied */
     td_table table; /* embedding rows when not tied (p NULL: tied) */
+    td_weight *experts; /* what every td_moe points into; owned */
 } td_weights;
 
 typedef enum { TD_PIECE_MATRIX, TD_PIECE_VECTOR, TD_PIECE_TABLE } td_piece_kind;
+/* By whom a piece is read: every row all of it; one of its rows; the rows that go to this expert. */
+typedef enum { TD_READ_ALWAYS, TD_READ_LOOKUP, TD_READ_EXPERT } td_piece_read;
 
 typedef struct td_part {
     char name[112];
     int rows;
+    int index, of; /* of > 0: matrix `index` of a tensor [of, rows, K] of all experts */
     const td_st_tensor *src;
 } td_part;
 
 typedef struct td_piece {
     td_piece_kind kind;
+    td_piece_read read;
     int N, K, n_parts; /* vector: K = 1 */
     td_part part[3];
     td_dtype from, to;    /* as stored; as packed */
@@ -66,15 +81,18 @@ typedef struct td_plan {
 
 typedef void td_progress_fn(void *arg, const char *what, double fraction);
 
-/* files NULL: a dummy model of desc->dtype. The pointers of w are filled by attach. On error nothing has to
- * be released. */
+/* files NULL: a dummy model of desc->dtype. The pointers of w are filled by attach; w is zeroed before and
+ * closed after use, also on error. */
 td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files,
                        td_weights *w);
 void td_plan_close(td_plan *p);
+void td_weights_close(td_weights *w);
+const uint8_t *td_piece_data(const td_piece *e, int part); /* first byte of a bound part */
 td_h128 td_plan_digest(const td_plan *p);  /* of every offset, size and dtype */
 bool td_plan_uses_files(const td_plan *p); /* some piece is read as stored */
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg);
 void td_plan_attach(const td_plan *p, const uint8_t *image);
-size_t td_plan_row_bytes(const td_plan *p); /* weight bytes read by one forward pass of one row */
+/* Weight bytes read by one forward pass of one row: top_k of each layer's n_experts. A batch reads more of them. */
+size_t td_plan_row_bytes(const td_plan *p);
 
 #endif

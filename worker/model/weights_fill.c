@@ -43,7 +43,7 @@ static void gather(const td_piece *e, int n0, int n1, uint8_t *out)
         int a = TD_MAX(n0, first), b = TD_MIN(n1, first + e->part[i].rows);
         if (a < b)
             memcpy(out + (size_t)(a - n0) * row_bytes(e),
-                   e->part[i].src->data + (size_t)(a - first) * row_bytes(e), (size_t)(b - a) * row_bytes(e));
+                   td_piece_data(e, i) + (size_t)(a - first) * row_bytes(e), (size_t)(b - a) * row_bytes(e));
         first += e->part[i].rows;
     }
 }
@@ -54,7 +54,7 @@ static const uint8_t *stored_rows(const td_piece *e, int n0, int n1)
     int first = 0;
     for (int i = 0; i < e->n_parts; first += e->part[i++].rows) {
         if (n0 < first || n1 > first + e->part[i].rows) continue;
-        const uint8_t *p = e->part[i].src->data + (size_t)(n0 - first) * row_bytes(e);
+        const uint8_t *p = td_piece_data(e, i) + (size_t)(n0 - first) * row_bytes(e);
         return (uintptr_t)p % td_dtype_bytes(e->from) ? NULL : p;
     }
     return NULL;
@@ -120,6 +120,13 @@ static uint8_t *random_values(td_dtype t, size_t n)
     return p;
 }
 
+/* Of a tensor of all experts only this one's part: the next expert is still to be read. */
+static void drop_part(const td_piece *e, int k)
+{
+    const td_part *part = &e->part[k];
+    td_safetensors_drop(td_piece_data(e, k), part->of ? (size_t)part->rows * row_bytes(e) : part->src->bytes);
+}
+
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg)
 {
     size_t n_random = p->files ? 0 : random_elements(p);
@@ -135,7 +142,7 @@ void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_f
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
         for (int k = 0; k < e->n_parts && p->files; k++)
-            td_safetensors_drop(e->part[k].src->data, e->part[k].src->bytes);
+            drop_part(e, k);
         done += e->bytes;
         if (progress) progress(arg, "packing weights", (double)done / (double)p->image_bytes);
     }

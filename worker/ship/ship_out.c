@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/fault.h"
 #include "worker/ship/codec.h"
 #include "worker/ship/ship_int.h"
 #include <stdio.h>
@@ -194,6 +195,7 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
         td_status st = TD_OK;
         if (a.type == TD_SEND_DO_ABORT) post_abort(x, &a);
         else if (!td_sock_writable(x->to->sock)) st = TD_AGAIN;
+        else if (td_fault_due(TD_FAULT_SHIP_FRAME, x->key)) td_fault_pause(), st = TD_AGAIN;
         else if (a.type == TD_SEND_DO_COMMIT) st = post_commit(s, x, &a, now, &posted);
         else st = post_frame(s, x, &a, &posted);
         if (st == TD_AGAIN) break;

@@ -1,0 +1,67 @@
+/* kernels/dev.h - where memory and queues of work live: this host, or one CUDA device. A table of functions each.
+ *
+ * Model:   A device has three streams (compute, copies in, copies out); work of one stream runs in order, streams
+ *          meet in events only. On the host every call is done when it returns.
+ * Rules:   1. Pointers of alloc() belong to the device: the host reads them with download() only (host device: plain
+ *             memory, but tests treat it alike). alloc() contents are undefined; alignment 256.
+ *          2. upload and download are queued on the stream given and may still run on return; the host side of them is
+ *             staging memory of alloc_host(), or any memory if a sync of that stream follows before it changes.
+ *          3. A failure of a kernel is sticky: sync() reports it as EDEVICE and the process has to end.
+ * Ownership: td_dev_open / td_dev_close; everything allocated is freed before close. Threads: one at a time.
+ * Errors:  td_fail with sizes and the driver's text. Limits: TD_DEV_MAX_EVENTS live events. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_KERNELS_DEV_H
+#define TD_KERNELS_DEV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "common/status.h"
+
+typedef enum { TD_STREAM_COMPUTE, TD_STREAM_IN, TD_STREAM_OUT, TD_N_STREAMS } td_stream_kind;
+typedef struct td_event td_event;
+typedef struct td_dev td_dev;
+enum { TD_DEV_MAX_EVENTS = 1024 };
+
+struct td_dev {
+    const char *kind;             /* "host", "cuda" */
+    char name[128];               /* of the device, for logs */
+    int index, arch, n_sm;        /* arch: 80, 90, 100; host: 0 */
+    size_t total_bytes;           /* of memory; host: 0 */
+    void *stream[TD_N_STREAMS];   /* what the launchers of kernels/cuda.h take; host: NULL */
+
+    td_status (*alloc)(td_dev *d, size_t bytes, void **out);
+    void (*free)(td_dev *d, void *p);
+    td_status (*alloc_host)(td_dev *d, size_t bytes, void **out); /* page-locked staging memory */
+    void (*free_host)(td_dev *d, void *p);
+    td_status (*free_bytes)(td_dev *d, size_t *out);              /* now */
+    td_status (*upload)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+    td_status (*download)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+    td_status (*copy)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+    td_status (*fill)(td_dev *d, td_stream_kind s, void *dst, int byte, size_t bytes);
+    td_status (*event_open)(td_dev *d, td_event **out);
+    void (*event_close)(td_dev *d, td_event *e);
+    td_status (*record)(td_dev *d, td_stream_kind s, td_event *e);
+    td_status (*wait)(td_dev *d, td_stream_kind s, td_event *e);  /* the stream waits, not the caller */
+    td_status (*done)(td_dev *d, td_event *e);                    /* OK, or AGAIN */
+    td_status (*elapsed_us)(td_dev *d, td_event *from, td_event *to, double *us); /* both done */
+    td_status (*sync)(td_dev *d, td_stream_kind s);               /* the caller waits */
+    void (*close)(td_dev *d);
+};
+
+/* "host", "cuda" (device `index`), or "auto": cuda where there is one. ENOSUP: not in this build, or no device, with
+ * the driver's text. */
+td_status td_dev_open(const char *kind, int index, td_dev **out);
+void td_dev_close(td_dev *d); /* NULL: nothing */
+
+/* Internal: of dev_cuda.cu, or of nocuda.c in a build without. */
+td_status td_dev_open_cuda(int index, td_dev **out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/dev_cuda.cu - a CUDA device as a td_dev: the runtime's memory, streams and events. */
+#include "kernels/dev.h"
+#include "kernels/td_cuda.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct td_event {
+    cudaEvent_t e;
+};
+
+static td_status check(cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess) return TD_OK;
+    return td_fail(TD_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(e));
+}
+
+static cudaStream_t stream_of(td_dev *d, td_stream_kind s)
+{
+    return (cudaStream_t)d->stream[s];
+}
+
+static td_status dev_alloc(td_dev *d, size_t bytes, void **out)
+{
+    void *p = NULL;
+    cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaSuccess) {
+        *out = p;
+        return TD_OK;
+    }
+    cudaGetLastError(); /* not sticky: the caller may try less */
+    size_t left = 0, total = 0;
+    cudaMemGetInfo(&left, &total);
+    return td_fail(TD_EFULL, "device cuda:%d: %zu bytes wanted, %zu of %zu free", d->index, bytes, left,
+                   total);
+}
+
+static void dev_free(td_dev *, void *p)
+{
+    cudaFree(p);
+}
+
+static td_status dev_alloc_host(td_dev *, size_t bytes, void **out)
+{
+    void *p = NULL;
+    td_status s = check(cudaMallocHost(&p, bytes ? bytes : 1), "page-locked memory");
+    if (s == TD_OK) *out = p;
+    return s;
+}
+
+static void dev_free_host(td_dev *, void *p)
+{
+    cudaFreeHost(p);
+}
+
+static td_status dev_free_bytes(td_dev *, size_t *out)
+{
+    size_t left = 0, total = 0;
+    td_status s = check(cudaMemGetInfo(&left, &total), "free memory");
+    if (s == TD_OK) *out = left;
+    return s;
+}
+
+static td_status dev_upload(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
+{
+    return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, stream_of(d, s)), "upload");
+}
+
+static td_status dev_download(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
+{
+    return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, stream_of(d, s)), "download");
+}
+
+static td_status dev_copy(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
+{
+    return check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, stream_of(d, s)), "copy");
+}
+
+static td_status dev_fill(td_dev *d, td_stream_kind s, void *dst, int byte, size_t bytes)
+{
+    return check(cudaMemsetAsync(dst, byte, bytes, stream_of(d, s)), "fill");
+}
+
+static td_status dev_event_open(td_dev *, td_event **out)
+{
+    td_event *e = (td_event *)malloc(sizeof *e);
+    if (!e) return td_fail(TD_EFULL, "out of memory for an event");
+    td_status s = check(cudaEventCreate(&e->e), "event");
+    if (s == TD_OK)
+        *out = e;
+    else
+        free(e);
+    return s;
+}
+
+static void dev_event_close(td_dev *, td_event *e)
+{
+    if (!e) return;
+    cudaEventDestroy(e->e);
+    free(e);
+}
+
+static td_status dev_record(td_dev *d, td_stream_kind s, td_event *e)
+{
+    return check(cudaEventRecord(e->e, stream_of(d, s)), "event");
+}
+
+static td_status dev_wait(td_dev *d, td_stream_kind s, td_event *e)
+{
+    return check(cudaStreamWaitEvent(stream_of(d, s), e->e, 0), "wait for an event");
+}
+
+static td_status dev_done(td_dev *, td_event *e)
+{
+    cudaError_t c = cudaEventQuery(e->e);
+    return c == cudaErrorNotReady ? TD_AGAIN : check(c, "kernel");
+}
+
+static td_status dev_elapsed(td_dev *, td_event *from, td_event *to, double *us)
+{
+    float ms = 0;
+    td_status s = check(cudaEventElapsedTime(&ms, from->e, to->e), "time between events");
+    if (s == TD_OK) *us = (double)ms * 1e3;
+    return s;
+}
+
+static td_status dev_sync(td_dev *d, td_stream_kind s)
+{
+    return check(cudaStreamSynchronize(stream_of(d, s)), "kernel");
+}
+
+static void dev_close(td_dev *d)
+{
+    for (int i = 0; i < TD_N_STREAMS; i++)
+        if (d->stream[i]) cudaStreamDestroy((cudaStream_t)d->stream[i]);
+    free(d);
+}
+
+static void fill_table(td_dev *d)
+{
+    d->kind = "cuda";
+    d->alloc = dev_alloc;
+    d->free = dev_free;
+    d->alloc_host = dev_alloc_host;
+    d->free_host = dev_free_host;
+    d->free_bytes = dev_free_bytes;
+    d->upload = dev_upload;
+    d->download = dev_download;
+    d->copy = dev_copy;
+    d->fill = dev_fill;
+    d->event_open = dev_event_open;
+    d->event_close = dev_event_close;
+    d->record = dev_record;
+    d->wait = dev_wait;
+    d->done = dev_done;
+    d->elapsed_us = dev_elapsed;
+    d->sync = dev_sync;
+    d->close = dev_close;
+}
+
+static td_status describe(td_dev *d)
+{
+    cudaDeviceProp p;
+    td_status s = check(cudaGetDeviceProperties(&p, d->index), "device properties");
+    if (s != TD_OK) return s;
+    snprintf(d->name, sizeof d->name, "%.100s", p.name);
+    d->arch = p.major * 10 + p.minor;
+    d->n_sm = p.multiProcessorCount;
+    d->total_bytes = p.totalGlobalMem;
+    if (d->arch < 80)
+        return td_fail(TD_ENOSUP, "device cuda:%d (%s, sm_%d): this build has machine code from sm_80 on",
+                       d->index, d->name, d->arch);
+    return TD_OK;
+}
+
+extern "C" td_status td_dev_open_cuda(int index, td_dev **out)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess) return td_fail(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
+    if (index < 0 || index >= n) return td_fail(TD_ENOSUP, "device cuda:%d: this machine has %d", index, n);
+    td_dev *d = (td_dev *)calloc(1, sizeof *d);
+    if (!d) return td_fail(TD_EFULL, "out of memory for a device");
+    d->index = index;
+    fill_table(d);
+    td_status s = check(cudaSetDevice(index), "choice of the device");
+    if (s == TD_OK) s = describe(d);
+    for (int i = 0; i < TD_N_STREAMS && s == TD_OK; i++) {
+        cudaStream_t st = NULL;
+        s = check(cudaStreamCreateWithFlags(&st, cudaStreamNonBlocking), "stream");
+        d->stream[i] = (void *)st;
+    }
+    if (s == TD_OK)
+        *out = d;
+    else
+        dev_close(d);
+    return s;
+}

@@ -1,0 +1,31 @@
+/* tests/simt/selftest.h - small kernels that pin what the shim means (and the device, when run there), and kernels with
+ * one planted error each. Device pointers; 0 or a CUDA error code. Threads: one. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_TESTS_SIMT_SELFTEST_H
+#define TD_TESTS_SIMT_SELFTEST_H
+
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+int simt_run_shuffles(int *out);                                          /* [64] */
+int simt_run_loops(int *out);                                             /* [128] */
+int simt_run_mma(int f16, float *c, const uint16_t *a, const uint16_t *b); /* [16,8] = [16,16] * [16,8] */
+int simt_run_ldmatrix(int trans, uint16_t *out, const uint16_t *in);      /* [4,8,8] -> [4][32 lanes][2] */
+int simt_run_convert(int f16, float *up, uint16_t *back);                 /* [65536] each */
+int simt_run_copy(float *out, const float *in, int n, int keep);          /* through cp.async */
+int simt_run_last_block(int *out);                                        /* [32]: blocks hand over by an atomic */
+
+enum {
+    BUG_NONE, BUG_NO_BARRIER, BUG_SHARED_OUTSIDE, BUG_STATIC_SHARED_OUTSIDE, BUG_MASK_SHORT, BUG_MASK_LONG,
+    BUG_BARRIER_IN_BRANCH, BUG_EARLY_EXIT, BUG_NO_COPY_WAIT, BUG_NO_SYNCWARP, BUG_BLOCKS_RACE, BUG_UNWRITTEN,
+    BUG_GLOBAL_OUTSIDE, BUG_UNINITIALISED, BUG_OVERWRITE_EARLY, BUG_N
+};
+/* out[i] = sum of x's row of 256 + i; one block of 256 threads per row. */
+int simt_run_bug(int bug, float *out, const float *x, int rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

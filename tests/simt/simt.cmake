@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# The CUDA kernels on the CPU: the same .cu text compiled by the host's C++ compiler with the shim in front, as two shared
+# libraries (plain, and check: every access goes through a hook), and each tests/simt/test_*.c[pp] linked to both.
+# Shared libraries, because the shim poisons all thread_local memory of the library that holds the kernels.
+include(CheckLanguage)
+check_language(CXX)
+if(NOT CMAKE_CXX_COMPILER OR TD_SANITIZE STREQUAL "thread" OR NOT CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
+  message(STATUS "CUDA kernels on the CPU (tests/simt): left out, no C++ compiler or not for this build")
+  return()
+endif()
+enable_language(CXX)
+set(CMAKE_CXX_STANDARD 17)
+if(TD_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${TD_CCACHE})
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g")
+file(GLOB simt_cu CONFIGURE_DEPENDS kernels/*_cuda*.cu tests/simt/*.cu)
+list(FILTER simt_cu EXCLUDE REGEX "_sm90a?\\.cu$") # Hopper only: compiled by nvcc alone
+set_source_files_properties(${simt_cu} PROPERTIES LANGUAGE CXX)
+set(simt_fma)
+if(EXISTS /proc/cpuinfo)
+  file(STRINGS /proc/cpuinfo simt_cpu REGEX "^flags.* avx2 .*" LIMIT_COUNT 1)
+  if(simt_cpu MATCHES " fma ")
+    set(simt_fma -mavx2 -mfma) # fmaf() as an instruction; -ffp-contract=off stays, so bits are the same either way
+  endif()
+endif()
+
+function(td_simt name)
+  add_library(${name}_rt OBJECT tests/simt/simt_rt.cpp)
+  add_library(${name} SHARED ${simt_cu} $<TARGET_OBJECTS:${name}_rt>)
+  foreach(t ${name} ${name}_rt)
+    target_include_directories(${t} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_compile_options(${t} PRIVATE -Wall -Wextra -Werror -Wno-unknown-pragmas -fstack-clash-protection ${simt_fma}
+      -ftls-model=initial-exec)
+  endforeach()
+  target_compile_options(${name} PRIVATE -x c++ -include ${CMAKE_SOURCE_DIR}/tests/simt/simt.h)
+  target_link_libraries(${name} PRIVATE ${CMAKE_DL_LIBS})
+endfunction()
+td_simt(td_simt_kernels)
+set(simt_modes "simt:td_simt_kernels")
+if(NOT TD_SANITIZE)
+  td_simt(td_simt_check)
+  target_compile_definitions(td_simt_check PRIVATE SIMT_CHECK)
+  target_compile_definitions(td_simt_check_rt PRIVATE SIMT_CHECK)
+  target_compile_options(td_simt_check PRIVATE -O1 -fsanitize=thread)
+  list(APPEND simt_modes "simt_check:td_simt_check")
+endif()
+
+file(GLOB simt_tests CONFIGURE_DEPENDS tests/simt/test_*.c tests/simt/test_*.cpp)
+file(GLOB simt_support CONFIGURE_DEPENDS tests/simt/support_*.c)
+foreach(t ${simt_tests})
+  get_filename_component(n ${t} NAME_WE)
+  foreach(m ${simt_modes})
+    string(REGEX REPLACE ":.*" "" area ${m})
+    string(REGEX REPLACE ".*:" "" lib ${m})
+    add_executable(${area}_${n} ${t} ${simt_support})
+    target_compile_options(${area}_${n} PRIVATE -Wall -Wextra)
+    target_include_directories(${area}_${n} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_link_libraries(${area}_${n} PRIVATE ${lib} td_kernels) # in this order: the library's td_dev_open_cuda wins
+    set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
+    add_test(NAME ${area}/${n} COMMAND ${area}_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300)
+  endforeach()
+  # The other skewed schedule: warps and lanes descending.
+  add_test(NAME simt_reverse/${n} COMMAND simt_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 ENVIRONMENT SIMT_ORDER=1)
+endforeach()
+
+# Every .cu by nvcc for sm_90a, figures against the limits beside the kernels; cached by content in the build folder.
+if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
+  add_test(NAME simt/test_compile COMMAND python3 tests/simt/test_compile.py --nvcc ${TD_NVCC}
+    --cache ${CMAKE_BINARY_DIR}/nvcc-cache WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 600 PROCESSORS 2)
+endif()
