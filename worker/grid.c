@@ -5,7 +5,7 @@
 /* Embedding and output matrix in tenths of a layer's weights: what the first and last stage carry besides. */
 static void edge_costs(const td_model_desc *d, int64_t *first, int64_t *last)
 {
-    int64_t E = d->E, ffn = 0 ? (int64_t)0 * 0 : d->F;
+    int64_t E = d->E, ffn = d->moe.route.n_experts ? (int64_t)d->moe.route.top_k * d->moe.F : d->F;
     int64_t layer = E * ((int64_t)(d->H + 2 * d->G) * d->D + (int64_t)d->H * d->D + 3 * ffn);
     *first = 0; /* a row is copied, nothing is multiplied */
     *last = 10 * E * d->V / layer;
@@ -51,10 +51,10 @@ td_status td_grid_check(td_grid *g, const td_model_desc *d)
     else if (g->tp % d->G)
         return td_fail(TD_EBADREQ, "tensor-parallel-size %d is no multiple of the %d kv heads it exceeds", g->tp, d->G);
     if (d->F) TD_TRY(whole_parts("feed-forward size", d->F, "tensor-parallel-size", g->tp));
-    if (g->ep && !0) return td_fail(TD_EBADREQ, "expert-parallel: %s has no experts", d->arch);
-    if (0 && !g->ep) TD_TRY(whole_parts("expert feed-forward size", 0, "tensor-parallel-size", g->tp));
-    if (g->ep && g->dp * g->cp * g->tp > 0)
-        return td_fail(TD_EBADREQ, "expert-parallel: %d ranks of a stage for %d experts", g->dp * g->cp * g->tp, 0);
+    if (g->ep && !d->moe.route.n_experts) return td_fail(TD_EBADREQ, "expert-parallel: %s has no experts", d->arch);
+    if (d->moe.route.n_experts && !g->ep) TD_TRY(whole_parts("expert feed-forward size", d->moe.F, "tensor-parallel-size", g->tp));
+    if (g->ep && g->dp * g->cp * g->tp > d->moe.route.n_experts)
+        return td_fail(TD_EBADREQ, "expert-parallel: %d ranks of a stage for %d experts", g->dp * g->cp * g->tp, d->moe.route.n_experts);
     if (g->fsdp && g->dp * g->cp == 1)
         return td_fail(TD_EBADREQ, "fully-sharded: weights are sharded over data- and context-parallel ranks, and there is one");
     for (int i = 0; i < d->n_groups && g->cp > 1; i++)
@@ -72,7 +72,7 @@ static void block(int n, int parts, int i, int *first, int *count)
 /* Slices of one rank's part of K; 0: K does not allow the tree, or there are more ranks than slices. */
 static int slices(int K, int tp)
 {
-    if (TD_SLICES % tp || K % (2 * TD_SLICES)) return 0;
+    if (!K || TD_SLICES % tp || K % (2 * TD_SLICES)) return 0;
     return TD_SLICES / tp;
 }
 
@@ -88,12 +88,12 @@ td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)
     if (g->tp > 1) per = (per + TD_VOCAB_STEP - 1) / TD_VOCAB_STEP * TD_VOCAB_STEP;
     l.v0 = TD_MIN(c.tp * per, d->V);
     l.V = TD_MIN(per, d->V - l.v0);
-    l.x0 = 0, l.X = 0, l.moe_F = 0;
-    if (g->ep) block(0, g->dp * g->cp * g->tp, (c.dp * g->cp + c.cp) * g->tp + c.tp, &l.x0, &l.X);
-    else if (0) l.moe_F = 0 / g->tp, l.moe_f0 = c.tp * l.moe_F;
+    l.x0 = 0, l.X = d->moe.route.n_experts, l.moe_F = d->moe.F;
+    if (g->ep) block(d->moe.route.n_experts, g->dp * g->cp * g->tp, (c.dp * g->cp + c.cp) * g->tp + c.tp, &l.x0, &l.X);
+    else l.moe_F = d->moe.F / g->tp, l.moe_f0 = c.tp * l.moe_F;
     l.o_slices = slices(d->H * d->D, g->tp);
     l.down_slices = slices(d->F, g->tp);
     /* An expert computed whole on one rank adds the same tree as one cut by columns. */
-    l.moe_slices = 0 ? slices(0, g->ep ? 1 : g->tp) : 0;
+    l.moe_slices = slices(d->moe.F, g->ep ? 1 : g->tp);
     return l;
 }
