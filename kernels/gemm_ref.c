@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/gemm_ref.c - y = W x in double; weights row-major as stored.
- * Order per output: eight partial sums over k mod 8, then a fixed tree, whatever the number of rows. */
+ * Order per output (per slice): eight partial sums over k mod 8, then a fixed tree, whatever the number of
+ * rows. */
 #include "kernels/family.h"
 
 enum { COLS = 4 };
@@ -43,6 +44,24 @@ static double dot(const float *a, const float *b, int K)
     return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
+/* ((0 + 1) + (2 + 3)) + ... of n values, n a power of two; v is used up. */
+static float tree(float *v, int n)
+{
+    for (int step = 1; step < n; step *= 2)
+        for (int i = 0; i + step < n; i += 2 * step) v[i] = v[i] + v[i + step];
+    return v[0];
+}
+
+static float product(const td_weight *w, const float *row, const float *x, int n)
+{
+    if (w->slices <= 1) return (float)(dot(row, x, w->K) + (w->bias ? (double)w->bias[n] : 0.0));
+    float part[TD_MAX_SLICES];
+    int len = w->K / w->slices;
+    for (int s = 0; s < w->slices; s++) part[s] = (float)dot(row + s * len, x + s * len, len);
+    float v = tree(part, w->slices);
+    return w->bias ? v + w->bias[n] : v;
+}
+
 static void columns(void *arg, int i, int member)
 {
     const job *j = arg;
@@ -53,8 +72,7 @@ static void columns(void *arg, int i, int member)
         const char *row = (const char *)w->p + (size_t)n * (size_t)w->K * td_dtype_bytes(w->dtype);
         td_convert(wf, TD_F32, row, w->dtype, (size_t)w->K);
         for (int t = 0; t < j->T; t++) {
-            float v =
-                (float)(dot(wf, j->x + (size_t)t * j->ldx, w->K) + (w->bias ? (double)w->bias[n] : 0.0));
+            float v = product(w, wf, j->x + (size_t)t * j->ldx, n);
             float *y = j->y + (size_t)t * j->ldy + n;
             *y = j->add ? *y + v : v;
         }
@@ -66,6 +84,35 @@ static void linear(td_pool *pool, void *scratch, const td_weight *w, const float
 {
     job j = {scratch, td_round64((size_t)w->K * 4) / 4, w, x, y, ldx, ldy, T, add};
     td_pool_for(pool, (w->N + COLS - 1) / COLS, columns, &j);
+}
+
+typedef struct tree_job {
+    const float *parts, *bias;
+    float *y;
+    size_t part_stride, ld, ldy;
+    int n_parts, N;
+    bool add;
+} tree_job;
+
+static void tree_row(void *arg, int t, int member)
+{
+    (void)member;
+    const tree_job *j = arg;
+    float *y = j->y + (size_t)t * j->ldy, part[TD_MAX_SLICES];
+    for (int n = 0; n < j->N; n++) {
+        for (int i = 0; i < j->n_parts; i++)
+            part[i] = j->parts[(size_t)i * j->part_stride + (size_t)t * j->ld + (size_t)n];
+        float v = tree(part, j->n_parts);
+        if (j->bias) v = v + j->bias[n];
+        y[n] = j->add ? y[n] + v : v;
+    }
+}
+
+static void sum_tree(td_pool *pool, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
+                     const float *bias, float *y, size_t ldy, bool add)
+{
+    tree_job j = {parts, bias, y, part_stride, ld, ldy, n_parts, N, add};
+    td_pool_for(pool, T, tree_row, &j);
 }
 
 static size_t scratch_bytes(int max_rows, int max_K, int max_D, int n_threads)
@@ -83,4 +130,5 @@ void td_gemm_fill_ref(td_ops *t)
     t->pack = pack;
     t->scratch_bytes = scratch_bytes;
     t->linear = linear;
+    t->sum_tree = sum_tree;
 }

@@ -5,8 +5,9 @@
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
  *   GEMM_FILL   name of the fill function
- * An output is one chain over k pairs whatever the tile: the matrix law of ops.h. Loop order: panels (outer),
- * row blocks (inner); whole K in registers. */
+ * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
+ * slice in registers, the sums of finished subtrees wait on a small stack in L1. Loop order: panels (outer),
+ * row blocks (inner). */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd.h"
 #include "kernels/x86.h"
@@ -16,7 +17,8 @@ enum { NV_FULL = TD_PANEL / LANES, XD = NATIVE_DP ? 1 : 2, MAX_CHUNKS = 512 };
 typedef struct tile_arg {
     const uint32_t *a;     /* packed x: [steps][XD][MR] */
     const uint8_t *b;      /* panel: [steps][32] dwords, from the tile's first column */
-    size_t steps;
+    size_t steps;          /* of one slice */
+    int slices;
     float *c;
     size_t ldc;
     const float *bias;     /* or NULL */
@@ -32,12 +34,35 @@ TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
     vec_store(c, t->add ? vec_add(vec_load(c), s) : s);
 }
 
-TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
+enum { STACKED = 3 }; /* subtrees that wait at a time: log2(TD_MAX_SLICES) */
+
+/* Slice i is done: adds the subtrees that it completes, as a binary counter carries; lower slices on the left. */
+TD_INLINE float *fold(vec s[MR_MAX][NV_FULL], float *top, int i, bool last, const int MR, const int NV)
 {
-    vec s[MR_MAX][NV_FULL];
-    const uint32_t *a = t->a;
-    const uint8_t *b = t->b;
-    const char *next = t->prefetch;
+    TD_ONCE for (; i & 1; i >>= 1) {
+        top -= MR * NV * LANES;
+        TD_UNROLL for (int m = 0; m < MR; m++)
+            TD_UNROLL for (int v = 0; v < NV; v++)
+                s[m][v] = vec_add(vec_load(top + (m * NV + v) * LANES), s[m][v]);
+    }
+    if (last) return top;
+    TD_UNROLL for (int m = 0; m < MR; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) vec_store(top + (m * NV + v) * LANES, s[m][v]);
+    return top + MR * NV * LANES;
+}
+
+typedef struct cursor {
+    const uint32_t *a;
+    const uint8_t *b;
+    const char *next; /* prefetched */
+} cursor;
+
+/* One chain per output over the next t->steps pairs. */
+TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], const int MR, const int NV)
+{
+    const uint32_t *a = at->a;
+    const uint8_t *b = at->b;
+    const char *next = at->next;
     TD_UNROLL for (int m = 0; m < MR; m++)
         TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_zero();
     TD_ONCE for (size_t k = t->steps; k; k--) {
@@ -71,6 +96,19 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
         a += XD * MR;
         b += TD_PANEL * 4;
     }
+    *at = (cursor){a, b, next};
+}
+
+TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
+{
+    vec s[MR_MAX][NV_FULL];
+    float stack[STACKED * MR_MAX * NV_FULL * LANES] __attribute__((aligned(64))), *top = stack;
+    cursor at = {t->a, t->b, t->prefetch};
+    int i = 0;
+    do {
+        chain(t, &at, s, MR, NV);
+        top = fold(s, top, i, i + 1 == t->slices, MR, NV);
+    } while (++i < t->slices);
     TD_UNROLL for (int m = 0; m < MR; m++)
         TD_UNROLL for (int v = 0; v < NV; v++) finish(t, m, v, s[m][v]);
 }
@@ -96,10 +134,10 @@ static tile_fn *const tiles[] = {
 typedef struct gemm_job {
     const td_weight *w;
     const float *x;
-    size_t ldx, ldy, steps;
+    size_t ldx, ldy, steps; /* steps: all of K */
     float *y;
     uint32_t *packed;
-    int T, n_blocks, strips, pairs_per_strip;
+    int T, n_blocks, strips, pairs_per_strip, slices;
     bool add;
     int n_chunks, chunk[MAX_CHUNKS + 1]; /* first panel of each item */
 } gemm_job;
@@ -179,7 +217,8 @@ static void run_panel(const gemm_job *j, int p, const char *next)
     for (int b = 0; b < j->n_blocks; b++) {
         int row = block_row(j, b), rows = block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
         size_t ahead = (size_t)b * j->steps * step;
-        tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .steps = j->steps};
+        tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .slices = j->slices};
+        t.steps = j->steps / (size_t)j->slices;
         t.add = j->add && !ragged;
         t.prefetch = next && ahead < bytes ? next + ahead : NULL;
         t.prefetch_step = step;
@@ -231,6 +270,7 @@ static void linear(td_pool *pool, void *scratch, const td_weight *w, const float
     if (T <= 0) return;
     int members = td_pool_size(pool);
     gemm_job j = {.w = w, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .T = T, .add = add};
+    j.slices = w->slices > 1 ? w->slices : 1;
     j.steps = td_pairs(w->K);
     j.packed = scratch;
     j.n_blocks = (T + MR_MAX - 1) / MR_MAX;
@@ -245,6 +285,52 @@ static void linear(td_pool *pool, void *scratch, const td_weight *w, const float
     td_pool_for(pool, j.n_chunks, panels_item, &j);
 }
 
+/* ---- sums of several ranks' parts ---- */
+
+typedef struct tree_job {
+    const float *parts, *bias;
+    float *y;
+    size_t part_stride, ld, ldy;
+    int n_parts, N, rows, T;
+    bool add;
+} tree_job;
+
+TD_INLINE v16 tree_16(const tree_job *j, const float *p, int n)
+{
+    v16 v[TD_MAX_SLICES];
+    for (int i = 0; i < j->n_parts; i++)
+        v[i] = n >= 16 ? v16_load(p + (size_t)i * j->part_stride)
+                       : v16_load_n(p + (size_t)i * j->part_stride, n);
+    for (int step = 1; step < j->n_parts; step *= 2)
+        for (int i = 0; i + step < j->n_parts; i += 2 * step) v[i] = v16_add(v[i], v[i + step]);
+    return v[0];
+}
+
+static void tree_rows(void *arg, int item, int member)
+{
+    (void)member;
+    const tree_job *j = arg;
+    unsigned fp = td_fp_enter();
+    for (int t = item * j->rows; t < (item + 1) * j->rows && t < j->T; t++)
+        for (int n = 0; n < j->N; n += 16) {
+            int lanes = j->N - n;
+            float *y = j->y + (size_t)t * j->ldy + n;
+            v16 v = tree_16(j, j->parts + (size_t)t * j->ld + n, lanes);
+            if (j->bias) v = v16_add(v, v16_load_n(j->bias + n, lanes));
+            if (j->add) v = v16_add(v16_load_n(y, lanes), v);
+            v16_store_n(y, v, lanes);
+        }
+    td_fp_leave(fp);
+}
+
+static void sum_tree(td_pool *pool, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
+                     const float *bias, float *y, size_t ldy, bool add)
+{
+    tree_job j = {parts, bias, y, part_stride, ld, ldy, n_parts, N, 0, T, add};
+    j.rows = td_rows_per_item(T, (size_t)N * (size_t)n_parts);
+    td_pool_for(pool, (T + j.rows - 1) / j.rows, tree_rows, &j);
+}
+
 void GEMM_FILL(td_ops *t)
 {
     t->weight_dtype = TD_BF16;
@@ -255,4 +341,5 @@ void GEMM_FILL(td_ops *t)
     t->scratch_bytes = td_x86_scratch_bytes;
     t->embed_packed = td_panel_embed;
     t->linear = linear;
+    t->sum_tree = sum_tree;
 }

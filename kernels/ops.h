@@ -12,6 +12,11 @@
  * Matrix law of the x86 families (all of them, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
  *   per output one chain over k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0,
  *   odd K padded with zero; denormals are flushed. Bias is added after the chain, then the residual if `add`.
+ * Slices:  a weight with slices = S (td_slices_fit) has one such chain, starting at 0, for each of S equal runs
+ *   of K (ref: one sum in double, rounded to f32); the S sums are added in f32 by the balanced tree
+ *   ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), then the bias, then the residual. So a rank that holds slices
+ *   2..3 of 8 computes exactly that subtree with slices = 2 and no bias, and sum_tree over the ranks in order
+ *   gives the bits of one rank with slices = 8.
  * Shapes:  letters from tensor.h; activations are row-major f32 with a leading dimension in elements. Outputs
  *          do not alias inputs unless a comment says so.
  * Threads: one call at a time per td_pool; the call runs on the pool's members.
@@ -152,6 +157,10 @@ typedef struct td_ops {
     /* y = W x + bias; add: y += ... (the residual). */
     void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                    float *y, size_t ldy, bool add);
+    /* y = tree(parts) + bias; add: y += ... (slices, above). Part i, a [T, N] matrix, is at parts + i *
+     * part_stride with leading dimension ld; n_parts: a power of two up to TD_MAX_SLICES. */
+    void (*sum_tree)(td_pool *pool, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
+                     const float *bias, float *y, size_t ldy, bool add);
     void (*rope_append)(td_pool *pool, const td_rope_args *a);
     void (*attention)(td_pool *pool, void *scratch, const td_attn_args *a);
     void (*attn_merge)(td_pool *pool, const td_merge_args *a);

@@ -8,6 +8,7 @@
 #ifndef TD_KERNELS_TENSOR_H
 #define TD_KERNELS_TENSOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -44,7 +45,17 @@ typedef struct td_weight {
     td_dtype dtype;    /* of the packed elements */
     const void *p;     /* 64-byte aligned; td_ops.packed_bytes(N, K) bytes; borrowed (mapped image) */
     const float *bias; /* [N] or NULL; borrowed */
+    int slices;        /* 0 or 1: one sum over K; else K is cut into so many (ops.h, matrix law) */
 } td_weight;
+
+enum { TD_MAX_SLICES = 8 };
+
+/* May K be cut into S slices? S a power of two up to TD_MAX_SLICES, slices equal and of even length. */
+static inline bool td_slices_fit(int K, int S)
+{
+    if (S == 1) return true;
+    return (S == 2 || S == 4 || S == TD_MAX_SLICES) && K > 0 && K % (2 * S) == 0;
+}
 
 /* A row-major table [N, K] of any dtype, as stored in the checkpoint (embeddings when not tied). */
 typedef struct td_table {

@@ -209,6 +209,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
         {"tandem_worker_kv_bytes_sent_total", "counter", "KV bytes sent", 8},
         {"tandem_worker_kv_frames_bad_total", "counter", "KV frames that failed their check", 9},
         {"tandem_worker_step_seconds", "gauge", "Mean length of a step", 10},
+        {"tandem_worker_link_bytes_per_second", "gauge", "Best of the last shipments; 0: none yet", 11},
     };
     for (unsigned k = 0; k < TD_COUNT(rows); k++) {
         head(s, "", rows[k].name, rows[k].type, rows[k].help);
@@ -221,7 +222,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
                                 (double)h->step,         (double)h->prompt_rows,
                                 (double)h->decode_rows,  (double)h->preemptions,
                                 (double)h->bytes_sent,   (double)h->frames_bad,
-                                (double)h->step_us / 1e6};
+                                (double)h->step_us / 1e6, td_fleet_link(w)};
             char name[140];
             escape(name, sizeof name, w->name);
             td_buf_fmt(s->b, "%s{worker=\"%s\",role=\"%s\"} ", rows[k].name, name, role_name(w->role));

@@ -264,6 +264,7 @@ static td_place_worker row_of(const td_core *c, const td_request *r, const td_wo
         .max_seqs = w->max_seqs,
         .kv_used = w->kv_tokens ? (double)(w->kv_leased + need) / (double)w->kv_tokens : 0,
         .hit_tokens = hit_blocks * 16,
+        .link_bytes_per_s = td_fleet_link(w),
         .id = w->incarnation,
     };
 }

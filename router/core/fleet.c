@@ -174,6 +174,19 @@ bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, boo
     return true;
 }
 
+void td_fleet_shipped(td_worker *w, uint64_t bytes, int64_t us)
+{
+    if (bytes < TD_FLEET_LINK_BYTES || us <= 0) return;
+    w->link[w->n_links++ % TD_FLEET_LINK_SAMPLES] = (double)bytes * 1e6 / (double)us;
+}
+
+double td_fleet_link(const td_worker *w)
+{
+    double best = 0;
+    for (uint32_t i = 0; i < TD_FLEET_LINK_SAMPLES; i++) best = TD_MAX(best, w->link[i]);
+    return best;
+}
+
 void td_fleet_lose(td_worker *w, td_worker_state to, int64_t now_us)
 {
     w->state = to;

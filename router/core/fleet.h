@@ -23,6 +23,8 @@
 #include "common/wire/msg.h"
 #include "router/core/index.h"
 
+enum { TD_FLEET_LINK_SAMPLES = 8, TD_FLEET_LINK_BYTES = 64 << 10 /* smaller shipments say little */ };
+
 typedef struct td_request td_request;
 typedef struct td_worker td_worker;
 
@@ -61,6 +63,9 @@ struct td_worker {
     bool replaced;           /* DEAD, and a younger process has its name: of no interest any more */
     td_msg_heartbeat beat;   /* the last one */
     int64_t joined_us, beat_us, moved_us, pinged_us, hold_us, dead_us;
+    /* bytes/s of the last shipments, a ring */
+    double link[TD_FLEET_LINK_SAMPLES];
+    uint32_t n_links;        /* ever */
     td_lease *leases;
     uint32_t n_leases, seqs;
     uint64_t pending_tokens, kv_leased;
@@ -94,6 +99,11 @@ bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heart
 bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, bool *hung);
 /* How long a step may stand still: max(hang_us, 20 mean steps, 3 times the prompt chunk it may hold). */
 int64_t td_fleet_hang_us(const td_fleet *f, const td_worker *w);
+/* A shipment that this worker sent or received landed. */
+void td_fleet_shipped(td_worker *w, uint64_t bytes, int64_t us);
+/* bytes/s of its link, 0: not measured. A shipment may have waited for the compute, so each is a lower bound:
+ * the best of the last TD_FLEET_LINK_SAMPLES. */
+double td_fleet_link(const td_worker *w);
 void td_fleet_lose(td_worker *w, td_worker_state to, int64_t now_us);
 
 static inline bool td_worker_alive(const td_worker *w)

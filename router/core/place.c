@@ -22,12 +22,20 @@ static double decode_ms(const td_place_worker *w, const td_place_ask *a)
     return a->out_tokens * w->step_ms * (1 + fill) + w->step_ms * k / (1 - k);
 }
 
+/* Rule 4. */
+static double link_of(const td_place_worker *p, const td_place_worker *d, const td_place_ask *a)
+{
+    double x = p->link_bytes_per_s, y = d->link_bytes_per_s;
+    if (x > 0 && y > 0) return x < y ? x : y;
+    return x > 0 ? x : y > 0 ? y : a->link_bytes_per_s;
+}
+
 /* The prompt's pages follow the compute layer by layer: only what is slower than the compute is seen, and the
  * last layer. */
 static double transfer_ms(const td_place_worker *p, const td_place_worker *d, const td_place_ask *a)
 {
     double tokens = (double)a->tokens - (d->hit_tokens < a->tokens ? d->hit_tokens : a->tokens);
-    double ms = tokens * a->kv_bytes_per_token / a->link_bytes_per_s * 1e3;
+    double ms = tokens * a->kv_bytes_per_token / link_of(p, d, a) * 1e3;
     double hidden = prefill_ms(p, a);
     return ms > hidden ? ms - hidden : 0.1 * ms;
 }

@@ -13,6 +13,7 @@
  *               Usable but no room: WAIT.
  *            3. Equal cost within 2 %: by hash of (tie, worker), so that equal workers share and equal
  *               prompts stay together.
+ *            4. The link of a pair is as fast as its slower end, of those that were measured.
  * Threads:   pure. Limits: TD_INDEX_SLOTS workers. Source: reference notes, router G.3. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_CORE_PLACE_H
@@ -31,6 +32,7 @@ typedef struct td_place_worker {
     uint32_t seqs, max_seqs;    /* choices running or reserved */
     double kv_used;             /* fraction of KV tokens in use with this request added */
     uint32_t hit_tokens;        /* of this prompt, probably cached here */
+    double link_bytes_per_s;    /* as measured; 0: not yet */
     uint64_t id;
 } td_place_worker;
 
@@ -39,7 +41,7 @@ typedef struct td_place_ask {
     uint32_t n;                 /* choices */
     uint32_t out_tokens;        /* expected output */
     double kv_bytes_per_token;
-    double link_bytes_per_s;
+    double link_bytes_per_s;    /* where neither end was measured; > 0 */
     uint64_t tie;
 } td_place_ask;
 

@@ -42,7 +42,7 @@ typedef struct td_core_opts {
     uint32_t max_losses;           /* 5: workers a request may lose */
     uint32_t heartbeat_ms;         /* 250: told to workers */
     uint32_t index_entries;        /* 262144 */
-    double link_bytes_per_s;       /* 1.25e9: between workers, until measured */
+    double link_bytes_per_s;       /* 1.25e9: between workers that were not measured */
     int64_t dead_us;               /* 3 s without a beat */
     int64_t hang_us;               /* 5 s without a step */
     int64_t settle_us;             /* 2 s: the first request waits for the missing half of the fleet */

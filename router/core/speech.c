@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 enum { PIECE_MAX_BYTES = 64 << 10 /* text of one token */ };
+_Static_assert((int)TD_STOPPER_STRINGS >= (int)TD_MAX_STOP_STRINGS, "the API lets more strings through");
 
 typedef struct mouth { td_detok detok; td_stop_state stop; } mouth;
 

@@ -61,7 +61,7 @@ enum { POOL_BYTES = 256 << 20 };
 typedef struct gemm_bench {
     const td_ops *o;
     gemm_case c;
-    int M, copies;
+    int M, copies, slices;
     char *weights;
     void *scratch;
     float *x, *y;
@@ -72,7 +72,7 @@ static void gemm_call(void *arg, int i)
     gemm_bench *b = arg;
     size_t bytes = b->o->packed_bytes(b->c.N, b->c.K, TD_BF16);
     td_weight w = {b->c.N, b->c.K, b->o->packed_dtype(TD_BF16), b->weights + (size_t)(i % b->copies) * bytes,
-                   NULL};
+                   NULL, b->slices};
     b->o->linear(pool, b->scratch, &w, b->x, (size_t)b->c.K, b->M, b->y, (size_t)b->c.N, false);
 }
 

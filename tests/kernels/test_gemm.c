@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Matrix products of every family of this CPU: the matrix law bit for bit (x86), double within tolerance
- * (ref), row invariance. */
+ * (ref), row invariance, sums over slices of K as one rank and as several. */
 #include "tests/kernels/case_gemm.h"
 #include "tests/kernels/support.h"
 #if defined(__x86_64__)
@@ -30,7 +30,7 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     for (int n0 = 0; n0 < c.N; n0 += 32)
         o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
-    p.weight = (td_weight){c.N, c.K, o->packed_dtype(from), p.packed, p.bias};
+    p.weight = (td_weight){c.N, c.K, o->packed_dtype(from), p.packed, p.bias, 1};
     free(stored);
     return p;
 }
@@ -40,11 +40,11 @@ static void problem_close(problem *p)
     free(p->w), free(p->bias), free(p->x), free(p->packed), free(p->scratch);
 }
 
-/* The matrix law, one output at a time. */
-static float law(const problem *p, const float *x, int n, float old, bool add)
+/* One chain of the matrix law over [k0, k1). */
+static float chain(const problem *p, const float *x, int n, int k0, int k1)
 {
     float acc = 0;
-    for (int k = 0; k < p->K; k += 2) {
+    for (int k = k0; k < k1; k += 2) {
         float x0 = td_bf16_to_f32(td_f32_to_bf16(x[k])),
               w0 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k]));
         float x1 = 0, w1 = 0;
@@ -54,6 +54,18 @@ static float law(const problem *p, const float *x, int n, float old, bool add)
         }
         acc = fmaf(x0, w0, fmaf(x1, w1, acc));
     }
+    return acc;
+}
+
+/* The matrix law, one output at a time. */
+static float law(const problem *p, const float *x, int n, float old, bool add)
+{
+    float s[TD_MAX_SLICES] = {0}, acc;
+    int S = p->weight.slices, len = p->K / S;
+    for (int i = 0; i < S; i++) s[i] = chain(p, x, n, i * len, i + 1 < S ? (i + 1) * len : p->K);
+    if (S == 8) acc = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+    else if (S == 4) acc = (s[0] + s[1]) + (s[2] + s[3]);
+    else acc = S == 2 ? s[0] + s[1] : s[0];
     if (p->weight.bias) acc = acc + p->bias[n];
     return add ? old + acc : acc;
 }
@@ -97,9 +109,10 @@ static void restore(unsigned csr)
 
 /* Every M, add and no add, against the law (x86) or double (ref: half an ulp of f32, 1e-7 of the sum of
  * magnitudes). */
-static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
+static void values(const td_ops *o, gemm_case c, td_dtype from, float scale, int slices)
 {
     problem p = problem_open(o, c, from, scale);
+    p.weight.slices = slices;
     size_t ldy = (size_t)c.N + PAD;
     float *y = floats(MAX_M * ldy);
     for (int M = 1; M <= MAX_M; M++) {
@@ -117,15 +130,15 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
                     outside += add ? got != old : got == got;
                 } else if (is_ref(o)) {
                     double size, want = exact(&p, x, (int)n, old, add, &size);
-                    bad += !(fabs((double)got - want) <= 1e-7 * (size + fabs(want)) + 1e-44);
+                    bad += !(fabs((double)got - want) <= (slices > 1 ? 3e-7 : 1e-7) * (size + fabs(want)) + 1e-44);
                 } else {
                     float want = law(&p, x, (int)n, old, add);
                     bad += memcmp(&got, &want, 4) != 0;
                 }
             }
         if (!is_ref(o)) restore(csr);
-        T_OK(!bad, "%s N=%d K=%d M=%d scale %g: %d outputs differ", o->family, c.N, c.K, M, (double)scale,
-             bad);
+        T_OK(!bad, "%s N=%d K=%d M=%d slices %d scale %g: %d outputs differ", o->family, c.N, c.K, M, slices,
+             (double)scale, bad);
         T_OK(!outside, "%s N=%d K=%d M=%d: wrote outside", o->family, c.N, c.K, M);
     }
     free(y);
@@ -133,9 +146,10 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale)
 }
 
 /* Each row alone, at any place of any batch and by any team: the same bits. */
-static void invariance(const td_ops *o, gemm_case c)
+static void invariance(const td_ops *o, gemm_case c, int slices)
 {
     problem p = problem_open(o, c, TD_BF16, 1);
+    p.weight.slices = slices;
     size_t N = (size_t)c.N;
     float *alone = floats(MAX_M * N), *y = floats(MAX_M * N);
     for (int m = 0; m < MAX_M; m++)
@@ -149,6 +163,51 @@ static void invariance(const td_ops *o, gemm_case c)
         }
     free(alone), free(y);
     problem_close(&p);
+}
+
+/* Rank r of `ranks` computes its columns of K alone, into parts. */
+static void rank_part(const td_ops *o, const problem *p, int r, int ranks, int M, float *parts, size_t ld)
+{
+    int len = p->K / ranks;
+    float *w = floats((size_t)p->N * (size_t)len);
+    for (int n = 0; n < p->N; n++)
+        memcpy(w + (size_t)n * (size_t)len, p->w + (size_t)n * (size_t)p->K + (size_t)r * (size_t)len,
+               (size_t)len * 4);
+    void *packed = block_alloc(o->packed_bytes(p->N, len, TD_F32));
+    o->pack(packed, w, TD_F32, p->N, len, 0, p->N);
+    td_weight weight = {p->N, len, o->packed_dtype(TD_F32), packed, NULL, p->weight.slices / ranks};
+    o->linear(team(r % MAX_TEAM + 1), p->scratch, &weight, p->x + (size_t)r * (size_t)len, (size_t)p->K, M, parts,
+              ld, false);
+    free(w), free(packed);
+}
+
+/* One rank with all slices = 1, 2, 4 .. ranks with some each and the tree over their parts, bit for bit. */
+static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
+{
+    problem p = problem_open(o, c, TD_F32, 1);
+    size_t ld = (size_t)c.N + PAD, stride = (size_t)M * ld + 5, ldy = (size_t)c.N + 1;
+    float *want = floats((size_t)M * ldy), *y = floats((size_t)M * ldy), *parts = floats(8 * stride);
+    bool add = M % 2, bias = M % 3 != 0;
+    p.weight.slices = slices;
+    if (!bias) p.weight.bias = NULL;
+    for (size_t i = 0; i < (size_t)M * ldy; i++) want[i] = (float)(i % 7);
+    run(o, &p, 1, p.x, M, want, ldy, add);
+    for (int ranks = 1; ranks <= slices; ranks *= 2) {
+        for (int r = 0; r < ranks; r++) rank_part(o, &p, r, ranks, M, parts + (size_t)r * stride, ld);
+        for (size_t i = 0; i < (size_t)M * ldy; i++) y[i] = (float)(i % 7);
+        o->sum_tree(team(ranks % MAX_TEAM + 1), parts, stride, ranks, M, c.N, ld, p.weight.bias, y, ldy, add);
+        T_OK(!memcmp(y, want, (size_t)M * ldy * 4), "%s N=%d K=%d M=%d: %d slices on %d ranks", o->family, c.N,
+             c.K, M, slices, ranks);
+    }
+    free(want), free(y), free(parts);
+    problem_close(&p);
+}
+
+static void slices_fit(void)
+{
+    T_OK(td_slices_fit(7, 1) && td_slices_fit(16, 8) && td_slices_fit(8, 4) && td_slices_fit(12, 2));
+    T_OK(!td_slices_fit(24, 8) && !td_slices_fit(6, 2) && !td_slices_fit(12, 3) && !td_slices_fit(64, 16));
+    T_OK(!td_slices_fit(64, 0) && !td_slices_fit(64, -2) && !td_slices_fit(0, 2));
 }
 
 static void nan_stays(const td_ops *o)
@@ -186,15 +245,22 @@ int main(void)
     const td_ops *o;
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(gemm_odd); i++) {
-            values(o, gemm_odd[i], i % 3 == 0 ? TD_F32 : i % 3 == 1 ? TD_BF16 : TD_F16, 1);
+            values(o, gemm_odd[i], i % 3 == 0 ? TD_F32 : i % 3 == 1 ? TD_BF16 : TD_F16, 1, 1);
             if (i % 4 == 2)
-                values(o, gemm_odd[i], TD_F32, 1e-19f); /* products and sums around the smallest normal */
-            if (i % 4 == 3) values(o, gemm_odd[i], TD_F32, 1e-38f); /* denormal inputs */
-            if (i % 3 == 2) invariance(o, gemm_odd[i]);
+                values(o, gemm_odd[i], TD_F32, 1e-19f, 1); /* products and sums around the smallest normal */
+            if (i % 4 == 3) values(o, gemm_odd[i], TD_F32, 1e-38f, 1); /* denormal inputs */
+            if (i % 3 == 2) invariance(o, gemm_odd[i], 1);
         }
+        for (size_t i = 0; i < TD_COUNT(gemm_sliced); i++)
+            for (int slices = 2; slices <= TD_MAX_SLICES; slices *= 2) {
+                values(o, gemm_sliced[i], i % 2 ? TD_F32 : TD_BF16, slices == 4 ? 1e-19f : 1, slices);
+                if (i % 2) invariance(o, gemm_sliced[i], slices);
+                for (int M = 1; M < MAX_M; M += M < 14 ? 1 : 11) ranks_agree(o, gemm_sliced[i], slices, M);
+            }
         nan_stays(o);
         embed(o);
     }
+    slices_fit();
     const td_ops *best;
     T_EQ(td_ops_open("auto", &best), TD_OK);
     T_OK(best == td_ops_family(0) || !is_ref(best));

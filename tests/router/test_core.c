@@ -737,6 +737,27 @@ static void kill_decode_midstream(void)
     sim_close(s);
 }
 
+/* What landed tells how fast both ends are, whoever of them ended first. */
+static void link_of_a_shipment(void)
+{
+    hand h = open_hand((td_core_opts){0});
+    join(&h, 1, "p", TD_ROLE_PREFILL);
+    join(&h, 2, "d", TD_ROLE_DECODE);
+    uint64_t id = submit(&h, 20, 4, 1);
+    say_reserved(&h, 2, id, 1);
+    say_tokens(&h, 1, id, 1, 0, seven, 1, TD_FINISH_NONE);
+    say_ended(&h, 1, id, 1, TD_OK, "");
+    td_msg m = {.type = TD_MSG_SHIP_REPORT};
+    m.ship_report.key = (td_req_key){id, 1};
+    m.ship_report.landed = true;
+    m.ship_report.bytes = 1 << 20;
+    m.ship_report.transfer_us = 1000;
+    say(&h, 2, &m);
+    for (uint64_t i = 1; i <= 2; i++)
+        T_NEAR(td_fleet_link(td_fleet_find(td_core_fleet(h.c), i)), 1048576e3, 1);
+    close_hand(&h);
+}
+
 /* The last step: who is alive is told, and nothing is started any more. */
 static void leaving(void)
 {
@@ -759,6 +780,7 @@ int main(void)
 {
     normal_life();
     leaving();
+    link_of_a_shipment();
     first_token_ends();
     tokens_that_differ();
     log_already_complete();

@@ -156,6 +156,46 @@ static void transfer_hides(void)
            ms[0], 1e-6);
 }
 
+/* A measured end counts in place of the assumption, the slower of two; the slow decode worker is avoided. */
+static void link_is_measured(void)
+{
+    td_place_worker v[3] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2), w(TD_ROLE_DECODE, 3)};
+    td_place_ask a = {.tokens = 1000, .n = 1, .out_tokens = 20, .link_bytes_per_s = 1e9};
+    double none = td_place_choose(v, 2, &a).ms, got[3];
+    a.kv_bytes_per_token = 1e6; /* 1e9 bytes: a second, of which computing hides 100 ms */
+    static const double link[3][2] = {{0, 0}, {0, 2e9}, {4e9, 2e9}};
+    for (int i = 0; i < 3; i++) {
+        v[0].link_bytes_per_s = link[i][0];
+        v[1].link_bytes_per_s = link[i][1];
+        got[i] = td_place_choose(v, 2, &a).ms - none;
+    }
+    T_NEAR(got[0], 900, 1e-6);
+    T_NEAR(got[1], 400, 1e-6);
+    T_NEAR(got[2], 400, 1e-6);
+    v[0].link_bytes_per_s = 4e9;
+    for (int slow = 1; slow <= 2; slow++) {
+        v[slow].link_bytes_per_s = 1e9;
+        v[3 - slow].link_bytes_per_s = 3e9;
+        T_EQ(td_place_choose(v, 3, &a).decode, 3 - slow);
+    }
+}
+
+/* The best of the last eight; what is small or took no time says nothing. */
+static void link_samples(void)
+{
+    td_worker x = {0};
+    td_fleet_shipped(&x, TD_FLEET_LINK_BYTES - 1, 1);
+    td_fleet_shipped(&x, 1 << 20, 0);
+    T_NEAR(td_fleet_link(&x), 0, 0);
+    td_fleet_shipped(&x, 1000000, 1000);
+    td_fleet_shipped(&x, 1000000, 4000); /* waited for the compute */
+    T_NEAR(td_fleet_link(&x), 1e9, 1);
+    for (int i = 0; i < TD_FLEET_LINK_SAMPLES - 2; i++) td_fleet_shipped(&x, 1000000, 5000);
+    T_NEAR(td_fleet_link(&x), 1e9, 1);
+    td_fleet_shipped(&x, 1000000, 5000); /* the fast one is forgotten: the link has become slower */
+    T_NEAR(td_fleet_link(&x), 2.5e8, 1);
+}
+
 static void placement_mixed(void)
 {
     td_place_worker v[3] = {w(TD_ROLE_PREFILL, 1), w(TD_ROLE_DECODE, 2), w(TD_ROLE_MIXED, 3)};
@@ -321,6 +361,8 @@ int main(void)
     index_random();
     placement();
     transfer_hides();
+    link_is_measured();
+    link_samples();
     placement_mixed();
     ties_spread();
     states();
