@@ -88,6 +88,8 @@ typedef struct td_model_opts {
     const char *cache_dir;          /* NULL: no packed image on disk (anonymous memory) */
     void (*progress)(void *arg, const char *what, double fraction); /* may be NULL */
     void *arg;
+    const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */
+    int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
 } td_model_opts;
 
 /* Whether a kernel family can compute this model: the x86 families want head dimensions that are multiples of 16. open: else ENOSUP. */
@@ -102,7 +104,8 @@ size_t td_model_weight_bytes(const td_model *m);
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);
 
-/* Run one step. kv[g] for each group. logits: [step->n_logits, V] f32, caller's. on_layer(arg, layer) is
+/* Run this rank's part of one step; of several ranks, all run it. kv[g] for each group. logits: [step->n_logits, V] f32,
+ * caller's; complete on every rank of the last pipeline stage. on_layer(arg, layer) is
  * called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
  * EPROTO as td_model_check: nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,

@@ -19,7 +19,7 @@ typedef struct builder {
 static td_piece *add(builder *b, td_piece_kind kind, int K)
 {
     td_piece *e = &b->p->piece[b->p->n++];
-    *e = (td_piece){.kind = kind, .K = K};
+    *e = (td_piece){.kind = kind, .K = K, .src_K = K};
     return e;
 }
 
@@ -30,8 +30,25 @@ static void add_part(builder *b, td_piece *e, const char *name, const char *suff
         snprintf(part->name, sizeof part->name, "%s%s", name, suffix);
     else
         snprintf(part->name, sizeof part->name, "model.layers.%d.%s%s", b->layer, name, suffix);
-    part->rows = rows;
+    part->rows = part->src_rows = rows;
     e->N += rows;
+}
+
+/* Of the part added last, rows [row0, row0 + n) are taken. */
+static void take_rows(td_piece *e, int row0, int n)
+{
+    td_part *part = &e->part[e->n_parts - 1];
+    e->N += n - part->rows;
+    part->row0 = row0;
+    part->rows = n;
+}
+
+/* Columns [k0, k0 + K) of src_K are taken, in slices. */
+static void take_columns(td_piece *e, int k0, int src_K, int n_slices)
+{
+    e->k0 = k0;
+    e->src_K = src_K;
+    e->slices = n_slices;
 }
 
 static void add_norm(builder *b, const char *name, int rows, const float **to)
@@ -44,19 +61,28 @@ static void add_norm(builder *b, const char *name, int rows, const float **to)
 
 typedef struct named_rows {
     const char *name;
-    int rows;
+    int rows, row0, n; /* of the tensor; which are taken */
 } named_rows;
 
+static void add_parts(builder *b, td_piece *e, const named_rows *parts, int n, const char *suffix)
+{
+    for (int i = 0; i < n; i++) {
+        add_part(b, e, parts[i].name, suffix, parts[i].rows);
+        take_rows(e, parts[i].row0, parts[i].n);
+    }
+}
+
 /* A linear layer of up to three parts, and its bias. */
-static void add_linear(builder *b, const named_rows *parts, int n, int K, bool bias, td_weight *to)
+static td_piece *add_linear(builder *b, const named_rows *parts, int n, int K, bool bias, td_weight *to)
 {
     td_piece *e = add(b, TD_PIECE_MATRIX, K);
-    for (int i = 0; i < n; i++) add_part(b, e, parts[i].name, ".weight", parts[i].rows);
+    add_parts(b, e, parts, n, ".weight");
     e->weight = to;
-    if (!bias) return;
-    e = add(b, TD_PIECE_VECTOR, 1);
-    for (int i = 0; i < n; i++) add_part(b, e, parts[i].name, ".bias", parts[i].rows);
-    e->vector = &to->bias;
+    if (!bias) return e;
+    td_piece *v = add(b, TD_PIECE_VECTOR, 1);
+    add_parts(b, v, parts, n, ".bias");
+    v->vector = &to->bias;
+    return e;
 }
 
 /* ---- experts ---- */
@@ -100,13 +126,17 @@ static void add_expert_part(builder *b, td_piece *e, const expert_names *n, cons
 static void add_expert(builder *b, const expert_names *n, int i, td_moe *to)
 {
     const td_model_desc *d = b->p->desc;
-    int F = d->moe.F;
+    const td_local *l = &b->p->local;
+    int F = d->moe.F, rows = n->fused ? 2 * F : F;
     td_piece *e = add(b, TD_PIECE_MATRIX, d->E);
     e->read = TD_READ_EXPERT;
     e->weight = &to->gate_up[i];
-    add_expert_part(b, e, n, n->gate, i, n->fused ? 2 * F : F);
-    if (!n->fused) add_expert_part(b, e, n, n->up, i, F);
-    e = add(b, TD_PIECE_MATRIX, F);
+    add_expert_part(b, e, n, n->gate, i, rows);
+    take_rows(e, l->moe_f0, l->moe_F);
+    add_expert_part(b, e, n, n->fused ? n->gate : n->up, i, rows);
+    take_rows(e, l->moe_f0 + (n->fused ? F : 0), l->moe_F);
+    e = add(b, TD_PIECE_MATRIX, l->moe_F);
+    take_columns(e, l->moe_f0, F, l->moe_slices);
     e->read = TD_READ_EXPERT;
     e->weight = &to->down[i];
     add_expert_part(b, e, n, n->down, i, d->E);
@@ -120,7 +150,7 @@ static void add_experts(builder *b, td_layer *l)
     snprintf(router, sizeof router, "%s.gate", n.block);
     add_part(b, e, router, ".weight", b->p->desc->moe.route.n_experts);
     e->table = &l->moe.router;
-    for (int i = 0; i < b->p->desc->moe.route.n_experts; i++) add_expert(b, &n, i, &l->moe);
+    for (int i = b->p->local.x0; i < b->p->local.x0 + b->p->local.X; i++) add_expert(b, &n, i, &l->moe);
 }
 
 /* ---- the list ---- */
@@ -128,25 +158,27 @@ static void add_experts(builder *b, td_layer *l)
 static void add_layer(builder *b, td_layer *l)
 {
     const td_model_desc *d = b->p->desc;
-    const named_rows qkv[] = {{"self_attn.q_proj", d->H * d->D},
-                              {"self_attn.k_proj", d->G * d->D},
-                              {"self_attn.v_proj", d->G * d->D}};
-    const named_rows o[] = {{"self_attn.o_proj", d->E}}, down[] = {{"mlp.down_proj", d->E}};
-    const named_rows gate_up[] = {{"mlp.gate_proj", d->F}, {"mlp.up_proj", d->F}};
+    const td_local *m = &b->p->local;
+    int D = d->D;
+    const named_rows qkv[] = {{"self_attn.q_proj", d->H * D, m->h0 * D, m->H * D},
+                              {"self_attn.k_proj", d->G * D, m->g0 * D, m->G * D},
+                              {"self_attn.v_proj", d->G * D, m->g0 * D, m->G * D}};
+    const named_rows o[] = {{"self_attn.o_proj", d->E, 0, d->E}}, down[] = {{"mlp.down_proj", d->E, 0, d->E}};
+    const named_rows gate_up[] = {{"mlp.gate_proj", d->F, m->f0, m->F}, {"mlp.up_proj", d->F, m->f0, m->F}};
     add_norm(b, "input_layernorm", d->E, &l->attn_norm);
     add_linear(b, qkv, 3, d->E, d->qkv_bias, &l->qkv);
     if (d->qk_norm) {
         add_norm(b, "self_attn.q_norm", d->D, &l->q_norm);
         add_norm(b, "self_attn.k_norm", d->D, &l->k_norm);
     }
-    add_linear(b, o, 1, d->H * d->D, d->o_bias, &l->o);
+    take_columns(add_linear(b, o, 1, m->H * D, d->o_bias, &l->o), m->h0 * D, d->H * D, m->o_slices);
     add_norm(b, "post_attention_layernorm", d->E, &l->ffn_norm);
     if (d->layer[b->layer].moe) {
         add_experts(b, l);
         return;
     }
     add_linear(b, gate_up, 2, d->E, d->mlp_bias, &l->gate_up);
-    add_linear(b, down, 1, d->F, d->mlp_bias, &l->down);
+    take_columns(add_linear(b, down, 1, m->F, d->mlp_bias, &l->down), m->f0, d->F, m->down_slices);
 }
 
 static int moe_layers(const td_model_desc *d)
@@ -178,18 +210,20 @@ void td_weights_close(td_weights *w)
 static void build(td_plan *p, td_weights *w)
 {
     const td_model_desc *d = p->desc;
+    const td_local *m = &p->local;
     builder b = {p, -1};
-    if (!d->tied) {
+    if (!d->tied && m->first) {
         td_piece *e = add(&b, TD_PIECE_TABLE, d->E);
-        add_part(&b, e, "model.embed_tokens", ".weight", d->V);
-        e->table = &w->table;
         e->read = TD_READ_LOOKUP;
+        add_part(&b, e, "model.embed_tokens", ".weight", d->V);
+        take_rows(e, m->v0, m->V);
+        e->table = &w->table;
     }
-    for (b.layer = 0; b.layer < d->L; b.layer++) add_layer(&b, &w->layer[b.layer]);
+    for (b.layer = m->layer0; b.layer < m->layer1; b.layer++) add_layer(&b, &w->layer[b.layer]);
     b.layer = -1;
-    add_norm(&b, "model.norm", d->E, &w->final_norm);
-    const named_rows head[] = {{d->tied ? "model.embed_tokens" : "lm_head", d->V}};
-    add_linear(&b, head, 1, d->E, false, &w->head);
+    if (m->last) add_norm(&b, "model.norm", d->E, &w->final_norm);
+    const named_rows head[] = {{d->tied ? "model.embed_tokens" : "lm_head", d->V, m->v0, m->V}};
+    if (m->last || (d->tied && m->first)) add_linear(&b, head, 1, d->E, false, &w->head);
 }
 
 /* ---- binding to the files ---- */
@@ -201,9 +235,9 @@ static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t,
     for (int i = 0, n = 0; i < t->rank; i++)
         n += snprintf(got + n, sizeof got - (size_t)n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
     char want[60];
-    if (e->kind == TD_PIECE_VECTOR) snprintf(want, sizeof want, "%d", part->rows);
-    else if (part->of) snprintf(want, sizeof want, "%d, %d, %d", part->of, part->rows, e->K);
-    else snprintf(want, sizeof want, "%d, %d", part->rows, e->K);
+    if (e->kind == TD_PIECE_VECTOR) snprintf(want, sizeof want, "%d", part->src_rows);
+    else if (part->of) snprintf(want, sizeof want, "%d, %d, %d", part->of, part->src_rows, e->src_K);
+    else snprintf(want, sizeof want, "%d, %d", part->src_rows, e->src_K);
     return td_fail(TD_EPROTO, "%s: tensor \"%.200s\" has shape [%s], config.json makes it [%s]",
                    td_safetensors_file(files, t->file), t->name, got, want);
 }
@@ -211,16 +245,17 @@ static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t,
 static bool has_shape(const td_st_tensor *t, const td_piece *e, const td_part *part)
 {
     const int64_t *s = t->shape;
-    if (e->kind == TD_PIECE_VECTOR) return t->rank == 1 && s[0] == part->rows;
+    if (e->kind == TD_PIECE_VECTOR) return t->rank == 1 && s[0] == part->src_rows;
     if (part->of)
-        return t->rank == 3 && s[0] == part->of && s[1] == part->rows && s[2] == e->K;
-    return t->rank == 2 && s[0] == part->rows && s[1] == e->K;
+        return t->rank == 3 && s[0] == part->of && s[1] == part->src_rows && s[2] == e->src_K;
+    return t->rank == 2 && s[0] == part->src_rows && s[1] == e->src_K;
 }
 
 const uint8_t *td_piece_data(const td_piece *e, int part)
 {
     const td_part *p = &e->part[part];
-    return p->src->data + (size_t)p->index * (size_t)p->rows * (size_t)e->K * td_dtype_bytes(e->from);
+    size_t row = (size_t)p->index * (size_t)p->src_rows + (size_t)p->row0;
+    return p->src->data + (row * (size_t)e->src_K + (size_t)e->k0) * td_dtype_bytes(e->from);
 }
 
 static td_status bind_part(td_plan *p, td_piece *e, int i)
@@ -297,7 +332,7 @@ static void bind_dummy(td_plan *p)
  * packed order is the stored one. */
 static bool usable_as_stored(const td_plan *p, const td_piece *e)
 {
-    if (!e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1) return false;
+    if (!e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1 || e->K != e->src_K) return false;
     if (e->read != TD_READ_LOOKUP && strcmp(p->ops->family, "ref")) return false;
     return (uintptr_t)td_piece_data(e, 0) % td_dtype_bytes(e->from) == 0;
 }
@@ -321,12 +356,12 @@ static void place(td_plan *p)
     p->image_bytes = at;
 }
 
-td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files,
-                       td_weights *w)
+td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_local *local, const td_ops *ops,
+                       const td_safetensors *files, td_weights *w)
 {
     size_t most = (size_t)d->L * PIECES_PER_LAYER + PIECES_AROUND +
                   (size_t)moe_layers(d) * (size_t)d->moe.route.n_experts * PIECES_PER_EXPERT;
-    *p = (td_plan){.desc = d, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece)};
+    *p = (td_plan){.desc = d, .local = *local, .ops = ops, .files = files, .piece = td_xalloc(most * sizeof *p->piece)};
     open_experts(d, w);
     build(p, w);
     TD_CHECK(p->n <= most);
@@ -354,14 +389,15 @@ td_h128 td_plan_digest(const td_plan *p)
 {
     typedef struct fact {
         uint64_t offset, bytes;
-        int32_t kind, N, K, from, to, as_stored;
+        int32_t kind, N, K, from, to, as_stored, row0, k0;
     } fact;
     const td_hkey key = {0x74616e64656d2d70ull, 0x6c616e2d30303031ull};
     fact *facts = td_xalloc(p->n * sizeof *facts);
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
         facts[i] = (fact){e->offset, e->bytes,         (int32_t)e->kind, e->N,
-                          e->K,      (int32_t)e->from, (int32_t)e->to,   e->as_stored};
+                          e->K,      (int32_t)e->from, (int32_t)e->to,   e->as_stored,
+                          e->part[0].row0, e->k0};
     }
     td_h128 h = td_siphash128(key, facts, p->n * sizeof *facts);
     free(facts);

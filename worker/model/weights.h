@@ -11,8 +11,12 @@
  *               with one line for all.
  *            3. Parts used as stored (the ref family where nothing is joined; the untied embedding table)
  *               have no bytes in the image.
- *            4. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
- *               family's layout only.
+ *            4. A rank's matrices are rows [row0, row0 + rows) and columns [k0, k0 + K) of the stored ones; vectors
+ *               that all ranks of a row-parallel matrix add after their sum (its bias) are whole.
+ *            5. A dummy's values depend on name, row and column alone: parts of it are parts of one model.
+ *            6. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
+ *               family's layout
+ *               and the part only.
  *            5. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of their own
  *               (experts.N.{w1,w3,w2} or .{gate,up,down}_proj) or, as transformers 5 keeps them in memory, one tensor
  *               of all: experts.gate_up_proj [n, 2F, E], experts.down_proj [n, E, F]; which, is seen per layer.
@@ -23,6 +27,7 @@
 #define TD_WORKER_MODEL_WEIGHTS_H
 
 #include "common/hash.h"
+#include "worker/grid.h"
 #include "worker/model/model.h"
 #include "worker/model/safetensors.h"
 
@@ -52,8 +57,9 @@ typedef enum { TD_READ_ALWAYS, TD_READ_LOOKUP, TD_READ_EXPERT } td_piece_read;
 
 typedef struct td_part {
     char name[112];
-    int rows;
-    int index, of; /* of > 0: matrix `index` of a tensor [of, rows, K] of all experts */
+    int rows;           /* that are taken, from row0 */
+    int row0, src_rows; /* src_rows: of the stored matrix or vector */
+    int index, of; /* of > 0: matrix `index` of a tensor [of, src_rows, src_K] of all experts */
     const td_st_tensor *src;
 } td_part;
 
@@ -61,6 +67,8 @@ typedef struct td_piece {
     td_piece_kind kind;
     td_piece_read read;
     int N, K, n_parts; /* vector: K = 1 */
+    int k0, src_K;     /* the K columns from k0 are taken of src_K that are stored */
+    int slices;        /* of K, as td_weight.slices */
     td_part part[3];
     td_dtype from, to;    /* as stored; as packed */
     bool as_stored;       /* read straight from the file */
@@ -73,6 +81,7 @@ typedef struct td_piece {
 
 typedef struct td_plan {
     const td_model_desc *desc;
+    td_local local; /* the part of the model that is planned */
     const td_ops *ops;
     td_piece *piece;
     size_t n, image_bytes;
@@ -81,13 +90,13 @@ typedef struct td_plan {
 
 typedef void td_progress_fn(void *arg, const char *what, double fraction);
 
-/* files NULL: a dummy model of desc->dtype. The pointers of w are filled by attach; w is zeroed before and
- * closed after use, also on error. */
-td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, const td_safetensors *files,
-                       td_weights *w);
+/* files NULL: a dummy model of desc->dtype. local: whose part. The pointers of w are filled by attach; w is zeroed
+ * before and closed after use, also on error. */
+td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_local *local, const td_ops *ops,
+                       const td_safetensors *files, td_weights *w);
 void td_plan_close(td_plan *p);
 void td_weights_close(td_weights *w);
-const uint8_t *td_piece_data(const td_piece *e, int part); /* first byte of a bound part */
+const uint8_t *td_piece_data(const td_piece *e, int part); /* first byte of a bound part: row row0, column k0 */
 td_h128 td_plan_digest(const td_plan *p);  /* of every offset, size and dtype */
 bool td_plan_uses_files(const td_plan *p); /* some piece is read as stored */
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg);

@@ -15,7 +15,6 @@ typedef struct fill_job {
     int strip;             /* rows */
     const uint8_t *random; /* dummy: this many elements of e->from */
     size_t n_random;
-    uint64_t salt;
 } fill_job;
 
 static size_t row_bytes(const td_piece *e)
@@ -36,14 +35,41 @@ static void pack_rows(const fill_job *j, const void *rows, int n0, int n1)
     j->p->ops->pack(j->dst, base, e->from, e->N, e->K, n0, n1);
 }
 
+/* Rows [a, b) from `from`, whose rows lie src_K apart. */
+static void copy_rows(const td_piece *e, const uint8_t *from, int a, int b, uint8_t *to)
+{
+    size_t pitch = (size_t)e->src_K * td_dtype_bytes(e->from), n = row_bytes(e);
+    if (pitch == n) {
+        memcpy(to, from + (size_t)a * n, (size_t)(b - a) * n);
+        return;
+    }
+    for (int i = a; i < b; i++, to += n) memcpy(to, from + (size_t)i * pitch, n);
+}
+
+/* A dummy's rows: each begins at a place of its own in the random values. */
+static void gather_random(const fill_job *j, int n0, int n1, uint8_t *out)
+{
+    const td_piece *e = j->e;
+    size_t unit = td_dtype_bytes(e->from), room = j->n_random - (size_t)e->src_K;
+    int first = 0;
+    for (int i = 0; i < e->n_parts; first += e->part[i++].rows) {
+        const td_part *p = &e->part[i];
+        uint64_t salt = (uint64_t)p->index;
+        for (const char *c = p->name; *c; c++) salt = td_mix64(salt ^ (uint64_t)(unsigned char)*c);
+        for (int r = TD_MAX(n0, first); r < TD_MIN(n1, first + p->rows); r++) {
+            uint64_t row = td_mix64(salt ^ td_mix64((uint64_t)(p->row0 + r - first) + 1));
+            memcpy(out + (size_t)(r - n0) * row_bytes(e), j->random + (row % (room + 1) + (size_t)e->k0) * unit, row_bytes(e));
+        }
+    }
+}
+
 static void gather(const td_piece *e, int n0, int n1, uint8_t *out)
 {
     int first = 0;
     for (int i = 0; i < e->n_parts; i++) {
         int a = TD_MAX(n0, first), b = TD_MIN(n1, first + e->part[i].rows);
         if (a < b)
-            memcpy(out + (size_t)(a - n0) * row_bytes(e),
-                   td_piece_data(e, i) + (size_t)(a - first) * row_bytes(e), (size_t)(b - a) * row_bytes(e));
+            copy_rows(e, td_piece_data(e, i), a - first, b - first, out + (size_t)(a - n0) * row_bytes(e));
         first += e->part[i].rows;
     }
 }
@@ -52,6 +78,7 @@ static void gather(const td_piece *e, int n0, int n1, uint8_t *out)
 static const uint8_t *stored_rows(const td_piece *e, int n0, int n1)
 {
     int first = 0;
+    if (e->K != e->src_K) return NULL;
     for (int i = 0; i < e->n_parts; first += e->part[i++].rows) {
         if (n0 < first || n1 > first + e->part[i].rows) continue;
         const uint8_t *p = td_piece_data(e, i) + (size_t)(n0 - first) * row_bytes(e);
@@ -66,19 +93,14 @@ static void fill_strip(void *arg, int i, int member)
     const td_piece *e = j->e;
     (void)member;
     int n0 = i * j->strip, n1 = TD_MIN(n0 + j->strip, e->N);
-    if (j->random) {
-        size_t room = j->n_random - (size_t)(n1 - n0) * (size_t)e->K;
-        size_t at = td_mix64(j->salt + (uint64_t)i) % (room + 1);
-        pack_rows(j, j->random + at * td_dtype_bytes(e->from), n0, n1);
-        return;
-    }
-    const uint8_t *rows = stored_rows(e, n0, n1);
+    const uint8_t *rows = j->random ? NULL : stored_rows(e, n0, n1);
     if (rows) {
         pack_rows(j, rows, n0, n1);
         return;
     }
     uint8_t *tmp = td_xalloc((size_t)(n1 - n0) * row_bytes(e));
-    gather(e, n0, n1, tmp);
+    if (j->random) gather_random(j, n0, n1, tmp);
+    else gather(e, n0, n1, tmp);
     pack_rows(j, tmp, n0, n1);
     free(tmp);
 }
@@ -94,17 +116,21 @@ static void fill_vector(const td_piece *e, bool dummy, uint8_t *dst)
     float *out = (float *)(void *)dst;
     for (int i = 0; i < e->N && dummy; i++) out[i] = e->dummy;
     for (int i = 0; i < e->n_parts && !dummy; out += e->part[i++].rows) {
-        td_status st = td_st_read_f32(e->part[i].src, out, (size_t)e->part[i].rows);
+        const td_part *part = &e->part[i];
+        float *all = td_xalloc((size_t)part->src_rows * sizeof *all);
+        td_status st = td_st_read_f32(part->src, all, (size_t)part->src_rows);
         TD_CHECK(st == TD_OK); /* dtype and shape were checked by bind */
+        memcpy(out, all + part->row0, (size_t)part->rows * sizeof *all);
+        free(all);
     }
 }
 
-/* Enough for the largest strip, and a multiple of 1024. */
+/* The same for every part of the model: several times its longest row, and a multiple of 1024. */
 static size_t random_elements(const td_plan *p)
 {
-    size_t n = RANDOM_ELEMENTS;
-    for (size_t i = 0; i < p->n; i++) n = TD_MAX(n, (size_t)strip_rows(&p->piece[i]) * (size_t)p->piece[i].K);
-    return (n + 1023) / 1024 * 1024;
+    const td_model_desc *d = p->desc;
+    size_t longest = (size_t)TD_MAX(TD_MAX(d->E, d->H * d->D), TD_MAX(d->F, d->moe.F));
+    return (TD_MAX((size_t)RANDOM_ELEMENTS, 4 * longest) + 1023) / 1024 * 1024;
 }
 
 /* Uniform with a standard deviation of 0.02, as the benchmark checkpoints have. */
@@ -120,11 +146,13 @@ static uint8_t *random_values(td_dtype t, size_t n)
     return p;
 }
 
-/* Of a tensor of all experts only this one's part: the next expert is still to be read. */
+/* Of a tensor only what was read: the next expert, or column, is still to come. */
 static void drop_part(const td_piece *e, int k)
 {
     const td_part *part = &e->part[k];
-    td_safetensors_drop(td_piece_data(e, k), part->of ? (size_t)part->rows * row_bytes(e) : part->src->bytes);
+    if (!part->rows) return;
+    size_t elements = (size_t)(part->rows - 1) * (size_t)e->src_K + (size_t)e->K;
+    td_safetensors_drop(td_piece_data(e, k), elements * td_dtype_bytes(e->from));
 }
 
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg)
@@ -138,7 +166,7 @@ void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_f
         if (e->kind == TD_PIECE_VECTOR)
             fill_vector(e, !p->files, image + e->offset);
         else {
-            fill_job j = {p, e, image + e->offset, strip_rows(e), random, n_random, (uint64_t)i << 32};
+            fill_job j = {p, e, image + e->offset, strip_rows(e), random, n_random};
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
         for (int k = 0; k < e->n_parts && p->files; k++)
