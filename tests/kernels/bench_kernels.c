@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|attn|rows|sample|all]
+/* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|slices|attn|rows|sample|all]
  * [threads] [part of the name] Each line: best of many short calls; bytes and flops; share of the roofline
  * max(bytes / read stream, flops / dot product loop), the two limits being measured right before the group
  * (the machine's bandwidth changes by the minute). */
@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <time.h>
 
 static probe limits;
 static td_pool *pool;
@@ -76,7 +77,7 @@ static void gemm_call(void *arg, int i)
     b->o->linear(pool, b->scratch, &w, b->x, (size_t)b->c.K, b->M, b->y, (size_t)b->c.N, false);
 }
 
-static void bench_gemm(const td_ops *o)
+static gemm_bench gemm_open(const td_ops *o)
 {
     gemm_bench b = {.o = o,
                     .weights = huge_alloc(POOL_BYTES),
@@ -88,6 +89,59 @@ static void bench_gemm(const td_ops *o)
     for (int i = 0; i < 4096; i++) values[i] = td_f32_to_bf16(rnd_float(&seed, 1));
     for (size_t i = 0; i < POOL_BYTES; i += sizeof values) memcpy(b.weights + i, values, sizeof values);
     rnd_fill(b.x, 512 * 8192, 8, 1);
+    return b;
+}
+
+static void gemm_close(gemm_bench *b)
+{
+    free(b->weights), free(b->x), free(b->y), free(b->scratch);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Processor time: what another program's turn on the CPU does not touch. */
+static double cpu_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Eight slices of K against one chain, call by call in turn, where ranks add: o_proj and down_proj of 1b. One
+ * thread: processor time. */
+static void bench_slices(const td_ops *o)
+{
+    enum { CALLS = 4000 };
+    static double t[2][CALLS];
+    double (*now)(void) = td_pool_size(pool) == 1 ? cpu_now : probe_now;
+    gemm_bench b = gemm_open(o);
+    for (size_t c = 0; c < 2; c++)
+        for (b.M = 1; b.M <= 512; b.M = b.M == 1 ? 8 : b.M * 64) {
+            int n = 0;
+            b.c = (gemm_case){2048, c ? 8192 : 2048};
+            b.copies = (int)(POOL_BYTES / o->packed_bytes(b.c.N, b.c.K, TD_BF16));
+            for (double until = probe_now() + (b.M > 8 ? 40 : 10) * budget_s; n < 8 || (n < CALLS && probe_now() < until); n++)
+                for (int s = 0; s < 2; s++) {
+                    b.slices = s ? 8 : 1;
+                    double from = now();
+                    gemm_call(&b, 2 * n + s);
+                    t[s][n] = now() - from;
+                }
+            for (int s = 0; s < 2; s++) qsort(t[s], (size_t)n, sizeof t[s][0], by_value);
+            printf("N=%d K=%d M=%-3d  one chain: least %8.1f quartile %8.1f us   8 slices: %+5.2f %% %+5.2f %%\n",
+                   b.c.N, b.c.K, b.M, t[0][0] * 1e6, t[0][n / 4] * 1e6, 100 * (t[1][0] / t[0][0] - 1),
+                   100 * (t[1][n / 4] / t[0][n / 4] - 1));
+        }
+    gemm_close(&b);
+}
+
+static void bench_gemm(const td_ops *o)
+{
+    gemm_bench b = gemm_open(o);
     for (size_t c = 0; c < TD_COUNT(gemm_model); c++) {
         b.c = gemm_model[c];
         size_t bytes = o->packed_bytes(b.c.N, b.c.K, TD_BF16);
@@ -101,7 +155,7 @@ static void bench_gemm(const td_ops *o)
             line(title, best_of(gemm_call, &b), (double)bytes, 2.0 * b.M * b.c.N * b.c.K);
         }
     }
-    free(b.weights), free(b.x), free(b.y), free(b.scratch);
+    gemm_close(&b);
 }
 
 /* ---- attention: many layers of one context, so that decode reads its KV from memory ---- */
@@ -297,6 +351,7 @@ int main(int argc, char **argv)
         td_pool_for(pool, 2 * td_pool_size(pool), pin_member, &pinned);
     bool all = !strcmp(what, "all");
     if (all || !strcmp(what, "gemm")) bench_gemm(o);
+    if (all || !strcmp(what, "slices")) bench_slices(o);
     if (all || !strcmp(what, "attn")) bench_attn(o, 16), bench_attn(o, 64);
     if (all || !strcmp(what, "rows")) bench_rows(o);
     if (all || !strcmp(what, "sample")) bench_sample(o);
