@@ -109,7 +109,7 @@ static void copy_pages(td_exec *x, const td_step *s)
     const td_step_copy *c = td_step_copies(s);
     for (uint32_t i = 0; i < s->n_copies; i++) {
         const td_kv *kv = &x->kv[c[i].group];
-        int n_slots = td_model_slots(x->o.model, (int)c[i].group);
+        int n_slots = td_model_groups(x->o.model)[c[i].group].n_slots;
         for (int k = 0; k < n_slots; k++)
             memcpy(td_kv_page(kv, k, c[i].to), td_kv_page(kv, k, c[i].from), td_kv_page_bytes(kv));
     }
@@ -173,7 +173,7 @@ td_status td_exec_submit(td_exec *x, const td_step *step)
     room_for(x, step->n_samples);
     TD_TRY(compute(x, step));
     size_t hidden_bytes = 0;
-    const void *hidden = td_model_hidden(x->o.model, step, &hidden_bytes);
+    const void *hidden = td_model_hidden(x->o.model, step, x->kv, &hidden_bytes);
     TD_TRY(pass_on(x, h, step, hidden, hidden_bytes));
     slot *f = &x->flight[at];
     free(f->logits);
@@ -255,7 +255,7 @@ static td_status hear_payload(td_exec *x, head h)
     TD_TRY(td_coll_recv(r->pp, r->at.pp - 1, p, h.bytes + h.hidden));
     if (h.kind != STEP) return TD_OK;
     size_t want = 0;
-    void *hidden = td_model_hidden(x->o.model, (const td_step *)(const void *)p, &want);
+    void *hidden = td_model_hidden(x->o.model, (const td_step *)(const void *)p, x->kv, &want);
     if (h.hidden != want) return td_fail(TD_EPROTO, "%zu bytes of hidden rows, not %zu", (size_t)h.hidden, want);
     memcpy(hidden, p + h.bytes, want);
     return TD_OK;
@@ -267,7 +267,7 @@ static td_status do_step(td_exec *x, head h)
     if (h.bytes < sizeof *step || step->bytes != h.bytes) return td_fail(TD_EPROTO, "a step of %u bytes", h.bytes);
     TD_TRY(compute(x, step));
     size_t bytes = 0;
-    const void *hidden = td_model_hidden(x->o.model, step, &bytes);
+    const void *hidden = td_model_hidden(x->o.model, step, x->kv, &bytes);
     TD_TRY(pass_on(x, h, step, hidden, bytes));
     room_for(x, step->n_samples);
     return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;

@@ -59,15 +59,20 @@ td_status td_model_check(const td_model *m, const td_step *s, const td_kv *kv)
     (void)m, (void)s, (void)kv;
     return TD_OK;
 }
-void *td_model_hidden(td_model *m, const td_step *s, size_t *bytes)
+void *td_model_hidden(td_model *m, const td_step *s, const td_kv *kv, size_t *bytes)
 {
-    (void)s;
+    (void)s, (void)kv;
     *bytes = 0;
     return m;
 }
-int td_model_slots(const td_model *m, int group)
+const td_group_desc *td_model_groups(const td_model *m)
 {
-    return m->desc.group[group].n_slots;
+    return m->desc.group;
+}
+td_kvmap td_model_kvmap(const td_model *m)
+{
+    (void)m;
+    return (td_kvmap){0, 1};
 }
 
 static inline uint32_t *fake_slot(const td_kv *kv, int slot, const int32_t *pages, uint32_t pos, int which)

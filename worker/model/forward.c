@@ -1,135 +1,146 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/forward.c - the one forward pass.
+/* worker/model/forward.c - the one forward pass, of one rank.
  *
  *   x = embed(ids);  per layer: x += o(attention(rope(qkv(norm(x)))));  x += down(silu(gate) * up) of
  * norm(x);  logits = head(norm(x))
  *
- * or, in a layer with experts, x += their weighted sum (moe.c).
+ * or, in a layer with experts, x += their weighted sum (moe.c). A rank has its layers, its heads and columns, its rows of
+ * the step and its tokens' keys; where it needs the others, share.h says what is exchanged. With one rank nothing is.
  *
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
-#include "worker/model/model_int.h"
+#include "worker/model/share.h"
 #include <string.h>
 
 typedef struct forward {
     td_model *m;
     const td_step *step;
     const td_kv *kv;
-    int T, n_seqs;
+    int T; /* own rows */
     const float *q_scale;
 } forward;
 
 /* ---- what all layers share ---- */
 
-static void prepare_group(forward *f, int g)
-{
-    td_scratch *s = &f->m->scratch;
-    size_t base = (size_t)g * (size_t)f->m->max_rows;
-    const td_step_seq *q = td_step_seqs(f->step);
-    const int P = f->kv[g].P;
-    for (int i = 0; i < f->n_seqs; i++, q++) {
-        const int32_t *pages = td_step_pages(f->step, q, g);
-        s->seq[base + (size_t)i] = (td_attn_seq){(int)q->row0, (int)q->n_rows, (int)q->pos0, pages};
-        for (uint32_t t = 0; t < q->n_rows; t++) {
-            int pos = (int)(q->pos0 + t);
-            s->page[base + q->row0 + t] = pages[pos / P];
-            s->in_page[base + q->row0 + t] = pos % P;
-        }
-    }
-}
-
 static void prepare(forward *f)
 {
     td_model *m = f->m;
-    const int32_t *pos = td_step_pos(f->step);
-    for (int g = 0; g < m->desc.n_groups; g++) prepare_group(f, g);
-    td_rope_rows(&m->rope, pos, f->T, m->scratch.cs);
-    f->q_scale = td_rope_q_scale(&m->rope, pos, f->T, m->scratch.q_scale);
+    const td_share *s = &m->share;
+    td_share_rows(m, f->step, f->kv);
+    f->T = s->n_own;
+    td_rope_rows(&m->rope, s->pos, s->T, m->scratch.cs);
+    f->q_scale = td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale);
 }
 
 /* ---- one layer ---- */
 
-static size_t qkv_width(const td_model_desc *d)
+static size_t qkv_width(const td_model *m)
 {
-    return (size_t)(d->H + 2 * d->G) * (size_t)d->D;
+    return (size_t)(m->local.H + 2 * m->local.G) * (size_t)m->desc.D;
 }
 
-static void norm(td_model *m, const float *w, int T)
+/* h = norm(x), for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
+static td_status norm(td_model *m, const float *w, int T)
 {
     size_t E = (size_t)m->desc.E;
-    m->ops->rmsnorm(m->pool, m->scratch.x, E, w, (float)m->desc.rms_eps, T, m->desc.E, m->scratch.h, E);
+    float eps = (float)m->desc.rms_eps;
+    if (!m->blocks) {
+        m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, E);
+        return TD_OK;
+    }
+    int a, b;
+    td_model_block(m, T, &a, &b);
+    float *block = td_share_room(&m->wire[1], (size_t)(b - a) * E);
+    m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, b - a, m->desc.E, block, E);
+    return td_share_gather(m, block, T, m->scratch.h);
 }
 
-/* y = W x, or y += W x; x of width K. */
-static void linear(td_model *m, const td_weight *w, const float *x, size_t ldx, int T, float *y, bool add_to)
+static void linear(td_model *m, const td_weight *w, const float *x, size_t ldx, int T, float *y)
 {
-    m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, add_to);
+    m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, false);
 }
 
-static void append_keys(forward *f, const td_layer *l, int layer)
+/* x += W y of a row-parallel matrix: this rank has some of its columns. The part goes through h, which is free then. */
+static td_status add_linear(td_model *m, const td_weight *w, const float *y, size_t ldy, int T)
+{
+    if (td_model_tp(m) == 1) {
+        m->ops->linear(m->pool, m->scratch.ops, w, y, ldy, T, m->scratch.x, (size_t)w->N, true);
+        return TD_OK;
+    }
+    td_weight part = *w;
+    part.bias = NULL;
+    linear(m, &part, y, ldy, T, m->scratch.h);
+    return td_share_sum(m, m->scratch.h, T, w->bias, m->scratch.x, m->blocks);
+}
+
+static td_status append_keys(forward *f, const td_layer *l, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
+    const td_share *s = &m->share;
     int g = d->layer[layer].group;
-    size_t base = (size_t)g * (size_t)m->max_rows;
-    norm(m, l->attn_norm, f->T);
-    linear(m, &l->qkv, m->scratch.h, (size_t)d->E, f->T, m->scratch.qkv, false);
+    size_t base = (size_t)g * (size_t)m->max_rows + (size_t)s->own0;
+    TD_TRY(norm(m, l->attn_norm, f->T));
+    linear(m, &l->qkv, m->scratch.h, (size_t)d->E, f->T, m->scratch.qkv);
     td_rope_args a = {.qkv = m->scratch.qkv,
-                      .ld = qkv_width(d),
+                      .ld = qkv_width(m),
                       .T = f->T,
-                      .cs = m->scratch.cs,
+                      .cs = m->scratch.cs + (size_t)s->own0 * (size_t)d->rope.rot_dim,
                       .q_scale = f->q_scale,
                       .q_norm = l->q_norm,
                       .k_norm = l->k_norm,
                       .norm_eps = (float)d->rms_eps,
-                      .H = d->H,
-                      .G = d->G,
+                      .H = m->local.H,
+                      .G = m->local.G,
                       .D = d->D,
                       .rot_dim = d->rope.rot_dim,
                       .kv = &f->kv[g],
-                      .slot = d->layer[layer].slot,
-                      .row_page = m->scratch.page + base,
-                      .row_in_page = m->scratch.in_page + base};
+                      .slot = m->slot[layer],
+                      .row_page = s->page + base,
+                      .row_in_page = s->in_page + base};
+    if (td_model_cp(m) > 1) return td_share_append(m, &a);
     m->ops->rope_append(m->pool, &a);
+    return TD_OK;
 }
 
-static void attend(forward *f, int layer)
+static td_status attend(forward *f, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
+    const td_share *s = &m->share;
     int g = d->layer[layer].group;
     td_attn_args a = {.q = m->scratch.qkv,
-                      .ldq = qkv_width(d),
+                      .ldq = qkv_width(m),
                       .out = m->scratch.att,
-                      .ldo = (size_t)d->H * (size_t)d->D,
+                      .ldo = (size_t)m->local.H * (size_t)d->D,
                       .kv = &f->kv[g],
-                      .slot = d->layer[layer].slot,
-                      .seq = m->scratch.seq + (size_t)g * (size_t)m->max_rows,
-                      .n_seq = f->n_seqs,
-                      .H = d->H,
-                      .G = d->G,
+                      .slot = m->slot[layer],
+                      .seq = s->seq + (size_t)g * (size_t)m->max_rows + (size_t)s->own_seq0,
+                      .n_seq = s->n_own_seqs,
+                      .H = m->local.H,
+                      .G = m->local.G,
                       .D = d->D,
                       .scale = (float)d->attn_scale,
-                      .window = d->layer[layer].window};
+                      .window = d->layer[layer].window,
+                      .split = m->split};
+    if (td_model_cp(m) > 1) return td_share_attend(m, f->step, g, &a);
     m->ops->attention(m->pool, m->scratch.ops, &a);
+    return TD_OK;
 }
 
-/* Projection of the attention and the feed-forward network, for the first T rows. */
-static void feed_forward(td_model *m, const td_layer *l, int T, bool moe)
+/* Projection of the attention and the feed-forward network, for T rows. */
+static td_status feed_forward(td_model *m, const td_layer *l, int T, bool moe)
 {
     const td_model_desc *d = &m->desc;
     td_scratch *s = &m->scratch;
-    size_t F2 = 2 * (size_t)d->F;
-    linear(m, &l->o, s->att, (size_t)d->H * (size_t)d->D, T, s->x, true);
-    norm(m, l->ffn_norm, T);
-    if (moe) {
-        td_moe_forward(m, l, T);
-        return;
-    }
-    linear(m, &l->gate_up, s->h, (size_t)d->E, T, s->gate_up, false);
-    m->ops->silu_mul(m->pool, s->gate_up, F2, T, d->F, s->gate_up, F2);
-    linear(m, &l->down, s->gate_up, F2, T, s->x, true);
+    size_t F = (size_t)m->local.F;
+    TD_TRY(add_linear(m, &l->o, s->att, (size_t)m->local.H * (size_t)d->D, T));
+    TD_TRY(norm(m, l->ffn_norm, T));
+    if (moe) return td_moe_forward(m, l, T);
+    linear(m, &l->gate_up, s->h, (size_t)d->E, T, s->gate_up);
+    m->ops->silu_mul(m->pool, s->gate_up, 2 * F, T, (int)F, s->gate_up, 2 * F);
+    return add_linear(m, &l->down, s->gate_up, 2 * F, T);
 }
 
 /* Move the wanted rows to the front, in place: they ascend, so a row is read before it is overwritten. */
@@ -139,55 +150,102 @@ static void keep_rows(float *p, size_t width, const int32_t *rows, int n)
         if (rows[i] != i) memcpy(p + (size_t)i * width, p + (size_t)rows[i] * width, width * sizeof *p);
 }
 
+/* From here on only the wanted rows count. Returns how many of this rank's those are, or an error. */
+static td_status keep_wanted(forward *f, int *T)
+{
+    td_model *m = f->m;
+    const td_share *s = &m->share;
+    size_t E = (size_t)m->desc.E;
+    if (m->blocks) { /* all rows, then the wanted ones, then this rank's block of those */
+        TD_TRY(td_share_gather(m, m->scratch.x, f->T, m->scratch.h));
+        memcpy(m->scratch.x, m->scratch.h, (size_t)f->T * E * sizeof(float));
+    }
+    keep_rows(m->scratch.att, (size_t)m->local.H * (size_t)m->desc.D, s->want, s->n_want);
+    keep_rows(m->scratch.x, E, s->want, s->n_want);
+    *T = s->n_want;
+    m->blocks = m->blocks && m->ranks->grid.ep;
+    if (!m->blocks) return TD_OK;
+    int a, b;
+    td_model_block(m, *T, &a, &b);
+    memmove(m->scratch.x, m->scratch.x + (size_t)a * E, (size_t)(b - a) * E * sizeof(float));
+    return TD_OK;
+}
+
 /* ---- the pass ---- */
 
-static void embed(forward *f)
+static td_status embed(forward *f)
 {
     td_model *m = f->m;
     size_t E = (size_t)m->desc.E;
-    const int32_t *ids = td_step_ids(f->step);
+    const int32_t *all = m->share.ids + m->share.own0, *ids = all;
+    bool whole = td_model_tp(m) == 1;
+    float *to = whole ? m->scratch.x : m->scratch.h;
+    if (!whole) { /* ids outside this rank's part of the vocabulary make rows of zeros */
+        int32_t *mine = m->share.local_ids;
+        for (int t = 0; t < f->T; t++) mine[t] = all[t] - m->local.v0;
+        ids = mine;
+    }
     if (m->weights.table.p)
-        m->ops->embed_table(m->pool, &m->weights.table, ids, f->T, m->scratch.x, E);
+        m->ops->embed_table(m->pool, &m->weights.table, ids, f->T, to, E);
     else
-        m->ops->embed_packed(m->pool, &m->weights.head, ids, f->T, m->scratch.x, E);
+        m->ops->embed_packed(m->pool, &m->weights.head, ids, f->T, to, E);
+    return whole ? TD_OK : td_share_embed(m, to, all, f->T, m->scratch.x, m->blocks);
+}
+
+static td_status head(forward *f, int T, float *logits)
+{
+    td_model *m = f->m;
+    bool shared = td_model_tp(m) > 1 || td_model_cp(m) > 1;
+    if (f->step->n_logits == 0) return TD_OK;
+    TD_TRY(norm(m, m->weights.final_norm, T));
+    float *to = shared ? td_share_room(&m->wire[4], (size_t)T * (size_t)m->local.V) : logits;
+    linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, to);
+    return shared ? td_share_logits(m, f->step, to, T, logits) : TD_OK;
 }
 
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg)
 {
     TD_TRY(td_model_check(m, step, kv));
-    forward f = {m, step, kv, (int)step->n_rows, (int)step->n_seqs, NULL};
-    const td_model_desc *d = &m->desc;
-    int n_logits = (int)step->n_logits, T = f.T;
+    forward f = {.m = m, .step = step, .kv = kv};
     prepare(&f);
-    embed(&f);
-    for (int i = 0; i < d->L; i++) {
+    int T = f.T, end = m->desc.L;
+    if (m->local.first) TD_TRY(embed(&f));
+    for (int i = m->local.layer0; i < m->local.layer1; i++) {
         const td_layer *l = td_layer_acquire(m, i);
-        append_keys(&f, l, i);
+        if (!l) return TD_EGONE;
+        TD_TRY(append_keys(&f, l, i));
         if (on_layer) on_layer(arg, i);
-        bool last = i == d->L - 1;
-        if (!last || n_logits > 0) attend(&f, i);
-        if (last) {
-            keep_rows(m->scratch.att, (size_t)d->H * (size_t)d->D, td_step_logit_rows(step), n_logits);
-            keep_rows(m->scratch.x, (size_t)d->E, td_step_logit_rows(step), n_logits);
-            T = n_logits;
+        bool last = i == end - 1;
+        if (!last || step->n_logits > 0) {
+            TD_TRY(attend(&f, i));
+            if (last) TD_TRY(keep_wanted(&f, &T));
+            TD_TRY(feed_forward(m, l, T, m->desc.layer[i].moe));
         }
-        if (T > 0) feed_forward(m, l, T, d->layer[i].moe);
         td_layer_release(m, i);
     }
-    if (n_logits == 0) return TD_OK;
-    norm(m, m->weights.final_norm, n_logits);
-    linear(m, &m->weights.head, m->scratch.h, (size_t)d->E, n_logits, logits, false);
-    return TD_OK;
+    return m->local.last ? head(&f, T, logits) : TD_OK;
 }
 
-void *td_model_hidden(td_model *m, const td_step *step, size_t *bytes)
+void *td_model_hidden(td_model *m, const td_step *step, const td_kv *kv, size_t *bytes)
 {
-    *bytes = (size_t)step->n_rows * (size_t)m->desc.E * sizeof(float);
+    td_share_rows(m, step, kv);
+    int rows = m->share.n_own, a = 0;
+    if (m->blocks) {
+        int b;
+        td_model_block(m, rows, &a, &b);
+        rows = b - a;
+    }
+    *bytes = (size_t)rows * (size_t)m->desc.E * sizeof(float);
     return m->scratch.x;
 }
 
-int td_model_slots(const td_model *m, int group)
+const td_group_desc *td_model_groups(const td_model *m)
 {
-    return m->desc.group[group].n_slots;
+    return m->group;
+}
+
+td_kvmap td_model_kvmap(const td_model *m)
+{
+    return m->kvmap;
 }

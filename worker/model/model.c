@@ -3,7 +3,7 @@
 #include "worker/model/model.h"
 #include "common/check.h"
 #include "common/log.h"
-#include "worker/model/model_int.h"
+#include "worker/model/share.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,10 +76,35 @@ static td_status load_weights(td_model *m, const td_model_opts *o)
         m->desc.digest = mix(m->desc.digest, td_safetensors_digest(m->files));
     }
     settle_dtype(&m->desc, m->files);
-    TD_TRY(td_plan_open(&plan, &m->desc, m->ops, m->files, &m->weights));
+    TD_TRY(td_plan_open(&plan, &m->desc, &m->local, m->ops, m->files, &m->weights));
     td_status st = open_image(m, &plan, o);
     td_plan_close(&plan);
     return st;
+}
+
+/* ---- this rank's part ---- */
+
+enum { BLOCK_FLOATS = 1 << 16 }; /* rows x E from which a block of rows on each TP rank costs less than all rows on all */
+
+static td_status find_part(td_model *m, const td_model_opts *o)
+{
+    const td_model_desc *d = &m->desc;
+    td_grid one = td_grid_one(d);
+    const td_grid *g = o->ranks ? &o->ranks->grid : &one;
+    m->ranks = o->ranks;
+    m->local = td_grid_local(g, d, o->ranks ? g->rank : 0);
+    m->split = o->attn_split ? o->attn_split : TD_ATTN_SPLIT;
+    m->kvmap = (td_kvmap){(uint32_t)m->split, (uint32_t)g->cp};
+    m->cp_mode = o->cp_mode;
+    m->block_rows = o->block_rows ? o->block_rows : TD_MAX(2 * g->tp, BLOCK_FLOATS / d->E);
+    if (m->split % 64) return td_fail(TD_EBADREQ, "attention splits of %d keys: a multiple of 64 is needed", m->split);
+    for (int i = 0; i < d->n_groups; i++) {
+        m->group[i] = d->group[i];
+        m->group[i].G = g->tp <= d->group[i].G ? d->group[i].G / g->tp : 1;
+        m->group[i].n_slots = 0;
+    }
+    for (int i = m->local.layer0; i < m->local.layer1; i++) m->slot[i] = m->group[d->layer[i].group].n_slots++;
+    return TD_OK;
 }
 
 /* ---- scratch ---- */
@@ -93,12 +118,12 @@ static size_t padded(size_t bytes)
 static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
 {
     const td_model_desc *d = &m->desc;
-    size_t T = (size_t)m->max_rows, G = (size_t)d->n_groups, H = (size_t)d->H, D = (size_t)d->D,
+    size_t T = (size_t)m->max_rows, H = (size_t)m->local.H, D = (size_t)d->D,
            E = (size_t)d->E, at = 0;
     size_t k = (size_t)d->moe.route.top_k, X = (size_t)d->moe.route.n_experts; /* 0: no experts */
     size_t dense_F = 0;
     for (int i = 0; i < d->L; i++)
-        if (!d->layer[i].moe) dense_F = (size_t)d->F;
+        if (!d->layer[i].moe) dense_F = (size_t)m->local.F;
     int max_K = TD_MAX(TD_MAX(d->E, d->H * d->D), (int)dense_F), members = td_pool_size(m->pool);
 #define CUT(field, count)                                                                                    \
     do {                                                                                                     \
@@ -107,7 +132,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     } while (0)
     CUT(x, T * E);
     CUT(h, T * E);
-    CUT(qkv, T * (H + 2 * (size_t)d->G) * D);
+    CUT(qkv, T * (H + 2 * (size_t)m->local.G) * D);
     CUT(att, T * H * D);
     CUT(gate_up, T * 2 * dense_F);
     CUT(route_logits, T * X);
@@ -116,12 +141,9 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(expert_row, T * k);
     CUT(expert_row0, X + 1);
     CUT(expert_x, T * k * E);
-    CUT(expert_gate_up, T * k * 2 * (size_t)d->moe.F);
+    CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
     CUT(cs, T * (size_t)d->rope.rot_dim);
     CUT(q_scale, T);
-    CUT(page, G * T);
-    CUT(in_page, G * T);
-    CUT(seq, G * T);
 #undef CUT
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
@@ -169,8 +191,10 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     td_status st = read_desc(o, &m->desc);
     if (st >= 0 && !td_model_fits(&m->desc, o->ops))
         st = td_fail(TD_ENOSUP, "kernel family %s does not take head dimension %d", o->ops->family, m->desc.D);
+    if (st >= 0) st = find_part(m, o);
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
+    if (st >= 0) st = td_share_open(m);
     if (st < 0) {
         td_model_close(m);
         return st;
@@ -185,6 +209,7 @@ void td_model_close(td_model *m)
     if (!m) return;
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);
+    td_share_close(m);
     td_image_close(&m->image);
     td_weights_close(&m->weights);
     td_safetensors_close(m->files);

@@ -24,6 +24,7 @@
 #include "common/hash.h"
 #include "common/status.h"
 #include "kernels/ops.h"
+#include "worker/kvmap.h"
 #include "worker/step.h"
 #include <stdbool.h>
 
@@ -78,6 +79,8 @@ td_status td_model_desc_read(const char *dir, td_model_desc *out);
  * checkpoints); for tests of ranks "ranks-tiny", "ranks-mqa" (one kv head, tied), "moe-tiny" (8 experts, two a token). */
 td_status td_model_desc_shape(const char *shape, td_model_desc *out);
 
+typedef enum { TD_CP_AUTO, TD_CP_PASS_Q, TD_CP_PASS_KV } td_cp_mode;
+
 typedef struct td_model td_model;
 typedef struct td_model_opts {
     const char *dir;                /* NULL with dummy */
@@ -90,6 +93,8 @@ typedef struct td_model_opts {
     void *arg;
     const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */
     int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
+    td_cp_mode cp_mode;             /* what travels between context-parallel ranks */
+    int block_rows;                 /* from so many rows a TP rank keeps only a block of them; 0: as measured */
 } td_model_opts;
 
 /* Whether a kernel family can compute this model: the x86 families want head dimensions that are multiples of 16. open: else ENOSUP. */
@@ -113,8 +118,10 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 
 /* Between pipeline stages: this rank's rows of the residual after its layers (or, before a forward, where those of the
  * stage before must be); bytes is a function of the step. */
-void *td_model_hidden(td_model *m, const td_step *step, size_t *bytes);
-/* Layers of a page group that this rank holds. */
-int td_model_slots(const td_model *m, int group);
+void *td_model_hidden(td_model *m, const td_step *step, const td_kv *kv, size_t *bytes);
+/* The page groups as this rank holds them: its layers, its kv heads; [n_groups]. */
+const td_group_desc *td_model_groups(const td_model *m);
+/* Which tokens' keys this rank keeps. */
+td_kvmap td_model_kvmap(const td_model *m);
 
 #endif

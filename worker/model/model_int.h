@@ -8,6 +8,28 @@
 #include "worker/model/model.h"
 #include "worker/model/rope.h"
 #include "worker/model/weights.h"
+#include "worker/kvmap.h"
+#include "worker/ranks.h"
+
+typedef struct td_buffer {
+    float *p;
+    size_t cap;
+} td_buffer;
+
+/* The step's rows as this rank sees them (share.h). With one CP rank: the step's own order. */
+typedef struct td_share {
+    int T, own0, n_own, n_seqs;     /* rows of the step; own ones; pieces of all ranks */
+    int *rank_row0;                 /* [cp + 1]: first row of each rank in shared order */
+    int32_t *row;                   /* [T]: the step's row at a place of the shared order */
+    int32_t *ids, *pos;             /* [T], shared order */
+    int32_t *local_ids;             /* [T]: own rows' ids in this rank's part of the vocabulary */
+    int32_t *page, *in_page;        /* [n_groups][T], shared order; page -1: kept elsewhere */
+    td_attn_seq *seq;               /* [n_groups][max pieces], shared order, ascending */
+    int own_seq0, n_own_seqs;       /* own pieces among seq */
+    int32_t *want;                  /* [n_want]: own rows (0: own0) whose logits are wanted, ascending */
+    int n_want;
+    int longest;                    /* tokens of the longest sequence */
+} td_share;
 
 /* Activations of one step; T = max_rows. */
 typedef struct td_scratch {
@@ -21,8 +43,6 @@ typedef struct td_scratch {
     int32_t *expert_row0;                 /* [n_experts + 1] */
     float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
     float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T] */
-    int32_t *page, *in_page; /* [n_groups][T]; [n_groups][T]: where each row's keys and values go */
-    td_attn_seq *seq;        /* [n_groups][T] */
     void *ops;               /* td_ops.scratch_bytes */
 } td_scratch;
 
@@ -37,10 +57,30 @@ struct td_model {
     size_t row_bytes;
     td_rope rope;
     td_scratch scratch;
+    /* this rank's part */
+    const td_ranks *ranks;   /* NULL: one */
+    td_local local;
+    td_group_desc group[TD_MAX_GROUPS]; /* as desc.group, of this rank's layers and heads */
+    int slot[TD_MAX_LAYERS];            /* as desc.layer[].slot, among this rank's */
+    int split;                          /* keys per attention split */
+    int block_rows;                     /* from so many rows on each TP rank keeps a block of them */
+    td_kvmap kvmap;
+    td_cp_mode cp_mode;
+    td_share share;
+    td_buffer wire[6];       /* what is exchanged */
+    bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };
 
-/* x += the experts' sum of h, for the first T rows. */
-void td_moe_forward(td_model *m, const td_layer *l, int T);
+static inline int td_model_tp(const td_model *m) { return m->ranks ? m->ranks->grid.tp : 1; }
+static inline int td_model_cp(const td_model *m) { return m->ranks ? m->ranks->grid.cp : 1; }
+/* This rank's block of T rows. */
+static inline void td_model_block(const td_model *m, int T, int *r0, int *r1)
+{
+    td_grid_rows(T, td_model_tp(m), m->ranks ? m->ranks->at.tp : 0, r0, r1);
+}
+
+/* x += the experts' sum of h, for T rows (block mode: x is this rank's block of them). */
+td_status td_moe_forward(td_model *m, const td_layer *l, int T);
 
 td_status td_scratch_open(td_scratch *s, const td_model *m);
 void td_scratch_close(td_scratch *s);

@@ -35,7 +35,7 @@ static td_status check_shape(const td_model *m, const td_step *s)
 static td_status check_kv(const td_model *m, const td_step *s, const td_kv *kv)
 {
     for (int g = 0; g < m->desc.n_groups; g++) {
-        if (kv[g].G != m->desc.group[g].G || kv[g].D != m->desc.group[g].D || kv[g].dtype != m->ops->kv_dtype)
+        if (kv[g].G != m->group[g].G || kv[g].D != m->desc.group[g].D || kv[g].dtype != m->ops->kv_dtype)
             return bad_step(s, "pages of another shape or type than the model's, group", g);
         if (kv[g].P < 1 || kv[g].n_pages < 1) return bad_step(s, "no pages, group", g);
     }
@@ -46,7 +46,7 @@ static td_status check_kv(const td_model *m, const td_step *s, const td_kv *kv)
 static td_status check_pages(const td_model *m, const td_step *s, const td_step_seq *q, const td_kv *kv,
                              int g)
 {
-    uint32_t P = (uint32_t)kv->P, need = (q->pos0 + q->n_rows + P - 1) / P, live = 0;
+    uint32_t P = (uint32_t)kv->P, need = (td_kvmap_most(m->kvmap, q->pos0 + q->n_rows) + P - 1) / P, live = 0;
     int window = m->desc.group[g].window;
     if (q->n_pages[g] < need || !inside(s, q->pages[g], q->n_pages[g], 4))
         return bad_step(s, "page table too short", q->n_pages[g]);
