@@ -168,7 +168,8 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     m->max_logits = o->max_logits;
     td_status st = read_desc(o, &m->desc);
     if (st >= 0 && !td_model_fits(&m->desc, o->ops))
-        st = td_fail(TD_ENOSUP, "kernel family %s does not take head dimension %d", o->ops->family, m->desc.D);
+        st =
+            td_fail(TD_ENOSUP, "kernel family %s does not take head dimension %d", o->ops->family, m->desc.D);
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st < 0) {

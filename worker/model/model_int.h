@@ -11,16 +11,16 @@
 
 /* Activations of one step; T = max_rows. */
 typedef struct td_scratch {
-    uint8_t *block;          /* everything below is in it */
-    float *x, *h;            /* [T, E] residual; [T, E] normed */
-    float *qkv, *att;        /* [T, (H + 2G) D]; [T, H D] */
-    float *gate_up;          /* [T, 2F] */
+    uint8_t *block;   /* everything below is in it */
+    float *x, *h;     /* [T, E] residual; [T, E] normed */
+    float *qkv, *att; /* [T, (H + 2G) D]; [T, H D] */
+    float *gate_up;   /* [T, 2F] */
     /* mixture of experts; R = T * top_k */
-    float *route_logits, *route_weights;  /* [T, n_experts]; [T, top_k] */
-    int32_t *route_ids, *expert_row;      /* [T, top_k]; [T, top_k] */
-    int32_t *expert_row0;                 /* [n_experts + 1] */
-    float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
-    float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T] */
+    float *route_logits, *route_weights; /* [T, n_experts]; [T, top_k] */
+    int32_t *route_ids, *expert_row;     /* [T, top_k]; [T, top_k] */
+    int32_t *expert_row0;                /* [n_experts + 1] */
+    float *expert_x, *expert_gate_up;    /* [R, E] gathered rows, then results; [R, 2F] */
+    float *cs, *q_scale;                 /* [T][rot_dim/2][2]; [T] */
     int32_t *page, *in_page; /* [n_groups][T]; [n_groups][T]: where each row's keys and values go */
     td_attn_seq *seq;        /* [n_groups][T] */
     void *ops;               /* td_ops.scratch_bytes */

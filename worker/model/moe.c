@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/moe.c - a layer's mixture of experts: route, sort the slots by expert, two grouped products, combine.
- * Dropless: every slot has a row. Weights are applied at the end, by the token's own order of slots, so a token's sum
- * does not depend on where its experts were computed. */
+/* worker/model/moe.c - a layer's mixture of experts: route, sort the slots by expert, two grouped products,
+ * combine. Dropless: every slot has a row. Weights are applied at the end, by the token's own order of slots,
+ * so a token's sum does not depend on where its experts were computed. */
 #include "worker/model/model_int.h"
 
 void td_moe_forward(td_model *m, const td_layer *l, int T)

@@ -89,8 +89,10 @@ static void add_expert_part(builder *b, td_piece *e, const expert_names *n, cons
                             int rows)
 {
     char full[100];
-    if (n->fused) snprintf(full, sizeof full, "%s.%s", n->block, name);
-    else snprintf(full, sizeof full, "%s.experts.%d.%s", n->block, expert, name);
+    if (n->fused)
+        snprintf(full, sizeof full, "%s.%s", n->block, name);
+    else
+        snprintf(full, sizeof full, "%s.experts.%d.%s", n->block, expert, name);
     add_part(b, e, full, n->fused ? "" : ".weight", rows);
     if (!n->fused) return;
     e->part[e->n_parts - 1].index = expert;
@@ -195,15 +197,18 @@ static void build(td_plan *p, td_weights *w)
 /* ---- binding to the files ---- */
 
 static td_status wrong_shape(const td_safetensors *files, const td_st_tensor *t, const td_piece *e,
-                            const td_part *part)
+                             const td_part *part)
 {
     char got[160] = "";
     for (int i = 0, n = 0; i < t->rank; i++)
         n += snprintf(got + n, sizeof got - (size_t)n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
     char want[60];
-    if (e->kind == TD_PIECE_VECTOR) snprintf(want, sizeof want, "%d", part->rows);
-    else if (part->of) snprintf(want, sizeof want, "%d, %d, %d", part->of, part->rows, e->K);
-    else snprintf(want, sizeof want, "%d, %d", part->rows, e->K);
+    if (e->kind == TD_PIECE_VECTOR)
+        snprintf(want, sizeof want, "%d", part->rows);
+    else if (part->of)
+        snprintf(want, sizeof want, "%d, %d, %d", part->of, part->rows, e->K);
+    else
+        snprintf(want, sizeof want, "%d, %d", part->rows, e->K);
     return td_fail(TD_EPROTO, "%s: tensor \"%.200s\" has shape [%s], config.json makes it [%s]",
                    td_safetensors_file(files, t->file), t->name, got, want);
 }
@@ -212,8 +217,7 @@ static bool has_shape(const td_st_tensor *t, const td_piece *e, const td_part *p
 {
     const int64_t *s = t->shape;
     if (e->kind == TD_PIECE_VECTOR) return t->rank == 1 && s[0] == part->rows;
-    if (part->of)
-        return t->rank == 3 && s[0] == part->of && s[1] == part->rows && s[2] == e->K;
+    if (part->of) return t->rank == 3 && s[0] == part->of && s[1] == part->rows && s[2] == e->K;
     return t->rank == 2 && s[0] == part->rows && s[1] == e->K;
 }
 
@@ -392,8 +396,7 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
 {
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        const void *at =
-            e->as_stored ? (const void *)td_piece_data(e, 0) : (const void *)(image + e->offset);
+        const void *at = e->as_stored ? (const void *)td_piece_data(e, 0) : (const void *)(image + e->offset);
         switch (e->kind) {
         case TD_PIECE_VECTOR:
             *e->vector = at;

@@ -13,9 +13,10 @@
  *               have no bytes in the image.
  *            4. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
  *               family's layout only.
- *            5. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of their own
- *               (experts.N.{w1,w3,w2} or .{gate,up,down}_proj) or, as transformers 5 keeps them in memory, one tensor
- *               of all: experts.gate_up_proj [n, 2F, E], experts.down_proj [n, E, F]; which, is seen per layer.
+ *            5. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of
+ *               their own (experts.N.{w1,w3,w2} or .{gate,up,down}_proj) or, as transformers 5 keeps them in
+ *               memory, one tensor of all: experts.gate_up_proj [n, 2F, E], experts.down_proj [n, E, F];
+ *               which, is seen per layer.
  * Ownership: names are in the plan; tensors are borrowed from td_safetensors.
  * Threads:   one owner; fill runs on the pool. */
 // SPDX-License-Identifier: Apache-2.0
@@ -41,8 +42,8 @@ typedef struct td_layer {
 typedef struct td_weights {
     td_layer layer[TD_MAX_LAYERS];
     const float *final_norm;
-    td_weight head; /* lm_head; the packed embedding when tied */
-    td_table table; /* embedding rows when not tied (p NULL: tied) */
+    td_weight head;     /* lm_head; the packed embedding when tied */
+    td_table table;     /* embedding rows when not tied (p NULL: tied) */
     td_weight *experts; /* what every td_moe points into; owned */
 } td_weights;
 
@@ -88,11 +89,12 @@ td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_ops *ops, co
 void td_plan_close(td_plan *p);
 void td_weights_close(td_weights *w);
 const uint8_t *td_piece_data(const td_piece *e, int part); /* first byte of a bound part */
-td_h128 td_plan_digest(const td_plan *p);  /* of every offset, size and dtype */
-bool td_plan_uses_files(const td_plan *p); /* some piece is read as stored */
+td_h128 td_plan_digest(const td_plan *p);                  /* of every offset, size and dtype */
+bool td_plan_uses_files(const td_plan *p);                 /* some piece is read as stored */
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg);
 void td_plan_attach(const td_plan *p, const uint8_t *image);
-/* Weight bytes read by one forward pass of one row: top_k of each layer's n_experts. A batch reads more of them. */
+/* Weight bytes read by one forward pass of one row: top_k of each layer's n_experts. A batch reads more of
+ * them. */
 size_t td_plan_row_bytes(const td_plan *p);
 
 #endif
