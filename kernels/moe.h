@@ -1,7 +1,7 @@
 /* kernels/moe.h - internal: what the CPU families' routers share.
  *
- * Rules:   1. The k largest logits in descending order, ties to the lower id: softmax keeps the order, so the choice is
- *             made before anything is rounded.
+ * Rules:   1. The k largest logits in descending order, ties to the lower id: softmax keeps the order, so the
+ * choice is made before anything is rounded.
  *          2. A row with NaN still gets k distinct ids below n. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_MOE_H

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/moe_ref.c - mixture of experts: router and combination in double; placement, gathering and the grouped
- * product, which all CPU families share.
+/* kernels/moe_ref.c - mixture of experts: router and combination in double; placement, gathering and the
+ * grouped product, which all CPU families share.
  *
  * The grouped product calls the family's own linear once per expert that got rows: an order of summation per
  * (N, K), whatever the number of rows. Experts with little work go one to a member, the others to the whole
@@ -166,15 +166,18 @@ static void linear_grouped(const td_ops *ops, td_pool *pool, void *scratch, cons
     for (int e = 0; e < a->n; e++) {
         int rows = a->row0[e + 1] - a->row0[e];
         if (rows <= 0) continue;
-        if (!is_small(&a->w[e], rows)) one_expert(&j, pool, scratch, e);
+        if (!is_small(&a->w[e], rows))
+            one_expert(&j, pool, scratch, e);
         else {
             size_t bytes = td_round64(ops->scratch_bytes(rows, a->w[e].K, 1, 1));
             if (bytes > j.stride) j.stride = bytes;
             j.expert[n_small++] = e;
         }
     }
-    if (n_small == 1) one_expert(&j, pool, scratch, j.expert[0]);
-    else td_pool_for(pool, n_small, spread_item, &j);
+    if (n_small == 1)
+        one_expert(&j, pool, scratch, j.expert[0]);
+    else
+        td_pool_for(pool, n_small, spread_item, &j);
 }
 
 size_t td_moe_scratch_bytes(const td_ops *ops, int max_rows, int max_K, int n_threads)
@@ -209,8 +212,8 @@ static void combine_row(void *arg, int t, int member)
     }
 }
 
-static void combine(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights, int T,
-                    int top_k, int E, float *out, size_t ldo)
+static void combine(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
+                    int T, int top_k, int E, float *out, size_t ldo)
 {
     combine_job j = {y, weights, out, ldy, ldo, row, top_k, E};
     td_pool_for(pool, T, combine_row, &j);

@@ -1,7 +1,9 @@
-/* kernels/moe_tile.h - router and combination for the x86 families; included by moe_avx*.c, which define MOE_FILL.
+/* kernels/moe_tile.h - router and combination for the x86 families; included by moe_avx*.c, which define
+ * MOE_FILL.
  *
  * Router's law, the same bits in every family: f32, inputs not rounded; lane l of 16 is one chain
- * acc = fma(x[16 i + l], w[16 i + l], acc) over ascending i, padded with zero; lanes are summed by v16_sum's tree. */
+ * acc = fma(x[16 i + l], w[16 i + l], acc) over ascending i, padded with zero; lanes are summed by v16_sum's
+ * tree. */
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/moe.h"
 #include "kernels/simd.h"
@@ -35,15 +37,15 @@ TD_INLINE void dots(const logits_job *j, int t0, int n, const int R)
     TD_UNROLL for (int r = 0; r < R; r++) acc[r] = v16_zero();
     for (; k + 16 <= K; k += 16) {
         v16 w = load_w(j->w, base + (size_t)k, 16);
-        TD_UNROLL for (int r = 0; r < R; r++) acc[r] = v16_fma(v16_load(x + (size_t)r * j->ldx + k), w, acc[r]);
+        TD_UNROLL for (int r = 0; r < R; r++) acc[r] =
+            v16_fma(v16_load(x + (size_t)r * j->ldx + k), w, acc[r]);
     }
     if (k < K) {
         v16 w = load_w(j->w, base + (size_t)k, K - k);
-        TD_UNROLL for (int r = 0; r < R; r++)
-            acc[r] = v16_fma(v16_load_n(x + (size_t)r * j->ldx + k, K - k), w, acc[r]);
+        TD_UNROLL for (int r = 0; r < R; r++) acc[r] =
+            v16_fma(v16_load_n(x + (size_t)r * j->ldx + k, K - k), w, acc[r]);
     }
-    TD_UNROLL for (int r = 0; r < R; r++)
-        j->out[(size_t)(t0 + r) * (size_t)N + (size_t)n] = v16_sum(acc[r]);
+    TD_UNROLL for (int r = 0; r < R; r++) j->out[(size_t)(t0 + r) * (size_t)N + (size_t)n] = v16_sum(acc[r]);
 }
 
 static void logits_item(void *arg, int i, int member)
@@ -54,7 +56,8 @@ static void logits_item(void *arg, int i, int member)
     unsigned fp = td_fp_enter();
     (void)member;
     for (int n = n0; n < n1; n++) {
-        if (t0 + ROWS <= j->T) dots(j, t0, n, ROWS);
+        if (t0 + ROWS <= j->T)
+            dots(j, t0, n, ROWS);
         else
             for (int t = t0; t < j->T; t++) dots(j, t, n, 1);
     }
@@ -67,7 +70,8 @@ static void logits(td_pool *pool, const td_table *w, const float *x, size_t ldx,
     int items = j.row_blocks * ((w->N + EXPERTS - 1) / EXPERTS);
     if ((size_t)T * (size_t)w->N * (size_t)w->K < SERIAL)
         for (int i = 0; i < items; i++) logits_item(&j, i, 0);
-    else td_pool_for(pool, items, logits_item, &j);
+    else
+        td_pool_for(pool, items, logits_item, &j);
 }
 
 /* ---- choice and weights ---- */
@@ -100,7 +104,8 @@ static void route_row(const route_job *j, int t)
         v16_store(value + i, v16_exp(v16_sub(v16_load(value + i), v16_set1(most))));
     if (td_moe_over_top(law))
         for (int i = 0; i < law->top_k; i++) sum += value[i];
-    else sum = sum_exp(l, law->n_experts, most);
+    else
+        sum = sum_exp(l, law->n_experts, most);
     for (int i = 0; i < law->top_k; i++) w[i] = value[i] / sum * law->scale;
 }
 
@@ -157,11 +162,11 @@ static void combine_rows(void *arg, int item, int member)
     td_fp_leave(fp);
 }
 
-static void combine(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights, int T,
-                    int top_k, int E, float *out, size_t ldo)
+static void combine(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
+                    int T, int top_k, int E, float *out, size_t ldo)
 {
-    combine_job j = {y, weights, out, ldy, ldo, row, T, top_k, E,
-                     td_rows_per_item(T, (size_t)E * (size_t)(top_k + 1))};
+    combine_job j = {y,   weights, out,   ldy, ldo,
+                     row, T,       top_k, E,   td_rows_per_item(T, (size_t)E * (size_t)(top_k + 1))};
     td_pool_for(pool, (T + j.rows - 1) / j.rows, combine_rows, &j);
 }
 

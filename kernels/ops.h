@@ -111,7 +111,8 @@ typedef struct td_sample_out {
 } td_sample_out;
 
 /* Which experts a token goes to, and with which weights: everything in f32 from the router's product on.
- *   SOFTMAX      softmax over all experts; the top_k largest, ties to the lower id; renormalise: their sum made 1
+ *   SOFTMAX      softmax over all experts; the top_k largest, ties to the lower id; renormalise: their sum is
+ *                made 1
  *   SOFTMAX_TOP  the top_k largest logits; softmax over them
  * then times scale. Slots are in descending order of score. */
 enum { TD_MAX_EXPERTS = 512, TD_MAX_TOP_K = 32 };
@@ -170,8 +171,10 @@ typedef struct td_ops {
     /* Mixture of experts: tokens [T] and their slots [T][top_k]; rows, one a slot, sorted by expert.
      *   x -moe_logits-> logits -moe_route-> ids, weights -moe_place-> row0, row
      *   x -moe_gather-> rows -linear_grouped, silu_mul, linear_grouped-> rows -moe_combine-> out
-     * logits [T, N] = x W: f32 (ref: double), x not rounded, W of any dtype as stored; one order of summation. */
-    void (*moe_logits)(td_pool *pool, const td_table *router, const float *x, size_t ldx, int T, float *logits);
+     * logits [T, N] = x W: f32 (ref: double), x not rounded, W of any dtype as stored; one order of
+     * summation. */
+    void (*moe_logits)(td_pool *pool, const td_table *router, const float *x, size_t ldx, int T,
+                       float *logits);
     void (*moe_route)(td_pool *pool, const td_route_law *law, const float *logits, int T, int32_t *ids,
                       float *weights);
     /* row0 [n_experts + 1]: first row of each expert; row [T][top_k]: row of a slot. Stable: an expert's rows

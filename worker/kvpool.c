@@ -1,7 +1,8 @@
 /* The pool is arrays: per group and page a reference count and the node it belongs to, a LIFO free list;
  * nodes in an array with a hash map by their name and an LRU list of those that no sequence uses. A node's
  * use count covers the whole path (a sequence that uses a node uses its ancestors), so an unused node has
- * only unused descendants and the list's tail is always a leaf. */
+ * only unused descendants and the list's tail is always a leaf. A node may lack pages of window groups (-1):
+ * how many an eviction gives back is counted per group. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/kvpool.h"
 #include "common/check.h"
@@ -33,6 +34,7 @@ typedef struct group {
     page *page;
     int32_t *free_list;
     int n_free;
+    int64_t idle;             /* pages of nodes that no sequence uses */
     int64_t count[N_CLASSES]; /* pages of each class, kept as they change: the ledger costs nothing */
 } group;
 
@@ -159,8 +161,8 @@ uint64_t td_kvpool_changes(const td_kvpool *p)
 int64_t td_kvpool_available(const td_kvpool *p)
 {
     int64_t least = INT64_MAX;
-    for (int i = 0; i < p->o.n_groups; i++) least = TD_MIN(least, p->g[i].n_free);
-    return least + (int64_t)p->n_lru * p->pages_per_unit;
+    for (int i = 0; i < p->o.n_groups; i++) least = TD_MIN(least, p->g[i].n_free + p->g[i].idle);
+    return least;
 }
 
 /* ---- pages ---- */
@@ -183,8 +185,17 @@ static void page_set(td_kvpool *p, int g, int32_t k, int refs, bool transit, int
 
 /* ---- nodes ---- */
 
+/* Pages of node n that are there, taken as idle or not. */
+static void idle_add(td_kvpool *p, int n, int sign)
+{
+    for (int g = 0; g < p->o.n_groups; g++)
+        for (int j = 0; j < p->pages_per_unit; j++)
+            if (pages_of(p, n, g)[j] >= 0) p->g[g].idle += sign;
+}
+
 static void lru_remove(td_kvpool *p, int n)
 {
+    idle_add(p, n, -1);
     node *x = &p->node[n];
     if (x->newer >= 0)
         p->node[x->newer].older = x->older;
@@ -208,6 +219,7 @@ static void lru_push(td_kvpool *p, int n)
         p->oldest = n;
     p->newest = n;
     p->n_lru++;
+    idle_add(p, n, 1);
 }
 
 static void node_use(td_kvpool *p, int n)
@@ -237,6 +249,7 @@ static void node_evict(td_kvpool *p, int n)
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
             int32_t k = pages_of(p, n, g)[j];
+            if (k < 0) continue;
             TD_ASSERT(p->g[g].page[k].refs == 0);
             page_set(p, g, k, 0, false, -1);
             page_free(p, g, k);
@@ -295,24 +308,40 @@ static void page_drop(td_kvpool *p, int g, int32_t k)
     if (!x->refs && x->node < 0) page_free(p, g, k);
 }
 
+/* Whether the row at position n finds all it sees on a path whose last absent pages end at absent[g]. */
+static bool sees_all(const td_kvpool *p, const int absent[TD_MAX_GROUPS], uint32_t n)
+{
+    for (int g = 0; g < p->o.n_groups; g++) {
+        uint32_t W = (uint32_t)p->g[g].desc.window, first_seen = W && n >= W ? n - W + 1 : 0;
+        if ((uint32_t)absent[g] * (uint32_t)p->o.page_size > first_seen) return false;
+    }
+    return true;
+}
+
 static uint32_t match(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n, int32_t *path,
                       td_h128 *end)
 {
-    int count = 0, parent = -1;
+    int count = 0, best = 0, parent = -1, absent[TD_MAX_GROUPS] = {0};
     td_h128 h = root;
+    if (end) *end = root;
     if (!p->o.prefix_cache) n = 0;
     for (uint32_t at = 0; at + (uint32_t)p->unit < n;
          at += (uint32_t)p->unit) { /* < : one token is left to compute */
         td_h128 next = next_hash(p, h, tokens + at);
         int k = node_find(p, next, h, parent, tokens + at);
         if (k < 0) break;
+        for (int g = 0; g < p->o.n_groups; g++)
+            for (int j = 0; j < p->pages_per_unit; j++)
+                if (pages_of(p, k, g)[j] < 0) absent[g] = count * p->pages_per_unit + j + 1;
         if (path) path[count] = k;
         count++;
         parent = k;
         h = next;
+        if (!sees_all(p, absent, at + (uint32_t)p->unit)) continue;
+        best = count;
+        if (end) *end = h;
     }
-    if (end) *end = h;
-    return (uint32_t)count;
+    return (uint32_t)best;
 }
 
 uint32_t td_kvpool_peek(const td_kvpool *p, td_h128 root, const uint32_t *tokens, uint32_t n)
@@ -329,8 +358,8 @@ uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint3
         node_use(p, s->node[i]);
         for (int j = 0; j < p->pages_per_unit; j++, s->n_pages++)
             for (int g = 0; g < p->o.n_groups; g++) {
-                s->pages[g][s->n_pages] = pages_of(p, s->node[i], g)[j];
-                page_hold(p, g, s->pages[g][s->n_pages]);
+                int32_t k = s->pages[g][s->n_pages] = pages_of(p, s->node[i], g)[j];
+                if (k >= 0) page_hold(p, g, k);
             }
     }
     return (uint32_t)(s->n_nodes * p->unit);
@@ -338,7 +367,7 @@ uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint3
 
 static int32_t page_take(td_kvpool *p, int g)
 {
-    if (!p->g[g].n_free && p->oldest >= 0) node_evict(p, p->oldest);
+    while (!p->g[g].n_free && p->oldest >= 0) node_evict(p, p->oldest);
     TD_CHECK(p->g[g].n_free > 0); /* ensure has counted */
     return p->g[g].free_list[--p->g[g].n_free];
 }
@@ -397,7 +426,8 @@ void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n)
     s->in_transit = false;
     for (int g = 0; g < p->o.n_groups; g++) {
         uint32_t W = (uint32_t)p->g[g].desc.window;
-        if (W && n >= W && n - W + 1 > hit) s->no_publish = true;
+        if (W && n >= W && n - W + 1 > hit)
+            s->hole[g] = (int)((n - W + (uint32_t)p->o.page_size) / (uint32_t)p->o.page_size);
         for (int j = 0; j < s->n_pages; j++) {
             int32_t k = s->pages[g][j];
             if (k >= 0) page_set(p, g, k, p->g[g].page[k].refs, false, p->g[g].page[k].node);
@@ -405,18 +435,37 @@ void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n)
     }
 }
 
-/* May these pages become a node: all here, in none yet, nothing still arriving, and no sequence beside this
- * one holds them: one that goes on differently would keep them when the node is evicted (a fork inside a
- * block, with pages smaller than it). */
+/* May this page become a node's: here, in none yet, nothing still arriving, and no sequence beside this one
+ * holds it: one that goes on differently would keep it when the node is evicted (a fork inside a block, with
+ * pages smaller than it). */
+static bool page_whole(const td_kvpool *p, const td_kvseq *s, int g, int j)
+{
+    int32_t k = s->pages[g][j];
+    if (k < 0 || j < s->hole[g]) return false;
+    const page *x = &p->g[g].page[k];
+    return x->node < 0 && !x->transit && x->refs == 1;
+}
+
+/* A page in the hole is absent from the node; every other one must be whole. */
 static bool unit_whole(const td_kvpool *p, const td_kvseq *s, int first)
 {
     for (int g = 0; g < p->o.n_groups; g++)
-        for (int j = 0; j < p->pages_per_unit; j++) {
-            int32_t k = s->pages[g][first + j];
-            if (k < 0 || p->g[g].page[k].node >= 0 || p->g[g].page[k].transit || p->g[g].page[k].refs > 1)
-                return false;
-        }
+        for (int j = first; j < first + p->pages_per_unit; j++)
+            if (j >= s->hole[g] && !page_whole(p, s, g, j)) return false;
     return true;
+}
+
+/* A node's absent pages from a sequence that has them. */
+static void node_fill(td_kvpool *p, const td_kvseq *s, int n)
+{
+    int first = s->n_nodes * p->pages_per_unit;
+    for (int g = 0; g < p->o.n_groups; g++)
+        for (int j = 0; j < p->pages_per_unit; j++) {
+            if (pages_of(p, n, g)[j] >= 0 || !page_whole(p, s, g, first + j)) continue;
+            int32_t k = pages_of(p, n, g)[j] = s->pages[g][first + j];
+            page_set(p, g, k, p->g[g].page[k].refs, false, n);
+            p->changes++;
+        }
 }
 
 uint32_t td_kvseq_unpublished(const td_kvpool *p, const td_kvseq *s, uint32_t n)
@@ -431,15 +480,17 @@ static int node_make(td_kvpool *p, const td_kvseq *s, td_h128 hash, int parent, 
     uint64_t other;
     /* A node of another text under the same 64 bits, pages of another node, or no node left: this path ends
      * here. */
-    if (td_map_get(&p->by_hash, hash.lo, &other) || !unit_whole(p, s, first) || !p->n_free_node) return -1;
+    if (td_map_get(&p->by_hash, hash.lo, &other) || !unit_whole(p, s, first)) return -1;
+    if (!p->n_free_node && p->oldest >= 0) node_evict(p, p->oldest); /* nodes that lack pages outnumber them */
+    if (!p->n_free_node) return -1;
     int k = p->free_node[--p->n_free_node];
     p->node[k] = (node){
         .hash = hash, .before = s->hash, .parent = parent, .uses = 1, .newer = -1, .older = -1, .live = true};
     memcpy(tokens_of(p, k), tokens, (size_t)p->unit * sizeof *tokens);
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < p->pages_per_unit; j++) {
-            int32_t at = pages_of(p, k, g)[j] = s->pages[g][first + j];
-            page_set(p, g, at, p->g[g].page[at].refs, false, k);
+            int32_t at = pages_of(p, k, g)[j] = first + j < s->hole[g] ? -1 : s->pages[g][first + j];
+            if (at >= 0) page_set(p, g, at, p->g[g].page[at].refs, false, k);
         }
     if (parent >= 0) p->node[parent].n_children++;
     td_map_put(&p->by_hash, hash.lo, (uint64_t)k);
@@ -452,9 +503,10 @@ void td_kvseq_publish_unit(td_kvpool *p, td_kvseq *s, const uint32_t *tokens)
     int parent = s->n_nodes ? s->node[s->n_nodes - 1] : -1;
     td_h128 h = next_hash(p, s->hash, tokens);
     int k = node_find(p, h, s->hash, parent, tokens);
-    if (k >= 0)
+    if (k >= 0) {
         node_use(p, k);
-    else
+        node_fill(p, s, k);
+    } else
         k = node_make(p, s, h, parent, tokens);
     if (k < 0) {
         s->no_publish = true;
@@ -477,8 +529,10 @@ void td_kvseq_trim(td_kvpool *p, td_kvseq *s, uint32_t q_next)
         if (!W || q_next < W) continue;
         uint32_t first_seen = q_next - W + 1; /* the oldest key that position q_next attends */
         for (int *j = &s->trimmed[g]; *j < s->n_pages && ((uint32_t)*j + 1) * P <= first_seen; ++*j) {
-            /* pages not yet published stay until their unit is whole: a hit needs all groups */
-            if (p->o.prefix_cache && !s->no_publish && *j >= s->n_nodes * p->pages_per_unit) break;
+            /* pages not yet published stay until their unit is whole, unless they will not be in its node */
+            if (p->o.prefix_cache && !s->no_publish && *j >= s->n_nodes * p->pages_per_unit &&
+                *j >= s->hole[g])
+                break;
             if (s->pages[g][*j] >= 0) page_drop(p, g, s->pages[g][*j]);
             s->pages[g][*j] = -1;
         }
@@ -493,6 +547,7 @@ td_status td_kvseq_fork(td_kvpool *p, const td_kvseq *from, td_kvseq *to, uint32
     to->n_nodes = from->n_nodes;
     to->no_publish = from->no_publish;
     memcpy(to->trimmed, from->trimmed, sizeof to->trimmed);
+    memcpy(to->hole, from->hole, sizeof to->hole);
     for (int i = 0; i < from->n_nodes; i++) node_use(p, to->node[i] = from->node[i]);
     for (int g = 0; g < p->o.n_groups; g++)
         for (int j = 0; j < n; j++) {
@@ -558,6 +613,7 @@ bool td_kvpool_check(const td_kvpool *p)
             return false;
         }
     int lru = 0;
+    int64_t idle[TD_MAX_GROUPS] = {0};
     for (int n = 0; n < p->n_nodes; n++) {
         const node *x = &p->node[n];
         if (!x->live) continue;
@@ -567,12 +623,20 @@ bool td_kvpool_check(const td_kvpool *p)
         for (int g = 0; g < p->o.n_groups; g++)
             for (int j = 0; j < p->pages_per_unit; j++) {
                 int32_t k = pages_of(p, n, g)[j];
+                if (k < 0 && !p->g[g].desc.window)
+                    return td_refuse(TD_EPROTO, "node %d lacks a page of full attention", n) == TD_OK;
+                if (k < 0) continue;
+                idle[g] += !x->uses;
                 if (p->g[g].page[k].node != n)
                     return td_refuse(TD_EPROTO, "page %d does not know its node", k) == TD_OK;
                 if (!x->uses && p->g[g].page[k].refs)
                     return td_refuse(TD_EPROTO, "page %d of an unused node is held", k) == TD_OK;
             }
     }
+    for (int g = 0; g < p->o.n_groups; g++)
+        if (idle[g] != p->g[g].idle)
+            return td_refuse(TD_EPROTO, "group %d: %lld pages of unused nodes, %lld counted", g,
+                             (long long)idle[g], (long long)p->g[g].idle) == TD_OK;
     if (lru != p->n_lru)
         return td_refuse(TD_EPROTO, "%d unused nodes, %d in the list", lru, p->n_lru) == TD_OK;
     return true;

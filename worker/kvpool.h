@@ -17,10 +17,13 @@
  *               (td_kvpool_balanced; td_kvpool_check counts page by page).
  *            2. A shared page is never written: the write barrier td_kvseq_writable copies the last, partial
  *               page first.
- *            3. A node is made only of pages that are full, committed and complete in all groups; an equal
- *               node is kept, not replaced.
+ *            3. A node is made only of pages that are full, committed and complete. It has all pages of every
+ *               group of full attention; of a window group it may lack pages that never arrived (a hand-off
+ *               ships only what the next query sees). An equal node is kept, not replaced, and gets the pages
+ *               that it lacks.
  *            4. A hit needs the hash, the token ids, the parent and the root: a name that collides is a miss.
- *               Hits take their references before anything is allocated.
+ *               Hits take their references before anything is allocated, and end where the next row finds
+ *               every page that its windows see.
  *            5. Eviction takes the least recently used node that no sequence uses. A sequence's release makes
  *               its tail older than its head, so that this node never has children.
  *            6. ensure is all or nothing.
@@ -54,6 +57,7 @@ typedef struct td_kvseq {
     int32_t *node;                 /* [units]: the tree path this sequence uses */
     int n_pages, n_nodes;
     int trimmed[TD_MAX_GROUPS];    /* leading pages given back */
+    int hole[TD_MAX_GROUPS];       /* pages of units to publish that end before this one never arrived whole */
     td_h128 hash;                  /* of the path's end */
     bool in_transit, is_open, no_publish;
     int slot;
@@ -84,7 +88,7 @@ td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens);
 /* copy on write of that position's page (td_kvpool_opts.copy) */
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position);
 /* What was in transit is here: the pages become private. Tokens [hit, n) came, in a window group only those
- * that position n still sees: if older ones are missing, this sequence publishes nothing more. */
+ * that position n still sees: the nodes that this sequence publishes lack the pages of older ones. */
 void td_kvseq_landed(td_kvpool *p, td_kvseq *s, uint32_t hit, uint32_t n);
 /* Of n tokens that are committed and computed: where the next unit to publish starts; UINT32_MAX: none. */
 uint32_t td_kvseq_unpublished(const td_kvpool *p, const td_kvseq *s, uint32_t n);

@@ -65,6 +65,23 @@ static void add_stops(td_api_model *m, const td_json *config)
         if (e->type == TD_JSON_INT) add_stop(m, e->i);
 }
 
+/* Requests may rely on them: what a request must not ask for is no default either. */
+static td_status check_defaults(const td_defaults *d)
+{
+    const struct { const char *name; double v, lo, hi; } of[] = {
+        {"temperature", d->temperature, 0, 2},
+        {"top_p", d->top_p, 1e-30, 1},
+        {"top_k", d->top_k, -1, INT32_MAX},
+        {"min_p", d->min_p, 0, 1},
+        {"repetition_penalty", d->repetition_penalty, 1e-30, 10},
+    };
+    for (size_t i = 0; i < TD_COUNT(of); i++)
+        if (of[i].v < of[i].lo || of[i].v > of[i].hi)
+            return td_fail(TD_EBADREQ, "generation_config.json: %s is %g; it must be from %g to %g",
+                           of[i].name, of[i].v, of[i].lo, of[i].hi);
+    return TD_OK;
+}
+
 static td_status read_configs(td_api_model *m, const char *dir)
 {
     td_arena a;
@@ -85,6 +102,7 @@ static td_status read_configs(td_api_model *m, const char *dir)
         m->defaults = (td_defaults){greedy ? 0 : number_or_nan(gen, "temperature"),
                                     number_or_nan(gen, "top_p"), number_or_nan(gen, "top_k"),
                                     number_or_nan(gen, "min_p"), number_or_nan(gen, "repetition_penalty")};
+        s = check_defaults(&m->defaults);
     }
     td_arena_deinit(&a);
     return s;

@@ -191,7 +191,8 @@ static bool get_num(const td_json *body, const char *name, double lo, double hi,
     const td_json *v = given(body, name);
     if (!v) return true;
     if (v->type != TD_JSON_INT && v->type != TD_JSON_REAL) return bad_type(err, name, "a number");
-    if (!isfinite(v->num) || v->num < lo || v->num > hi || (open_lo && v->num == lo))
+    /* It is used as a float, where 1e-320 is 0. */
+    if (!isfinite(v->num) || v->num < lo || v->num > hi || (open_lo && (double)(float)v->num == lo))
         return td_api_fail(err, 400, "invalid_value", name, "'%s' is %g; it must be %s %g and at most %g",
                            name, v->num, open_lo ? "greater than" : "at least", lo, hi);
     *out = v->num;

@@ -2,11 +2,14 @@
 SPDX-License-Identifier: Apache-2.0
 """
 import json
+import os
 import socket
+import subprocess
+import tempfile
 import threading
 import time
 
-from support.cluster import Cluster, Error, questions
+from support.cluster import BIN, DEMO, Cluster, Error, questions
 
 passed = 0
 
@@ -130,4 +133,16 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     assert all(streamed) and streamed, "the stream beside was disturbed"
     c.wait_clean()
     ok(f"{len(streamed)} streams beside, all undisturbed; every page back")
+# What a request must not ask for is no default either: refused at load, by name.
+for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-50), ("top_k", 1e30), ("min_p", 2)):
+    with tempfile.TemporaryDirectory() as d:
+        for f in os.listdir(DEMO):
+            if f != "generation_config.json":
+                os.symlink(os.path.join(DEMO, f), os.path.join(d, f))
+        with open(os.path.join(d, "generation_config.json"), "w") as f:
+            json.dump({key: value}, f)
+        r = subprocess.run([os.path.join(BIN, "tandem-router"), "--model", d, "--port", "0", "--grpc-port", "0", "--router-bind", f"ipc://{d}/c"],
+                           capture_output=True, text=True, timeout=20)
+        assert r.returncode == 1 and f"generation_config.json: {key}" in r.stderr, (key, r)
+ok("a bad generation_config.json is refused by name")
 print(f"{passed} passed, 0 failed")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Mixture of experts in every family: router's products against double and against each other; choice and weights by
- * brute force, ties; placement; the grouped product against one product per expert; combination in slot order; and a
- * token alone against the same token in any batch, through the whole chain. */
+/* Mixture of experts in every family: router's products against double and against each other; choice and
+ * weights by brute force, ties; placement; the grouped product against one product per expert; combination in
+ * slot order; and a token alone against the same token in any batch, through the whole chain. */
 #include "tests/kernels/support.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,8 +12,8 @@ enum { MAX_T = 37, PAD = 3 };
 typedef struct shape {
     int X, k, E, F;
 } shape;
-static const shape shapes[] = {{8, 2, 64, 160}, {3, 1, 5, 7}, {17, 4, 33, 48}, {64, 8, 96, 32},
-                               {512, 32, 16, 16}, {1, 1, 64, 32}, {4, 4, 40, 96}, {6, 2, 512, 1200}};
+static const shape shapes[] = {{8, 2, 64, 160},   {3, 1, 5, 7},   {17, 4, 33, 48}, {64, 8, 96, 32},
+                               {512, 32, 16, 16}, {1, 1, 64, 32}, {4, 4, 40, 96},  {6, 2, 512, 1200}};
 
 /* ---- router ---- */
 
@@ -35,14 +35,16 @@ static void logits(const td_ops *o, size_t i, td_dtype dtype)
         for (int e = 0; e < s.X; e++) {
             double want = 0, size = 1e-30;
             for (int k = 0; k < s.E; k++) {
-                double p = (double)x[(size_t)r * ld + (size_t)k] * (double)w[(size_t)e * (size_t)s.E + (size_t)k];
+                double p =
+                    (double)x[(size_t)r * ld + (size_t)k] * (double)w[(size_t)e * (size_t)s.E + (size_t)k];
                 want += p, size += fabs(p);
             }
             double err = fabs((double)out[(size_t)r * (size_t)s.X + (size_t)e] - want) / size;
             worst = err <= worst ? worst : err;
         }
         o->moe_logits(team(1 + r % 2), &t, x + (size_t)r * ld, ld, 1, alone);
-        T_OK(!memcmp(alone, out + (size_t)r * (size_t)s.X, (size_t)s.X * 4), "%s logits: row %d alone", o->family, r);
+        T_OK(!memcmp(alone, out + (size_t)r * (size_t)s.X, (size_t)s.X * 4), "%s logits: row %d alone",
+             o->family, r);
     }
     T_OK(worst < 2e-6, "%s logits of shape %zu: %g", o->family, i, worst);
     T_OK(out[n] != out[n], "%s logits: wrote outside", o->family);
@@ -51,14 +53,16 @@ static void logits(const td_ops *o, size_t i, td_dtype dtype)
             first_logits[i] = floats(n);
             memcpy(first_logits[i], out, n * 4);
         }
-        T_OK(!memcmp(first_logits[i], out, n * 4), "%s logits of shape %zu: another family's bits", o->family, i);
+        T_OK(!memcmp(first_logits[i], out, n * 4), "%s logits of shape %zu: another family's bits", o->family,
+             i);
     }
     x[2 * ld] = NAN;
     float *again = floats(n);
     o->moe_logits(team(2), &t, x, ld, MAX_T, again);
     for (int r = 0; r < MAX_T; r++)
-        T_OK(r == 2 ? count_nan(again + 2 * s.X, (size_t)s.X) == s.X
-                    : !memcmp(again + (size_t)r * (size_t)s.X, out + (size_t)r * (size_t)s.X, (size_t)s.X * 4));
+        T_OK(r == 2
+                 ? count_nan(again + 2 * s.X, (size_t)s.X) == s.X
+                 : !memcmp(again + (size_t)r * (size_t)s.X, out + (size_t)r * (size_t)s.X, (size_t)s.X * 4));
     free(w), free(x), free(out), free(alone), free(stored), free(again);
 }
 
@@ -99,12 +103,13 @@ static void route(const td_ops *o, size_t i, int variant)
     for (int t = 0; t < MAX_T; t++) {
         const float *row = l + (size_t)t * (size_t)s.X;
         brute(&law, row, want, weights);
-        T_OK(!memcmp(want, ids + (size_t)t * (size_t)s.k, (size_t)s.k * 4), "%s shape %zu row %d: ids", o->family, i, t);
-        for (int j = 0; j < s.k; j++)
-            T_NEAR(w[(size_t)t * (size_t)s.k + (size_t)j] / weights[j], 1, 3e-6);
+        T_OK(!memcmp(want, ids + (size_t)t * (size_t)s.k, (size_t)s.k * 4), "%s shape %zu row %d: ids",
+             o->family, i, t);
+        for (int j = 0; j < s.k; j++) T_NEAR(w[(size_t)t * (size_t)s.k + (size_t)j] / weights[j], 1, 3e-6);
         o->moe_route(team(1), &law, row, 1, alone_ids, alone);
         T_OK(!memcmp(alone, w + (size_t)t * (size_t)s.k, (size_t)s.k * 4) &&
-             !memcmp(alone_ids, want, (size_t)s.k * 4), "%s route: row %d alone", o->family, t);
+                 !memcmp(alone_ids, want, (size_t)s.k * 4),
+             "%s route: row %d alone", o->family, t);
     }
     float **first = &first_weights[i * 3 + (size_t)variant];
     if (!is_ref(o)) {
@@ -130,7 +135,8 @@ static void place(const td_ops *o, shape s)
     int n = T * s.k;
     for (int t = 0; t < T; t++)
         for (int j = 0; j < s.k; j++) /* distinct; the last expert gets nothing where there is room */
-            ids[t * s.k + j] = (int)((rnd_next(&seed) % 2 * (uint32_t)j + (uint32_t)(t / 5 + j)) % (uint32_t)s.X);
+            ids[t * s.k + j] =
+                (int)((rnd_next(&seed) % 2 * (uint32_t)j + (uint32_t)(t / 5 + j)) % (uint32_t)s.X);
     row0[s.X + 1] = -7;
     o->moe_place(team(2), ids, T, s.k, s.X, row0, row);
     bool used[T * TD_MAX_TOP_K] = {0};
@@ -149,7 +155,7 @@ static void place(const td_ops *o, shape s)
 
 typedef struct layer {
     shape s;
-    float *w;                /* gate, up and down of all experts, as f32 */
+    float *w; /* gate, up and down of all experts, as f32 */
     void *packed;
     td_weight *up, *down;
     void *scratch;
@@ -171,7 +177,8 @@ static layer layer_open(const td_ops *o, shape s)
     size_t X = (size_t)s.X, each = 3 * (size_t)s.E * (size_t)s.F;
     l.w = floats(X * each);
     rnd_fill(l.w, X * each, 11, 0.3f);
-    l.packed = block_alloc(X * (o->packed_bytes(2 * s.F, s.E, TD_F32) + o->packed_bytes(s.E, s.F, TD_F32) + 128));
+    l.packed =
+        block_alloc(X * (o->packed_bytes(2 * s.F, s.E, TD_F32) + o->packed_bytes(s.E, s.F, TD_F32) + 128));
     l.up = calloc(X, sizeof *l.up), l.down = calloc(X, sizeof *l.down);
     char *at = l.packed;
     for (size_t e = 0; e < X; e++) {
@@ -192,7 +199,8 @@ static layer layer_open(const td_ops *o, shape s)
 
 static void layer_close(layer *l)
 {
-    free(l->w), free(l->packed), free(l->up), free(l->down), free(l->scratch), free(l->x), free((void *)(uintptr_t)l->router.p);
+    free(l->w), free(l->packed), free(l->up), free(l->down), free(l->scratch), free(l->x),
+        free((void *)(uintptr_t)l->router.p);
 }
 
 typedef struct run {
@@ -203,8 +211,12 @@ typedef struct run {
 static run run_open(const layer *l, int T)
 {
     size_t n = (size_t)T, R = n * (size_t)l->s.k;
-    run r = {.logits = floats(n * (size_t)l->s.X), .weights = floats(R), .rows = floats(R * (size_t)l->s.E),
-             .mid = floats(R * 2 * (size_t)l->s.F), .out = floats(n * (size_t)l->s.E), .ids = block_alloc(R * 4),
+    run r = {.logits = floats(n * (size_t)l->s.X),
+             .weights = floats(R),
+             .rows = floats(R * (size_t)l->s.E),
+             .mid = floats(R * 2 * (size_t)l->s.F),
+             .out = floats(n * (size_t)l->s.E),
+             .ids = block_alloc(R * 4),
              .row = block_alloc(R * 4)};
     rnd_fill(r.out, n * (size_t)l->s.E, 14, 0); /* zeros */
     return r;
@@ -277,8 +289,8 @@ static void whole(const td_ops *o, shape s)
         run some = run_open(&l, T);
         int at = T * 7 % (MAX_T - T + 1);
         chain(o, &l, T % MAX_TEAM + 1, l.x + (size_t)at * E, T, &some);
-        T_OK(!memcmp(some.out, all.out + (size_t)at * E, (size_t)T * E * 4), "%s X=%d: %d rows from %d", o->family, s.X,
-             T, at);
+        T_OK(!memcmp(some.out, all.out + (size_t)at * E, (size_t)T * E * 4), "%s X=%d: %d rows from %d",
+             o->family, s.X, T, at);
         run_close(&some);
     }
     run_close(&all), run_close(&one);
@@ -330,8 +342,10 @@ static void combine(const td_ops *o, int E)
                 exact += (double)w[t * K + k] * (double)y[(size_t)r * ld + i];
             }
             float want = is_ref(o) ? (float)((double)was + exact) : was + sum;
-            if (i < (size_t)E) bad += memcmp(&got, &want, 4) != 0;
-            else outside += memcmp(&got, &was, 4) != 0;
+            if (i < (size_t)E)
+                bad += memcmp(&got, &want, 4) != 0;
+            else
+                outside += memcmp(&got, &was, 4) != 0;
         }
     T_OK(!bad && !outside, "%s combine E=%d: %d differ, %d outside", o->family, E, bad, outside);
     free(y), free(out), free(old);

@@ -85,6 +85,8 @@ static void served(void)
 
 static void defaults(void)
 {
+    REFUSED(TEXT(", \"repetition_penalty\": 1e-320"), 400, "invalid_value", "repetition_penalty");
+    REFUSED(TEXT(", \"top_p\": 1e-50"), 400, "invalid_value", "top_p");
     dflt = (td_defaults){0.5, 0.9, 7, 0.1, 1.2};
     T_OK(TEXT(""));
     T_NEAR(ask.s.temperature, 0.5, 1e-7);

@@ -8,11 +8,10 @@
 
 enum { MAX_ROWS = 256, CASES = 5, GREEDY = 24, MAX_TOKENS = 200 };
 
-static const char *const models[] = {"llama-gqa",    "llama-gqa-v4",    "llama-mha-tied", "llama-mqa",
-                                     "llama3-rope",  "llama3-rope-v4",  "llama-yarn",     "llama-yarn-v4",
-                                     "llama-linear", "llama-linear-v4", "llama-f16",      "llama-bias",
-                                     "mistral-swa",  "ministral3",      "qwen2",          "qwen3",
-                                     "mixtral",      "qwen3-moe"};
+static const char *const models[] = {
+    "llama-gqa",   "llama-gqa-v4",  "llama-mha-tied", "llama-mqa",       "llama3-rope", "llama3-rope-v4",
+    "llama-yarn",  "llama-yarn-v4", "llama-linear",   "llama-linear-v4", "llama-f16",   "llama-bias",
+    "mistral-swa", "ministral3",    "qwen2",          "qwen3",           "mixtral",     "qwen3-moe"};
 
 typedef struct golden {
     int n[CASES], V;
@@ -169,8 +168,8 @@ static void check_greedy(td_model *m, const golden *g, const char *name, const t
         }
     }
     bool moe = d->moe.route.n_experts > 0; /* margins are below what a flip changes */
-    T_OK(compared > (strcmp(ops->family, "ref") ? 0 - moe : 100), "%s %s: %d tokens compared", name, ops->family,
-         compared);
+    T_OK(compared > (strcmp(ops->family, "ref") ? 0 - moe : 100), "%s %s: %d tokens compared", name,
+         ops->family, compared);
     free(logits);
     ts_kv_close(&kv);
 }
@@ -221,9 +220,9 @@ static void check_model(const char *name, const td_ops *ops, td_pool *pool)
     golden_open(&g, dir, td_model_descr(m)->V);
     bool ref = !strcmp(ops->family, "ref");
     bool moe = td_model_descr(m)->moe.route.n_experts > 0;
-    /* Rounding that flips a near tie of the router changes a row by as much as the two experts differ, in transformers'
-     * bf16 as well as here, so the largest error is a matter of which ties flip: test_moe.c holds the routes still and
-     * shows the rest. */
+    /* Rounding that flips a near tie of the router changes a row by as much as the two experts differ, in
+     * transformers' bf16 as well as here, so the largest error is a matter of which ties flip: test_moe.c
+     * holds the routes still and shows the rest. */
     double tol = ref ? 1e-4 : (double)g.err_bf16 * (moe ? 1.25 : 1.0);
     double tol_kl = moe ? fmax(2e-3, (double)g.kl_bf16) : 2e-3;
     check_cases(m, &g, name, ops, tol, ref ? 1e-6 : tol_kl);

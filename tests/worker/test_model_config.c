@@ -16,9 +16,10 @@
 #define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"]," SIZES
 #define MINISTRAL "{\"architectures\":[\"Ministral3ForCausalLM\"],\"head_dim\":16," SIZES
 #define QWEN2 "{\"architectures\":[\"Qwen2ForCausalLM\"]," SIZES
-#define MIXTRAL "{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":8,\"num_experts_per_tok\":2," SIZES
-#define QWEN3MOE                                                                                              \
-    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts\":16,\"num_experts_per_tok\":4,"                \
+#define MIXTRAL                                                                                              \
+    "{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":8,\"num_experts_per_tok\":2," SIZES
+#define QWEN3MOE                                                                                             \
+    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts\":16,\"num_experts_per_tok\":4,"             \
     "\"moe_intermediate_size\":48," SIZES
 #define QWEN3 "{\"architectures\":[\"Qwen3ForCausalLM\"]," SIZES
 
@@ -111,11 +112,13 @@ static const struct {
     {MISTRAL ",\"sliding_window\":-1}", TD_EPROTO, "sliding_window is -1"},
     {"{\"architectures\":[\"MixtralForCausalLM\"]," SIZES "}", TD_EPROTO, "num_local_experts is missing"},
     {LLAMA ",\"num_experts_per_tok\":2}", TD_ENOSUP, "num_experts_per_tok = 2"},
-    {MIXTRAL ",\"num_local_experts\":513}", TD_EPROTO, "num_local_experts is 513, expected an integer from 1 to 512"},
+    {MIXTRAL ",\"num_local_experts\":513}", TD_EPROTO,
+     "num_local_experts is 513, expected an integer from 1 to 512"},
     {MIXTRAL ",\"num_experts_per_tok\":9}", TD_EPROTO, "num_experts_per_tok 9 is more than the 8 experts"},
     {MIXTRAL ",\"num_experts_per_tok\":33}", TD_EPROTO, "num_experts_per_tok is 33"},
     {MIXTRAL ",\"num_experts\":16}", TD_EPROTO, "num_experts is 16, but num_local_experts is 8"},
-    {MIXTRAL ",\"decoder_sparse_step\":2}", TD_ENOSUP, "decoder_sparse_step = 2 is not supported for Mixtral"},
+    {MIXTRAL ",\"decoder_sparse_step\":2}", TD_ENOSUP,
+     "decoder_sparse_step = 2 is not supported for Mixtral"},
     {MIXTRAL ",\"n_shared_experts\":1}", TD_ENOSUP, "n_shared_experts = 1"},
     {QWEN3MOE ",\"shared_expert_intermediate_size\":96}", TD_ENOSUP, "shared_expert_intermediate_size = 96"},
     {QWEN3MOE ",\"scoring_func\":\"sigmoid\"}", TD_ENOSUP, "scoring_func = \"sigmoid\""},
@@ -174,9 +177,11 @@ static void test_experts(void)
     T_OK(parse(LLAMA "}", &d) == TD_OK && d.moe.route.n_experts == 0 && !d.layer[0].moe);
     T_OK(parse(MIXTRAL "}", &d) == TD_OK, "%s", td_reason());
     const td_route_law *r = &d.moe.route;
-    T_OK(r->n_experts == 8 && r->top_k == 2 && r->score == TD_ROUTE_SOFTMAX && r->renormalise && r->scale == 1);
+    T_OK(r->n_experts == 8 && r->top_k == 2 && r->score == TD_ROUTE_SOFTMAX && r->renormalise &&
+         r->scale == 1);
     T_OK(d.moe.F == 96 && d.layer[0].moe && d.layer[3].moe && d.rope.theta == 1e6 && d.layer[0].window == 0);
-    T_OK(parse(QWEN3MOE ",\"mlp_only_layers\":[3],\"decoder_sparse_step\":2,\"sliding_window\":64}", &d) == TD_OK,
+    T_OK(parse(QWEN3MOE ",\"mlp_only_layers\":[3],\"decoder_sparse_step\":2,\"sliding_window\":64}", &d) ==
+             TD_OK,
          "%s", td_reason());
     T_OK(r->n_experts == 16 && r->top_k == 4 && !r->renormalise && d.moe.F == 48 && d.F == 96 && d.qk_norm);
     T_OK(!d.layer[0].moe && d.layer[1].moe && !d.layer[2].moe && !d.layer[3].moe && d.layer[1].window == 0);
@@ -346,8 +351,8 @@ static void test_published(void)
         size_t n = in ? fread(text, 1, (1 << 20) - 1, in) : 0;
         if (in) fclose(in);
         td_status st = td_config_parse(text, n, NULL, 0, &d);
-        static const char *const names[] = {"\"LlamaForCausalLM\"", "\"Qwen3ForCausalLM\"", "\"MixtralForCausalLM\"",
-                                            "\"Qwen3MoeForCausalLM\""};
+        static const char *const names[] = {"\"LlamaForCausalLM\"", "\"Qwen3ForCausalLM\"",
+                                            "\"MixtralForCausalLM\"", "\"Qwen3MoeForCausalLM\""};
         bool ours = false, quantized = strstr(text, "\"quantization_config\"");
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) ours = ours || strstr(text, names[i]);
         const char *reason = ours ? "quantization_config" : "architecture ";
@@ -367,9 +372,8 @@ static void test_published(void)
 /* Goldens of other families must be refused by name. */
 static void test_other_families(void)
 {
-    static const char *const names[] = {"phi3",    "gemma2",      "gemma3",      "gemma4-moe",
-                                        "olmo2",   "olmoe",
-                                        "gpt-oss", "deepseek-v2", "deepseek-v3", "glm4-moe"};
+    static const char *const names[] = {"phi3",  "gemma2",  "gemma3",      "gemma4-moe",  "olmo2",
+                                        "olmoe", "gpt-oss", "deepseek-v2", "deepseek-v3", "glm4-moe"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char dir[128];
         td_model_desc d;

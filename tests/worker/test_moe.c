@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_moe.c - mixtures of experts as checkpoints: both layouts on disk give the same bits, what does not fit
- * is refused by name, dummy models, bytes a row reads; and the fast families with the routes of ref held still, where their
- * error is that of any dense model (the near ties that rounding flips are few, and near). */
+/* tests/worker/test_moe.c - mixtures of experts as checkpoints: both layouts on disk give the same bits, what
+ * does not fit is refused by name, dummy models, bytes a row reads; and the fast families with the routes of
+ * ref held still, where their error is that of any dense model (the near ties that rounding flips are few,
+ * and near). */
 #include "common/log.h"
 #include "tests/t.h"
 #include "tests/worker/support_step.h"
@@ -17,7 +18,11 @@ static char dir[64];
 static td_model *open_as(const char *from, const char *shape, const td_ops *ops)
 {
     td_model *m = NULL;
-    td_model_opts o = {.dir = from, .dummy_shape = shape, .ops = ops, .pool = pool, .max_rows = MAX_ROWS,
+    td_model_opts o = {.dir = from,
+                       .dummy_shape = shape,
+                       .ops = ops,
+                       .pool = pool,
+                       .max_rows = MAX_ROWS,
                        .max_logits = MAX_ROWS};
     T_OK(td_model_open(&o, &m) == TD_OK, "%s", td_reason());
     return m;
@@ -47,7 +52,8 @@ static struct {
 } tape;
 static const td_ops *real;
 
-static void record(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids, float *weights)
+static void record(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids,
+                   float *weights)
 {
     int k = tape.calls++;
     T_OK(k < MAX_CALLS && law->top_k <= MAX_K && T <= MAX_ROWS);
@@ -73,7 +79,8 @@ static void count_flips(const td_route_law *law, int call, int t, const int32_t 
 }
 
 /* The recorded ids with this family's own logits; its own choice is only counted. */
-static void replay(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids, float *weights)
+static void replay(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids,
+                   float *weights)
 {
     int call = tape.at++, k = law->top_k;
     T_OK(call < tape.calls);
@@ -122,11 +129,12 @@ static void test_held(const char *name, const td_ops *ops)
         }
     }
     if (getenv("VERBOSE"))
-        printf("%-10s %-12s routes held: error %.2e; %ld of %ld slots flipped, the widest by %.3f\n", name, ops->family,
-               worst / most, tape.flips, tape.slots, tape.widest);
+        printf("%-10s %-12s routes held: error %.2e; %ld of %ld slots flipped, the widest by %.3f\n", name,
+               ops->family, worst / most, tape.flips, tape.slots, tape.widest);
     T_OK(worst <= 0.05 * most, "%s %s: error %g", name, ops->family, worst / most);
-    T_OK(tape.flips * 100 <= 2 * tape.slots && tape.widest <= 0.1, "%s %s: %ld of %ld flipped, the widest by %g", name,
-         ops->family, tape.flips, tape.slots, tape.widest);
+    T_OK(tape.flips * 100 <= 2 * tape.slots && tape.widest <= 0.1,
+         "%s %s: %ld of %ld flipped, the widest by %g", name, ops->family, tape.flips, tape.slots,
+         tape.widest);
     for (int k = 0; k < MAX_CALLS; k++) free(tape.logits[k]), tape.logits[k] = NULL;
     td_safetensors_close(f);
     td_model_close(a), td_model_close(b);
@@ -145,11 +153,14 @@ typedef struct checkpoint {
 } checkpoint;
 
 static const char qwen[] =
-    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts\":5,\"num_experts_per_tok\":2,\"moe_intermediate_size\":20,"
-    "\"mlp_only_layers\":[0],\"vocab_size\":40,\"hidden_size\":32,\"intermediate_size\":24,\"num_hidden_layers\":2,"
+    "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts\":5,\"num_experts_per_tok\":2,\"moe_"
+    "intermediate_size\":20,"
+    "\"mlp_only_layers\":[0],\"vocab_size\":40,\"hidden_size\":32,\"intermediate_size\":24,\"num_hidden_"
+    "layers\":2,"
     "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"head_dim\":16,\"max_position_embeddings\":64}";
 static const char mixtral[] =
-    "{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":5,\"num_experts_per_tok\":2,\"vocab_size\":40,"
+    "{\"architectures\":[\"MixtralForCausalLM\"],\"num_local_experts\":5,\"num_experts_per_tok\":2,\"vocab_"
+    "size\":40,"
     "\"hidden_size\":32,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":2,"
     "\"num_key_value_heads\":1,\"max_position_embeddings\":64}";
 
@@ -168,7 +179,11 @@ static void put(checkpoint *c, const char *name, size_t salt, int a, int b, int 
 {
     td_st_tensor *t = &c->t[c->n];
     snprintf(c->name[c->n], sizeof c->name[0], "%s", name);
-    *t = (td_st_tensor){.name = c->name[c->n], .dtype = TD_ST_BF16, .rank = d ? 3 : b ? 2 : 1,
+    *t = (td_st_tensor){.name = c->name[c->n],
+                        .dtype = TD_ST_BF16,
+                        .rank = d   ? 3
+                                : b ? 2
+                                    : 1,
                         .data = (const uint8_t *)(values + salt)};
     t->shape[0] = a, t->shape[1] = b, t->shape[2] = d;
     c->n++;
@@ -191,10 +206,13 @@ static void put_expert_matrices(checkpoint *c, int layer, layout how)
     }
     for (int e = 0; e < X; e++)
         for (int k = 0; k < 3; k++) {
-            snprintf(name, sizeof name, "model.layers.%d.%s.experts.%d.%s.weight", layer, block, e, names[how][k]);
+            snprintf(name, sizeof name, "model.layers.%d.%s.experts.%d.%s.weight", layer, block, e,
+                     names[how][k]);
             size_t at = (size_t)e;
-            if (k < 2) put(c, name, up + at * 2 * F * E + (size_t)k * F * E, F, E, 0);
-            else put(c, name, down + at * E * F, E, F, 0);
+            if (k < 2)
+                put(c, name, up + at * 2 * F * E + (size_t)k * F * E, F, E, 0);
+            else
+                put(c, name, down + at * E * F, E, F, 0);
         }
 }
 
@@ -203,9 +221,10 @@ static void put_layer(checkpoint *c, int layer, layout how, bool experts)
     static const struct {
         const char *name;
         int rows, cols;
-    } all[] = {{"input_layernorm", E, 0}, {"post_attention_layernorm", E, 0}, {"self_attn.q_proj", H * D, E},
-               {"self_attn.k_proj", G * D, E}, {"self_attn.v_proj", G * D, E}, {"self_attn.o_proj", E, H * D},
-               {"self_attn.q_norm", D, 0}, {"self_attn.k_norm", D, 0}};
+    } all[] = {{"input_layernorm", E, 0},      {"post_attention_layernorm", E, 0},
+               {"self_attn.q_proj", H * D, E}, {"self_attn.k_proj", G * D, E},
+               {"self_attn.v_proj", G * D, E}, {"self_attn.o_proj", E, H * D},
+               {"self_attn.q_norm", D, 0},     {"self_attn.k_norm", D, 0}};
     static const struct {
         const char *name;
         int rows, cols;
@@ -272,7 +291,8 @@ static void test_layouts(const td_ops *ops)
         row_bytes[i] = td_model_weight_bytes(m);
         td_model_close(m);
     }
-    T_OK(!memcmp(out[W123], out[FUSED_IN_BLOCK], sizeof out[0]), "%s: mixtral, each and all in one", ops->family);
+    T_OK(!memcmp(out[W123], out[FUSED_IN_BLOCK], sizeof out[0]), "%s: mixtral, each and all in one",
+         ops->family);
     T_OK(!memcmp(out[PROJ], out[FUSED], sizeof out[0]), "%s: qwen, each and all in one", ops->family);
     bool finite = true;
     for (int i = 0; i < 9 * V; i++) finite = finite && isfinite(out[0][i]) && isfinite(out[1][i]);

@@ -48,13 +48,18 @@ td_status td_coll_threads_open(int n, td_coll **ends);
 /* MPI_Init_thread and COMM_WORLD; ENOSUP when built without MPI. argc/argv as main's. Once per process. */
 td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
 /* Same ranks as `host` (which carries the unique id); buffers of this group are device memory on `stream`.
- * ENOSUP: no libnccl, with what was looked for. version: of the library that was found, e.g. 23004. */
+ * ENOSUP on all ranks when one has no libnccl (with what was looked for) or no such device, or when their
+ * versions differ. version: of the library that was found, e.g. 23004; may be NULL. */
 td_status td_coll_nccl_open(td_coll *host, int device, void *stream, int *version, td_coll **out);
+/* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python packages'.
+ * path: static. Both may be NULL. */
+td_status td_coll_nccl_find(int *version, const char **path);
 /* Members of equal color become a group, ordered by (key, rank). color < 0: *out = NULL. The deadline is
  * inherited. */
 td_status td_coll_split(td_coll *c, int color, int key, td_coll **out);
 void td_coll_close(td_coll *c);
-/* How long a member waits for others in one call; default 0: for ever (the launcher's watchdog ends a hung group). */
+/* How long a member waits for others in one call; default 0: for ever (the launcher's watchdog ends a hung
+ * group). */
 void td_coll_deadline(td_coll *c, int64_t timeout_us);
 /* Break all groups for everybody (threads: their calls return EGONE), or end all ranks (mpi: MPI_Abort). */
 void td_coll_abort(td_coll *c, const char *why);

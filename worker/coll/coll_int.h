@@ -1,4 +1,4 @@
-/* worker/coll/coll_int.h - what a back end serves: exchanges of parts. coll.c makes every operation out of them.
+/* worker/coll/coll_int.h - what a back end serves: exchanges of parts; coll.c makes every operation of them.
  *
  * An exchange is a list of parts to send and a list of parts to receive, at most one of each per peer, none of
  * zero bytes and none with the rank itself. A lane holds one exchange from start to wait: lane 0 the blocking

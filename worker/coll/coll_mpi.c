@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /* worker/coll/coll_mpi.c - ranks as processes, over Open MPI; the only file that knows mpi.h.
  *
- * A part is one or more MPI_Isend or MPI_Irecv (cut at 1 GiB: counts are int), its tag the channel. Nothing else
- * of MPI moves data: its collectives may not be waited for without burning a core, and wake nobody.
+ * A part is one or more MPI_Isend or MPI_Irecv (cut at 1 GiB: counts are int), its tag the channel. Nothing
+ * else of MPI moves data: its collectives may not be waited for without burning a core, and wake nobody.
  *
  * Waiting. Open MPI only polls; mpi_yield_when_idle still keeps a core at 100 %. So a wait tests for 50 us (not
- * at all when the host has fewer cores than ranks), then blocks on a futex in memory the ranks of a host share,
- * its bell. Who has sent something to a rank of its host, or taken something from it, rings if that rank sleeps.
- * What MPI does inside (a rendezvous that needs another round) rings no bell, so a sleep ends by itself after
- * 1 ms; in groups with members on other hosts, who cannot ring, after 50 us, doubling to 500 us.
+ * at all when the host has fewer cores than ranks), then blocks on a futex in memory that the ranks of a host
+ * share, its bell. Who has sent something to a rank of its host, or taken something from it, rings if that rank
+ * sleeps. What MPI does inside (a rendezvous that needs another round) rings no bell, so a sleep ends by itself
+ * after 1 ms; in groups with members on other hosts, who cannot ring, after 50 us, doubling to 500 us.
  * Costs measured beside MPI's own ping-pong: tests/bench/coll.py.
  *
- * bell: 0 awake, 1 asleep. Sleeper and ringer both change it by read-modify-write, so one of them sees the other:
- * either the ringer sees 1, or the sleeper's last test follows the ringer's send.
+ * bell: 0 awake, 1 asleep. Sleeper and ringer both change it by read-modify-write, so one of them sees the
+ * other: either the ringer sees 1, or the sleeper's last test follows the ringer's send.
  *
  * After an error nothing more of MPI is used, not even MPI_Finalize: the process is to end, and mpirun ends the
  * others when one leaves like that. */
@@ -163,8 +163,8 @@ static td_status end_start(td_coll *c, int lane)
 static td_status too_short(end *e, int got, int expected, int source)
 {
     char why[120];
-    snprintf(why, sizeof why, "ranks differ: %d bytes from rank %d of %d, %d expected", got, source, e->base.size,
-             expected);
+    snprintf(why, sizeof why, "ranks differ: %d bytes from rank %d of %d, %d expected", got, source,
+             e->base.size, expected);
     return world_break(e->w, TD_EPROTO, why);
 }
 
@@ -175,7 +175,8 @@ static td_status flight_look(end *e, flight *f)
     int code = MPI_Testall(f->n, f->req, &done, f->status);
     if (code == MPI_ERR_IN_STATUS)
         for (int i = 0; i < f->n; i++)
-            if (f->status[i].MPI_ERROR != MPI_ERR_PENDING) TD_TRY(mpi_check(e->w, "MPI", f->status[i].MPI_ERROR));
+            if (f->status[i].MPI_ERROR != MPI_ERR_PENDING)
+                TD_TRY(mpi_check(e->w, "MPI", f->status[i].MPI_ERROR));
     TD_TRY(mpi_check(e->w, "MPI_Testall", code));
     if (!done) return TD_AGAIN;
     for (int i = 0; i < f->n_recv; i++) {

@@ -176,8 +176,9 @@ static void post_part(end *e, const td_coll_lane *l, td_coll_part *p)
 static td_status mismatch(end *e, const td_coll_lane *l, const td_coll_part *p, const post *at)
 {
     char text[200];
-    snprintf(text, sizeof text, "ranks differ: %d of %d calls operation %#x with %zu bytes for rank %d, which "
-             "expects %#x with %zu", p->peer, e->base.size, at->kind, at->bytes, e->base.rank, l->kind, p->bytes);
+    snprintf(text, sizeof text,
+             "ranks differ: %d of %d calls operation %#x with %zu bytes for rank %d, which expects %#x with %zu",
+             p->peer, e->base.size, at->kind, at->bytes, e->base.rank, l->kind, p->bytes);
     return family_break(e->g->fam, TD_EPROTO, text);
 }
 
@@ -201,7 +202,8 @@ static td_status take_part(end *e, const td_coll_lane *l, td_coll_part *p)
     bool gone = is_gone(e->g, p->peer); /* before the look at the post: it may have posted, then left */
     unsigned s = atomic_load(&at->state);
     if (s == EMPTY) return gone ? peer_left(e, p) : TD_AGAIN;
-    if (s == POINTER && !atomic_compare_exchange_strong(&at->state, &s, READING)) return TD_AGAIN; /* withdrawn */
+    if (s == POINTER && !atomic_compare_exchange_strong(&at->state, &s, READING))
+        return TD_AGAIN; /* withdrawn: the next look says why */
     if (at->kind != l->kind || at->bytes != p->bytes) {
         td_status bad = mismatch(e, l, p, at);
         if (s == POINTER) atomic_store(&at->state, EMPTY);

@@ -33,12 +33,18 @@ typedef struct family {
 
 static const family families[] = {
     {"LlamaForCausalLM", "llama", BIAS_BY_KEY, true, false, false, WINDOW_NONE, 0, 0, 0, 1e-6, 1e4, MOE_NONE},
-    {"MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6, 1e4, MOE_NONE},
-    {"Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5, 1e4, MOE_NONE},
-    {"Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6, 1e4, MOE_NONE},
-    {"Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6, 1e4, MOE_NONE},
-    {"MixtralForCausalLM", "mixtral", BIAS_NONE, false, false, false, WINDOW_ALL, 0, 8, 0, 1e-5, 1e6, MOE_EVERY},
-    {"Qwen3MoeForCausalLM", "qwen3_moe", BIAS_BY_KEY, false, true, false, WINDOW_OFF, 0, 4, 0, 1e-6, 1e4, MOE_QWEN},
+    {"MistralForCausalLM", "mistral", BIAS_NONE, false, false, false, WINDOW_ALL, 4096, 8, 0, 1e-6, 1e4,
+     MOE_NONE},
+    {"Ministral3ForCausalLM", "ministral3", BIAS_NONE, false, false, true, WINDOW_ALL, 0, 8, 128, 1e-5, 1e4,
+     MOE_NONE},
+    {"Qwen2ForCausalLM", "qwen2", BIAS_QKV, false, false, false, WINDOW_QWEN, 4096, 32, 0, 1e-6, 1e4,
+     MOE_NONE},
+    {"Qwen3ForCausalLM", "qwen3", BIAS_BY_KEY, false, true, false, WINDOW_QWEN, 4096, 32, 128, 1e-6, 1e4,
+     MOE_NONE},
+    {"MixtralForCausalLM", "mixtral", BIAS_NONE, false, false, false, WINDOW_ALL, 0, 8, 0, 1e-5, 1e6,
+     MOE_EVERY},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", BIAS_BY_KEY, false, true, false, WINDOW_OFF, 0, 4, 0, 1e-6, 1e4,
+     MOE_QWEN},
 };
 
 /* ---- keys that must be neutral ---- */
@@ -57,7 +63,8 @@ static const char *const off_keys[] = {
     "final_layernorm_bias",
     /* mixtures of experts and latent attention */
     "n_routed_experts", "n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size",
-    "first_k_dense_replace", "moe_router_enable_expert_bias", "swiglu_limit", "kv_lora_rank", "q_lora_rank", "num_nextn_predict_layers",
+    "first_k_dense_replace", "moe_router_enable_expert_bias", "swiglu_limit", "kv_lora_rank", "q_lora_rank",
+    "num_nextn_predict_layers",
     /* positions */
     "rope_interleave", "rope_interleaved", "use_mrope", "no_rope_layers", "no_rope_layer_interval",
     "rope_local_base_freq", "attention_chunk_size", "sliding_window_pattern",
@@ -70,10 +77,10 @@ static const char *const moe_keys[] = {"num_experts", "num_local_experts", "num_
 static const char *const qwen_moe_keys[] = {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"};
 
 /* the same, or 1 */
-static const char *const one_keys[] = {"embedding_multiplier",  "residual_multiplier", "logits_scaling",
-                                       "logit_scale",           "scale_emb",           "pretraining_tp",
-                                       "partial_rotary_factor", "rotary_pct",          "routed_scaling_factor",
-                                       "n_group",               "topk_group",          "moe_layer_freq"};
+static const char *const one_keys[] = {
+    "embedding_multiplier", "residual_multiplier",   "logits_scaling", "logit_scale",           "scale_emb",
+    "pretraining_tp",       "partial_rotary_factor", "rotary_pct",     "routed_scaling_factor", "n_group",
+    "topk_group",           "moe_layer_freq"};
 
 static const char *const known[] = {
     /* read */
@@ -90,7 +97,8 @@ static const char *const known[] = {
     "_attn_implementation", "auto_map", "unsloth_fixed", "unsloth_version", "problem_type", "sep_token_id",
     "decoder_start_token_id", "chunk_size_feed_forward", "tokenizer_class", "is_decoder", "prefix",
     "pruned_heads", "attn_implementation", "license", "max_length", "temperature", "top_k", "top_p",
-    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "do_sample", "vocab_file", "num_labels", "finetuning_task", "gradient_checkpointing"};
+    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "do_sample", "vocab_file",
+    "num_labels", "finetuning_task", "gradient_checkpointing"};
 
 /* ---- typed getters ---- */
 
@@ -561,7 +569,8 @@ td_status td_model_desc_shape(const char *shape, td_model_desc *out)
         d.rope = (td_rope_desc){.type = TD_ROPE_DEFAULT, .theta = 500000.0, .factor = 1.0, .rot_dim = d.D};
         bool moe = shapes[i].experts > 0;
         snprintf(d.arch, sizeof d.arch, "%s", moe ? "MixtralForCausalLM" : "LlamaForCausalLM");
-        if (moe) d.moe = (td_moe_desc){{shapes[i].experts, shapes[i].top_k, TD_ROUTE_SOFTMAX, true, 1.0f}, d.F};
+        if (moe)
+            d.moe = (td_moe_desc){{shapes[i].experts, shapes[i].top_k, TD_ROUTE_SOFTMAX, true, 1.0f}, d.F};
         for (int k = 0; k < d.L; k++) d.layer[k].moe = moe;
         const td_hkey key = {0x74616e64656d2d64ull, 0x756d6d792d303131ull};
         d.digest = td_siphash128(key, shape, strlen(shape));
@@ -569,6 +578,7 @@ td_status td_model_desc_shape(const char *shape, td_model_desc *out)
         *out = d;
         return TD_OK;
     }
-    return td_fail(TD_ENOSUP, "no shape called %.40s (there are tiny, 0.5b, 1b, 8b, ranks-tiny, ranks-mqa, moe-tiny)",
+    return td_fail(TD_ENOSUP,
+                   "no shape called %.40s (there are tiny, 0.5b, 1b, 8b, ranks-tiny, ranks-mqa, moe-tiny)",
                    shape);
 }

@@ -75,8 +75,8 @@ typedef struct td_model_desc {
 
 /* Reads config.json (rope keys of both transformers generations) and generation_config.json only. */
 td_status td_model_desc_read(const char *dir, td_model_desc *out);
-/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (as the benchmark
- * checkpoints); for tests of ranks "ranks-tiny", "ranks-mqa" (one kv head, tied), "moe-tiny" (8 experts, two a token). */
+/* A shape without files, for load-format dummy: "tiny", "0.5b", "1b", "8b" (as the benchmark checkpoints); for
+ * tests of ranks "ranks-tiny", "ranks-mqa" (one kv head, tied), "moe-tiny" (8 experts, two a token). */
 td_status td_model_desc_shape(const char *shape, td_model_desc *out);
 
 typedef enum { TD_CP_AUTO, TD_CP_PASS_Q, TD_CP_PASS_KV } td_cp_mode;
@@ -102,8 +102,8 @@ bool td_model_fits(const td_model_desc *d, const td_ops *ops);
 td_status td_model_open(const td_model_opts *o, td_model **out);
 void td_model_close(td_model *m);
 const td_model_desc *td_model_descr(const td_model *m);
-/* Packed bytes read by one forward pass of one row (embedding row excepted; of a layer's experts, as many as a
- * token goes to). */
+/* Packed bytes read by one forward pass of one row (embedding row excepted; of a layer's experts, as many as
+ * a token goes to). */
 size_t td_model_weight_bytes(const td_model *m);
 
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */

@@ -169,8 +169,7 @@ void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_f
             fill_job j = {p, e, image + e->offset, strip_rows(e), random, n_random};
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
-        for (int k = 0; k < e->n_parts && p->files; k++)
-            drop_part(e, k);
+        for (int k = 0; k < e->n_parts && p->files; k++) drop_part(e, k);
         done += e->bytes;
         if (progress) progress(arg, "packing weights", (double)done / (double)p->image_bytes);
     }
