@@ -21,9 +21,10 @@
 static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
 {
     size_t sum = 0;
+    const td_group_desc *group = td_model_groups(o->model);
     for (int g = 0; g < d->n_groups; g++) {
-        td_kv kv = {.dtype = o->ops->kv_dtype, .P = o->page_size, .G = d->group[g].G, .D = d->group[g].D};
-        sum += td_kv_page_bytes(&kv) * (size_t)d->group[g].n_slots;
+        td_kv kv = {.dtype = o->ops->kv_dtype, .P = o->page_size, .G = group[g].G, .D = group[g].D};
+        sum += td_kv_page_bytes(&kv) * (size_t)group[g].n_slots;
     }
     return sum;
 }
@@ -35,10 +36,19 @@ static int64_t choose_pages(const td_engine_opts *o, const td_model_desc *d)
     if (o->kv_pages > 0) return o->kv_pages;
     int64_t page = (int64_t)bytes_per_page(o, d), memory = o->kv_memory_bytes;
     int64_t len = o->max_model_len > 0 ? o->max_model_len : d->max_positions;
-    int64_t useful = (len / o->page_size + 2) * TD_MAX(o->max_seqs, 1);
+    td_kvmap map = td_model_kvmap(o->model);
+    int64_t useful = ((int64_t)td_kvmap_most(map, (uint32_t)len) / o->page_size + 2) * TD_MAX(o->max_seqs, 1);
     if (memory > 0) return memory / page;
     memory = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
     return TD_MIN(memory / page, useful);
+}
+
+/* How many tokens so many pages surely hold. */
+static int64_t tokens_of_pages(const td_engine_opts *o, int64_t pages)
+{
+    td_kvmap m = td_model_kvmap(o->model);
+    int64_t local = pages * o->page_size;
+    return m.ranks > 1 ? local / m.split * m.split * m.ranks + local % m.split : local;
 }
 
 static void open_tables(td_engine *e)
@@ -58,7 +68,7 @@ static void open_tables(td_engine *e)
         f->cap_draw = seqs + (uint32_t)e->max_logits;
         f->draw = td_xalloc(f->cap_draw * sizeof *f->draw);
         f->res = td_xalloc(f->cap_draw * sizeof *f->res);
-        f->build = td_step_build_open(e->desc->n_groups, o->page_size);
+        f->build = td_step_build_open(e->desc->n_groups, o->page_size, td_model_kvmap(o->model));
     }
 }
 
@@ -113,26 +123,33 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
     e->depth = o->depth > 0 ? o->depth : 1;
     int64_t pages = choose_pages(o, d);
-    int64_t least = (e->o.max_model_len > 0 ? e->o.max_model_len : 2) / o->page_size + 2;
+    td_kvmap map = td_model_kvmap(o->model);
+    int64_t least = td_kvmap_most(map, (uint32_t)TD_MAX(o->max_model_len, 2)) / (uint32_t)o->page_size + 2;
+    if (map.ranks > 1 && map.split % (uint32_t)o->page_size) {
+        free(e);
+        return td_fail(TD_EBADREQ, "page size %d does not divide the attention splits of %u keys that context parallel ranks keep",
+                       o->page_size, map.split);
+    }
     if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
         free(e);
         return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld are needed for one sequence",
                        (long long)pages, o->page_size, (long long)least);
     }
-    e->max_len = (int)TD_MIN((int64_t)d->max_positions, (pages - 1) * o->page_size);
+    e->max_len = (int)TD_MIN((int64_t)d->max_positions, tokens_of_pages(o, pages - 1));
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
     td_kvpool_opts k = {.n_groups = d->n_groups,
                         .page_size = o->page_size,
                         .n_pages = (int)pages,
                         /* a held leg keeps its trunk; an ended one all it has in flight */
                         .max_seqs = o->max_seqs * (e->depth + 1) + o->max_legs,
-                        .max_pages_per_seq = e->max_len / o->page_size + 2,
+                        .max_pages_per_seq = (int)td_kvmap_most(map, (uint32_t)e->max_len) / o->page_size + 2,
                         .kv_dtype = o->ops->kv_dtype,
                         .prefix_cache = o->prefix_cache,
                         .hash_key = o->hash_key,
                         .copy = copy_page,
                         .copy_arg = e};
-    memcpy(k.group, d->group, sizeof k.group);
+    k.kvmap = td_model_kvmap(o->model);
+    memcpy(k.group, td_model_groups(o->model), sizeof k.group);
     td_status s = td_kvpool_open(&k, &e->pool);
     if (s < 0) {
         free(e);
@@ -387,9 +404,9 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
     if (most > (uint64_t)e->max_len)
         return td_refuse(TD_EBADREQ, "%llu tokens are more than the %d that fit", (unsigned long long)most,
                          e->max_len);
-    uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len),
-             P = (uint64_t)e->o.page_size;
-    uint64_t prompt_pages = leg->n_prompt / P, each = (len + P - 1) / P - prompt_pages + 1;
+    uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len);
+    uint64_t prompt_pages = (uint64_t)td_kvpool_whole_pages(e->pool, leg->n_prompt);
+    uint64_t each = (uint64_t)td_kvpool_pages(e->pool, (uint32_t)len) - prompt_pages + 1;
     td_kv_ledger l;
     td_kvpool_ledger(e->pool, 0, &l);
     if (leg->kind != TD_LEG_PREFILL && prompt_pages + s->n * each > (uint64_t)l.total + (s->n == 1))
@@ -622,7 +639,7 @@ const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint
 
 int64_t td_engine_capacity_tokens(const td_engine *e)
 {
-    return (int64_t)td_engine_kv(e, 0)->n_pages * e->o.page_size;
+    return tokens_of_pages(&e->o, td_engine_kv(e, 0)->n_pages);
 }
 
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)

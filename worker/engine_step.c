@@ -17,7 +17,7 @@
 td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
 {
     td_choice *trunk = &q->choice[0];
-    uint32_t length = td_seq_length(q, 0), P = (uint32_t)e->o.page_size;
+    uint32_t length = td_seq_length(q, 0);
     TD_TRY(td_kvseq_begin(e->pool, &trunk->kv, q->root));
     uint32_t hit = 0;
     bool fresh = q->score || q->d.all_logits; /* every row has to be computed */
@@ -28,9 +28,9 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
     trunk->kv.in_transit = in_transit;
     /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg
      * that is alone needs no such margin: check_leg knows that it fits to its end. */
-    int64_t more =
-        e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1 ? 2 * (int64_t)q->d.sampling.n : 0;
-    int64_t pages = (int64_t)((length + 1 + P - 1) / P) - trunk->kv.n_pages;
+    int64_t each = 1 + td_kvpool_pages(e->pool, length) - td_kvpool_whole_pages(e->pool, length), more = 0;
+    if (e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1) more = TD_MAX(each, 2) * (int64_t)q->d.sampling.n;
+    int64_t pages = (int64_t)td_kvpool_pages(e->pool, length + 1) - trunk->kv.n_pages;
     td_status s = pages + more > td_kvpool_available(e->pool)
                       ? td_refuse(TD_EFULL, "%lld KV pages wanted", (long long)(pages + more))
                       : td_kvseq_ensure(e->pool, &trunk->kv, length + 1);

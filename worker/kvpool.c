@@ -30,7 +30,6 @@ typedef struct node {
 typedef struct group {
     td_kv kv;
     td_group_desc desc;
-    size_t map_bytes;
     page *page;
     int32_t *free_list;
     int n_free;
@@ -65,18 +64,65 @@ static uint32_t *tokens_of(const td_kvpool *p, int n)
 
 /* ---- pool ---- */
 
+/* Pages that n tokens take; the page a position lies in. */
+static int pages_for(const td_kvpool *p, uint32_t n)
+{
+    uint32_t P = (uint32_t)p->o.page_size;
+    return (int)((td_kvmap_most(p->o.kvmap, n) + P - 1) / P);
+}
+
+int td_kvpool_pages(const td_kvpool *p, uint32_t n)
+{
+    return pages_for(p, n);
+}
+
+int td_kvpool_whole_pages(const td_kvpool *p, uint32_t n)
+{
+    td_kvmap m = p->o.kvmap;
+    uint32_t whole = m.ranks > 1 ? n / (m.split * m.ranks) * m.split : n;
+    return (int)(whole / (uint32_t)p->o.page_size);
+}
+
+static int page_at(const td_kvpool *p, uint32_t position)
+{
+    return (int)(td_kvmap_local(p->o.kvmap, position) / (uint32_t)p->o.page_size);
+}
+
+static size_t kvmem_bytes(const td_group_desc *d, const td_kv *kv)
+{
+    return td_kv_page_bytes(kv) * (size_t)kv->n_pages * (size_t)d->n_slots;
+}
+
+td_status td_kvmem_open(const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out)
+{
+    for (int i = 0; i < n_groups; i++) {
+        td_kv kv = {NULL, dtype, n_pages, page_size, desc[i].G, desc[i].D};
+        size_t bytes = kvmem_bytes(&desc[i], &kv);
+        void *m = bytes ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : NULL;
+        if (m == MAP_FAILED) {
+            td_kvmem_close(desc, i, out);
+            return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", bytes, strerror(errno));
+        }
+        if (m) madvise(m, bytes, MADV_HUGEPAGE);
+        kv.base = m;
+        out[i] = kv;
+    }
+    return TD_OK;
+}
+
+void td_kvmem_close(const td_group_desc *desc, int n_groups, td_kv *kv)
+{
+    for (int i = 0; i < n_groups; i++) {
+        if (kv[i].base) munmap(kv[i].base, kvmem_bytes(&desc[i], &kv[i]));
+        kv[i].base = NULL;
+    }
+}
+
 static td_status group_open(td_kvpool *p, int i)
 {
     group *g = &p->g[i];
     g->desc = p->o.group[i];
-    g->kv = (td_kv){NULL, p->o.kv_dtype, p->o.n_pages, p->o.page_size, g->desc.G, g->desc.D};
-    g->map_bytes = td_kv_page_bytes(&g->kv) * (size_t)p->o.n_pages * (size_t)g->desc.n_slots;
-    void *m =
-        mmap(NULL, g->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (m == MAP_FAILED)
-        return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", g->map_bytes, strerror(errno));
-    madvise(m, g->map_bytes, MADV_HUGEPAGE);
-    g->kv.base = m;
+    TD_TRY(td_kvmem_open(&g->desc, 1, p->o.n_pages, p->o.page_size, p->o.kv_dtype, &g->kv));
     g->page = td_xalloc((size_t)p->o.n_pages * sizeof *g->page);
     g->free_list = td_xalloc((size_t)p->o.n_pages * sizeof *g->free_list);
     for (int k = 0; k < p->o.n_pages; k++) {
@@ -98,7 +144,8 @@ td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out)
     td_kvpool *p = td_xalloc(sizeof *p);
     p->o = *o;
     p->unit = TD_MAX(o->page_size, (int)TD_BLOCK_TOKENS);
-    p->pages_per_unit = p->unit / o->page_size;
+    if (o->kvmap.ranks > 1) p->unit = (int)(o->kvmap.split * o->kvmap.ranks); /* a stripe: its pages hold nothing else */
+    p->pages_per_unit = pages_for(p, (uint32_t)p->unit);
     p->newest = p->oldest = -1;
     td_status s = TD_OK;
     for (int i = 0; i < o->n_groups && s == TD_OK; i++) s = group_open(p, i);
@@ -127,7 +174,7 @@ void td_kvpool_close(td_kvpool *p)
 {
     if (!p) return;
     for (int i = 0; i < p->o.n_groups; i++) {
-        if (p->g[i].kv.base) munmap(p->g[i].kv.base, p->g[i].map_bytes);
+        td_kvmem_close(&p->g[i].desc, 1, &p->g[i].kv);
         free(p->g[i].page);
         free(p->g[i].free_list);
     }
@@ -353,6 +400,7 @@ uint32_t td_kvseq_match(td_kvpool *p, td_kvseq *s, const uint32_t *tokens, uint3
 {
     TD_ASSERT(s->n_pages == 0 && s->n_nodes == 0);
     uint32_t room = (uint32_t)p->o.max_pages_per_seq * (uint32_t)p->o.page_size;
+    if (p->o.kvmap.ranks > 1) room *= p->o.kvmap.ranks;
     s->n_nodes = (int)match(p, s->hash, tokens, TD_MIN(n, room), s->node, &s->hash);
     for (int i = 0; i < s->n_nodes; i++) {
         node_use(p, s->node[i]);
@@ -374,7 +422,7 @@ static int32_t page_take(td_kvpool *p, int g)
 
 td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens)
 {
-    int want = (int)((n_tokens + (uint32_t)p->o.page_size - 1) / (uint32_t)p->o.page_size);
+    int want = pages_for(p, n_tokens);
     if (want > p->o.max_pages_per_seq)
         return td_refuse(TD_EFULL, "%u tokens are beyond a sequence's %d pages", n_tokens,
                          p->o.max_pages_per_seq);
@@ -399,7 +447,7 @@ static void copy_page(td_kvpool *p, int g, int32_t from, int32_t to)
 
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
 {
-    int at = (int)(position / (uint32_t)p->o.page_size);
+    int at = page_at(p, position);
     TD_ASSERT(at < s->n_pages);
     bool shared = false;
     for (int g = 0; g < p->o.n_groups; g++) {
@@ -543,7 +591,7 @@ td_status td_kvseq_fork(td_kvpool *p, const td_kvseq *from, td_kvseq *to, uint32
 {
     TD_TRY(td_kvseq_begin(p, to, from->hash));
     int n =
-        TD_MIN(from->n_pages, (int)((n_tokens + (uint32_t)p->o.page_size - 1) / (uint32_t)p->o.page_size));
+        TD_MIN(from->n_pages, pages_for(p, n_tokens));
     to->n_nodes = from->n_nodes;
     to->no_publish = from->no_publish;
     memcpy(to->trimmed, from->trimmed, sizeof to->trimmed);

@@ -50,6 +50,7 @@ typedef struct td_kvpool_opts {
     /* A page that is written is copied by this (all slots), in the order of the calls; NULL: at once, by the pool. */
     void (*copy)(void *arg, int group, int32_t from, int32_t to);
     void *copy_arg;
+    td_kvmap kvmap;     /* context parallel: a unit is then a whole stripe, and no group has a window */
 } td_kvpool_opts;
 
 typedef struct td_kvseq {
@@ -65,10 +66,16 @@ typedef struct td_kvseq {
 
 typedef struct td_kv_ledger { int64_t total, free, private_, shared, cached, transit; } td_kv_ledger;
 
+/* The memory of n_pages pages of each group, for ranks that keep no books. */
+td_status td_kvmem_open(const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out);
+void td_kvmem_close(const td_group_desc *desc, int n_groups, td_kv *kv);
+
 td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out);
 void td_kvpool_close(td_kvpool *p);
 const td_kv *td_kvpool_kv(const td_kvpool *p, int group);
 int td_kvpool_unit(const td_kvpool *p);                 /* tokens per node */
+int td_kvpool_pages(const td_kvpool *p, uint32_t n);    /* that n tokens take, in each group */
+int td_kvpool_whole_pages(const td_kvpool *p, uint32_t n); /* of those, full ones: never written again */
 int64_t td_kvpool_available(const td_kvpool *p);        /* free + evictable pages, least over the groups */
 uint64_t td_kvpool_evictions(const td_kvpool *p);
 /* goes up whenever there is more room or more to hit */

@@ -21,7 +21,7 @@ enum { TD_MAX_GROUPS = 4 };
 typedef struct td_step_seq {
     uint64_t key;                       /* whose rows these are (trace and hooks only; arithmetic never reads it) */
     uint32_t row0, n_rows, pos0;
-    uint32_t n_pages[TD_MAX_GROUPS];    /* ceil((pos0 + n_rows) / P) */
+    uint32_t n_pages[TD_MAX_GROUPS];    /* that pos0 + n_rows tokens take (td_kvmap_most) */
     uint32_t pages[TD_MAX_GROUPS];      /* offset of int32_t[n_pages[g]]; -1: freed (before the window) */
 } td_step_seq;
 

@@ -13,6 +13,7 @@ static const size_t MAX_BYTES = UINT32_MAX - (1u << 20); /* offsets are 32 bits 
 struct td_step_build {
     td_step head;
     int n_groups, page_size;
+    td_kvmap kvmap;
     bool finished;
     td_buf ids, pos, seqs, pages, copies, logits, samples, extra, out;
 };
@@ -23,11 +24,12 @@ static td_buf *sections(td_step_build *b, int i)
     return i < (int)TD_COUNT(all) ? all[i] : NULL;
 }
 
-td_step_build *td_step_build_open(int n_groups, int page_size)
+td_step_build *td_step_build_open(int n_groups, int page_size, td_kvmap kvmap)
 {
     td_step_build *b = td_xalloc(sizeof *b);
     b->n_groups = n_groups;
     b->page_size = page_size;
+    b->kvmap = kvmap;
     for (int i = 0; sections(b, i); i++) td_buf_init(sections(b, i), MAX_BYTES);
     return b;
 }
@@ -58,7 +60,7 @@ uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const
         td_buf_add(&b->ids, &id, sizeof id);
         td_buf_add(&b->pos, &at, sizeof at);
     }
-    uint32_t n = (pos0 + n_rows + (uint32_t)b->page_size - 1) / (uint32_t)b->page_size;
+    uint32_t n = (td_kvmap_most(b->kvmap, pos0 + n_rows) + (uint32_t)b->page_size - 1) / (uint32_t)b->page_size;
     for (int g = 0; g < b->n_groups; g++) {
         s.n_pages[g] = n;
         s.pages[g] = (uint32_t)b->pages.len;

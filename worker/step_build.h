@@ -14,7 +14,7 @@
 
 typedef struct td_step_build td_step_build;
 
-td_step_build *td_step_build_open(int n_groups, int page_size);
+td_step_build *td_step_build_open(int n_groups, int page_size, td_kvmap kvmap);
 void td_step_build_close(td_step_build *b);
 /* Copies of a step that was begun and never finished (nothing could be planned) stay. */
 void td_step_build_begin(td_step_build *b, uint64_t number);

@@ -362,6 +362,7 @@ static td_status pass_kv(td_model *m, const td_step *step, int group, const td_a
         uint32_t k = 0; /* the sequence whose table it is */
         while (td_step_pages(step, &q[k], group) != own->seq[i].pages) k++;
         seq[i].pages = table + first[k];
+        seq[i].row0 -= s->own0; /* of own rows, which q and out hold */
     }
     size_t stride = (size_t)s->n_own * (size_t)n_parts * (size_t)own->H * (size_t)(own->D + 2);
     float *parts = td_share_room(&m->wire[2], (size_t)R * stride);

@@ -438,7 +438,7 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
             *e->table = (td_table){e->N, e->K, e->to, at};
             break;
         case TD_PIECE_MATRIX:
-            *e->weight = (td_weight){e->N, e->K, e->to, at, e->weight->bias, e->weight->slices};
+            *e->weight = (td_weight){e->N, e->K, e->to, at, e->weight->bias, e->slices};
             break;
         }
     }

@@ -1,0 +1,111 @@
+/* Every way to cut 1, 2, 4 and 8 ranks into tensor x pipeline x context parallel (and expert parallel), against one rank:
+ * tokens, log probabilities and logits, byte for byte. Prompts of odd lengths, an odd vocabulary, 2 and 1 kv heads, experts;
+ * small attention splits, so that short prompts lie on several ranks. */
+// SPDX-License-Identifier: Apache-2.0
+#include "common/log.h"
+#include "tests/worker/support_engine.h"
+#include "tests/worker/support_ranks.h"
+
+enum { N = 9, V = 509, PAGES = 400 };
+
+static te_spec spec[N];
+static te_result want[N], got[N];
+static const td_ops *ops;
+
+typedef struct logit_log { float (*row)[V]; uint32_t n; } logit_log;
+static logit_log want_logits, got_logits;
+
+static void take_logits(void *arg, uint64_t key, uint32_t position, const float *logits)
+{
+    logit_log *l = arg;
+    (void)key;
+    if (position >= 64) return;
+    memcpy(l->row[position], logits, sizeof l->row[0]);
+    l->n++;
+}
+
+static void make_specs(void)
+{
+    static const uint32_t lengths[N] = {1, 7, 37, 65, 129, 131, 200, 33, 90};
+    for (int i = 0; i < N; i++) {
+        spec[i] = te_make((uint64_t)i + 1, lengths[i], 5 + (uint32_t)i, V);
+        te_vary(&spec[i], V);
+        if (i == 5) memcpy(spec[i].prompt, spec[4].prompt, 128 * sizeof(uint32_t)); /* a prefix to hit */
+    }
+    spec[3].leg.sampling.n = 3;
+    spec[3].leg.sampling.temperature = 1;
+}
+
+typedef struct job { te_result *to; logit_log *logits; } job;
+
+static void run_all(td_engine *e, void *arg)
+{
+    const job *j = arg;
+    td_leg all = *te_leg(&spec[8]);
+    td_engine_out out;
+    bool over = false;
+    for (int i = 0; i < N; i++) te_expect(&spec[i], &j->to[i]);
+    te_run(e, spec, j->to, N);
+    all.key = 77, all.all_logits = true;
+    all.sampling = (td_sampling){.top_p = 1, .repetition_penalty = 1, .max_tokens = 1, .n = 1, .logprobs = -1, .prompt_logprobs = -1};
+    td_engine_on_logits(e, take_logits, j->logits);
+    j->logits->n = 0;
+    T_OK(td_engine_start(e, &all) == TD_OK, "%s", td_reason());
+    while (!over && td_engine_turn(e, &out) == TD_OK) over = out.n_end > 0;
+    T_OK(over && te_ledger(e, true), "pages are left");
+}
+
+static void check(tr_opts o, const char *what, bool first)
+{
+    job j = first ? (job){want, &want_logits} : (job){got, &got_logits};
+    bool ok = tr_run(&o, run_all, &j);
+    T_OK(ok, "%s", what);
+    if (first || !ok) return;
+    for (int i = 0; i < N; i++) te_same(&spec[i], &want[i], &got[i], what);
+    T_EQ(got_logits.n, want_logits.n);
+    T_OK(!memcmp(got_logits.row, want_logits.row, 64 * sizeof got_logits.row[0]), "%s: logits", what);
+}
+
+static void all_grids(const char *shape, int kv_heads, bool experts)
+{
+    tr_opts o = {.shape = shape, .ops = ops, .attn_split = 64, .depth = 1,
+                 .engine = {.page_size = 16, .kv_pages = PAGES, .max_batched_tokens = 96, .max_seqs = 16, .max_legs = 32,
+                            .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}}};
+    char what[160];
+    int count = 0;
+    o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+    check(o, "one rank", true);
+    for (int ranks = 1; ranks <= 8; ranks *= 2)
+        for (int tp = 1; tp <= ranks; tp *= 2)
+            for (int pp = 1; pp * tp <= ranks; pp *= 2) {
+                int cp = ranks / tp / pp;
+                if (pp > 4) continue; /* layers */
+                for (int ep = 0; ep <= experts; ep++) {
+                    o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = 1, .ep = ep};
+                    o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
+                    o.cp_mode = (td_cp_mode)(count % 3);
+                    o.depth = pp > 1 ? pp : 1 + count % 2;
+                    o.engine.page_size = count % 2 ? 16 : 32;
+                    snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d%s, blocks from %d, keys %d, pages %d", shape, tp, pp,
+                             cp, ep ? ", experts" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
+                    check(o, what, false);
+                    count++;
+                    (void)kv_heads;
+                }
+            }
+}
+
+int main(void)
+{
+    td_log_open("test", TD_LOG_ERROR);
+    want_logits.row = calloc(64, sizeof *want_logits.row);
+    got_logits.row = calloc(64, sizeof *got_logits.row);
+    make_specs();
+    T_OK(td_ops_open("auto", &ops) == TD_OK);
+    all_grids("ranks-tiny", 2, false);
+    all_grids("ranks-mqa", 1, false);
+    all_grids("moe-tiny", 2, true);
+    for (int i = 0; i < N; i++) te_result_free(&want[i]), te_result_free(&got[i]);
+    free(want_logits.row), free(got_logits.row);
+    return T_DONE();
+}
