@@ -56,8 +56,7 @@ static void open_tables(td_engine *e)
     e->res = td_xalloc(e->cap_draw * sizeof *e->res);
     e->logits = td_xalloc((size_t)e->max_logits * (size_t)e->desc->V * sizeof(float));
     e->sampler = td_sampler_open(o->ops, o->pool, e->desc->V);
-    e->build = td_step_build_open((uint32_t)o->max_batched_tokens, (uint32_t)e->max_logits, e->desc->n_groups,
-                                  o->page_size);
+    e->build = td_step_build_open(e->desc->n_groups, o->page_size);
 }
 
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)

@@ -22,10 +22,9 @@ static td_buf *sections(td_step_build *b, int i)
     return i < (int)TD_COUNT(all) ? all[i] : NULL;
 }
 
-td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_groups, int page_size)
+td_step_build *td_step_build_open(int n_groups, int page_size)
 {
     td_step_build *b = td_xalloc(sizeof *b);
-    (void)max_rows, (void)max_logits; /* bounds of the scheduler; the buffers grow to them once */
     b->n_groups = n_groups;
     b->page_size = page_size;
     for (int i = 0; sections(b, i); i++) td_buf_init(sections(b, i), MAX_BYTES);

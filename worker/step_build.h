@@ -3,7 +3,7 @@
  *
  * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the
  *      builder's, reused every step.
- * Threads: the engine thread. Limits: rows, seqs and samples as opened; penalties and biases are bounded by
+ * Threads: the engine thread. Limits: rows, seqs and samples are the scheduler's; penalties and biases are bounded by
  *          max_seqs * (vocabulary + 1024). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_STEP_BUILD_H
@@ -14,7 +14,7 @@
 
 typedef struct td_step_build td_step_build;
 
-td_step_build *td_step_build_open(uint32_t max_rows, uint32_t max_logits, int n_groups, int page_size);
+td_step_build *td_step_build_open(int n_groups, int page_size);
 void td_step_build_close(td_step_build *b);
 void td_step_build_begin(td_step_build *b, uint64_t number);
 /* Choice c computes positions [pos0, pos0 + n_rows) in the tables kv. Returns the index of its first row. */

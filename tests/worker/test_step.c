@@ -144,7 +144,7 @@ static void test_words(void)
     T_OK(td_seq_open(te_leg(&s), &q) == TD_OK);
     int32_t table[2] = {4, 9};
     td_kvseq kv = {.pages = {table}, .n_pages = 2};
-    td_step_build *b = td_step_build_open(64, 8, 1, P);
+    td_step_build *b = td_step_build_open(1, P);
     td_step_build_begin(b, 3);
     T_EQ(td_step_build_rows(b, q, 0, &kv, 17, 3), 0);
     T_EQ(td_step_build_rows(b, q, 0, &kv, 0, 2), 3);
