@@ -3,8 +3,8 @@
  *
  * Use: begin, rows for each sequence (in order), samples for those that end, finish. The buffer is the
  *      builder's, reused every step.
- * Threads: the engine thread. Limits: rows, seqs and samples are the scheduler's; penalties and biases are bounded by
- *          max_seqs * (vocabulary + 1024). */
+ * Threads: the engine thread. Limits: rows, seqs and samples are the scheduler's; penalties and biases are
+ *          bounded by max_seqs * (vocabulary + 1024). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_STEP_BUILD_H
 #define TD_WORKER_STEP_BUILD_H
