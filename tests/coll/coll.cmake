@@ -14,3 +14,8 @@ endfunction()
 td_fake(fake_nccl_new tests/coll/fake_nccl.c libnccl.so.2 new FAKE_VERSION=29999)
 td_fake(fake_nccl_old tests/coll/fake_nccl.c libnccl.so.2 old FAKE_VERSION=21801)
 td_fake(fake_cuda tests/coll/fake_cuda.c libcuda.so.1 .)
+if(MPI_C_FOUND AND NOT TD_MPI STREQUAL "OFF") # it measures MPI's own ping-pong beside ours
+  add_executable(bench_coll tests/bench/bench_coll.c)
+  target_link_libraries(bench_coll PRIVATE td_engine)
+  set_target_properties(bench_coll PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/fake_cuda.c - a libcuda.so.1 with one device whose memory is the host's, for fake_nccl.c. A stream
- * says once that it is not ready; an event that was not recorded may not be waited for. */
+/* tests/coll/fake_cuda.c - a libcuda.so.1 with one device whose memory is the host's, for fake_nccl.c. A
+ * stream says once that it is not ready; an event that was not recorded may not be waited for. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define WANT(e) ((e) ? (void)0 : (fprintf(stderr, "fake cuda: not true: %s (line %d)\n", #e, __LINE__), abort()))
+#define WANT(e)                                                                                              \
+    ((e) ? (void)0 : (fprintf(stderr, "fake cuda: not true: %s (line %d)\n", #e, __LINE__), abort()))
 static _Thread_local int current, asked;
 
 int cuInit(unsigned flags)

@@ -65,8 +65,7 @@ static void case_all_gather(td_coll *c, size_t bytes, int op, coll_tally *t)
         fill(send, me, ANY, op + in_place, bytes);
         C_IS(t, td_coll_all_gather(c, send, recv, bytes), TD_OK);
         memset(own, 0, bytes); /* the call returned: the buffer is the caller's again */
-        for (int r = 0; r < n; r++)
-            C_OK(t, holds(recv + (size_t)r * bytes, r, ANY, op + in_place, bytes));
+        for (int r = 0; r < n; r++) C_OK(t, holds(recv + (size_t)r * bytes, r, ANY, op + in_place, bytes));
         free(own);
         free(recv);
     }
@@ -93,8 +92,10 @@ static void case_gatherv(td_coll *c, size_t bytes, int op, coll_tally *t)
     for (int root = 0; root <= n; root++) { /* n: all_gatherv */
         unsigned char *recv = room(total);
         fill(send, me, ANY, op + root, size[me]);
-        if (root < n) C_IS(t, td_coll_gatherv(c, send, me == root ? recv : NULL, size, offset, root), TD_OK);
-        else C_IS(t, td_coll_all_gatherv(c, send, recv, size, offset), TD_OK);
+        if (root < n)
+            C_IS(t, td_coll_gatherv(c, send, me == root ? recv : NULL, size, offset, root), TD_OK);
+        else
+            C_IS(t, td_coll_all_gatherv(c, send, recv, size, offset), TD_OK);
         for (int r = 0; r < n && (me == root || root == n); r++) {
             C_OK(t, holds(recv + offset[r], r, ANY, op + root, size[r]));
             C_OK(t, recv[offset[r] + size[r]] == 0xEE);

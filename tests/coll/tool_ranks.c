@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/tool_ranks.c - one rank of test_mpi.py, started by mpirun: tool_ranks CASE. Prints "rank R: N passed,
- * M failed" and exits 1 if any failed.
- *   cases   the list every back end must pass       big   a message of more than 1 GiB (2 ranks)
- *   late    rank 0 comes too late                    short other sizes at both ends
- *   abort   rank 1 ends all                          idle  waiting costs no processor time */
+/* tests/coll/tool_ranks.c - one rank of test_mpi.py, started by mpirun: tool_ranks CASE. Prints "rank R: N
+ * passed, M failed" and exits 1 if any failed. cases   the list every back end must pass       big   a
+ * message of more than 1 GiB (2 ranks) late    rank 0 comes too late                    short other sizes at
+ * both ends abort   rank 1 ends all                          idle  waiting costs no processor time */
 #include "common/clock.h"
 #include "common/log.h"
 #include "tests/coll/support_cases.h"
@@ -88,7 +87,8 @@ static void run_idle(td_coll *c, coll_tally *t)
     C_IS(t, td_coll_bcast(c, b, sizeof b, 0), TD_OK);
     int64_t took = td_spin_us() - start, used = cpu_us() - cpu;
     C_OK(t, took >= 300000);
-    if (used > took / 5) printf("waiting %lld us used %lld us of processor\n", (long long)took, (long long)used);
+    if (used > took / 5)
+        printf("waiting %lld us used %lld us of processor\n", (long long)took, (long long)used);
     C_OK(t, used <= took / 5);
 }
 

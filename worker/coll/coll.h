@@ -51,8 +51,8 @@ td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
  * ENOSUP on all ranks when one has no libnccl (with what was looked for) or no such device, or when their
  * versions differ. version: of the library that was found, e.g. 23004; may be NULL. */
 td_status td_coll_nccl_open(td_coll *host, int device, void *stream, int *version, td_coll **out);
-/* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python packages'.
- * path: static. Both may be NULL. */
+/* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python
+ * packages'. path: static. Both may be NULL. */
 td_status td_coll_nccl_find(int *version, const char **path);
 /* Members of equal color become a group, ordered by (key, rank). color < 0: *out = NULL. The deadline is
  * inherited. */
@@ -82,8 +82,9 @@ td_status td_coll_all_gatherv(td_coll *c, const void *send, void *recv, const si
                               const size_t *offset);
 /* Block i of send goes to rank i; recv holds what came from each. */
 td_status td_coll_all_to_all(td_coll *c, const void *send, void *recv, size_t bytes_each);
-td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes, const size_t *send_offset,
-                              void *recv, const size_t *recv_bytes, const size_t *recv_offset);
+td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes,
+                              const size_t *send_offset, void *recv, const size_t *recv_bytes,
+                              const size_t *recv_offset);
 /* To or from another rank; messages of a pair arrive in the order they were sent. */
 td_status td_coll_send(td_coll *c, int to, const void *buf, size_t bytes);
 td_status td_coll_recv(td_coll *c, int from, void *buf, size_t bytes);
