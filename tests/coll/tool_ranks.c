@@ -59,16 +59,37 @@ static void run_late(td_coll *c, coll_tally *t)
     C_IS(t, td_coll_barrier(c), TD_ETIME);
 }
 
-static void run_short(td_coll *c, coll_tally *t)
+/* Rank 0 sends n bytes, rank 1 expects m: told, whichever way either size takes. */
+static void other_size(td_coll *c, coll_tally *t, size_t n, size_t m)
 {
-    char b[64];
-    td_coll_deadline(c, 1000000);
+    static char b[200000];
+    td_coll_deadline(c, 3000000);
     if (td_coll_rank(c) == 0) {
-        C_IS(t, td_coll_send(c, 1, "abcdefgh", 8), TD_OK);
+        C_OK(t, td_coll_send(c, 1, b, n) != TD_EPROTO);
     } else if (td_coll_rank(c) == 1) {
-        C_IS(t, td_coll_recv(c, 0, b, 9), TD_EPROTO);
+        C_IS(t, td_coll_recv(c, 0, b, m), TD_EPROTO);
         C_IS(t, td_coll_barrier(c), TD_EPROTO);
     }
+}
+
+static void run_short(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 8, 9);
+}
+
+static void run_long(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 100001, 100000);
+}
+
+static void run_small_for_large(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 16, 100000);
+}
+
+static void run_large_for_small(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 100000, 8);
 }
 
 static void run_abort(td_coll *c, coll_tally *t)
@@ -97,8 +118,15 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*fn)(td_coll *, coll_tally *);
-    } list[] = {{"cases", run_cases}, {"big", run_big},     {"late", run_late},
-                {"short", run_short}, {"abort", run_abort}, {"idle", run_idle}};
+    } list[] = {{"cases", run_cases},
+                {"big", run_big},
+                {"late", run_late},
+                {"abort", run_abort},
+                {"idle", run_idle},
+                {"short", run_short},
+                {"long", run_long},
+                {"small-for-large", run_small_for_large},
+                {"large-for-small", run_large_for_small}};
     td_coll *c = NULL;
     coll_tally t = {0};
     td_log_open("ranks", TD_LOG_ERROR);

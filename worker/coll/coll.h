@@ -9,15 +9,18 @@
  * same sizes. Nothing here adds: sums are kernels, in a fixed order (DESIGN 2).
  *
  * Rules:     1. Sizes are in bytes; recv holds size() blocks in rank order. send may be recv's own block
- *               (in place); otherwise buffers do not overlap. 2. Zero bytes are allowed everywhere (and then
- *            nothing is waited for). 3. One operation in flight per group, except start/wait pairs, of which
- *               there may be TD_COLL_MAX_PENDING; other groups are independent. Members wait for started
- *               operations in the same order relative to the group's other operations. 4. A peer that is gone
- *               is EGONE, one that does not come within the deadline ETIME, one that calls something else or
- *               with another size EPROTO (threads: always noticed; mpi: sizes). The group is then broken and
- *               every later call says so at once; so are all groups opened or split from the same root: the
- *               worker ends (a worker is one failure domain). mpi: buffers of the failed call stay borrowed
- *               until the process ends.
+ *               (in place); otherwise buffers do not overlap.
+ *            2. Zero bytes are allowed everywhere; then nothing is waited for.
+ *            3. One operation in flight per group, except start/wait pairs, of which there may be
+ *               TD_COLL_MAX_PENDING; other groups are independent. Members wait for started operations in the
+ *               same order relative to the group's other operations. nccl runs a group's operations in the
+ *               order of their calls: a started send whose recv comes after another operation of the group
+ *               hangs there; pipelines have a group of their own.
+ *            4. A peer that is gone is EGONE, one that does not come within the deadline ETIME, one that calls
+ *               something else or with another size EPROTO (threads: always noticed; mpi: sizes). The group is
+ *               then broken and every later call says so at once; so are all groups that come from the same
+ *               opening: the worker ends (a worker is one failure domain). mpi: buffers of the failed call stay
+ *               borrowed until the process ends.
  *            5. Members wait without spinning for more than 50 us: ranks share machines.
  * Ownership: groups are closed by their owner, children before parents. Buffers are borrowed until the call
  *            returns (start: until wait). self, threads, mpi: a call that returned is done. nccl: it is
