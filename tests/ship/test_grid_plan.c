@@ -183,7 +183,7 @@ static uint32_t test_grids(uint32_t rounds)
         T_OK(n > 20, "%u grids", n);
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t k = 0; k < n; k++)
-        XX
+                for (uint32_t r = 0; r < rounds; r++, runs++) /* 16: every pair of page sizes; everything else goes round */
                     one(&j, heads[h], i, k, sizes[runs % 4], sizes[runs / 4 % 4], runs + 3);
     }
     return runs;
