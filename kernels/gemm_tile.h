@@ -23,9 +23,11 @@ typedef struct tile_arg {
     size_t ldc;
     const float *bias;     /* or NULL */
     bool add;
-    const char *prefetch;  /* next panel, or NULL; walked by prefetch_step bytes per step */
-    size_t prefetch_step;
 } tile_arg;
+
+/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it better alone.
+ * Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
+enum { QUIET_ROWS = NATIVE_DP ? 4 : 2, AHEAD = 12 << 10 };
 
 TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
 {
@@ -54,25 +56,22 @@ TD_INLINE float *fold(vec s[MR_MAX][NV_FULL], float *top, int i, bool last, cons
 typedef struct cursor {
     const uint32_t *a;
     const uint8_t *b;
-    const char *next; /* prefetched */
 } cursor;
 
 /* One chain per output over the next t->steps pairs. */
-TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], const int MR, const int NV)
+TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], const int MR, const int NV,
+                     const int ahead)
 {
     const uint32_t *a = at->a;
     const uint8_t *b = at->b;
-    const char *next = at->next;
     TD_UNROLL for (int m = 0; m < MR; m++)
         TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_zero();
     TD_ONCE for (size_t k = t->steps; k; k--) {
         veci w[NV_FULL];
         TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES * 4);
-        if (next) {
-            _mm_prefetch(next, _MM_HINT_T1);
-            if (t->prefetch_step == 128) _mm_prefetch(next + 64, _MM_HINT_T1);
-            next += t->prefetch_step;
-        }
+        if (ahead)
+            TD_UNROLL for (int i = 0; i < NV * LANES * 4; i += 64)
+                _mm_prefetch((const char *)b + ahead + i, _MM_HINT_T1);
 #if NATIVE_DP
         TD_UNROLL for (int m = 0; m < MR; m++) {
             veci x = veci_set1(a[m]);
@@ -96,17 +95,17 @@ TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], cons
         a += XD * MR;
         b += TD_PANEL * 4;
     }
-    *at = (cursor){a, b, next};
+    *at = (cursor){a, b};
 }
 
-TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
+TD_INLINE void tile(const tile_arg *t, const int MR, const int NV, const int ahead)
 {
     vec s[MR_MAX][NV_FULL];
     float stack[STACKED * MR_MAX * NV_FULL * LANES] __attribute__((aligned(64))), *top = stack;
-    cursor at = {t->a, t->b, t->prefetch};
+    cursor at = {t->a, t->b};
     int i = 0;
     do {
-        chain(t, &at, s, MR, NV);
+        chain(t, &at, s, MR, NV, ahead);
         top = fold(s, top, i, i + 1 == t->slices, MR, NV);
     } while (++i < t->slices);
     TD_UNROLL for (int m = 0; m < MR; m++)
@@ -115,7 +114,13 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV)
 
 #define NV_OF(MR) ((MR) <= MR_WIDE ? NV_FULL : NV_HALF)
 #define TILE(MR) \
-    TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR)); }
+    TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), AHEAD * (NV_FULL / NV_OF(MR))); }
+#define QUIET(MR) \
+    TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), 0); }
+QUIET(1) QUIET(2)
+#if NATIVE_DP
+QUIET(3) QUIET(4)
+#endif
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5)
 #if MR_MAX > 5
 TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
@@ -126,6 +131,12 @@ static tile_fn *const tiles[] = {
     NULL, tile_1, tile_2, tile_3, tile_4, tile_5,
 #if MR_MAX > 5
     tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
+#endif
+};
+static tile_fn *const quiet[] = {
+    NULL, quiet_1, quiet_2,
+#if NATIVE_DP
+    quiet_3, quiet_4,
 #endif
 };
 
@@ -206,29 +217,24 @@ static void store_ragged(const gemm_job *j, int row, int rows, int n0, const flo
         }
 }
 
-/* All rows against one panel; `next` is prefetched evenly over the row blocks, or NULL. */
-static void run_panel(const gemm_job *j, int p, const char *next)
+/* All rows against one panel. */
+static void run_panel(const gemm_job *j, int p)
 {
     float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
     int n0 = p * TD_PANEL;
     bool ragged = n0 + TD_PANEL > j->w->N;
-    size_t bytes = td_panel_bytes(j->w->K), step = (size_t)(128 + j->n_blocks - 1) / (size_t)j->n_blocks;
-    const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)p * bytes;
+    const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)p * td_panel_bytes(j->w->K);
     for (int b = 0; b < j->n_blocks; b++) {
         int row = block_row(j, b), rows = block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
-        size_t ahead = (size_t)b * j->steps * step;
         tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .slices = j->slices};
         t.steps = j->steps / (size_t)j->slices;
         t.add = j->add && !ragged;
-        t.prefetch = next && ahead < bytes ? next + ahead : NULL;
-        t.prefetch_step = step;
         t.ldc = ragged ? TD_PANEL : j->ldy;
         for (int col = 0; col < TD_PANEL; col += width) {
             t.b = panel + col * 4;
             t.c = ragged ? buf + col : j->y + (size_t)row * j->ldy + n0 + col;
             t.bias = j->w->bias && !ragged ? j->w->bias + n0 + col : NULL;
-            tiles[rows](&t);
-            t.prefetch = NULL;
+            (j->T <= QUIET_ROWS ? quiet : tiles)[rows](&t);
         }
         if (ragged) store_ragged(j, row, rows, n0, buf);
     }
@@ -239,11 +245,7 @@ static void panels_item(void *arg, int i, int member)
     (void)member;
     const gemm_job *j = arg;
     unsigned fp = td_fp_enter();
-    for (int p = j->chunk[i]; p < j->chunk[i + 1]; p++) {
-        /* Up to four rows the stream itself is the limit and the hardware prefetcher is better alone. */
-        bool ahead = j->T > 4 && p + 1 < j->chunk[i + 1];
-        run_panel(j, p, ahead ? (const char *)j->w->p + (size_t)(p + 1) * td_panel_bytes(j->w->K) : NULL);
-    }
+    for (int p = j->chunk[i]; p < j->chunk[i + 1]; p++) run_panel(j, p);
     td_fp_leave(fp);
 }
 

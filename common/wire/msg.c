@@ -5,6 +5,7 @@
 #include "common/check.h"
 #include "control.pb-c.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PB(name) Tandem__Control__V1__##name
@@ -223,7 +224,32 @@ static PB(Sink) * put_sink(td_arena *a, const td_msg_sink *s)
     p->credits = s->credits;
     p->incarnation = s->incarnation;
     if (s->has_key) p->public_key = bytes(s->public_key, 32);
+    p->ranks = bytes(s->ranks, s->ranks_bytes);
     return p;
+}
+
+td_status td_msg_ranks_pack(const td_msg_ranks *r, td_buf *out)
+{
+    char *endpoint[TD_MSG_MAX_RANKS];
+    uint32_t stage[TD_MSG_MAX_RANKS + 1];
+    PB(BulkRanks) m = TANDEM__CONTROL__V1__BULK_RANKS__INIT;
+    if (r->n > TD_MSG_MAX_RANKS || r->n_stages > TD_MSG_MAX_RANKS + 1)
+        return td_refuse(TD_EFULL, "%u ranks, %u stage bounds", r->n, r->n_stages);
+    for (uint32_t i = 0; i < r->n; i++) endpoint[i] = mutable(r->endpoint[i]);
+    memcpy(stage, r->stage, r->n_stages * sizeof *stage);
+    m.tp = r->tp;
+    m.pp = r->pp;
+    m.cp = r->cp;
+    m.token_kind = r->token_kind;
+    m.token_unit = r->token_unit;
+    m.n_stage = r->n_stages;
+    m.stage = stage;
+    m.n_endpoint = r->n;
+    m.endpoint = endpoint;
+    uint8_t *p = td_xalloc(protobuf_c_message_get_packed_size(&m.base) + 1);
+    td_buf_add(out, p, protobuf_c_message_pack(&m.base, p));
+    free(p);
+    return td_buf_ok(out) ? TD_OK : td_refuse(TD_EFULL, "the list of ranks");
 }
 
 /* One block for all alternatives: a batch has thousands of them. */
@@ -314,6 +340,7 @@ static bool put_reply(td_arena *a, const td_msg *m, PB(Envelope) *e)
         e->reserved->hit_tokens = m->reserved.hit_tokens;
         e->reserved->credits = m->reserved.credits;
         e->reserved->endpoint = mutable(m->reserved.endpoint);
+        e->reserved->ranks = bytes(m->reserved.ranks, m->reserved.ranks_bytes);
         return true;
     case TD_MSG_BUSY:
         e->busy = NEW(a, Busy, TANDEM__CONTROL__V1__BUSY__INIT);

@@ -75,8 +75,19 @@ typedef struct td_msg_work {
     const void *salt; uint32_t salt_bytes;
 } td_msg_work;
 
+/* ranks: a packed BulkRanks as it came with Reserved (td_msg_ranks_unpack); none: one rank, at endpoint. */
 typedef struct td_msg_sink { const char *endpoint; uint64_t epoch, incarnation; uint32_t hit_tokens,
-                             credits; uint8_t public_key[32]; bool has_key; } td_msg_sink;
+                             credits; uint8_t public_key[32]; bool has_key; const void *ranks;
+                             uint32_t ranks_bytes; } td_msg_sink;
+
+enum { TD_MSG_MAX_RANKS = 64 };
+/* control.proto's BulkRanks: what the numbers mean is worker/ship/grid_plan.h's business. */
+typedef struct td_msg_ranks {
+    uint32_t tp, pp, cp, token_kind, token_unit;
+    uint32_t n_stages, stage[TD_MSG_MAX_RANKS + 1];
+    uint32_t n;
+    const char *endpoint[TD_MSG_MAX_RANKS];
+} td_msg_ranks;
 
 typedef struct td_msg_tokens {
     td_req_key key;
@@ -106,6 +117,8 @@ typedef struct td_msg {
             uint64_t epoch;
             uint32_t hit_tokens, credits;
             const char *endpoint;
+            const void *ranks;   /* as in td_msg_sink */
+            uint32_t ranks_bytes;
         } reserved;
         struct { td_req_key key; uint32_t retry_ms; const char *reason; } busy;
         struct { td_req_key key; uint32_t choice; } cancel; /* CANCEL and CANCEL_CHOICE */
@@ -140,5 +153,8 @@ const char *td_msg_name(td_msg_type t);
 td_status td_msg_pack(const td_msg *m, td_buf *out);
 /* EPROTO with reason; AGAIN: unknown body */
 td_status td_msg_unpack(const void *p, size_t n, td_arena *arena, td_msg *out);
+
+td_status td_msg_ranks_pack(const td_msg_ranks *r, td_buf *out);
+td_status td_msg_ranks_unpack(const void *p, size_t n, td_arena *arena, td_msg_ranks *out);
 
 #endif

@@ -12,7 +12,7 @@
 
 #define PB(name) Tandem__Control__V1__##name
 
-enum { WIRE_VERSION = 1, MAX_TEXT = 4096, MAX_SALT = 1024, MAX_IDS = 4 << 20, MAX_RESUME_IDS = 4 << 20,
+enum { WIRE_VERSION = 1, MAX_TEXT = 4096, MAX_SALT = 1024, MAX_RANKS_BYTES = 64 << 10, MAX_IDS = 4 << 20, MAX_RESUME_IDS = 4 << 20,
        MAX_MODEL_NUMBER = 1 << 28 };
 
 #define BAD(...) return td_refuse(TD_EPROTO, __VA_ARGS__)
@@ -185,6 +185,29 @@ static td_status get_work(const PB(Work) *p, td_arena *a, td_msg_work *w)
     return TD_OK;
 }
 
+static td_status get_ranks(ProtobufCBinaryData b, const void **p, uint32_t *n)
+{
+    if (b.len > MAX_RANKS_BYTES) BAD("list of ranks of %zu bytes", b.len);
+    *p = b.data;
+    *n = (uint32_t)b.len;
+    return TD_OK;
+}
+
+td_status td_msg_ranks_unpack(const void *p, size_t n, td_arena *arena, td_msg_ranks *out)
+{
+    ProtobufCAllocator alloc = {arena_alloc, arena_free, arena};
+    PB(BulkRanks) *m = n > MAX_RANKS_BYTES ? NULL : tandem__control__v1__bulk_ranks__unpack(&alloc, n, p);
+    if (!m) BAD("list of ranks of %zu bytes", n);
+    if (m->n_endpoint > TD_MSG_MAX_RANKS || m->n_stage > TD_MSG_MAX_RANKS + 1)
+        BAD("%zu ranks, %zu stage bounds", m->n_endpoint, m->n_stage);
+    td_msg_ranks r = {.tp = m->tp, .pp = m->pp, .cp = m->cp, .token_kind = m->token_kind,
+                      .token_unit = m->token_unit, .n_stages = (uint32_t)m->n_stage, .n = (uint32_t)m->n_endpoint};
+    for (uint32_t i = 0; i < r.n_stages; i++) r.stage[i] = m->stage[i];
+    for (uint32_t i = 0; i < r.n; i++) TD_TRY(get_text(m->endpoint[i], "endpoint", &r.endpoint[i]));
+    *out = r;
+    return TD_OK;
+}
+
 static td_status get_sink(const PB(Sink) *p, td_msg_sink *s)
 {
     TD_TRY(get_text(p->endpoint, "endpoint", &s->endpoint));
@@ -194,6 +217,7 @@ static td_status get_sink(const PB(Sink) *p, td_msg_sink *s)
     s->incarnation = p->incarnation;
     s->hit_tokens = p->hit_tokens;
     s->credits = p->credits;
+    TD_TRY(get_ranks(p->ranks, &s->ranks, &s->ranks_bytes));
     return get_public_key(p->public_key, s->public_key, &s->has_key);
 }
 
@@ -298,6 +322,7 @@ static td_status get_reserved(const PB(Reserved) *p, td_msg *m)
     m->reserved.epoch = p->epoch;
     m->reserved.hit_tokens = p->hit_tokens;
     m->reserved.credits = p->credits;
+    TD_TRY(get_ranks(p->ranks, &m->reserved.ranks, &m->reserved.ranks_bytes));
     return get_text(p->endpoint, "endpoint", &m->reserved.endpoint);
 }
 

@@ -17,7 +17,8 @@ void td_metrics_close(td_metrics *m);
 void td_metrics_request(td_metrics *m, const td_request *r, int64_t now_us); /* it had its terminal event */
 void td_metrics_render(const td_metrics *m, td_core *core, struct td_api *api, uint64_t bad_messages,
                        int64_t now_us, td_buf *out);
-/* {"workers": [...], "requests": N live, "leases": N, "states": {...}}: every page group of every worker, from its last heartbeat. */
+/* {"workers": [...], "requests": N live, "leases": N, "states": {...}}: every page group of every worker,
+ * from its last heartbeat. */
 void td_ledger_render(td_core *core, int64_t now_us, td_buf *out);
 
 #endif

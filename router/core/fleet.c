@@ -146,8 +146,8 @@ bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heart
     return back;
 }
 
-/* A step that holds a chunk of a prompt is as long as the chunk: the mean of decode steps says nothing about it.
- * Until a worker's speed was measured a slow one is assumed (a large model on few cores). */
+/* A step that holds a chunk of a prompt is as long as the chunk: the mean of decode steps says nothing about
+ * it. Until a worker's speed was measured a slow one is assumed (a large model on few cores). */
 static int64_t chunk_us(const td_worker *w)
 {
     uint64_t rows = TD_MAX(w->pending_tokens, w->beat.waiting_tokens);

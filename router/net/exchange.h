@@ -1,4 +1,5 @@
-/* router/net/exchange.h - one HTTP request and its response, whatever carried it: HTTP/1.1, HTTP/2, TLS or not.
+/* router/net/exchange.h - one HTTP request and its response, whatever carried it: HTTP/1.1, HTTP/2, TLS or
+ * not.
  *
  *   listener --accept--> connection --parsed request--> td_exchange --handler--> api --> text pool, core
  *   core --events--> net thread --> td_exchange_start / write / finish --> socket
@@ -12,9 +13,11 @@
  *             exchange that was handed over and not finished or aborted by us; never after that.
  *          3. write queues; bytes above the high mark (unsent() > limit) mean a slow reader: the caller
  *             decides. Net ends it after slow_reader_us above the mark without progress, or at 16 marks.
- *          4. Errors found while parsing (400, 408, 413, 414, 417, 431, 501, 503, 505) are answered by net itself
- *             with the body made by opts.error_body (gRPC: with a status), and never reach the handler.
- * Ownership: net owns the exchange; request bytes are borrowed until finish/on_close. `user` is the handler's.
+ *          4. Errors found while parsing (400, 408, 413, 414, 417, 431, 501, 503, 505) are answered by net
+ *             itself with the body made by opts.error_body (gRPC: with a status), and never reach the
+ *             handler.
+ * Ownership: net owns the exchange; request bytes are borrowed until finish/on_close. `user` is the
+ *            handler's.
  * Threads:   everything on the net thread that owns the connection, except td_net_post and td_net_stop.
  * Limits:    td_net_opts; each has its own answer (431 header flood, 413 body, 503 connections). */
 // SPDX-License-Identifier: Apache-2.0
@@ -34,7 +37,7 @@ typedef struct td_header { const char *name, *value; } td_header; /* NUL-termina
 
 typedef struct td_net_opts {
     const char *host;            /* address to bind */
-    int port;                    /* HTTP/1.1 and h2 (told by the first bytes, on every port); 0: pick a free one */
+    int port;                    /* HTTP/1.1 and h2 (told by the first bytes, on every port); 0: a free one */
     int grpc_port;               /* same protocols; second listener; -1 none */
     size_t max_body_bytes;       /* 8 MiB */
     size_t max_header_bytes;     /* 32 KiB, all header lines of a request */
@@ -64,8 +67,8 @@ td_status td_net_open(const td_net_opts *o, td_net **out); /* binds and listens 
 void td_net_get_counts(const td_net *n, td_net_counts *out);
 void td_net_ports(const td_net *n, int *port, int *grpc_port); /* as bound */
 void td_net_run(td_net *n);                                /* the thread's body: returns after td_net_stop */
-/* Any thread, also a signal handler: stop accepting, GOAWAY, close idle connections; run returns when drained or after
- * drain_us (then on_close for what is left). */
+/* Any thread, also a signal handler: stop accepting, GOAWAY, close idle connections; run returns when drained
+ * or after drain_us (then on_close for what is left). */
 void td_net_stop(td_net *n);
 void td_net_close(td_net *n); /* after td_net_run returned (or without it) */
 /* Run fn(arg) on the net thread soon; any thread; never lost. */
@@ -85,11 +88,11 @@ const char *td_exchange_peer(const td_exchange *x);  /* "127.0.0.1:1234" */
 bool td_exchange_is_h2(const td_exchange *x);
 int64_t td_exchange_received_us(const td_exchange *x); /* when the request was complete */
 
-void td_exchange_drop_body(td_exchange *x); /* the handler has copied what it needs: free it before a long answer */
+void td_exchange_drop_body(td_exchange *x); /* the handler has copied it: free it before a long answer */
 
-/* The response. Header values are copied. Content-Length is added when finish comes in the same loop turn as start;
- * otherwise chunked on HTTP/1.1. Trailers only on HTTP/2 (gRPC); NULL or n = 0 for none. A trailers-only answer is
- * td_exchange_reply with len 0: one HEADERS frame with END_STREAM. */
+/* The response. Header values are copied. Content-Length is added when finish comes in the same loop turn as
+ * start; otherwise chunked on HTTP/1.1. Trailers only on HTTP/2 (gRPC); NULL or n = 0 for none. A
+ * trailers-only answer is td_exchange_reply with len 0: one HEADERS frame with END_STREAM. */
 void td_exchange_start(td_exchange *x, int status, const td_header *h, size_t n);
 void td_exchange_write(td_exchange *x, const void *p, size_t n);
 void td_exchange_finish(td_exchange *x, const td_header *trailers, size_t n);
@@ -98,7 +101,7 @@ void td_exchange_reply(td_exchange *x, int status, const td_header *h, size_t n,
 void td_exchange_abort(td_exchange *x); /* drop the connection / RST_STREAM; no on_close */
 bool td_exchange_started(const td_exchange *x);
 size_t td_exchange_unsent(const td_exchange *x);
-void td_exchange_drop_unsent(td_exchange *x); /* h2: forget queued DATA; trailers shall not wait for flow control */
+void td_exchange_drop_unsent(td_exchange *x); /* h2: forget queued DATA, so that trailers need not wait */
 
 void td_exchange_set_user(td_exchange *x, void *user, void (*on_close)(void *user));
 void *td_exchange_user(const td_exchange *x);

@@ -1,12 +1,14 @@
-/* router/net/grpc_frame.h - gRPC over an exchange: one request message in, any number out, a status at the end.
+/* router/net/grpc_frame.h - gRPC over an exchange: one request message in, any number out, a status at the
+ * end.
  *
  *   handler: td_grpc_open(x, &call) -> call.service, call.method, call.msg, call.timeout_us
  *            td_grpc_start(x)?  td_grpc_send(x, message)*  td_grpc_finish(x, status, "why")
  *
- * Rules:     1. td_grpc_open answers what is wrong by itself (415, UNIMPLEMENTED, INTERNAL, ...) and then returns false.
+ * Rules:     1. td_grpc_open answers what is wrong by itself (415, UNIMPLEMENTED, INTERNAL, ...) and then
+ *               returns false.
  *            2. finish without start is a trailers-only answer (one HEADERS frame).
- *            3. On TD_GRPC_DEADLINE queued messages are dropped, or the status would wait behind the client's flow
- *               control. A reset would reach the client as CANCELLED instead.
+ *            3. On TD_GRPC_DEADLINE queued messages are dropped, or the status would wait behind the client's
+ *               flow control. A reset would reach the client as CANCELLED instead.
  *            4. Messages are never compressed; a compressed request is UNIMPLEMENTED.
  * Ownership: call's pointers are the exchange's request bytes. Threads: the net thread.
  * Source:    the gRPC over HTTP/2 protocol description (PROTOCOL-HTTP2). */
@@ -39,7 +41,7 @@ void td_grpc_send(td_exchange *x, const void *msg, size_t n); /* starts if neede
 void td_grpc_finish(td_exchange *x, td_grpc_status status, const char *message); /* UTF-8 or NULL */
 
 /* The pure parts. */
-bool td_grpc_content_type(const char *value);                  /* application/grpc or +proto, any parameters */
+bool td_grpc_content_type(const char *value); /* application/grpc or +proto, any parameters */
 bool td_grpc_split_path(const char *path, td_grpc_call *call); /* "/package.Service/Method" */
 bool td_grpc_timeout(const char *value, int64_t *us);          /* 1-8 digits and one of H M S m u n */
 td_grpc_status td_grpc_deframe(const void *body, size_t n, const void **msg, size_t *len, const char **why);

@@ -1,7 +1,8 @@
 /* router/net/head.h - the head of one request: method, path, query, headers; the same for both protocols.
  *
  * Rules:     1. Everything is a NUL-terminated string inside `text`; the rest are offsets, so it may grow.
- *            2. Names are lower case. Of repeated names, get() returns the first; framing headers may not repeat.
+ *            2. Names are lower case. Of repeated names, get() returns the first; framing headers may not
+ *               repeat.
  * Ownership: the owner of the struct. Threads: one owner. Limits: TD_HEAD_MAX headers, max_bytes of text. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_NET_HEAD_H

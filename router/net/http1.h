@@ -1,6 +1,7 @@
 /* router/net/http1.h - strict HTTP/1.1 request parser: bytes in, one request out. No socket, no clock.
  *
- *   feed(bytes) -> MORE | DONE (head and body are complete; the unused rest is the next request's) | ERROR (status, what)
+ *   feed(bytes) -> MORE | DONE (head and body are complete; the unused rest is the next request's)
+ *                | ERROR (status, what)
  *
  * Strict where laxness is a known attack (request smuggling, header injection); what is refused:
  *   400  bare CR or LF, NUL and control bytes, obs-fold, space before the colon, no or several Host on 1.1,

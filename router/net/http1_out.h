@@ -3,7 +3,8 @@
  *   fields(user's headers) -> head(status, framing, fields) -> raw body | chunk* last
  *
  * Rules:     1. A value never carries CR, LF or NUL out: control bytes become spaces (header injection).
- *            2. Framing fields (Content-Length, Transfer-Encoding, Connection, Date) are written here, not by the user.
+ *            2. Framing fields (Content-Length, Transfer-Encoding, Connection, Date) are written here, not by
+ *               the user.
  *            3. 1xx, 204 and 304 have no body and no length.
  * Source:    RFC 9112 sections 4, 6, 7.1; RFC 9110 section 15. */
 // SPDX-License-Identifier: Apache-2.0

@@ -1,14 +1,15 @@
 /* router/net/net_int.h - what the files of router/net share: the thread, the connection, the exchange.
  *
- *   net.c  loop, posts, timers, drain    listen.c  accept, limits, EMFILE    conn.c      bytes <-> socket, timeouts
+ *   net.c  loop, posts, timers, drain    listen.c  accept, limits, EMFILE    conn.c      bytes, timeouts
  *   h1.c   HTTP/1.1 on a connection      h2.c      HTTP/2 on a connection    exchange.c  the public calls
  *
- * The model: callbacks only set flags and put the connection on the dirty list. All reading, parsing, framing,
- * writing and closing is done by conn_turn(), once per loop turn after the events. So the writes of a turn leave in
- * one send(), and no connection is freed below a handler's feet.
+ * The model: callbacks only set flags and put the connection on the dirty list. All reading, parsing,
+ * framing, writing and closing is done by conn_turn(), once per loop turn after the events. So the writes of
+ * a turn leave in one send(), and no connection is freed below a handler's feet.
  * Rules:     1. Only conn_turn() and td_net_close() free a connection. Others set c->dead and conn_touch().
  *            2. Sockets are edge-triggered: readable/writable stay true until EAGAIN. Pausing is not reading.
- *            3. An HTTP/1.1 exchange is freed by finish/abort, an HTTP/2 one when nghttp2 closes the stream. */
+ *            3. An HTTP/1.1 exchange is freed by finish/abort, an HTTP/2 one when nghttp2 closes the
+ *               stream. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_NET_NET_INT_H
 #define TD_ROUTER_NET_NET_INT_H

@@ -3,8 +3,8 @@
  *   td_sse_start(x, extra headers)  td_sse_event(x, json)*  td_sse_comment(x)*  td_sse_done(x)
  *
  * Rules:     1. An event is one line of JSON: no CR or LF inside (our JSON writer escapes them).
- *            2. An error after the start is one more event, then td_exchange_finish without td_sse_done, so that
- *               clients can tell.
+ *            2. An error after the start is one more event, then td_exchange_finish without td_sse_done, so
+ *               that clients can tell.
  *            3. td_sse_comment keeps proxies from dropping a quiet stream; skip it while unsent() is not 0.
  * Threads:   the net thread. Source: the HTML standard, section 9.2 (event stream). */
 // SPDX-License-Identifier: Apache-2.0

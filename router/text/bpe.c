@@ -228,7 +228,8 @@ static td_status fill(td_bpe *b, const td_json *model, const char *file)
     }
     TD_TRY(fill_merges(b, td_json_get(model, "merges"), file));
     /* A known mark also ends a run of unknown characters; what looks at whole words forbids cutting them. */
-    if (*b->prefix || *b->suffix || b->ignore_merges || td_bpe_find(b, MARK, MARK_N) < 0) b->cut_at_mark = false;
+    if (*b->prefix || *b->suffix || b->ignore_merges || td_bpe_find(b, MARK, MARK_N) < 0)
+        b->cut_at_mark = false;
     return TD_OK;
 }
 

@@ -6,8 +6,9 @@
  * Rules:     1. Time is n log n in the length of a word: a heap of candidate merges over a doubly linked
  *               list; entries made stale by an earlier merge are recognized when popped. Short words scan a
  *               small array instead; same result.
- *            2. Repeated short words are answered from a cache in the run. Where no merge crosses the start of
- *               a SentencePiece word, a long text that is one word to the pre-tokenizer is cut there first.
+ *            2. Repeated short words are answered from a cache in the run. Where no merge crosses the start
+ *               of a SentencePiece word, a long text that is one word to the pre-tokenizer is cut there
+ *               first.
  * Threads:   const after opening; a td_bpe_run belongs to one thread.
  * Limits:    ids below 4 million, 8 million merges, run->max tokens a call (TD_EFULL).
  * Source:    Sennrich, Haddow, Birch, Neural Machine Translation of Rare Words with Subword Units (ACL 2016),

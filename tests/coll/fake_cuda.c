@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/fake_cuda.c - a libcuda.so.1 with one device whose memory is the host's, for fake_nccl.c. A stream
- * says once that it is not ready; an event that was not recorded may not be waited for. */
+/* tests/coll/fake_cuda.c - a libcuda.so.1 with one device whose memory is the host's, for fake_nccl.c. A
+ * stream says once that it is not ready; an event that was not recorded may not be waited for. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define WANT(e) ((e) ? (void)0 : (fprintf(stderr, "fake cuda: not true: %s (line %d)\n", #e, __LINE__), abort()))
+#define WANT(e)                                                                                              \
+    ((e) ? (void)0 : (fprintf(stderr, "fake cuda: not true: %s (line %d)\n", #e, __LINE__), abort()))
 static _Thread_local int current, asked;
 
 int cuInit(unsigned flags)
@@ -100,5 +101,38 @@ int cuMemcpyAsync(unsigned long long to, unsigned long long from, size_t n, void
 {
     WANT(s);
     memcpy((void *)to, (void *)from, n);
+    return 0;
+}
+
+/* What tests/gpu/nccl_ranks.c uses beyond the back end. */
+
+int cuStreamSynchronize(void *s)
+{
+    WANT(s);
+    return 0;
+}
+
+int cuMemHostAlloc(void **out, size_t n, unsigned flags)
+{
+    WANT(current && flags == 3);
+    *out = malloc(n);
+    return 0;
+}
+
+int cuMemFreeHost(void *p)
+{
+    free(p);
+    return 0;
+}
+
+int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t n)
+{
+    memcpy((void *)to, from, n);
+    return 0;
+}
+
+int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t n)
+{
+    memcpy(to, (void *)from, n);
     return 0;
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/fake_nccl.c - a libnccl.so.2 for machines without a device: ranks are threads, "device" memory is the
- * host's, and every call is done when it returns. It checks what the real library would trip over: groups, types,
- * streams, ranks. Built as a shared library of its own; FAKE_VERSION tells it apart. */
+/* tests/coll/fake_nccl.c - a libnccl.so.2 for machines without a device: ranks are threads, "device" memory
+ * is the host's, and every call is done when it returns. It checks what the real library would trip over:
+ * groups, types, streams, ranks. Built as a shared library of its own; FAKE_VERSION tells it apart. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define WANT(e) ((e) ? (void)0 : (fprintf(stderr, "fake nccl: not true: %s (line %d)\n", #e, __LINE__), abort()))
+#define WANT(e)                                                                                              \
+    ((e) ? (void)0 : (fprintf(stderr, "fake nccl: not true: %s (line %d)\n", #e, __LINE__), abort()))
 enum { OK = 0, UINT8 = 1, MAX = 16, OPS = 64 };
 
 typedef struct message {
@@ -114,7 +115,8 @@ int ncclCommInitRank(comm **out, int n, id i, int rank)
 {
     int which;
     memcpy(&which, i.bytes, sizeof which);
-    WANT(n >= 1 && n <= MAX && rank >= 0 && rank < n && which >= 0 && which < n_opened && i.bytes[127] == 0x5A);
+    WANT(n >= 1 && n <= MAX && rank >= 0 && rank < n && which >= 0 && which < n_opened &&
+         i.bytes[127] == 0x5A);
     *out = comm_of(opened[which], rank, n);
     return OK;
 }

@@ -9,6 +9,15 @@ typedef struct coll_tally { /* of one rank */
     int passed, failed;
 } coll_tally;
 
+/* Where messages lie: malloc, unless a program for devices says otherwise. settle: what this rank's calls
+ * enqueued is done (they return when it is, but on devices). */
+typedef struct coll_memory {
+    void *(*alloc)(size_t bytes);
+    void (*free)(void *p);
+    void (*settle)(void);
+} coll_memory;
+extern coll_memory coll_mem;
+
 /* All operations over c, its splits and theirs. big: the largest message in bytes. */
 void coll_cases(td_coll *c, size_t big, coll_tally *t);
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/test_coll.c - self and threads: the case list for groups of 1 to 8; who waits is woken when a peer
- * leaves, comes too late, calls something else, or aborts; and nobody spins while waiting. */
-#include "tests/coll/support_cases.h"
+/* tests/coll/test_coll.c - self and threads: the case list for groups of 1 to 8; who waits is woken when a
+ * peer leaves, comes too late, calls something else, or aborts; and nobody spins while waiting. */
 #include "common/clock.h"
 #include "common/log.h"
+#include "tests/coll/support_cases.h"
 #include "tests/t.h"
 #include <pthread.h>
 #include <time.h>
@@ -141,8 +141,10 @@ static void other_size(td_coll *c, coll_tally *t)
 static void other_call(td_coll *c, coll_tally *t)
 {
     char b[64];
-    if (td_coll_rank(c) == 0) C_IS(t, td_coll_all_gather(c, "a", b, 1), TD_EPROTO);
-    else C_IS(t, td_coll_all_to_all(c, "abc", b, 1), TD_EPROTO);
+    if (td_coll_rank(c) == 0)
+        C_IS(t, td_coll_all_gather(c, "a", b, 1), TD_EPROTO);
+    else
+        C_IS(t, td_coll_all_to_all(c, "abc", b, 1), TD_EPROTO);
 }
 
 /* A sender whose deadline ends while nobody takes its message owns the buffer again at once. */

@@ -69,6 +69,10 @@ def main():
     for n in (1, 2, 3, 4):
         rc, out = tool("cases", n, LD_LIBRARY_PATH=libs)
         check(rc == 0 and re.search(r"^\d{4,} passed, 0 failed$", out, re.M), n, rc, out[-800:])
+    # the program for a machine with a device, as far as it goes without: one rank
+    r = subprocess.run([os.path.join(BUILD, "tests", "nccl_ranks")], capture_output=True, text=True, timeout=120,
+                       env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LD_LIBRARY_PATH": os.pathsep.join((os.path.dirname(old), FAKES))})
+    check(r.returncode == 0 and re.search(r"rank 0 of 1, NCCL 22999: \d{4,} passed, 0 failed\ntwo ranks: not run \(NCCL 2.29\)", r.stdout), r.stdout[-500:], r.stderr[-500:])
     print(passed, "passed,", failed, "failed")
     sys.exit(failed != 0)
 

@@ -73,8 +73,10 @@ static int run_open(void)
     td_coll *host = NULL, *c = NULL;
     td_coll_self_open(&host);
     td_status s = td_coll_nccl_open(host, 0, NULL, NULL, &c);
-    if (s < 0) printf("%s: %s\n", td_status_name(s), td_reason());
-    else printf("%s\n", td_coll_name(c));
+    if (s < 0)
+        printf("%s: %s\n", td_status_name(s), td_reason());
+    else
+        printf("%s\n", td_coll_name(c));
     td_coll_close(c);
     td_coll_close(host);
     return 0;

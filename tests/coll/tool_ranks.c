@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/coll/tool_ranks.c - one rank of test_mpi.py, started by mpirun: tool_ranks CASE. Prints "rank R: N passed,
- * M failed" and exits 1 if any failed.
- *   cases   the list every back end must pass       big   a message of more than 1 GiB (2 ranks)
- *   late    rank 0 comes too late                    short other sizes at both ends
- *   abort   rank 1 ends all                          idle  waiting costs no processor time */
+/* tests/coll/tool_ranks.c - one rank of test_mpi.py, started by mpirun: tool_ranks CASE. Prints "rank R: N
+ * passed, M failed" and exits 1 if any failed. cases   the list every back end must pass       big   a
+ * message of more than 1 GiB (2 ranks) late    rank 0 comes too late                    short other sizes at
+ * both ends abort   rank 1 ends all                          idle  waiting costs no processor time */
 #include "common/clock.h"
 #include "common/log.h"
 #include "tests/coll/support_cases.h"
@@ -60,16 +59,37 @@ static void run_late(td_coll *c, coll_tally *t)
     C_IS(t, td_coll_barrier(c), TD_ETIME);
 }
 
-static void run_short(td_coll *c, coll_tally *t)
+/* Rank 0 sends n bytes, rank 1 expects m: told, whichever way either size takes. */
+static void other_size(td_coll *c, coll_tally *t, size_t n, size_t m)
 {
-    char b[64];
-    td_coll_deadline(c, 1000000);
+    static char b[200000];
+    td_coll_deadline(c, 3000000);
     if (td_coll_rank(c) == 0) {
-        C_IS(t, td_coll_send(c, 1, "abcdefgh", 8), TD_OK);
+        C_OK(t, td_coll_send(c, 1, b, n) != TD_EPROTO);
     } else if (td_coll_rank(c) == 1) {
-        C_IS(t, td_coll_recv(c, 0, b, 9), TD_EPROTO);
+        C_IS(t, td_coll_recv(c, 0, b, m), TD_EPROTO);
         C_IS(t, td_coll_barrier(c), TD_EPROTO);
     }
+}
+
+static void run_short(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 8, 9);
+}
+
+static void run_long(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 100001, 100000);
+}
+
+static void run_small_for_large(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 16, 100000);
+}
+
+static void run_large_for_small(td_coll *c, coll_tally *t)
+{
+    other_size(c, t, 100000, 8);
 }
 
 static void run_abort(td_coll *c, coll_tally *t)
@@ -88,7 +108,8 @@ static void run_idle(td_coll *c, coll_tally *t)
     C_IS(t, td_coll_bcast(c, b, sizeof b, 0), TD_OK);
     int64_t took = td_spin_us() - start, used = cpu_us() - cpu;
     C_OK(t, took >= 300000);
-    if (used > took / 5) printf("waiting %lld us used %lld us of processor\n", (long long)took, (long long)used);
+    if (used > took / 5)
+        printf("waiting %lld us used %lld us of processor\n", (long long)took, (long long)used);
     C_OK(t, used <= took / 5);
 }
 
@@ -97,8 +118,15 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*fn)(td_coll *, coll_tally *);
-    } list[] = {{"cases", run_cases}, {"big", run_big},     {"late", run_late},
-                {"short", run_short}, {"abort", run_abort}, {"idle", run_idle}};
+    } list[] = {{"cases", run_cases},
+                {"big", run_big},
+                {"late", run_late},
+                {"abort", run_abort},
+                {"idle", run_idle},
+                {"short", run_short},
+                {"long", run_long},
+                {"small-for-large", run_small_for_large},
+                {"large-for-small", run_large_for_small}};
     td_coll *c = NULL;
     coll_tally t = {0};
     td_log_open("ranks", TD_LOG_ERROR);

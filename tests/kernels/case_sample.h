@@ -8,7 +8,10 @@ typedef struct sample_case {
     int top_k;
 } sample_case;
 
-static const int sample_V[] = {2, 7, 509, 32000};
+#ifndef TEST_LARGE_V
+#define TEST_LARGE_V 32000
+#endif
+static const int sample_V[] = {2, 7, 509, TEST_LARGE_V};
 static const sample_case sample_cases[] = {
     {0, 1, 0, 0},      {1, 1, 0, 0},       {0.7f, 1, 0, 1},    {0.7f, 1, 0, 5},     {1.3f, 1, 0, 50},
     {1, 0.9f, 0, 0},   {0.5f, 0.5f, 0, 0}, {1, 0, 0, 0},       {1, 1e-6f, 0, 0},    {1, 0.999f, 0, 0},

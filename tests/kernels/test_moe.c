@@ -185,6 +185,7 @@ static layer layer_open(const td_ops *o, shape s)
         const float *w = l.w + e * each;
         l.up[e].N = 2 * s.F, l.up[e].K = s.E, l.down[e].N = s.E, l.down[e].K = s.F;
         l.up[e].dtype = l.down[e].dtype = o->packed_dtype(TD_F32);
+        if (s.X == 8) l.up[e].slices = l.down[e].slices = 8; /* as ranks have it: sums by the tree */
         l.up[e].p = pack_one(o, &at, w, 2 * s.F, s.E);
         l.down[e].p = pack_one(o, &at, w + 2 * (size_t)s.E * (size_t)s.F, s.E, s.F);
     }

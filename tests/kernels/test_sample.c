@@ -203,10 +203,14 @@ static void edges(const td_ops *o)
     T_EQ(out.n_top, 0);
 }
 
-/* 20000 draws of fixed seeds over 64 tokens against the exact law: chi-square below its 1e-6 quantile. */
+#ifndef TEST_DRAWS
+#define TEST_DRAWS 20000 /* fewer where a draw is slow */
+#endif
+
+/* TEST_DRAWS draws of fixed seeds over 64 tokens against the exact law: chi-square below its 1e-6 quantile. */
 static void distribution(const td_ops *o)
 {
-    enum { V = 64, N = 20000 };
+    enum { V = 64, N = TEST_DRAWS };
     static const sample_case cases[] = {{1, 1, 0, 0}, {0.8f, 0.9f, 0, 0}, {1, 1, 0.05f, 30}};
     float x[V];
     fill(x, V, 0, 99);

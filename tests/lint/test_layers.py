@@ -35,7 +35,7 @@ FOREIGN = [
     (r"sodium(/.*)?\.h", ("common/wire/",)),
     (r"(inference|health)\.pb-c\.h|protobuf-c/.*", ("common/wire/", "router/api/")),
     (r".*\.pb-c\.h", ("common/wire/",)),
-    (r"(mpi|nccl)\.h", ("worker/coll/",)),
+    (r"(mpi|nccl)\.h", ("worker/coll/", "tests/bench/bench_coll")),
     (r"(cuda|cublas|cublasLt|curand|mma|cooperative_groups|nv).*", ("kernels/",)),
     (r"(nghttp2|event2|openssl)/.*", ("router/net/",)),
     (r"(pcre2|utf8proc)\.h", ("router/text/",)),

@@ -5,17 +5,28 @@
 
 static void test_timeout(void)
 {
-    static const struct { const char *in; long long us; } good[] = {
-        {"1H", 3600000000}, {"2M", 120000000}, {"3S", 3000000}, {"4m", 4000}, {"5u", 5}, {"1n", 1}, {"1000n", 1}, {"1001n", 2}, {"0S", 0},
-        {"99999999H", 99999999LL * 3600000000LL}, {"00000001S", 1000000}};
-    static const char *const bad[] = {"", "S", "1", "1s", "123456789S", "1 S", "-1S", "+1S", "1SS", "1S ", " 1S", "1.5S", "0x1S"};
+    static const struct { const char *in; long long us;
+    } good[] = {{"1H", 3600000000},
+                {"2M", 120000000},
+                {"3S", 3000000},
+                {"4m", 4000},
+                {"5u", 5},
+                {"1n", 1},
+                {"1000n", 1},
+                {"1001n", 2},
+                {"0S", 0},
+                {"99999999H", 99999999LL * 3600000000LL},
+                {"00000001S", 1000000}};
+    static const char *const bad[] = {"",    "S",   "1",   "1s",  "123456789S", "1 S", "-1S",
+                                      "+1S", "1SS", "1S ", " 1S", "1.5S",       "0x1S"};
     int64_t us = -7;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         T_OK(td_grpc_timeout(good[i].in, &us), "%s", good[i].in);
         T_EQ(us, good[i].us);
     }
     us = -7;
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) T_OK(!td_grpc_timeout(bad[i], &us), "\"%s\"", bad[i]);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        T_OK(!td_grpc_timeout(bad[i], &us), "\"%s\"", bad[i]);
     T_EQ(us, -7);
 }
 
@@ -25,8 +36,10 @@ static void test_path(void)
     T_OK(td_grpc_split_path("/tandem.v1.Inference/Generate", &c), "path");
     T_STR(c.service, "tandem.v1.Inference");
     T_STR(c.method, "Generate");
-    static const char *const bad[] = {"", "/", "//", "a/b", "/a", "/a/", "//b", "/a/b/c", "/a/b/", "/a b/c", "/a\xc3/c", "*"};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) T_OK(!td_grpc_split_path(bad[i], &c), "\"%s\"", bad[i]);
+    static const char *const bad[] = {"",    "/",      "//",    "a/b",    "/a",       "/a/",
+                                      "//b", "/a/b/c", "/a/b/", "/a b/c", "/a\xc3/c", "*"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        T_OK(!td_grpc_split_path(bad[i], &c), "\"%s\"", bad[i]);
     char name[400];
     snprintf(name, sizeof name, "/%0127d/m", 0);
     T_OK(td_grpc_split_path(name, &c), "127 bytes");
@@ -38,10 +51,16 @@ static void test_path(void)
 
 static void test_content_type(void)
 {
-    static const char *const good[] = {"application/grpc", "application/grpc+proto", "Application/GRPC", "application/grpc; charset=utf-8",
-                                       "application/grpc+proto;x"};
-    static const char *const bad[] = {"", "application/json", "application/grpc+json", "application/grpc-web", "application/grpcx", "application/grp"};
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) T_OK(td_grpc_content_type(good[i]), "%s", good[i]);
+    static const char *const good[] = {"application/grpc", "application/grpc+proto", "Application/GRPC",
+                                       "application/grpc; charset=utf-8", "application/grpc+proto;x"};
+    static const char *const bad[] = {"",
+                                      "application/json",
+                                      "application/grpc+json",
+                                      "application/grpc-web",
+                                      "application/grpcx",
+                                      "application/grp"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        T_OK(td_grpc_content_type(good[i]), "%s", good[i]);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) T_OK(!td_grpc_content_type(bad[i]), "%s", bad[i]);
     T_OK(!td_grpc_content_type(NULL), "absent");
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The HTTP/1.1 parser: good requests at every split, a table of bad ones, mutations (whole = split), and the response framer. */
+/* The HTTP/1.1 parser: good requests at every split, a table of bad ones, mutations (whole = split), and the
+ * response framer. */
 #include "router/net/exchange.h"
 #include "router/net/http1.h"
 #include "router/net/http1_out.h"
@@ -13,48 +14,109 @@ typedef struct good { const char *in, *method, *path, *query, *body, *header, *v
 
 static const good GOOD[] = {
     {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "/", "", "", "host", "a", 1, 0},
-    {"\r\nGET /v1/models?x=1&y=%20 HTTP/1.1\r\nHost:a:80\r\nX-Y:  v w \t\r\n\r\n", "GET", "/v1/models", "x=1&y=%20", "", "x-y", "v w", 1, 0},
-    {"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET", "POST", "/p", "", "hello", "content-length", "5", 1, 3},
+    {"\r\nGET /v1/models?x=1&y=%20 HTTP/1.1\r\nHost:a:80\r\nX-Y:  v w \t\r\n\r\n", "GET", "/v1/models",
+     "x=1&y=%20", "", "x-y", "v w", 1, 0},
+    {"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET", "POST", "/p", "", "hello",
+     "content-length", "5", 1, 3},
     {"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", "POST", "/p", "", "", NULL, NULL, 1, 0},
-    {"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n00A;x=\"y\"\r\n, all well\r\n0\r\nT: v\r\n\r\nX", "POST", "/p", "",
-     "hello, all well", NULL, NULL, 1, 1},
+    {"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n00A;x=\"y\"\r\n, all "
+     "well\r\n0\r\nT: v\r\n\r\nX",
+     "POST", "/p", "", "hello, all well", NULL, NULL, 1, 1},
     {"GET / HTTP/1.0\r\n\r\n", "GET", "/", "", "", NULL, NULL, 0, 0},
     {"GET / HTTP/1.0\r\nConnection: foo, Keep-Alive\r\n\r\n", "GET", "/", "", "", NULL, NULL, 1, 0},
     {"GET / HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n\r\n", "GET", "/", "", "", NULL, NULL, 0, 0},
-    {"GET http://h.example:8/a/b?c HTTP/1.1\r\nHost: h.example:8\r\n\r\n", "GET", "/a/b", "c", "", NULL, NULL, 1, 0},
+    {"GET http://h.example:8/a/b?c HTTP/1.1\r\nHost: h.example:8\r\n\r\n", "GET", "/a/b", "c", "", NULL, NULL,
+     1, 0},
     {"GET https://h?c HTTP/1.1\r\nHost: h\r\n\r\n", "GET", "/", "c", "", NULL, NULL, 1, 0},
     {"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS", "*", "", "", NULL, NULL, 1, 0},
-    {"PUT /p HTTP/1.1\r\nHost:\r\nExpect: 100-Continue\r\nContent-Length: 3\r\nE:\r\n\r\nabc", "PUT", "/p", "", "abc", "e", "", 1, 0},
-    {"GET / HTTP/1.1\r\nHost: a\r\nDup: 1\r\nDup: 2\r\nU: \xc3\xa4\r\n\r\n", "GET", "/", "", "", "dup", "1", 1, 0},
+    {"PUT /p HTTP/1.1\r\nHost:\r\nExpect: 100-Continue\r\nContent-Length: 3\r\nE:\r\n\r\nabc", "PUT", "/p",
+     "", "abc", "e", "", 1, 0},
+    {"GET / HTTP/1.1\r\nHost: a\r\nDup: 1\r\nDup: 2\r\nU: \xc3\xa4\r\n\r\n", "GET", "/", "", "", "dup", "1",
+     1, 0},
 };
 
 #define H "GET / HTTP/1.1\r\nHost: a\r\n"
 #define P "POST / HTTP/1.1\r\nHost: a\r\n"
 #define C P "Transfer-Encoding: chunked\r\n\r\n"
-static const struct { const char *in; int status; } BAD[] = {
-    {"GET / HTTP/1.1\nHost: a\n\n", 400}, {"GET / HTTP/1.1\r\nHost: a\n\r\n", 400}, {"GET / HTTP/1.1\rHost: a\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\n\r\n", 400}, {"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400}, {"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400},
-    {"GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", 400}, {"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400},
-    {"\r\n\r\n\r\nGET / HTTP/1.1\r\n", 400}, {"\n", 400}, {"GET  / HTTP/1.1\r\n", 400}, {" GET / HTTP/1.1\r\n", 400},
-    {"GET /\r\n\r\n", 400}, {"GET / \r\n", 400}, {"GET / HTTP/1.1 \r\n", 400}, {"GET / http/1.1\r\n", 400}, {"GET / HTTP/11\r\n", 400},
-    {"GET / HTTP/2.0\r\n", 505}, {"GET / HTTP/1.2\r\n", 505}, {"GET / HTTP/0.9\r\n", 505}, {"G\x01T / HTTP/1.1\r\n", 400},
-    {"GET /\x7f HTTP/1.1\r\n", 400}, {"GET /\xff HTTP/1.1\r\n", 400}, {"GET /a#b HTTP/1.1\r\n", 400}, {"GET a HTTP/1.1\r\n", 400},
-    {"GET * HTTP/1.1\r\n", 400}, {"GET http:///x HTTP/1.1\r\n", 400}, {"CONNECT a:1 HTTP/1.1\r\n", 400},
-    {"ABCDEFGHIJKLMNOPQRSTUVWXYZ / HTTP/1.1\r\n", 501}, {"\x16\x03\x01\x02", 400},
-    {H " folded\r\n\r\n", 400}, {H "A: b\r\n c\r\n\r\n", 400}, {H "A : b\r\n\r\n", 400}, {H ": b\r\n\r\n", 400}, {H "A\r\n\r\n", 400},
-    {H "A: b\x01\r\n\r\n", 400}, {H "A: b\rc\r\n\r\n", 400}, {H "A: b\x7f\r\n\r\n", 400}, {H "A\xe9: b\r\n\r\n", 400}, {H "\r\r", 400},
-    {P "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400}, {P "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400},
-    {P "Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400}, {P "Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400},
-    {P "Content-Length: 5, 5\r\n\r\n", 400}, {P "Content-Length: +5\r\n\r\n", 400}, {P "Content-Length: -1\r\n\r\n", 400},
-    {P "Content-Length: 0x5\r\n\r\n", 400}, {P "Content-Length:\r\n\r\n", 400}, {P "Content-Length: 5 5\r\n\r\n", 400},
-    {P "Content-Length: 4097\r\n\r\n", 413}, {P "Content-Length: 99999999999999999999999\r\n\r\n", 413},
-    {P "Transfer-Encoding: gzip\r\n\r\n", 501}, {P "Transfer-Encoding: gzip, chunked\r\n\r\n", 501}, {P "Transfer-Encoding:\r\n\r\n", 501},
-    {P "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400}, {P "Transfer-Encoding: xchunked\r\n\r\n", 501},
+static const struct { const char *in; int status;
+} BAD[] = {
+    {"GET / HTTP/1.1\nHost: a\n\n", 400},
+    {"GET / HTTP/1.1\r\nHost: a\n\r\n", 400},
+    {"GET / HTTP/1.1\rHost: a\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400},
+    {"GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", 400},
+    {"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400},
+    {"\r\n\r\n\r\nGET / HTTP/1.1\r\n", 400},
+    {"\n", 400},
+    {"GET  / HTTP/1.1\r\n", 400},
+    {" GET / HTTP/1.1\r\n", 400},
+    {"GET /\r\n\r\n", 400},
+    {"GET / \r\n", 400},
+    {"GET / HTTP/1.1 \r\n", 400},
+    {"GET / http/1.1\r\n", 400},
+    {"GET / HTTP/11\r\n", 400},
+    {"GET / HTTP/2.0\r\n", 505},
+    {"GET / HTTP/1.2\r\n", 505},
+    {"GET / HTTP/0.9\r\n", 505},
+    {"G\x01T / HTTP/1.1\r\n", 400},
+    {"GET /\x7f HTTP/1.1\r\n", 400},
+    {"GET /\xff HTTP/1.1\r\n", 400},
+    {"GET /a#b HTTP/1.1\r\n", 400},
+    {"GET a HTTP/1.1\r\n", 400},
+    {"GET * HTTP/1.1\r\n", 400},
+    {"GET http:///x HTTP/1.1\r\n", 400},
+    {"CONNECT a:1 HTTP/1.1\r\n", 400},
+    {"ABCDEFGHIJKLMNOPQRSTUVWXYZ / HTTP/1.1\r\n", 501},
+    {"\x16\x03\x01\x02", 400},
+    {H " folded\r\n\r\n", 400},
+    {H "A: b\r\n c\r\n\r\n", 400},
+    {H "A : b\r\n\r\n", 400},
+    {H ": b\r\n\r\n", 400},
+    {H "A\r\n\r\n", 400},
+    {H "A: b\x01\r\n\r\n", 400},
+    {H "A: b\rc\r\n\r\n", 400},
+    {H "A: b\x7f\r\n\r\n", 400},
+    {H "A\xe9: b\r\n\r\n", 400},
+    {H "\r\r", 400},
+    {P "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+    {P "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400},
+    {P "Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400},
+    {P "Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400},
+    {P "Content-Length: 5, 5\r\n\r\n", 400},
+    {P "Content-Length: +5\r\n\r\n", 400},
+    {P "Content-Length: -1\r\n\r\n", 400},
+    {P "Content-Length: 0x5\r\n\r\n", 400},
+    {P "Content-Length:\r\n\r\n", 400},
+    {P "Content-Length: 5 5\r\n\r\n", 400},
+    {P "Content-Length: 4097\r\n\r\n", 413},
+    {P "Content-Length: 99999999999999999999999\r\n\r\n", 413},
+    {P "Transfer-Encoding: gzip\r\n\r\n", 501},
+    {P "Transfer-Encoding: gzip, chunked\r\n\r\n", 501},
+    {P "Transfer-Encoding:\r\n\r\n", 501},
+    {P "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+    {P "Transfer-Encoding: xchunked\r\n\r\n", 501},
     {P "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
-    {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400}, {P "Expect: 200-ok\r\n\r\n", 417},
-    {C "g\r\n", 400}, {C "\r\n", 400}, {C ";x\r\n", 400}, {C "5\nhello", 400}, {C "5\r\nhelloo\r\n", 400}, {C "5\r\nhello\n0\r\n", 400},
-    {C "5 \r\nhello\r\n", 400}, {C "0x5\r\n", 400}, {C "-5\r\n", 400}, {C "1001\r\n", 413}, {C "ffffffffffffffff\r\n", 413},
-    {C "00000000000000005\r\n", 400}, {C "5;\x01\r\n", 400}, {C "5;a\rb\n", 400}, {C "0\r\n: v\r\n\r\n", 400}, {C "0\r\nA: v\n\r\n", 400}, {C "0\r\n\rX", 400},
+    {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+    {P "Expect: 200-ok\r\n\r\n", 417},
+    {C "g\r\n", 400},
+    {C "\r\n", 400},
+    {C ";x\r\n", 400},
+    {C "5\nhello", 400},
+    {C "5\r\nhelloo\r\n", 400},
+    {C "5\r\nhello\n0\r\n", 400},
+    {C "5 \r\nhello\r\n", 400},
+    {C "0x5\r\n", 400},
+    {C "-5\r\n", 400},
+    {C "1001\r\n", 413},
+    {C "ffffffffffffffff\r\n", 413},
+    {C "00000000000000005\r\n", 400},
+    {C "5;\x01\r\n", 400},
+    {C "5;a\rb\n", 400},
+    {C "0\r\n: v\r\n\r\n", 400},
+    {C "0\r\nA: v\n\r\n", 400},
+    {C "0\r\n\rX", 400},
 };
 
 /* One line that says everything about a parse, to compare two ways of feeding. */
@@ -64,15 +126,19 @@ static void describe(td_http1 *p, td_http1_result r, size_t used, char *out, siz
         snprintf(out, n, "error %d %s", p->status, p->what);
         return;
     }
-    int at = snprintf(out, n, "%d used %zu %s %s ? %s keep %d v11 %d body %zu:%.*s", (int)r, used, td_head_at(&p->head, p->head.method),
-                      td_head_at(&p->head, p->head.path), td_head_at(&p->head, p->head.query), p->keep_alive, p->v11, p->body.len,
+    int at = snprintf(out, n, "%d used %zu %s %s ? %s keep %d v11 %d body %zu:%.*s", (int)r, used,
+                      td_head_at(&p->head, p->head.method), td_head_at(&p->head, p->head.path),
+                      td_head_at(&p->head, p->head.query), p->keep_alive, p->v11, p->body.len,
                       (int)p->body.len, p->body.p ? p->body.p : "");
     for (int i = 0; i < p->head.n && at > 0 && (size_t)at < n; i++)
-        at += snprintf(out + at, n - (size_t)at, "|%s=%s", td_head_at(&p->head, p->head.name[i]), td_head_at(&p->head, p->head.value[i]));
+        at += snprintf(out + at, n - (size_t)at, "|%s=%s", td_head_at(&p->head, p->head.name[i]),
+                       td_head_at(&p->head, p->head.value[i]));
 }
 
-/* Feed in[0..n) in pieces ending at the given cuts (ascending); each piece in its own heap block, so ASan sees overreads. */
-static td_http1_result feed(td_http1 *p, const char *in, size_t n, const size_t *cuts, int n_cuts, size_t *used)
+/* Feed in[0..n) in pieces ending at the given cuts (ascending); each piece in its own heap block, so ASan
+ * sees overreads. */
+static td_http1_result feed(td_http1 *p, const char *in, size_t n, const size_t *cuts, int n_cuts,
+                            size_t *used)
 {
     td_http1_result r = TD_HTTP1_MORE;
     *used = 0;
@@ -150,8 +216,8 @@ static void test_bad(void)
         size_t used;
         td_http1_init(&p, HEADER_MAX, BODY_MAX);
         td_http1_result r = td_http1_feed(&p, BAD[i].in, strlen(BAD[i].in), &used);
-        T_OK(r == TD_HTTP1_ERROR && p.status == BAD[i].status && p.what, "case %zu: result %d status %d, expected %d", i, (int)r, p.status,
-             BAD[i].status);
+        T_OK(r == TD_HTTP1_ERROR && p.status == BAD[i].status && p.what,
+             "case %zu: result %d status %d, expected %d", i, (int)r, p.status, BAD[i].status);
         td_http1_deinit(&p);
         every_split(BAD[i].in, strlen(BAD[i].in));
     }
@@ -184,7 +250,8 @@ static void test_limits(void)
 {
     expect_long("GET /", 'a', HEADER_MAX - 1, " HTTP/1.1\r\nHost: a\r\n\r\n", "1 used");
     expect_long("GET /", 'a', HEADER_MAX, " HTTP/1.1\r\nHost: a\r\n\r\n", "error 414");
-    expect_long(H "A: ", 'v', HEADER_MAX - 18, "\r\n\r\n", "1 used"); /* "Host: a" + 2, "A: " + 2, final 2: 9 + 5 + 2 = 16 */
+    expect_long(H "A: ", 'v', HEADER_MAX - 18, "\r\n\r\n",
+                "1 used"); /* "Host: a" + 2, "A: " + 2, final 2: 9 + 5 + 2 = 16 */
     expect_long(H "A: ", 'v', HEADER_MAX - 15, "\r\n\r\n", "error 431");
     expect_long(H "A:", ' ', HEADER_MAX, "\r\n\r\n", "error 431");
     expect_long(H, 'n', HEADER_MAX, ": v\r\n\r\n", "error 431");
@@ -269,7 +336,8 @@ static void test_out(void)
     td_http1_fields(&fields, h, 3);
     T_STR(fields.p, "X-A: 1  Injected: 2\r\n");
     td_http1_head(&out, 200, TD_HTTP1_LENGTH, 5, true, "D", &fields);
-    T_STR(out.p, "HTTP/1.1 200 OK\r\nDate: D\r\nX-A: 1  Injected: 2\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n");
+    T_STR(out.p, "HTTP/1.1 200 OK\r\nDate: D\r\nX-A: 1  Injected: 2\r\nContent-Length: 5\r\nConnection: "
+                 "keep-alive\r\n\r\n");
     td_buf_reset(&out);
     td_http1_head(&out, 204, TD_HTTP1_LENGTH, 0, false, "D", NULL);
     T_STR(out.p, "HTTP/1.1 204 No Content\r\nDate: D\r\nConnection: close\r\n\r\n");

@@ -3,6 +3,7 @@
 #include "tests/router/support_sim.h"
 #include "common/check.h"
 #include "router/text/detok.h"
+#include "tests/router/support_msg.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -249,26 +250,7 @@ static void feed(sim *s, const td_event *e)
 /* ---- workers ---- */
 static void hello(sim *s, worker *w)
 {
-    td_msg m = {.type = TD_MSG_HELLO};
-    m.hello = (td_msg_hello){.name = w->name,
-                             .bulk_endpoint = w->role == TD_ROLE_PREFILL ? "" : "mem",
-                             .build = "sim",
-                             .role = w->role,
-                             .id = {.model_digest = {1, 2},
-                                    .model = "m",
-                                    .kv_dtype = "bf16",
-                                    .numerics = "ref",
-                                    .layers = 2,
-                                    .kv_heads = 1,
-                                    .head_dim = 8,
-                                    .vocab = 1000,
-                                    .max_model_len = 4096},
-                             .page_size = 16,
-                             .max_seqs = 16,
-                             .max_batched_tokens = 512,
-                             .kv_tokens = 100000,
-                             .n_eos = 1,
-                             .eos = {SIM_EOS}};
+    td_msg m = support_hello(w->name, w->role, 1000, 4096, SIM_EOS);
     to_core(s, w, &m);
 }
 
@@ -276,25 +258,16 @@ static void beat(sim *s, worker *w)
 {
     bool busy = false;
     for (int i = 0; i < MAX_LEGS; i++) busy |= w->leg[i].used && (!w->leg[i].decode || w->leg[i].landed);
-    td_msg m = {.type = TD_MSG_HEARTBEAT};
-    m.heartbeat = (td_msg_heartbeat){.seq = 1,
-                                     .step = w->step,
-                                     .state = TD_WSTATE_READY,
-                                     .busy = busy,
-                                     .step_us = STEP_US,
-                                     .prefill_tok_s = 20000,
-                                     .decode_tok_s = 100};
+    td_msg m = support_beat(TD_WSTATE_READY, w->step, busy);
+    m.heartbeat.step_us = STEP_US;
+    m.heartbeat.prefill_tok_s = 20000;
+    m.heartbeat.decode_tok_s = 100;
     to_core(s, w, &m);
 }
 
 static void end_leg(sim *s, worker *w, leg *l, td_finish f, td_status st, const char *why, bool handed)
 {
-    td_msg m = {.type = TD_MSG_ENDED};
-    m.ended.key = l->key;
-    m.ended.finish = f;
-    m.ended.status = st;
-    m.ended.reason = why;
-    m.ended.handed_off = handed;
+    td_msg m = support_ended(l->key, f, st, why, handed);
     to_core(s, w, &m);
     free(l->prompt);
     memset(l, 0, sizeof *l);
@@ -370,10 +343,7 @@ static void send_tokens(sim *s, worker *w, leg *l, uint32_t choice, uint32_t bas
     }
     l->at[choice] = base + t.n;
     if (t.finish) l->done[choice] = true;
-    td_msg m = {.type = TD_MSG_TOKENS};
-    m.tokens.step = w->step;
-    m.tokens.list = &t;
-    m.tokens.n = 1;
+    td_msg m = support_tokens(&t, w->step);
     to_core(s, w, &m);
 }
 
@@ -392,13 +362,7 @@ static void prompt_done(sim *s, worker *w, leg *l)
         sc = calloc(l->n_prompt, sizeof *sc);
         for (n = 0; n + 1 < l->n_prompt; n++) sc[n] = (td_msg_score){l->prompt[n + 1], -1, 0, NULL};
     }
-    td_msg m = {.type = TD_MSG_PROMPT_DONE};
-    m.prompt_done.key = l->key;
-    m.prompt_done.cached_tokens = 16;
-    m.prompt_done.queued_us = 1000;
-    m.prompt_done.prefill_us = 5000;
-    m.prompt_done.scores = sc;
-    m.prompt_done.n_scores = n;
+    td_msg m = support_prompt_done(l->key, sc, n);
     to_core(s, w, &m);
     free(sc);
     l->told_prompt = true;
@@ -444,9 +408,7 @@ static void step_leg(sim *s, worker *w, leg *l)
     }
     if (l->decode && !l->landed) {
         if (l->commit_by_us && s->now >= l->commit_by_us) { /* no COMMIT: recompute */
-            td_msg m = {.type = TD_MSG_SHIP_REPORT};
-            m.ship_report.key = l->key;
-            m.ship_report.reason = "no commit";
+            td_msg m = support_recomputed(l->key, "no commit");
             to_core(s, w, &m);
             l->landed = true;
             l->ready_us = s->now + 20000;
@@ -465,13 +427,7 @@ static void land(sim *s, uint64_t inc, uint64_t epoch)
     for (int i = 0; i < MAX_LEGS; i++) {
         leg *l = &w->leg[i];
         if (!l->used || !l->decode || l->landed || l->epoch != epoch) continue;
-        td_msg m = {.type = TD_MSG_SHIP_REPORT};
-        m.ship_report.key = l->key;
-        m.ship_report.landed = true;
-        m.ship_report.transfer_us = 3000;
-        m.ship_report.exposed_us = 700;
-        m.ship_report.bytes = 4096;
-        m.ship_report.frames = 2;
+        td_msg m = support_landed(l->key, 4096, 3000);
         to_core(s, w, &m);
         l->landed = true;
         l->ready_us = s->now;
@@ -487,20 +443,13 @@ static void worker_message(sim *s, worker *w, const td_msg *m)
         if (chance(s) < s->o.fault.busy && s->now < s->o.faults_until_us) l = NULL;
         else l = new_leg(s, w, &m->reserve.work);
         if (!l) {
-            td_msg b = {.type = TD_MSG_BUSY};
-            b.busy.key = m->reserve.work.key;
-            b.busy.retry_ms = 30;
-            b.busy.reason = "full";
+            td_msg b = support_busy(m->reserve.work.key, 30, "full");
             to_core(s, w, &b);
             return;
         }
         l->decode = true;
         l->epoch = ++w->epochs;
-        td_msg r = {.type = TD_MSG_RESERVED};
-        r.reserved.key = l->key;
-        r.reserved.epoch = l->epoch;
-        r.reserved.credits = 8;
-        r.reserved.endpoint = "mem";
+        td_msg r = support_reserved(l->key, l->epoch, 0, 8, "mem");
         to_core(s, w, &r);
         l->commit_by_us = s->now + 3000000;
         return;
@@ -509,10 +458,7 @@ static void worker_message(sim *s, worker *w, const td_msg *m)
         l = chance(s) < s->o.fault.busy && s->now < s->o.faults_until_us ? NULL
                                                                          : new_leg(s, w, &m->start.work);
         if (!l) {
-            td_msg b = {.type = TD_MSG_BUSY};
-            b.busy.key = m->start.work.key;
-            b.busy.retry_ms = 30;
-            b.busy.reason = "full";
+            td_msg b = support_busy(m->start.work.key, 30, "full");
             to_core(s, w, &b);
             return;
         }

@@ -2,6 +2,7 @@
  * can end. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/core/core_int.h"
+#include "tests/router/support_msg.h"
 #include "tests/router/support_sim.h"
 #include "tests/router/support_tok.h"
 #include "tests/t.h"
@@ -45,26 +46,11 @@ static const td_out *emitted(const hand *h, td_out_kind k)
 
 static td_msg hello_msg(const char *name, td_role role)
 {
-    td_msg m = {.type = TD_MSG_HELLO};
-    m.hello = (td_msg_hello){.name = name,
-                             .bulk_endpoint = "tcp://x",
-                             .build = "t",
-                             .role = role,
-                             .id = {.model_digest = {1, 2},
-                                    .model = "m",
-                                    .kv_dtype = "bf16",
-                                    .numerics = "ref",
-                                    .layers = 2,
-                                    .kv_heads = 1,
-                                    .head_dim = 8,
-                                    .vocab = 100,
-                                    .max_model_len = 64},
-                             .page_size = 16,
-                             .max_seqs = 4,
-                             .max_batched_tokens = 64,
-                             .kv_tokens = 1000,
-                             .n_eos = 1,
-                             .eos = {9}};
+    td_msg m = support_hello(name, role, 100, 64, 9);
+    m.hello.bulk_endpoint = "tcp://x";
+    m.hello.max_seqs = 4;
+    m.hello.max_batched_tokens = 64;
+    m.hello.kv_tokens = 1000;
     return m;
 }
 static void say(hand *h, uint64_t from, const td_msg *m)
@@ -73,8 +59,8 @@ static void say(hand *h, uint64_t from, const td_msg *m)
 }
 static void beat(hand *h, uint64_t from, td_wstate s, uint64_t n, bool busy)
 {
-    td_msg m = {.type = TD_MSG_HEARTBEAT};
-    m.heartbeat = (td_msg_heartbeat){.seq = 1, .step = n, .state = s, .busy = busy, .step_us = 1000};
+    td_msg m = support_beat(s, n, busy);
+    m.heartbeat.step_us = 1000;
     say(h, from, &m);
 }
 static void join(hand *h, uint64_t inc, const char *name, td_role role)
@@ -98,10 +84,7 @@ static td_msg tokens_msg(td_msg_tokens *t, uint64_t id, uint32_t attempt, uint32
                          uint32_t n, td_finish f)
 {
     *t = (td_msg_tokens){.key = {id, attempt}, .base_index = base, .ids = ids, .n = n, .finish = f};
-    td_msg m = {.type = TD_MSG_TOKENS};
-    m.tokens.list = t;
-    m.tokens.n = 1;
-    return m;
+    return support_tokens(t, 0);
 }
 static void say_tokens(hand *h, uint64_t from, uint64_t id, uint32_t attempt, uint32_t base,
                        const uint32_t *ids, uint32_t n, td_finish f)
@@ -112,20 +95,12 @@ static void say_tokens(hand *h, uint64_t from, uint64_t id, uint32_t attempt, ui
 }
 static void say_ended(hand *h, uint64_t from, uint64_t id, uint32_t attempt, td_status s, const char *why)
 {
-    td_msg m = {.type = TD_MSG_ENDED};
-    m.ended.key = (td_req_key){id, attempt};
-    m.ended.status = s;
-    m.ended.reason = why;
+    td_msg m = support_ended((td_req_key){id, attempt}, TD_FINISH_NONE, s, why, false);
     say(h, from, &m);
 }
 static void say_reserved(hand *h, uint64_t from, uint64_t id, uint32_t attempt)
 {
-    td_msg m = {.type = TD_MSG_RESERVED};
-    m.reserved.key = (td_req_key){id, attempt};
-    m.reserved.epoch = 77;
-    m.reserved.hit_tokens = 3;
-    m.reserved.credits = 5;
-    m.reserved.endpoint = "tcp://bulk";
+    td_msg m = support_reserved((td_req_key){id, attempt}, 77, 3, 5, "tcp://bulk");
     say(h, from, &m);
 }
 
@@ -450,10 +425,7 @@ static void busy_and_drain(void)
     join(&h, 1, "d", TD_ROLE_DECODE);
     join(&h, 2, "p", TD_ROLE_PREFILL);
     uint64_t id = submit(&h, 5, 6, 1);
-    td_msg m = {.type = TD_MSG_BUSY};
-    m.busy.key = (td_req_key){id, 1};
-    m.busy.retry_ms = 100;
-    m.busy.reason = "full";
+    td_msg m = support_busy((td_req_key){id, 1}, 100, "full");
     say(&h, 1, &m);
     T_OK(!sent(&h, 1, TD_MSG_RESERVE)); /* held off */
     tick(&h, 90000);
@@ -681,10 +653,7 @@ static void prefill_dies_late(void)
     uint64_t id = submit(&h, 20, 6, 1);
     say_reserved(&h, 2, id, 1);
     say_tokens(&h, 1, id, 1, 0, seven, 1, TD_FINISH_NONE);
-    td_msg m = {.type = TD_MSG_SHIP_REPORT};
-    m.ship_report.key = (td_req_key){id, 1};
-    m.ship_report.landed = true;
-    m.ship_report.bytes = 999;
+    td_msg m = support_landed((td_req_key){id, 1}, 999, 100);
     say(&h, 2, &m);
     step(&h, (td_event){.type = TD_EV_PEER_LOST, .id = 1});
     T_OK(!sent(&h, 2, TD_MSG_CANCEL));
@@ -747,11 +716,7 @@ static void link_of_a_shipment(void)
     say_reserved(&h, 2, id, 1);
     say_tokens(&h, 1, id, 1, 0, seven, 1, TD_FINISH_NONE);
     say_ended(&h, 1, id, 1, TD_OK, "");
-    td_msg m = {.type = TD_MSG_SHIP_REPORT};
-    m.ship_report.key = (td_req_key){id, 1};
-    m.ship_report.landed = true;
-    m.ship_report.bytes = 1 << 20;
-    m.ship_report.transfer_us = 1000;
+    td_msg m = support_landed((td_req_key){id, 1}, 1 << 20, 1000);
     say(&h, 2, &m);
     for (uint64_t i = 1; i <= 2; i++)
         T_NEAR(td_fleet_link(td_fleet_find(td_core_fleet(h.c), i)), 1048576e3, 1);

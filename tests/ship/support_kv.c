@@ -51,6 +51,23 @@ void kv_side_close(kv_side *s, const td_model_desc *d)
     }
 }
 
+static td_codec_side whole(const kv_side *s, const td_model_desc *d, const td_rect *r)
+{
+    return td_codec_whole(&s->kv[r->group], d->group[r->group].n_slots);
+}
+
+bool kv_gather(const kv_side *s, const td_model_desc *d, const td_rect *r, void *payload)
+{
+    const td_codec_side w = whole(s, d, r);
+    return td_codec_gather(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload);
+}
+
+bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload)
+{
+    const td_codec_side w = whole(s, d, r);
+    return td_codec_scatter(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload);
+}
+
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim)
 {
     uint64_t x = (uint64_t)group << 60 | (uint64_t)slot << 52 | (uint64_t)side << 51 | (uint64_t)head << 44 | (uint64_t)token << 12 | (uint64_t)dim;

@@ -4,7 +4,7 @@
 #define TD_TESTS_SHIP_SUPPORT_KV_H
 
 #include "kernels/tensor.h"
-#include "worker/model/model.h"
+#include "worker/ship/codec.h"
 
 uint32_t kv_rnd(uint64_t *seed, uint32_t n); /* uniform in [0, n); n 0: any */
 /* L layers; every `every`-th layer (from 1) is in a second group with a window, if window > 0. */
@@ -18,6 +18,9 @@ typedef struct kv_side {
 } kv_side;
 void kv_side_open(kv_side *s, const td_model_desc *d, int P, uint32_t n_tokens, uint8_t fill, uint64_t seed);
 void kv_side_close(kv_side *s, const td_model_desc *d);
+/* From and to a side that holds everything. */
+bool kv_gather(const kv_side *s, const td_model_desc *d, const td_rect *r, void *payload);
+bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload);
 /* The element of (group, slot, k|v, head, token, dim) gets a tag that names exactly that place. */
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim);
 void kv_side_tag(kv_side *s, const td_model_desc *d, uint32_t tok0, uint32_t tok1);

@@ -98,20 +98,31 @@ static void test_codec(void)
             run_plan(&p, &d, n, chunk, 1, &l);
             for (uint32_t i = 0; i < l.n; i++) {
                 const td_rect *r = &l.r[i];
-                const td_kv *ks = &src.kv[r->group], *kd = &dst.kv[r->group];
+                const td_kv *ks = &src.kv[r->group];
+                const td_codec_side side = td_codec_whole(ks, d.group[r->group].n_slots);
                 uint32_t p0 = r->tok0 / (uint32_t)ks->P, np = (r->tok0 + r->n_tok - 1) / (uint32_t)ks->P - p0 + 1;
-                T_EQ(td_codec_bytes(ks, r), td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
-                T_OK(td_codec_gather(ks, src.pages[r->group] + p0, p0, np, r, payload));
-                T_OK(td_codec_scatter(kd, dst.pages[r->group], 0, dst.n_pages, r, payload));
+                T_EQ(td_codec_bytes(ks, r, &side.tokens), td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
+                T_OK(td_codec_gather(&side, src.pages[r->group] + p0, p0, np, r, &side.tokens, payload));
+                T_OK(kv_scatter(&dst, &d, r, payload));
             }
             for (int g = 0; g < d.n_groups; g++)
                 T_EQ(kv_side_wrong(&dst, &d, g, td_ship_plan_first(d.group[g].window, hit, n), n, 0x55), 0);
             /* pages that are not there are refused, not touched */
-            td_rect r = {.n_layers = 1, .tok0 = 0, .n_tok = n};
+            td_rect r = {.n_layers = 1, .n_heads = 2, .tok0 = 0, .n_tok = n}, one = r;
+            const td_codec_side ws = td_codec_whole(&src.kv[0], d.group[0].n_slots), wd = td_codec_whole(&dst.kv[0], d.group[0].n_slots);
+            one.n_tok = 1;
+            for (int k = 0; k < 3; k++) {
+                td_rect bad = one;
+                T_OK(td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &one, &wd.tokens, payload));
+                if (k == 0) bad.head0 = 1;
+                else if (k == 1) bad.layer0 = (uint16_t)d.group[0].n_slots;
+                else bad.n_tok = 0;
+                T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &bad, &wd.tokens, payload));
+            }
             dst.pages[0][dst.n_pages / 2] = -1;
-            T_OK(!td_codec_scatter(&dst.kv[0], dst.pages[0], 0, dst.n_pages, &r, payload));
-            T_OK(!td_codec_scatter(&dst.kv[0], dst.pages[0], 1, dst.n_pages, &r, payload));
-            T_OK(!td_codec_gather(&src.kv[0], src.pages[0], 0, src.n_pages - 1, &r, payload));
+            T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &r, &wd.tokens, payload));
+            T_OK(!td_codec_scatter(&wd, dst.pages[0], 1, dst.n_pages, &r, &wd.tokens, payload));
+            T_OK(!td_codec_gather(&ws, src.pages[0], 0, src.n_pages - 1, &r, &ws.tokens, payload));
             kv_side_close(&src, &d);
             kv_side_close(&dst, &d);
         }

@@ -81,16 +81,10 @@ static void pump_sender(world *w, td_send_event e)
         td_send_event p = {.type = TD_SEND_POSTED};
         if (a.type == TD_SEND_DO_FRAME) {
             const td_kv *kv = &w->src.kv[a.rect.group];
-            p.bytes = td_codec_bytes(kv, &a.rect);
-            TD_CHECK(td_codec_gather(kv, w->src.pages[a.rect.group], 0, w->src.n_pages, &a.rect, payload));
-            a.head.group = a.rect.group;
-            a.head.dtype = TD_BF16;
-            a.head.layer0 = a.rect.layer0;
-            a.head.n_layers = a.rect.n_layers;
-            a.head.tok0 = a.rect.tok0;
-            a.head.n_tok = a.rect.n_tok;
-            a.head.kv_heads = (uint16_t)kv->G;
-            a.head.head_dim = (uint16_t)kv->D;
+            static const td_token_set all = {{TD_TOKENS_ALL, 1, 0}, 0};
+            p.bytes = td_codec_bytes(kv, &a.rect, &all);
+            TD_CHECK(kv_gather(&w->src, &w->d, &a.rect, payload));
+            td_frame_rect(&a.head, &a.rect, TD_BF16, kv->D, a.rect.n_tok);
             td_frame_seal(&a.head, payload, p.bytes);
             p.digest = td_frame_digest(&a.head);
             link_put(&w->l, w->now, a.head, payload, false);
@@ -144,7 +138,7 @@ static void deliver(world *w, packet *p)
     }
     td_recv_action a = td_receiver_message(w->r, w->now, &f, p->payload);
     if (a.write) {
-        T_OK(td_codec_scatter(&w->dst.kv[a.rect.group], w->dst.pages[a.rect.group], 0, w->dst.n_pages, &a.rect, p->payload));
+        T_OK(kv_scatter(&w->dst, &w->d, &a.rect, p->payload));
         w->written++;
         T_OK(!w->recv_done, "a page was written after the end");
     }
@@ -250,7 +244,8 @@ static td_kvframe frame_of(const td_model_desc *d, uint32_t index, int layer0, i
     f.n_layers = (uint16_t)n_layers;
     f.tok0 = tok0;
     f.n_tok = n_tok;
-    f.kv_heads = (uint16_t)d->G;
+    f.n_heads = (uint16_t)d->G;
+    f.n_held = n_tok;
     f.head_dim = (uint16_t)d->D;
     td_frame_seal(&f, payload, 4u * (size_t)n_layers * n_tok * (size_t)d->G * (size_t)d->D);
     return f;
@@ -277,13 +272,18 @@ static void test_refusals(void)
     td_kvframe good = frame_of(&d, 0, 0, 2, 4, 8, pay), f;
     f = good, f.group = 1, expect_failed("no such page group", f, pay);
     f = good, f.dtype = TD_F32, expect_failed("another KV type", f, pay);
-    f = good, f.kv_heads = 2, expect_failed("other heads or head size", f, pay);
+    f = good, f.n_heads = 2, expect_failed("other heads or head size", f, pay);
+    f = good, f.n_heads = 0, expect_failed("other heads or head size", f, pay);
+    f = good, f.head0 = 1, expect_failed("other heads or head size", f, pay);
+    f = good, f.n_held = 7, expect_failed("other tokens than this rank holds", f, pay);
+    f = good, f.dst_rank = 1, expect_failed("for another rank", f, pay);
+    f = good, f.src_rank = TD_SHIP_MAX_RANKS, expect_failed("source rank", f, pay);
     f = good, f.head_dim = 16, expect_failed("other heads or head size", f, pay);
     f = good, f.layer0 = 1, expect_failed("layers outside the group", f, pay);
     f = good, f.tok0 = 3, expect_failed("tokens outside the reservation", f, pay);
     f = good, f.tok0 = 13, expect_failed("tokens outside the reservation", f, pay);
     f = good, f.n_tok = 0xffffffffu, expect_failed("tokens outside the reservation", f, pay);
-    f = good, f.n_tok = 7, expect_failed("payload size", f, pay);
+    f = good, f.n_tok = f.n_held = 7, expect_failed("payload size", f, pay);
     f = good, f.index = 1u << 30, expect_failed("frame index", f, pay);
     f = good, f.payload_crc32c ^= 1, expect_failed("payload checksum", f, pay);
     td_frame_init(&f, TD_KVF_COMMIT, 5, 77);
@@ -310,7 +310,7 @@ static void test_refusals(void)
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     td_frame_init(&f, TD_KVF_COMMIT, 5, 77);
     f.index = 3;
-    f.n_first = 1;
+    f.n_first = f.n_src = 1;
     td_frame_seal(&f, NULL, 0);
     a = td_receiver_message(r, 50, &f, NULL);
     T_OK(a.epoch->state == TD_EPOCH_COMMITTED && !a.answer);
@@ -335,7 +335,7 @@ static void test_commit(void)
         T_OK(td_receiver_message(r, 1, &a, pay).write && td_receiver_message(r, 1, &b, pay).write);
         td_frame_init(&c, TD_KVF_COMMIT, 5, 77);
         c.index = 2;
-        c.n_first = 1;
+        c.n_first = c.n_src = 1;
         c.digest = td_frame_digest(&a) ^ td_frame_digest(&b) ^ (wrong == 2);
         td_frame_seal(&c, NULL, 0);
         td_recv_action x = td_receiver_message(r, 2, &c, NULL);
@@ -411,15 +411,20 @@ static void test_receiver_fuzz(int rounds)
         f.n_layers = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 3 : 65536);
         f.tok0 = kv_rnd(&seed, kv_rnd(&seed, 9) ? 45 : 0);
         f.n_tok = kv_rnd(&seed, kv_rnd(&seed, 9) ? 40 : 0);
-        f.kv_heads = 2;
+        f.head0 = (uint16_t)(kv_rnd(&seed, 4) ? 0 : kv_rnd(&seed, kv_rnd(&seed, 9) ? 2 : 65536));
+        f.n_heads = (uint16_t)(kv_rnd(&seed, 4) ? 2 : kv_rnd(&seed, kv_rnd(&seed, 9) ? 3 : 65536));
         f.head_dim = 8;
+        f.n_held = kv_rnd(&seed, 9) ? f.n_tok : kv_rnd(&seed, 0);
+        f.src_rank = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 3 : 65536);
+        f.dst_rank = (uint16_t)!kv_rnd(&seed, 20);
+        f.n_src = (uint16_t)(1 + kv_rnd(&seed, 3));
         f.n_first = kv_rnd(&seed, 3);
-        uint64_t n = 64ull * f.n_layers * f.n_tok;
+        uint64_t n = 32ull * f.n_heads * f.n_layers * f.n_tok;
         td_frame_seal(&f, pay, n <= sizeof pay ? n : kv_rnd(&seed, sizeof pay));
         td_recv_action a = td_receiver_message(r, i, &f, pay);
         if (a.write) {
             writes++;
-            T_OK(td_codec_scatter(&side.kv[a.rect.group], side.pages[a.rect.group], 0, side.n_pages, &a.rect, pay));
+            T_OK(kv_scatter(&side, &d, &a.rect, pay));
         }
         if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) td_receiver_close(r, a.epoch);
     }

@@ -26,6 +26,15 @@ DEMO = os.path.join(ROOT, "deploy", "demo", "target")
 QUESTIONS = os.path.join(ROOT, "deploy", "demo", "questions.jsonl")
 
 
+SANITIZER = re.compile(r"(ERROR|WARNING): \w+Sanitizer|: runtime error: ")  # in builds with TD_SANITIZE
+
+
+def sanitized():
+    """Whether BUILD is one with a sanitizer: the double precision kernels are some fifty times slower there."""
+    with open(os.path.join(BUILD, "CMakeCache.txt")) as f:
+        return re.search(r"^TD_SANITIZE:\w+=\w", f.read(), re.M) is not None
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -118,7 +127,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
+        found = [line for label in self.procs for line in self.log(label).splitlines() if SANITIZER.search(line)]
+        if found:
+            self.dump(120)
         shutil.rmtree(self.dir, ignore_errors=True)
+        assert not found, found
 
     def url(self, path):
         return f"http://127.0.0.1:{self.port}{path}"

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/coll/coll.c - arguments are checked here once for all back ends, and every operation becomes one or a
- * few exchanges of parts (coll_int.h). The self back end is what is left when there is nobody to exchange with.
+/* worker/coll/coll.c - arguments are checked here once for all back ends, and every operation becomes one or
+ * a few exchanges of parts (coll_int.h). The self back end is what is left when there is nobody to exchange
+ * with.
  *
  * Peers are taken in the order rank+1, rank+2, ..: so that no rank is everybody's first. Trees are only worth
  * it for the barrier and for wide broadcasts: a worker's groups have 2 to 8 members. */
-#include "worker/coll/coll_int.h"
 #include "common/check.h"
+#include "worker/coll/coll_int.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -394,8 +395,9 @@ td_status td_coll_all_to_all(td_coll *c, const void *send, void *recv, size_t by
     return lane_wait(c, 0);
 }
 
-td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes, const size_t *send_offset,
-                              void *recv, const size_t *recv_bytes, const size_t *recv_offset)
+td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes,
+                              const size_t *send_offset, void *recv, const size_t *recv_bytes,
+                              const size_t *recv_offset)
 {
     TD_TRY(check_lists(c, "all_to_allv send", send, send_bytes, send_offset));
     TD_TRY(check_lists(c, "all_to_allv recv", recv, recv_bytes, recv_offset));

@@ -9,15 +9,18 @@
  * same sizes. Nothing here adds: sums are kernels, in a fixed order (DESIGN 2).
  *
  * Rules:     1. Sizes are in bytes; recv holds size() blocks in rank order. send may be recv's own block
- *               (in place); otherwise buffers do not overlap. 2. Zero bytes are allowed everywhere (and then
- *            nothing is waited for). 3. One operation in flight per group, except start/wait pairs, of which
- *               there may be TD_COLL_MAX_PENDING; other groups are independent. Members wait for started
- *               operations in the same order relative to the group's other operations. 4. A peer that is gone
- *               is EGONE, one that does not come within the deadline ETIME, one that calls something else or
- *               with another size EPROTO (threads: always noticed; mpi: sizes). The group is then broken and
- *               every later call says so at once; so are all groups opened or split from the same root: the
- *               worker ends (a worker is one failure domain). mpi: buffers of the failed call stay borrowed
- *               until the process ends.
+ *               (in place); otherwise buffers do not overlap.
+ *            2. Zero bytes are allowed everywhere; then nothing is waited for.
+ *            3. One operation in flight per group, except start/wait pairs, of which there may be
+ *               TD_COLL_MAX_PENDING; other groups are independent. Members wait for started operations in the
+ *               same order relative to the group's other operations. nccl runs a group's operations in the
+ *               order of their calls: a started send whose recv comes after another operation of the group
+ *               hangs there; pipelines have a group of their own.
+ *            4. A peer that is gone is EGONE, one that does not come within the deadline ETIME, one that calls
+ *               something else or with another size EPROTO (threads: always noticed; mpi: sizes). The group is
+ *               then broken and every later call says so at once; so are all groups that come from the same
+ *               opening: the worker ends (a worker is one failure domain). mpi: buffers of the failed call stay
+ *               borrowed until the process ends.
  *            5. Members wait without spinning for more than 50 us: ranks share machines.
  * Ownership: groups are closed by their owner, children before parents. Buffers are borrowed until the call
  *            returns (start: until wait). self, threads, mpi: a call that returned is done. nccl: it is
@@ -51,8 +54,8 @@ td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
  * ENOSUP on all ranks when one has no libnccl (with what was looked for) or no such device, or when their
  * versions differ. version: of the library that was found, e.g. 23004; may be NULL. */
 td_status td_coll_nccl_open(td_coll *host, int device, void *stream, int *version, td_coll **out);
-/* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python packages'.
- * path: static. Both may be NULL. */
+/* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python
+ * packages'. path: static. Both may be NULL. */
 td_status td_coll_nccl_find(int *version, const char **path);
 /* Members of equal color become a group, ordered by (key, rank). color < 0: *out = NULL. The deadline is
  * inherited. */
@@ -82,8 +85,9 @@ td_status td_coll_all_gatherv(td_coll *c, const void *send, void *recv, const si
                               const size_t *offset);
 /* Block i of send goes to rank i; recv holds what came from each. */
 td_status td_coll_all_to_all(td_coll *c, const void *send, void *recv, size_t bytes_each);
-td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes, const size_t *send_offset,
-                              void *recv, const size_t *recv_bytes, const size_t *recv_offset);
+td_status td_coll_all_to_allv(td_coll *c, const void *send, const size_t *send_bytes,
+                              const size_t *send_offset, void *recv, const size_t *recv_bytes,
+                              const size_t *recv_offset);
 /* To or from another rank; messages of a pair arrive in the order they were sent. */
 td_status td_coll_send(td_coll *c, int to, const void *buf, size_t bytes);
 td_status td_coll_recv(td_coll *c, int from, void *buf, size_t bytes);

@@ -1,10 +1,10 @@
 /* worker/coll/coll_int.h - what a back end serves: exchanges of parts; coll.c makes every operation of them.
  *
- * An exchange is a list of parts to send and a list of parts to receive, at most one of each per peer, none of
- * zero bytes and none with the rank itself. A lane holds one exchange from start to wait: lane 0 the blocking
- * operation, lanes 1.. the slots of start/wait pairs. Exchanges meet by channel, peer and order: a collective
- * uses the channel of its lane; all point-to-point messages share CHANNEL_P2P, so that a started send is met by
- * an ordinary recv. `kind` is equal at both ends when all members call the same operation.
+ * An exchange is a list of parts to send and a list of parts to receive, at most one of each per peer, none
+ * of zero bytes and none with the rank itself. A lane holds one exchange from start to wait: lane 0 the
+ * blocking operation, lanes 1.. the slots of start/wait pairs. Exchanges meet by channel, peer and order: a
+ * collective uses the channel of its lane; all point-to-point messages share CHANNEL_P2P, so that a started
+ * send is met by an ordinary recv. `kind` is equal at both ends when all members call the same operation.
  *
  * Rules:   1. start never waits for a peer. 2. wait returns when the buffers of its lane are free and filled.
  *          3. A back end that fails breaks itself: health() then answers the same status for ever.
@@ -21,6 +21,7 @@ enum {
     TD_COLL_CHANNEL_P2P = TD_COLL_LANES,
     TD_COLL_CHANNELS,
     TD_COLL_SPIN_US = 50, /* rule 5 of coll.h */
+    TD_COLL_WORK_US = 8,  /* looks that take longer than this found work */
 };
 
 typedef enum {
@@ -52,12 +53,12 @@ typedef struct td_coll_ops {
     const char *name;
     td_status (*start)(td_coll *c, int lane);
     td_status (*wait)(td_coll *c, int lane);
-    td_status (*health)(td_coll *c);                                               /* with the reason */
-    td_status (*copy)(td_coll *c, void *to, const void *from, size_t bytes);       /* a rank's own block */
+    td_status (*health)(td_coll *c);                                         /* with the reason */
+    td_status (*copy)(td_coll *c, void *to, const void *from, size_t bytes); /* a rank's own block */
     td_status (*split)(td_coll *c, int color, int key, td_coll **out);
-    void (*close)(td_coll *c);                                                     /* lanes may be busy */
+    void (*close)(td_coll *c); /* lanes may be busy */
     void (*abort)(td_coll *c, const char *why);
-    td_status (*barrier)(td_coll *c);                                              /* NULL: by exchanges */
+    td_status (*barrier)(td_coll *c); /* NULL: by exchanges */
     td_status (*all_gather)(td_coll *c, int lane, const void *send, void *recv, size_t bytes_each); /* same */
 } td_coll_ops;
 

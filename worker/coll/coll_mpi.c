@@ -4,22 +4,28 @@
  * A part is one or more MPI_Isend or MPI_Irecv (cut at 1 GiB: counts are int), its tag the channel. Nothing
  * else of MPI moves data: its collectives may not be waited for without burning a core, and wake nobody.
  *
- * Waiting. Open MPI only polls; mpi_yield_when_idle still keeps a core at 100 %. So a wait tests for 50 us (not
- * at all when the host has fewer cores than ranks), then blocks on a futex in memory that the ranks of a host
- * share, its bell. Who has sent something to a rank of its host, or taken something from it, rings if that rank
- * sleeps. What MPI does inside (a rendezvous that needs another round) rings no bell, so a sleep ends by itself
- * after 1 ms; in groups with members on other hosts, who cannot ring, after 50 us, doubling to 500 us.
- * Costs measured beside MPI's own ping-pong: tests/bench/coll.py.
+ * Within a host a message from 16 KiB on takes a pipe in shared memory (coll_pipe.h) instead: through MPI
+ * goes only its pass, which keeps MPI's matching and order. The receiver grants the pipe to one message at a
+ * time, one whose buffer it knows; so whoever waits moves the bytes of all its messages, and none stands in
+ * another's way.
+ *
+ * Waiting. Open MPI only polls; mpi_yield_when_idle still keeps a core at 100 %. So a wait tests for 50 us
+ * (not at all when the host has fewer cores than ranks), then blocks on a futex in memory that the ranks of a
+ * host share, its bell. Who has sent something to a rank of its host, or taken something from it, rings if
+ * that rank sleeps. What MPI does inside (a rendezvous that needs another round) rings no bell, so a sleep
+ * ends by itself after 1 ms; in groups with members on other hosts, who cannot ring, after 50 us, doubling to
+ * 500 us. Costs measured beside MPI's own ping-pong: tests/bench/coll.py.
  *
  * bell: 0 awake, 1 asleep. Sleeper and ringer both change it by read-modify-write, so one of them sees the
  * other: either the ringer sees 1, or the sleeper's last test follows the ringer's send.
  *
- * After an error nothing more of MPI is used, not even MPI_Finalize: the process is to end, and mpirun ends the
- * others when one leaves like that. */
+ * After an error nothing more of MPI is used, not even MPI_Finalize: the process is to end, and mpirun ends
+ * the others when one leaves like that. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/coll/coll_int.h"
+#include "worker/coll/coll_pipe.h"
 #include <limits.h>
 #include <linux/futex.h>
 #include <mpi.h>
@@ -33,33 +39,58 @@
 #include <unistd.h>
 
 enum { LOOKS_PER_CLOCK = 16, NAP_LOCAL_US = 1000, NAP_MIN_US = 50, NAP_MAX_US = 500 };
+enum { PIPE_MIN = 16 << 10, PIPE_RANKS = 8, PASS_MAGIC = 0x7d9a55 }; /* with at most 8 ranks on the host */
 static const size_t cut_bytes = (size_t)1 << 30;
 
 typedef struct bell {
     _Alignas(64) _Atomic uint32_t asleep; /* futex, shared by processes */
 } bell;
 
+typedef struct peer { /* a rank of the world; all NULL on another host */
+    bell *bell;
+    td_coll_pipe *in, *out; /* NULL: no pipes */
+    uint32_t tickets;       /* given to messages that go out */
+    uint32_t reading;       /* ticket of the message that comes in; 0: none */
+} peer;
+
+typedef struct pass { /* goes ahead of a message that takes the pipe */
+    uint32_t magic, ticket;
+    uint64_t bytes;
+} pass;
+
+typedef struct transfer {  /* a message that takes the pipe */
+    struct transfer *next; /* in the world's list while it is not done */
+    td_coll_part *part;
+    peer *peer;
+    pass pass;
+    size_t moved;
+    MPI_Request req; /* of a pass to receive; null: it came */
+} transfer;
+
 typedef struct world {
     int users, size, spin_us;
     td_status broken;
     char why[256];
-    MPI_Win win; /* MPI_WIN_NULL: no bells */
-    bell *self, **bells; /* [size]; NULL: on another host */
-    bell *own;           /* of a host without shared memory: nobody rings it */
+    MPI_Win win; /* MPI_WIN_NULL: no memory is shared */
+    bell *self;
+    bell *own;   /* of a host without shared memory: nobody rings it */
+    peer *peers; /* [size] */
+    transfer *active;
 } world;
 
-typedef struct flight { /* the MPI requests of a lane */
-    int n, room, n_recv; /* receives first */
+typedef struct flight { /* what a lane has under way: MPI requests, receives first, and transfers */
+    int n, room, n_recv, n_transfers;
     MPI_Request *req;
     MPI_Status *status;
     int *bytes;
+    transfer *transfers; /* room for all parts */
 } flight;
 
 typedef struct end {
     td_coll base;
     world *w;
     MPI_Comm comm;
-    bell **bells; /* [size] of the group's ranks */
+    peer **peers; /* [size] of the group's ranks */
     bool all_local;
     flight flights[TD_COLL_LANES];
 } end;
@@ -111,14 +142,109 @@ static void ring(bell *b)
 
 static void ring_peers(end *e, const td_coll_lane *l)
 {
-    for (int i = 0; i < l->n_send; i++) ring(e->bells[l->send[i].peer]);
-    for (int i = 0; i < l->n_recv; i++) ring(e->bells[l->recv[i].peer]);
+    for (int i = 0; i < l->n_send; i++) ring(e->peers[l->send[i].peer]->bell);
+    for (int i = 0; i < l->n_recv; i++) ring(e->peers[l->recv[i].peer]->bell);
 }
 
 static void nap(world *w, int64_t us)
 {
     struct timespec t = {us / 1000000, us % 1000000 * 1000};
     syscall(SYS_futex, &w->self->asleep, FUTEX_WAIT, 1, &t, NULL, 0);
+}
+
+/* ---- large messages within a host ---- */
+
+static bool takes_pipe(const peer *p, size_t bytes)
+{
+    return bytes >= PIPE_MIN && p->in;
+}
+
+static td_status transfer_post(end *e, flight *f, const td_coll_lane *l, td_coll_part *p)
+{
+    transfer *t = &f->transfers[f->n_transfers];
+    int tag = (int)l->channel, code;
+    *t = (transfer){.next = e->w->active, .part = p, .peer = e->peers[p->peer], .req = MPI_REQUEST_NULL};
+    if (p->to) {
+        code = MPI_Irecv(&t->pass, sizeof t->pass, MPI_BYTE, p->peer, tag, e->comm, &t->req);
+    } else {
+        if (++t->peer->tickets == 0) t->peer->tickets = 1;
+        t->pass = (pass){PASS_MAGIC, t->peer->tickets, p->bytes};
+        code = MPI_Isend(&t->pass, sizeof t->pass, MPI_BYTE, p->peer, tag, e->comm, &f->req[f->n]);
+    }
+    TD_TRY(mpi_check(e->w, p->to ? "MPI_Irecv" : "MPI_Isend", code));
+    if (!p->to) f->bytes[f->n++] = sizeof t->pass;
+    f->n_transfers++;
+    e->w->active = t;
+    return TD_OK;
+}
+
+/* OK when the pass came and is for a message of the size that is expected here. */
+static td_status pass_look(world *w, transfer *t)
+{
+    int done = 0, got = 0;
+    MPI_Status status;
+    TD_TRY(mpi_check(w, "MPI_Test", MPI_Test(&t->req, &done, &status)));
+    if (!done) return TD_AGAIN;
+    MPI_Get_count(&status, MPI_BYTE, &got);
+    if (got == sizeof t->pass && t->pass.magic == PASS_MAGIC && t->pass.bytes == t->part->bytes) return TD_OK;
+    char why[120];
+    snprintf(why, sizeof why, "ranks differ: %llu bytes from rank %d, %zu expected",
+             got == sizeof t->pass ? (unsigned long long)t->pass.bytes : (unsigned long long)got,
+             status.MPI_SOURCE, t->part->bytes);
+    return world_break(w, TD_EPROTO, why);
+}
+
+/* OK: something moved. */
+static td_status transfer_in(world *w, transfer *t)
+{
+    peer *p = t->peer;
+    if (t->req != MPI_REQUEST_NULL) {
+        td_status s = pass_look(w, t);
+        if (s != TD_OK) return s;
+    }
+    if (!p->reading) {
+        p->reading = t->pass.ticket;
+        atomic_store(&p->in->granted, t->pass.ticket);
+        ring(p->bell);
+    }
+    if (p->reading != t->pass.ticket) return TD_AGAIN;
+    size_t n = td_coll_pipe_read(p->in, (char *)t->part->to + t->moved, t->part->bytes - t->moved);
+    if (!n) return TD_AGAIN;
+    t->moved += n;
+    if (t->moved == t->part->bytes) p->reading = 0;
+    ring(p->bell);
+    return TD_OK;
+}
+
+static td_status transfer_out(transfer *t)
+{
+    peer *p = t->peer;
+    if (atomic_load_explicit(&p->out->granted, memory_order_acquire) != t->pass.ticket) return TD_AGAIN;
+    size_t n = td_coll_pipe_write(p->out, (const char *)t->part->from + t->moved, t->part->bytes - t->moved);
+    if (!n) return TD_AGAIN;
+    t->moved += n;
+    ring(p->bell);
+    return TD_OK;
+}
+
+/* Everything that moves, of all groups, until nothing does: then only a peer can change that, and rings. */
+static td_status transfers_look(world *w)
+{
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (transfer **at = &w->active; *at;) {
+            transfer *t = *at;
+            td_status s = t->part->to ? transfer_in(w, t) : transfer_out(t);
+            if (s < 0) return s;
+            if (s == TD_OK) moved = true;
+            t->part->done = t->moved == t->part->bytes;
+            if (t->part->done)
+                *at = t->next;
+            else
+                at = &t->next;
+        }
+    }
+    return TD_OK;
 }
 
 /* ---- exchanges ---- */
@@ -131,8 +257,10 @@ static void flight_grow(flight *f)
     f->bytes = td_xrealloc(f->bytes, (size_t)f->room * sizeof *f->bytes);
 }
 
-static td_status part_post(end *e, flight *f, const td_coll_lane *l, const td_coll_part *p)
+static td_status part_post(end *e, flight *f, const td_coll_lane *l, td_coll_part *p)
 {
+    if (f->n == f->room) flight_grow(f);
+    if (takes_pipe(e->peers[p->peer], p->bytes)) return transfer_post(e, f, l, p);
     for (size_t at = 0; at < p->bytes; at += cut_bytes) {
         if (f->n == f->room) flight_grow(f);
         int n = (int)TD_MIN(p->bytes - at, cut_bytes), tag = (int)l->channel;
@@ -150,12 +278,12 @@ static td_status end_start(td_coll *c, int lane)
     end *e = (end *)c;
     td_coll_lane *l = &c->lane[lane];
     flight *f = &e->flights[lane];
-    f->n = 0;
+    f->n = f->n_transfers = 0;
     for (int i = 0; i < l->n_recv; i++) TD_TRY(part_post(e, f, l, &l->recv[i]));
     f->n_recv = f->n;
     for (int i = 0; i < l->n_send; i++) {
         TD_TRY(part_post(e, f, l, &l->send[i]));
-        ring(e->bells[l->send[i].peer]);
+        ring(e->peers[l->send[i].peer]->bell);
     }
     return TD_OK;
 }
@@ -171,7 +299,10 @@ static td_status too_short(end *e, int got, int expected, int source)
 /* OK: all arrived, with the sizes that were expected. */
 static td_status flight_look(end *e, flight *f)
 {
-    int done = 0;
+    int done = 1;
+    if (e->w->active) TD_TRY(transfers_look(e->w));
+    for (int i = 0; i < f->n_transfers; i++)
+        if (!f->transfers[i].part->done) return TD_AGAIN;
     int code = MPI_Testall(f->n, f->req, &done, f->status);
     if (code == MPI_ERR_IN_STATUS)
         for (int i = 0; i < f->n; i++)
@@ -190,19 +321,24 @@ static td_status flight_look(end *e, flight *f)
 static td_status too_late(end *e)
 {
     char why[120];
-    snprintf(why, sizeof why, "a peer of rank %d of %d did not come within %lld us", e->base.rank, e->base.size,
-             (long long)e->base.timeout_us);
+    snprintf(why, sizeof why, "a peer of rank %d of %d did not come within %lld us", e->base.rank,
+             e->base.size, (long long)e->base.timeout_us);
     return world_break(e->w, TD_ETIME, why);
 }
 
-static td_status spin(end *e, flight *f, int64_t from)
+/* 16 looks take 1 us when nothing happens. When they take long they moved bytes: that is no idling. */
+static td_status spin(end *e, flight *f)
 {
+    int64_t idle_from = td_spin_us(), before, now = idle_from;
     do {
         for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
             td_status s = flight_look(e, f);
             if (s != TD_AGAIN) return s;
         }
-    } while (td_spin_us() - from < e->w->spin_us);
+        before = now;
+        now = td_spin_us();
+        if (now - before > TD_COLL_WORK_US) idle_from = now;
+    } while (now - idle_from < e->w->spin_us);
     return TD_AGAIN;
 }
 
@@ -216,7 +352,7 @@ static td_status sleep_looking(end *e, flight *f, int64_t start)
         td_status s = flight_look(e, f);
         if (s == TD_AGAIN) nap(e->w, TD_MIN(left, nap_us));
         bool rung = !atomic_exchange(&e->w->self->asleep, 0);
-        if (s == TD_AGAIN) s = rung && e->w->spin_us ? spin(e, f, td_spin_us()) : flight_look(e, f);
+        if (s == TD_AGAIN) s = rung && e->w->spin_us ? spin(e, f) : flight_look(e, f);
         if (s != TD_AGAIN) return s;
         if (!e->all_local) nap_us = rung ? NAP_MIN_US : TD_MIN(nap_us * 2, NAP_MAX_US);
     }
@@ -230,7 +366,7 @@ static td_status end_wait(td_coll *c, int lane)
     if (s == TD_OK) s = flight_look(e, f);
     if (s == TD_AGAIN) {
         int64_t start = td_spin_us();
-        if (e->w->spin_us) s = spin(e, f, start);
+        if (e->w->spin_us) s = spin(e, f);
         if (s == TD_AGAIN) s = sleep_looking(e, f, start);
     }
     if (s == TD_OK) ring_peers(e, &c->lane[lane]);
@@ -253,8 +389,8 @@ static const td_coll_ops mpi_ops = {
     .abort = end_abort,
 };
 
-/* bells of the group's ranks, by translating them to the world's. */
-static void find_bells(end *e)
+/* The group's ranks, by translating them to the world's. */
+static void find_peers(end *e)
 {
     MPI_Group mine, all;
     int n = e->base.size, *ranks = td_xalloc((size_t)n * 2 * sizeof *ranks), *in_world = ranks + n;
@@ -262,11 +398,11 @@ static void find_bells(end *e)
     MPI_Comm_group(e->comm, &mine);
     MPI_Comm_group(MPI_COMM_WORLD, &all);
     MPI_Group_translate_ranks(mine, n, ranks, all, in_world);
-    e->bells = td_xalloc((size_t)n * sizeof *e->bells);
+    e->peers = td_xalloc((size_t)n * sizeof *e->peers);
     e->all_local = true;
     for (int i = 0; i < n; i++) {
-        e->bells[i] = e->w->bells[in_world[i]];
-        if (!e->bells[i] && i != e->base.rank) e->all_local = false;
+        e->peers[i] = &e->w->peers[in_world[i]];
+        if (!e->peers[i]->bell && i != e->base.rank) e->all_local = false;
     }
     MPI_Group_free(&mine);
     MPI_Group_free(&all);
@@ -284,7 +420,9 @@ static td_coll *end_open(world *w, MPI_Comm comm)
     e->w = w;
     e->comm = comm;
     w->users++;
-    find_bells(e);
+    find_peers(e);
+    for (int i = 0; i < TD_COLL_LANES; i++)
+        e->flights[i].transfers = td_xalloc((size_t)size * 2 * sizeof *e->flights[i].transfers);
     return &e->base;
 }
 
@@ -309,7 +447,7 @@ static void world_close(world *w)
         TD_WARN("MPI is left as it is: %s", w->why);
     }
     free(w->own);
-    free(w->bells);
+    free(w->peers);
     free(w);
 }
 
@@ -318,52 +456,71 @@ static void end_close(td_coll *c)
     end *e = (end *)c;
     bool busy = false;
     for (int i = 0; i < TD_COLL_LANES; i++) {
-        busy = busy || (c->lane[i].busy && e->flights[i].n);
+        busy = busy || (c->lane[i].busy && c->lane[i].n_send + c->lane[i].n_recv);
         if (e->w->broken) continue; /* MPI may still write into the statuses' requests */
         free(e->flights[i].req);
         free(e->flights[i].status);
         free(e->flights[i].bytes);
+        free(e->flights[i].transfers);
     }
     if (busy && e->w->broken == TD_OK)
         world_break(e->w, TD_EGONE, "a group was closed before what was started in it was waited for");
     if (e->w->broken == TD_OK) MPI_Comm_free(&e->comm);
     if (--e->w->users == 0) world_close(e->w);
     td_coll_deinit(c);
-    free(e->bells);
+    free(e->peers);
     free(e);
 }
 
-/* The window's memory begins as the kernel gave it; each rank clears its own bell, then all meet. */
-static void bells_open(world *w, MPI_Comm host)
+/* What a rank shares with its host: its bell, then a pipe from each rank of the host. */
+static bell *bell_in(void *base)
 {
-    bell *mine = NULL;
+    return (bell *)(((uintptr_t)base + 4095) / 4096 * 4096);
+}
+
+static td_coll_pipe *pipe_in(void *base, int from)
+{
+    return (td_coll_pipe *)((char *)bell_in(base) + 4096) + from;
+}
+
+static void no_shared_memory(world *w)
+{
     w->win = MPI_WIN_NULL;
-    int code = MPI_Win_allocate_shared(sizeof(bell) * 2, 1, MPI_INFO_NULL, host, &mine, &w->win);
-    if (code != MPI_SUCCESS) {
-        w->win = MPI_WIN_NULL;
-        w->self = w->own = aligned_alloc(sizeof(bell), sizeof(bell));
-        TD_CHECK(w->self != NULL);
-        atomic_store(&w->self->asleep, 0);
-        TD_WARN("ranks of this host share no memory: waits wake up by themselves");
+    w->self = w->own = aligned_alloc(sizeof(bell), sizeof(bell));
+    TD_CHECK(w->self != NULL);
+    atomic_store(&w->self->asleep, 0);
+    TD_WARN("ranks of this host share no memory: waits wake up by themselves");
+}
+
+/* Each rank clears its own part; then all meet. */
+static void share_memory(world *w, MPI_Comm host)
+{
+    int n = 0, me = 0;
+    MPI_Comm_size(host, &n);
+    MPI_Comm_rank(host, &me);
+    bool pipes = n > 1 && n <= PIPE_RANKS;
+    size_t bytes = 2 * 4096 + (pipes ? (size_t)n * sizeof(td_coll_pipe) : 0);
+    void *mine = NULL;
+    if (MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, host, &mine, &w->win) != MPI_SUCCESS) {
+        no_shared_memory(w);
         return;
     }
-    int n = 0;
-    MPI_Comm_size(host, &n);
     MPI_Group of_host, all;
     MPI_Comm_group(host, &of_host);
     MPI_Comm_group(MPI_COMM_WORLD, &all);
     for (int i = 0; i < n; i++) {
-        MPI_Aint bytes = 0;
+        MPI_Aint size = 0;
         int unit = 0, in_world = 0;
-        char *base = NULL;
-        MPI_Win_shared_query(w->win, i, &bytes, &unit, &base);
+        void *base = NULL;
+        MPI_Win_shared_query(w->win, i, &size, &unit, &base);
         MPI_Group_translate_ranks(of_host, 1, &i, all, &in_world);
-        w->bells[in_world] = (bell *)(((uintptr_t)base + 63) / 64 * 64);
+        w->peers[in_world].bell = bell_in(base);
+        w->peers[in_world].in = pipes ? pipe_in(mine, i) : NULL;
+        w->peers[in_world].out = pipes ? pipe_in(base, me) : NULL;
     }
-    int me = 0;
-    MPI_Comm_rank(MPI_COMM_WORLD, &me);
-    w->self = w->bells[me];
+    w->self = bell_in(mine);
     atomic_store(&w->self->asleep, 0);
+    for (int i = 0; pipes && i < n; i++) memset(pipe_in(mine, i), 0, offsetof(td_coll_pipe, ring));
     MPI_Group_free(&of_host);
     MPI_Group_free(&all);
     MPI_Barrier(host);
@@ -402,16 +559,16 @@ td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out)
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     world *w = td_xalloc(sizeof *w);
     w->size = size;
-    w->bells = td_xalloc((size_t)size * sizeof *w->bells);
+    w->peers = td_xalloc((size_t)size * sizeof *w->peers);
     if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS ||
         MPI_Comm_dup(MPI_COMM_WORLD, &comm) != MPI_SUCCESS) {
-        free(w->bells);
+        free(w->peers);
         free(w);
         return td_fail(TD_EIO, "MPI communicators could not be made");
     }
     MPI_Comm_size(host, &on_host);
     w->spin_us = on_host <= cores_of(host) ? TD_COLL_SPIN_US : 0;
-    bells_open(w, host);
+    share_memory(w, host);
     MPI_Comm_free(&host);
     *out = end_open(w, comm);
     return TD_OK;

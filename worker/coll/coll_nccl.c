@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/coll/coll_nccl.c - device memory over NCCL; the only file that knows it. Both libraries are opened at
- * run time, so that one binary runs with and without them: libnccl, the newest of those found, and libcuda (the
- * driver, which is there where a device is). What is used of them is declared here; these interfaces have not
- * changed since NCCL 2.18 and CUDA 11.
+/* worker/coll/coll_nccl.c - device memory over NCCL; the only file that knows it. Both libraries are opened
+ * at run time, so that one binary runs with and without them: libnccl, the newest of those found, and libcuda
+ * (the driver, which is there where a device is). What is used of them is declared here; these interfaces
+ * have not changed since NCCL 2.18 and CUDA 11.
  *
- * Calls enqueue and return. Lane 0 works on the caller's stream. A slot works on a stream of the group's own: it
- * begins when what the caller's stream holds at start is done (event `ready`), and wait makes the caller's
+ * Calls enqueue and return. Lane 0 works on the caller's stream. A slot works on a stream of the group's own:
+ * it begins when what the caller's stream holds at start is done (event `ready`), and wait makes the caller's
  * stream wait for its end (event `done`): the host waits for neither. NCCL runs the operations of one
- * communicator in the order of their calls, whatever their streams; operations that shall overlap others want a
- * group of their own.
+ * communicator in the order of their calls, whatever their streams; operations that shall overlap others want
+ * a group of their own.
  *
- * Only barrier waits for the device, so only there a deadline ends anything: the communicator is then aborted,
- * which also ends what hangs on the device. Elsewhere whoever waits for the stream calls td_coll_abort. */
+ * Only barrier waits for the device, so only there a deadline ends anything: the communicator is then
+ * aborted, which also ends what hangs on the device. Elsewhere whoever waits for the stream calls
+ * td_coll_abort. */
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -37,38 +38,38 @@ typedef struct nccl_comm *nccl_comm;
 typedef void *cu_stream, *cu_event, *cu_context;
 typedef unsigned long long cu_address;
 
-#define NCCL_CALLS(X)                                                                                    \
-    X(int, ncclGetVersion, (int *version))                                                               \
-    X(int, ncclGetUniqueId, (nccl_id * id))                                                              \
-    X(int, ncclCommInitRank, (nccl_comm * out, int n, nccl_id id, int rank))                             \
-    X(int, ncclCommSplit, (nccl_comm c, int color, int key, nccl_comm *out, void *config))               \
-    X(int, ncclCommDestroy, (nccl_comm c))                                                               \
-    X(int, ncclCommAbort, (nccl_comm c))                                                                 \
-    X(int, ncclCommGetAsyncError, (nccl_comm c, int *error))                                             \
-    X(int, ncclCommCount, (nccl_comm c, int *n))                                                         \
-    X(int, ncclCommUserRank, (nccl_comm c, int *rank))                                                   \
-    X(int, ncclGroupStart, (void))                                                                       \
-    X(int, ncclGroupEnd, (void))                                                                         \
-    X(int, ncclSend, (const void *from, size_t n, int type, int peer, nccl_comm c, cu_stream s))         \
-    X(int, ncclRecv, (void *to, size_t n, int type, int peer, nccl_comm c, cu_stream s))                 \
-    X(int, ncclAllGather, (const void *from, void *to, size_t n, int type, nccl_comm c, cu_stream s))    \
+#define NCCL_CALLS(X)                                                                                        \
+    X(int, ncclGetVersion, (int *version))                                                                   \
+    X(int, ncclGetUniqueId, (nccl_id * id))                                                                  \
+    X(int, ncclCommInitRank, (nccl_comm * out, int n, nccl_id id, int rank))                                 \
+    X(int, ncclCommSplit, (nccl_comm c, int color, int key, nccl_comm *out, void *config))                   \
+    X(int, ncclCommDestroy, (nccl_comm c))                                                                   \
+    X(int, ncclCommAbort, (nccl_comm c))                                                                     \
+    X(int, ncclCommGetAsyncError, (nccl_comm c, int *error))                                                 \
+    X(int, ncclCommCount, (nccl_comm c, int *n))                                                             \
+    X(int, ncclCommUserRank, (nccl_comm c, int *rank))                                                       \
+    X(int, ncclGroupStart, (void))                                                                           \
+    X(int, ncclGroupEnd, (void))                                                                             \
+    X(int, ncclSend, (const void *from, size_t n, int type, int peer, nccl_comm c, cu_stream s))             \
+    X(int, ncclRecv, (void *to, size_t n, int type, int peer, nccl_comm c, cu_stream s))                     \
+    X(int, ncclAllGather, (const void *from, void *to, size_t n, int type, nccl_comm c, cu_stream s))        \
     X(const char *, ncclGetErrorString, (int error))
 
-#define CUDA_CALLS(X)                                                                                    \
-    X(int, cuInit, (unsigned flags))                                                                     \
-    X(int, cuDeviceGetCount, (int *n))                                                                   \
-    X(int, cuDeviceGet, (int *device, int i))                                                            \
-    X(int, cuDevicePrimaryCtxRetain, (cu_context * out, int device))                                     \
-    X(int, cuCtxSetCurrent, (cu_context c))                                                              \
-    X(int, cuStreamCreate, (cu_stream * out, unsigned flags))                                            \
-    X(int, cuStreamDestroy_v2, (cu_stream s))                                                            \
-    X(int, cuStreamQuery, (cu_stream s))                                                                 \
-    X(int, cuStreamWaitEvent, (cu_stream s, cu_event e, unsigned flags))                                 \
-    X(int, cuEventCreate, (cu_event * out, unsigned flags))                                              \
-    X(int, cuEventDestroy_v2, (cu_event e))                                                              \
-    X(int, cuEventRecord, (cu_event e, cu_stream s))                                                     \
-    X(int, cuMemAlloc_v2, (cu_address * out, size_t n))                                                  \
-    X(int, cuMemFree_v2, (cu_address p))                                                                 \
+#define CUDA_CALLS(X)                                                                                        \
+    X(int, cuInit, (unsigned flags))                                                                         \
+    X(int, cuDeviceGetCount, (int *n))                                                                       \
+    X(int, cuDeviceGet, (int *device, int i))                                                                \
+    X(int, cuDevicePrimaryCtxRetain, (cu_context * out, int device))                                         \
+    X(int, cuCtxSetCurrent, (cu_context c))                                                                  \
+    X(int, cuStreamCreate, (cu_stream * out, unsigned flags))                                                \
+    X(int, cuStreamDestroy_v2, (cu_stream s))                                                                \
+    X(int, cuStreamQuery, (cu_stream s))                                                                     \
+    X(int, cuStreamWaitEvent, (cu_stream s, cu_event e, unsigned flags))                                     \
+    X(int, cuEventCreate, (cu_event * out, unsigned flags))                                                  \
+    X(int, cuEventDestroy_v2, (cu_event e))                                                                  \
+    X(int, cuEventRecord, (cu_event e, cu_stream s))                                                         \
+    X(int, cuMemAlloc_v2, (cu_address * out, size_t n))                                                      \
+    X(int, cuMemFree_v2, (cu_address p))                                                                     \
     X(int, cuMemcpyAsync, (cu_address to, cu_address from, size_t n, cu_stream s))
 
 #define X(type, name, args) static type(*name) args;
@@ -184,7 +185,8 @@ td_status td_coll_nccl_find(int *version, const char **path)
 {
     pthread_once(&once, load);
     if (!lib.nccl)
-        return td_refuse(TD_ENOSUP, "no NCCL: libnccl.so.2 (2.18 or later) is neither known to the loader nor "
+        return td_refuse(TD_ENOSUP,
+                         "no NCCL: libnccl.so.2 (2.18 or later) is neither known to the loader nor "
                          "in /usr/local/cuda, /usr/lib or a Python package nvidia/nccl/lib");
     if (version) *version = lib.version;
     if (path) *path = lib.path;
@@ -213,8 +215,8 @@ static td_status world_health(world *w)
     return w->broken == TD_OK ? TD_OK : td_refuse(w->broken, "the group is broken: %s", w->why);
 }
 
-/* The first cause stays. Aborting ends what hangs on the device, for this rank; the peers see it as an error or
- * by their own deadlines. */
+/* The first cause stays. Aborting ends what hangs on the device, for this rank; the peers see it as an error
+ * or by their own deadlines. */
 static td_status end_break(end *e, td_status s, const char *why)
 {
     TD_TRY(world_health(e->w));
@@ -339,8 +341,10 @@ static td_status end_split(td_coll *c, int color, int key, td_coll **out);
 static void end_close(td_coll *c)
 {
     end *e = (end *)c;
-    if (e->comm && e->w->broken == TD_OK) ncclCommDestroy(e->comm);
-    else if (e->comm) ncclCommAbort(e->comm);
+    if (e->comm && e->w->broken == TD_OK)
+        ncclCommDestroy(e->comm);
+    else if (e->comm)
+        ncclCommAbort(e->comm);
     for (int i = 1; i < TD_COLL_LANES; i++)
         if (e->done[i]) cuEventDestroy_v2(e->done[i]);
     if (e->ready) cuEventDestroy_v2(e->ready);
@@ -380,8 +384,10 @@ static td_status end_open(world *w, nccl_comm comm, cu_stream stream, int rank, 
         s = cuda_check(e, "cuEventCreate", cuEventCreate(&e->done[i], CU_EVENT_NO_TIMING));
     if (s == TD_OK && !w->token)
         s = cuda_check(e, "cuMemAlloc", cuMemAlloc_v2(&w->token, 1 + TD_COLL_MAX_RANKS));
-    if (s < 0) end_close(&e->base);
-    else *out = &e->base;
+    if (s < 0)
+        end_close(&e->base);
+    else
+        *out = &e->base;
     return s;
 }
 
@@ -421,7 +427,8 @@ static td_status agree(td_coll *host, td_status mine, int version)
     int(*all)[2] = td_xalloc((size_t)n * sizeof *all);
     td_status s = td_coll_all_gather(host, pair, all, sizeof pair);
     for (int r = 0; r < n && s == TD_OK && mine == TD_OK; r++) {
-        if (all[r][0] != TD_OK) s = td_fail(TD_ENOSUP, "rank %d of %d cannot use NCCL", r, n);
+        if (all[r][0] != TD_OK)
+            s = td_fail(TD_ENOSUP, "rank %d of %d cannot use NCCL", r, n);
         else if (all[r][1] != version)
             s = td_fail(TD_ENOSUP, "rank %d has NCCL %d, this rank %d", r, all[r][1], version);
     }

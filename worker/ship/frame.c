@@ -11,6 +11,21 @@ void td_frame_init(td_kvframe *f, uint16_t type, uint64_t epoch, uint64_t incarn
                       .incarnation = incarnation};
 }
 
+void td_frame_rect(td_kvframe *f, const td_rect *r, td_dtype dtype, int head_dim, uint32_t n_held)
+{
+    f->group = r->group;
+    f->dtype = (uint16_t)dtype;
+    f->layer0 = r->layer0;
+    f->n_layers = r->n_layers;
+    f->head0 = r->head0;
+    f->n_heads = r->n_heads;
+    f->head_dim = (uint16_t)head_dim;
+    f->tok0 = r->tok0;
+    f->n_tok = r->n_tok;
+    f->n_held = n_held;
+    f->dst_rank = r->dst;
+}
+
 static uint32_t head_crc(const td_kvframe *f)
 {
     td_kvframe c = *f;

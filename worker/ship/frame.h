@@ -13,6 +13,7 @@
 #include "common/sampling.h"
 #include "common/status.h"
 #include "proto/kvframe.h"
+#include "worker/ship/plan.h"
 #include <stdbool.h>
 
 /* The first token of each choice, as the prefill worker drew it. */
@@ -31,6 +32,8 @@ typedef struct td_commit {
 } td_commit;
 
 void td_frame_init(td_kvframe *f, uint16_t type, uint64_t epoch, uint64_t incarnation);
+/* A FRAME's geometry. n_held: tokens of the rectangle that the payload has. */
+void td_frame_rect(td_kvframe *f, const td_rect *r, td_dtype dtype, int head_dim, uint32_t n_held);
 /* Last thing before sending: sizes and checksums (payload may be NULL when n is 0). */
 void td_frame_seal(td_kvframe *f, const void *payload, size_t n);
 td_status td_frame_parse(const void *head, size_t n_head, size_t n_payload, td_kvframe *out);

@@ -55,8 +55,8 @@ static void add_layer(td_ship_plan *p, int layer, uint32_t tok0, uint32_t tok1, 
     tok0 = TD_MAX(tok0, td_ship_plan_first(p->desc->group[g].window, p->hit, p->n_tokens));
     tok1 = TD_MIN(tok1, p->n_tokens);
     if (tok0 >= tok1) return;
-    td_rect r = {.group = (uint16_t)g, .layer0 = (uint16_t)l->slot, .n_layers = 1, .tok0 = tok0,
-                 .n_tok = tok1 - tok0};
+    td_rect r = {.group = (uint16_t)g, .layer0 = (uint16_t)l->slot, .n_layers = 1,
+                 .n_heads = (uint16_t)p->desc->group[g].G, .tok0 = tok0, .n_tok = tok1 - tok0};
     td_rect *q = &p->pending[g];
     size_t bytes = p->token_bytes[g] * r.n_tok;
     bool joins = q->n_layers && q->tok0 == r.tok0 && q->n_tok == r.n_tok &&

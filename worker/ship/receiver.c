@@ -6,6 +6,7 @@
 
 struct td_receiver {
     td_receiver_opts o;
+    td_ship_part part;
     td_map live;                       /* epoch -> td_epoch * */
     /* epochs that landed: their COMMIT is acknowledged again (the first ACK may be lost) */
     uint64_t recent[TD_RECV_RECENT];
@@ -16,6 +17,8 @@ td_receiver *td_receiver_open(const td_receiver_opts *o)
 {
     td_receiver *r = td_xalloc(sizeof *r);
     r->o = *o;
+    td_ship_grid one = td_ship_grid_one(o->desc);
+    td_ship_part_of(o->grid ? o->grid : &one, o->desc, o->rank, &r->part);
     td_map_init(&r->live, o->max_epochs);
     return r;
 }
@@ -23,7 +26,8 @@ td_receiver *td_receiver_open(const td_receiver_opts *o)
 static void epoch_free(td_epoch *e)
 {
     for (int g = 0; g < TD_MAX_GROUPS; g++) free(e->have[g]);
-    free(e->seen);
+    for (uint32_t i = 0; i < e->n_src_seen; i++) free(e->src[i].seen);
+    free(e->src);
     free(e->commit);
     free(e);
 }
@@ -40,6 +44,11 @@ void td_receiver_free(td_receiver *r, void (*drop)(void *user))
     }
     td_map_deinit(&r->live);
     free(r);
+}
+
+const td_ship_part *td_receiver_part(const td_receiver *r)
+{
+    return &r->part;
 }
 
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
@@ -61,10 +70,13 @@ td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32
     e->max_frames = td_ship_plan_max_frames(r->o.desc, n_tokens);
     for (int g = 0; g < r->o.desc->n_groups; g++) {
         e->first_tok[g] = td_ship_plan_first(r->o.desc->group[g].window, hit, n_tokens);
-        uint64_t bits = (uint64_t)(n_tokens - e->first_tok[g]) * (uint64_t)r->o.desc->group[g].n_slots;
+        e->before[g] = td_token_before(&r->part.tokens, e->first_tok[g]);
+        e->width[g] = td_token_before(&r->part.tokens, n_tokens) - e->before[g];
+        uint64_t bits = (uint64_t)e->width[g] * r->part.n_slots[g] * r->part.n_heads[g];
         e->missing += bits;
         e->have[g] = td_xalloc((size_t)((bits + 63) / 64 + 1) * 8);
     }
+    if (r->o.rank && !e->missing) e->state = TD_EPOCH_LANDED; /* nobody will say anything */
     return TD_OK;
 }
 
@@ -107,15 +119,19 @@ static void bits_set(uint64_t *w, uint64_t at, uint64_t n)
     }
 }
 
-static bool cover(td_epoch *e, const td_rect *r, bool set)
+/* All (slot, head, token) of a rectangle, of which n tokens are this rank's: are they missing, or take them. */
+static bool cover(const td_receiver *r, td_epoch *e, const td_rect *x, uint32_t n, bool set)
 {
-    uint64_t width = e->n_tokens - e->first_tok[r->group];
-    for (uint32_t s = r->layer0; s < (uint32_t)r->layer0 + r->n_layers; s++) {
-        uint64_t at = s * width + (r->tok0 - e->first_tok[r->group]);
-        if (set) bits_set(e->have[r->group], at, r->n_tok);
-        else if (!bits_free(e->have[r->group], at, r->n_tok)) return false;
-    }
-    if (set) e->missing -= (uint64_t)r->n_layers * r->n_tok;
+    const td_ship_part *p = &r->part;
+    int g = x->group;
+    uint64_t tok = td_token_before(&p->tokens, x->tok0) - e->before[g];
+    for (uint32_t s = x->layer0; s < (uint32_t)x->layer0 + x->n_layers; s++)
+        for (uint32_t h = x->head0; h < (uint32_t)x->head0 + x->n_heads; h++) {
+            uint64_t at = ((uint64_t)(s - p->slot0[g]) * p->n_heads[g] + (h - p->head0[g])) * e->width[g] + tok;
+            if (set) bits_set(e->have[g], at, n);
+            else if (!bits_free(e->have[g], at, n)) return false;
+        }
+    if (set) e->missing -= (uint64_t)x->n_layers * x->n_heads * n;
     return true;
 }
 
@@ -124,25 +140,45 @@ static const char *geometry(const td_receiver *r, const td_epoch *e, const td_kv
 {
     const td_model_desc *d = r->o.desc;
     if (f->group >= d->n_groups) return "no such page group";
-    const td_group_desc *g = &d->group[f->group];
+    const td_ship_part *p = &r->part;
+    int g = f->group;
     if (f->dtype != (uint16_t)r->o.kv_dtype) return "another KV type";
-    if (f->kv_heads != g->G || f->head_dim != g->D) return "other heads or head size";
-    if (!f->n_layers || f->layer0 + f->n_layers > g->n_slots) return "layers outside the group";
-    if (!f->n_tok || f->tok0 < e->first_tok[f->group] || f->n_tok > e->n_tokens ||
-        f->tok0 > e->n_tokens - f->n_tok)
+    if (f->head_dim != d->group[g].D || !f->n_heads || f->head0 < p->head0[g] ||
+        f->head0 + f->n_heads > p->head0[g] + p->n_heads[g])
+        return "other heads or head size";
+    if (!f->n_layers || f->layer0 < p->slot0[g] || f->layer0 + f->n_layers > p->slot0[g] + p->n_slots[g])
+        return "layers outside the group";
+    if (!f->n_tok || f->tok0 < e->first_tok[g] || f->n_tok > e->n_tokens || f->tok0 > e->n_tokens - f->n_tok)
         return "tokens outside the reservation";
-    uint64_t bytes = (uint64_t)td_ship_plan_token_bytes(d, f->group, r->o.kv_dtype) * f->n_layers * f->n_tok;
+    if (!f->n_held || f->n_held != td_token_before(&p->tokens, f->tok0 + f->n_tok) -
+                          td_token_before(&p->tokens, f->tok0))
+        return "other tokens than this rank holds";
+    uint64_t bytes = 2ull * f->n_heads * f->head_dim * td_dtype_bytes(r->o.kv_dtype) * f->n_layers * f->n_held;
     if (bytes != f->payload_bytes || bytes > TD_KVF_FRAME_BYTES) return "payload size";
     if (f->index >= e->max_frames) return "frame index";
     return NULL;
 }
 
-static bool seen(const td_epoch *e, uint32_t index)
+/* Whose message it is; NULL with the reason. */
+static td_epoch_src *source(const td_receiver *r, td_epoch *e, const td_kvframe *f, const char **why)
+{
+    *why = f->dst_rank != r->o.rank ? "for another rank" : "source rank";
+    if (f->dst_rank != r->o.rank || f->src_rank >= TD_SHIP_MAX_RANKS) return NULL;
+    if (f->src_rank >= e->n_src_seen) {
+        uint32_t n = f->src_rank + 1u;
+        e->src = td_xrealloc(e->src, n * sizeof *e->src);
+        memset(e->src + e->n_src_seen, 0, (n - e->n_src_seen) * sizeof *e->src);
+        e->n_src_seen = n;
+    }
+    return &e->src[f->src_rank];
+}
+
+static bool seen(const td_epoch_src *e, uint32_t index)
 {
     return index / 64 < e->seen_words && e->seen[index / 64] >> (index % 64) & 1;
 }
 
-static void mark_seen(td_epoch *e, uint32_t index)
+static void mark_seen(td_epoch_src *e, uint32_t index)
 {
     if (index / 64 >= e->seen_words) {
         uint32_t words = TD_MAX(e->seen_words * 2, index / 64 + 1);
@@ -160,17 +196,18 @@ static td_recv_action failed(td_epoch *e, const char *why, bool bad)
     return (td_recv_action){.epoch = e, .answer = TD_KVF_NACK, .why = why, .bad = bad};
 }
 
-/* Everything is in: compare with what COMMIT promised. */
-static td_recv_action settle(td_epoch *e, td_recv_action a)
+/* One source against its COMMIT, then all of them against what this rank lacks. */
+static td_recv_action settle(td_epoch *e, const td_epoch_src *s, td_recv_action a)
 {
-    if (e->state != TD_EPOCH_COMMITTED) return a;
-    if (e->frames > e->commit_frames) return failed(e, "more frames than COMMIT says", true);
+    if (s->committed && s->frames > s->commit_frames) return failed(e, "more frames than COMMIT says", true);
+    if (s->committed && s->frames == s->commit_frames && s->digest != s->commit_digest)
+        return failed(e, "digest", true);
+    if (!e->n_src || e->commits < e->n_src) return a;
+    if (!s->committed) return failed(e, "more sources than COMMIT says", true);
     /* some are still on their way, or lost: the deadline decides */
-    if (e->frames < e->commit_frames) return a;
-    if (e->missing || e->digest != e->commit_digest) {
-        td_recv_action bad = failed(e, e->missing ? "frames do not cover the reservation" : "digest", true);
-        return bad;
-    }
+    for (uint32_t i = 0; i < e->n_src_seen; i++)
+        if (e->src[i].frames != e->src[i].commit_frames) return a;
+    if (e->missing) return failed(e, "frames do not cover the reservation", true);
     e->state = TD_EPOCH_LANDED;
     a.answer = TD_KVF_ACK;
     return a;
@@ -180,42 +217,58 @@ static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const t
                                const void *payload)
 {
     const char *why = geometry(r, e, f);
-    if (why) return failed(e, why, true);
+    td_epoch_src *s = why ? NULL : source(r, e, f, &why);
+    if (!s) return failed(e, why, true);
     td_recv_action a = {.epoch = e};
-    if (seen(e, f->index)) return a;
-    a.rect = (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .tok0 = f->tok0,
-                       .n_tok = f->n_tok};
-    if (!cover(e, &a.rect, false)) return failed(e, "a part came twice", true);
+    if (seen(s, f->index)) return a;
+    a.rect = (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .head0 = f->head0,
+                       .n_heads = f->n_heads, .dst = f->dst_rank, .tok0 = f->tok0, .n_tok = f->n_tok};
+    if (!cover(r, e, &a.rect, f->n_held, false)) return failed(e, "a part came twice", true);
     if (!td_frame_payload_ok(f, payload)) return failed(e, "payload checksum", true);
-    cover(e, &a.rect, true);
-    mark_seen(e, f->index);
+    cover(r, e, &a.rect, f->n_held, true);
+    mark_seen(s, f->index);
     if (e->first_us < 0) e->first_us = now;
     e->frames++;
+    s->frames++;
     e->bytes += f->payload_bytes;
-    e->digest ^= td_frame_digest(f);
+    s->digest ^= td_frame_digest(f);
     e->progress_us = now;
     a.write = true;
-    /* one each: 88 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
+    /* one each: 96 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
     a.answer = TD_KVF_CREDIT;
     a.credits = 1;
-    return settle(e, a);
+    return settle(e, s, a);
 }
 
-static td_recv_action on_commit(td_epoch *e, int64_t now, const td_kvframe *f, const void *payload)
+static td_recv_action on_commit(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f,
+                                const void *payload)
 {
-    if (e->state == TD_EPOCH_COMMITTED) return (td_recv_action){.epoch = e};
+    const char *why;
+    td_epoch_src *s = source(r, e, f, &why);
+    if (!s) return failed(e, why, true);
+    if (s->committed) return (td_recv_action){.epoch = e};
     if (!td_frame_payload_ok(f, payload)) return failed(e, "COMMIT checksum", true);
-    if (f->n_first && f->n_first != e->n_first) return failed(e, "not one first token per choice", true);
+    bool first = !r->o.rank && !f->src_rank; /* from rank 0 to rank 0 */
+    if (f->n_first && (!first || f->n_first != e->n_first))
+        return failed(e, "not one first token per choice", true);
+    if (!f->n_src || f->n_src > TD_SHIP_MAX_RANKS || (e->n_src && f->n_src != e->n_src))
+        return failed(e, "number of sources", true);
+    e->n_src = f->n_src;
+    if (++e->commits > e->n_src) return failed(e, "more sources than COMMIT says", true);
     e->state = TD_EPOCH_COMMITTED;
-    e->n_first = f->n_first;
-    e->commit_frames = f->index;
-    e->commit_digest = f->digest;
+    s->committed = true;
+    s->commit_frames = f->index;
+    s->commit_digest = f->digest;
     e->commit_us = e->progress_us = now;
-    e->sender_us = f->sent_us;
-    e->commit_bytes = (size_t)f->payload_bytes;
-    e->commit = td_xalloc(e->commit_bytes + 1);
-    if (e->commit_bytes) memcpy(e->commit, payload, e->commit_bytes);
-    return settle(e, (td_recv_action){.epoch = e});
+    e->sender_us = TD_MAX(e->sender_us, f->sent_us);
+    if (first || !e->commit) {
+        free(e->commit);
+        e->n_first = first || r->o.rank ? f->n_first : e->n_first;
+        e->commit_bytes = (size_t)f->payload_bytes;
+        e->commit = td_xalloc(e->commit_bytes + 1);
+        if (e->commit_bytes) memcpy(e->commit, payload, e->commit_bytes);
+    }
+    return settle(e, s, (td_recv_action){.epoch = e});
 }
 
 static bool landed_before(const td_receiver *r, const td_kvframe *f)
@@ -236,7 +289,7 @@ td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvfr
     }
     switch (f->type) {
     case TD_KVF_FRAME: return on_frame(r, e, now_us, f, payload);
-    case TD_KVF_COMMIT: return on_commit(e, now_us, f, payload);
+    case TD_KVF_COMMIT: return on_commit(r, e, now_us, f, payload);
     case TD_KVF_ABORT:
         e->state = TD_EPOCH_FAILED;
         e->over = f->index == 0;

@@ -1,6 +1,6 @@
-/* worker/ship/receiver.h - the receiving end: the table of live epochs, as a pure machine.
+/* worker/ship/receiver.h - the receiving end on one rank: the table of live epochs, as a pure machine.
  *
- *   OPEN --frame--> OPEN --COMMIT--> COMMITTED --all frames in, count and digest equal--> LANDED
+ *   OPEN --frame--> OPEN --COMMIT--> COMMITTED --all frames of all sources in, counts and digests equal--> LANDED
  *     |                                  |
  *     +--- bad frame, ABORT, deadline ---+----------------------------------------------> FAILED
  *
@@ -10,21 +10,22 @@
  * to a repeated COMMIT and nothing to a repeated frame.
  *
  * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the
- *             group's, its payload checksum is right, and every (slot, token) of it is still missing. The
- *             same index again is ignored. Anything else ends the epoch: it is recomputed.
- *          2. LANDED means: every (slot, token) of every group exactly once, as many frames as COMMIT says,
- *             equal digest, and one first token per choice or none (the decode side draws them itself).
- *             Frames and COMMIT may come in any order.
+ *             group's, its payload checksum is right, and every (slot, head, token) of it is still missing. The
+ *             same index of the same source again is ignored. Anything else ends the epoch: it is recomputed.
+ *          2. LANDED means: every (slot, head, token) that this rank holds of every group exactly once, a COMMIT of
+ *             every source, as many frames as each says, equal digests, and on rank 0 one first token per choice
+ *             or none (the decode side draws them itself). Frames and COMMITs may come in any order. A rank other
+ *             than 0 that lacks nothing has LANDED when it is added.
  *          3. An epoch that makes no progress for timeout_us FAILS, in every state.
- * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; bitmaps of slots x tokens bits
- *          per epoch. */
+ * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; TD_SHIP_MAX_RANKS sources; bitmaps of
+ *          slots x heads x tokens bits per epoch. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_RECEIVER_H
 #define TD_WORKER_SHIP_RECEIVER_H
 
 #include "common/map.h"
 #include "worker/ship/frame.h"
-#include "worker/ship/plan.h"
+#include "worker/ship/grid_plan.h"
 
 enum { TD_RECV_RECENT = 256 };
 
@@ -34,21 +35,32 @@ typedef struct td_receiver_opts {
     uint64_t incarnation;
     uint32_t max_epochs;
     int64_t timeout_us;
+    const td_ship_grid *grid;       /* of this worker; NULL: one rank. Copied */
+    uint32_t rank;                  /* in it */
 } td_receiver_opts;
 
 typedef enum { TD_EPOCH_OPEN, TD_EPOCH_COMMITTED, TD_EPOCH_LANDED, TD_EPOCH_FAILED } td_epoch_state;
+
+/* What came from one rank of the prefill worker. */
+typedef struct td_epoch_src {
+    uint64_t *seen;                 /* bit per frame index */
+    uint32_t seen_words, frames, commit_frames;
+    uint64_t digest, commit_digest;
+    bool committed;
+} td_epoch_src;
 
 typedef struct td_epoch {
     uint64_t id;
     td_epoch_state state;
     void *user;                     /* the caller's */
     uint32_t n_tokens, first_tok[TD_MAX_GROUPS];
-    uint64_t *have[TD_MAX_GROUPS];  /* bit (slot * width + token - first_tok) */
-    uint64_t missing;               /* (slot, token) pairs */
-    uint64_t *seen;                 /* bit per frame index */
-    uint32_t seen_words, frames, n_first;
-    uint32_t commit_frames, max_frames;
-    uint64_t digest, commit_digest, bytes;
+    uint32_t before[TD_MAX_GROUPS], width[TD_MAX_GROUPS]; /* this rank's tokens: of [0, first_tok); that are due */
+    uint64_t *have[TD_MAX_GROUPS];  /* bit ((slot * heads + head) * width + own token - before) */
+    uint64_t missing;               /* bits not set */
+    td_epoch_src *src;              /* [n_src_seen], by rank */
+    uint32_t n_src_seen, n_src, commits; /* n_src: as the first COMMIT says; 0: none came */
+    uint32_t frames, n_first, max_frames;
+    uint64_t bytes;
     int64_t progress_us, first_us, commit_us, sender_us; /* sender_us: COMMIT's sent_us */
     bool over;                      /* ABORT said: the request is over */
     uint8_t *commit;                /* COMMIT's payload, kept until LANDED */
@@ -74,6 +86,8 @@ td_receiver *td_receiver_open(const td_receiver_opts *o);
 /* drop (or NULL): called for each live epoch's user */
 void td_receiver_free(td_receiver *r, void (*drop)(void *user));
 
+/* Slots, heads and tokens that this rank holds. */
+const td_ship_part *td_receiver_part(const td_receiver *r);
 /* n_first: choices. EFULL: table full. */
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
                           uint32_t n_first, void *user);

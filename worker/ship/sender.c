@@ -60,9 +60,12 @@ static td_send_action next_action(const td_sender *s)
     }
     if (a.type == TD_SEND_NOTHING) return a;
     td_frame_init(&a.head, type, s->o.epoch, s->o.incarnation);
+    a.head.src_rank = s->o.src_rank;
+    a.head.dst_rank = s->o.dst_rank;
     a.head.index = type == TD_KVF_ABORT ? s->abort_index : s->index;
     if (type == TD_KVF_COMMIT) {
         a.head.n_first = s->n_first;
+        a.head.n_src = s->o.n_src ? s->o.n_src : 1;
         a.head.digest = s->digest;
     }
     return a;

@@ -1,4 +1,4 @@
-/* worker/ship/sender.h - the sending end of one hand-off, as a pure machine.
+/* worker/ship/sender.h - the sending end of one hand-off from one rank to one rank, as a pure machine.
  *
  *            RECT, CREDIT, POSTED                 POSTED(COMMIT)
  *   SENDING ----------------------> SENDING ------------------------> COMMITTED --ACK--> ACKED
@@ -49,8 +49,13 @@ typedef struct td_send_action {
     td_kvframe head;             /* to be sealed with the payload (FRAME: geometry is the caller's to fill) */
 } td_send_action;
 
-typedef struct td_sender_opts { uint64_t epoch, incarnation; uint32_t credits,
-                                max_frames; int64_t timeout_us; } td_sender_opts;
+/* n_src: COMMIT's (kvframe.h rule 4); 0 is 1. */
+typedef struct td_sender_opts {
+    uint64_t epoch, incarnation;
+    uint32_t credits, max_frames;
+    int64_t timeout_us;
+    uint16_t src_rank, dst_rank, n_src;
+} td_sender_opts;
 
 typedef struct td_send_item { td_rect rect; void *ref; } td_send_item;
 typedef struct td_sender {

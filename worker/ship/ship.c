@@ -26,6 +26,7 @@ static void command_free(cmd *c)
 {
     td_buf_deinit(&c->payload);
     free(c->ref);
+    free(c->pair);
     for (int g = 0; g < TD_MAX_GROUPS; g++) free(c->pages[g]);
     free(c);
 }
@@ -54,13 +55,111 @@ static int32_t *copy_pages(const int32_t *pages, uint32_t n)
     return p;
 }
 
+/* ---- whom to send to ---- */
+td_status td_ship_ranks(const td_ship_grid *g, const char *const *endpoint, td_buf *out)
+{
+    td_msg_ranks r = {.tp = g->tp, .pp = g->pp, .cp = g->cp, .token_kind = (uint32_t)g->tokens.kind,
+                      .token_unit = g->tokens.unit, .n_stages = g->pp + 1u, .n = td_ship_grid_ranks(g)};
+    if (r.n < 2) return TD_OK;
+    if (r.n > TD_MSG_MAX_RANKS || g->pp > TD_MSG_MAX_RANKS) return td_refuse(TD_EBADREQ, "%u ranks", r.n);
+    for (uint32_t i = 0; i < r.n_stages; i++) r.stage[i] = g->stage[i];
+    for (uint32_t i = 0; i < r.n; i++) r.endpoint[i] = endpoint[i];
+    return td_msg_ranks_pack(&r, out);
+}
+
+/* The grid and endpoints that a sink tells; what is wrong with them is found by td_ship_grid_check. */
+static td_status sink_ranks(const td_ship *s, const td_msg_sink *sink, td_arena *a, td_ship_grid *g,
+                            td_msg_ranks *r)
+{
+    if (!sink->ranks_bytes) {
+        *g = td_ship_grid_one(s->o.desc);
+        *r = (td_msg_ranks){.n = 1, .endpoint = {sink->endpoint}};
+        return TD_OK;
+    }
+    TD_TRY(td_msg_ranks_unpack(sink->ranks, sink->ranks_bytes, a, r));
+    uint64_t n = (uint64_t)r->tp * r->pp * r->cp;
+    if (!n || r->tp > TD_SHIP_MAX_RANKS || r->pp > TD_SHIP_MAX_RANKS || r->cp > TD_SHIP_MAX_RANKS || n != r->n ||
+        r->n_stages != r->pp + 1)
+        return td_refuse(TD_EPROTO, "a grid of %u x %u x %u ranks with %u endpoints and %u stage bounds", r->tp, r->pp,
+                         r->cp, r->n, r->n_stages);
+    *g = (td_ship_grid){.tp = (uint16_t)r->tp, .pp = (uint16_t)r->pp, .cp = (uint16_t)r->cp,
+                        .tokens = {(td_token_kind)r->token_kind, r->cp, r->token_unit}};
+    for (uint32_t i = 0; i < r->n_stages; i++) {
+        if (r->stage[i] > TD_MAX_LAYERS) return td_refuse(TD_EPROTO, "a stage bound of %u", r->stage[i]);
+        g->stage[i] = (uint16_t)r->stage[i];
+    }
+    return TD_OK;
+}
+
+static td_status make_pairs(td_ship *s, cmd *c, const td_msg_sink *sink, td_arena *a)
+{
+    td_ship_grid to;
+    td_msg_ranks r;
+    td_grid_plan *p;
+    TD_TRY(sink_ranks(s, sink, a, &to, &r));
+    const td_grid_plan_opts o = {.desc = s->o.desc, .kv = s->o.kv[0]->dtype, .src = &s->grid, .dst = &to,
+                                 .rank = s->o.rank, .hit = sink->hit_tokens, .n_tokens = c->n_tokens};
+    TD_TRY(td_grid_plan_open(&o, &p));
+    if (!td_map_put(&s->plans, c->key, (uint64_t)(uintptr_t)p)) {
+        td_grid_plan_close(p);
+        return td_refuse(TD_EFULL, "more than %u hand-offs", s->o.max_keys);
+    }
+    c->pair = td_xalloc(r.n * sizeof *c->pair);
+    for (uint32_t k = 0; k < r.n; k++) {
+        if (!td_grid_plan_pair(p, s->o.rank, k)) continue;
+        pair *x = &c->pair[c->n_pairs++];
+        *x = (pair){.rank = (uint16_t)k, .n_src = (uint16_t)td_grid_plan_sources(p, k),
+                    .tokens = td_grid_plan_dst(p, k)->tokens};
+        snprintf(x->endpoint, sizeof x->endpoint, "%s", r.endpoint[k]);
+    }
+    return TD_OK;
+}
+
+static td_grid_plan *plan_of(td_ship *s, uint64_t key)
+{
+    uint64_t v;
+    return td_map_get(&s->plans, key, &v) ? (td_grid_plan *)(uintptr_t)v : NULL;
+}
+
 void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens)
 {
     cmd *c = command(CMD_SEND_OPEN, key);
+    td_arena a;
+    td_arena_init(&a, 1 << 18);
     c->sink = *sink;
+    c->sink.endpoint = NULL;
+    c->sink.ranks = NULL;
     c->n_tokens = n_tokens;
-    snprintf(c->text, sizeof c->text, "%s", sink->endpoint);
+    td_status st = make_pairs(s, c, sink, &a);
+    if (s->group) td_ship_group_begin(s->group, key, true);
     post(s, c);
+    if (st != TD_OK) td_ship_send_cancel(s, key, 1, td_reason());
+    td_arena_deinit(&a);
+}
+
+typedef struct layers {
+    td_ship *s;
+    uint64_t key;
+    const int32_t *const *pages;
+    const uint32_t *n_pages;
+} layers;
+
+static void layers_rect(void *arg, const td_rect *r)
+{
+    const layers *x = arg;
+    const td_token_set *mine = &x->s->part.tokens;
+    uint32_t P = (uint32_t)x->s->o.kv[r->group]->P, t0 = td_token_before(mine, r->tok0);
+    uint32_t p0 = t0 / P, p1 = (t0 + r->n_tok - 1) / P + 1; /* the source holds the whole range */
+    TD_CHECK(p1 <= x->n_pages[r->group]);
+    td_ship_send_rect(x->s, x->key, r, x->pages[r->group] + p0, p0, p1 - p0);
+}
+
+void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
+                         const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS])
+{
+    td_grid_plan *p = plan_of(s, key);
+    layers x = {s, key, pages, n_pages};
+    if (p) td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
 }
 
 void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
@@ -82,6 +181,7 @@ void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *commit, int6
     c->prompt_end_us = prompt_end_us;
     td_buf_init(&c->payload, 0);
     td_commit_write(&c->payload, commit);
+    c->logprobs = commit->logprobs;
     post(s, c);
 }
 
@@ -97,6 +197,7 @@ void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens
                        const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS])
 {
     cmd *c = command(CMD_RECV_OPEN, key);
+    if (s->group) td_ship_group_begin(s->group, key, false);
     c->hit = hit;
     c->n_tokens = n_tokens;
     c->n_first = n_first;
@@ -112,9 +213,41 @@ void td_ship_recv_close(td_ship *s, uint64_t key)
     post(s, command(CMD_RECV_CLOSE, key));
 }
 
+void td_ship_event_report(const td_ship_event *e, uint32_t rank, td_ship_report *out)
+{
+    *out = (td_ship_report){.key = e->key, .bytes = e->bytes, .transfer_us = e->transfer_us,
+                            .exposed_us = e->exposed_us, .rank = rank, .frames = e->frames,
+                            .type = (uint8_t)e->type, .ok = e->ok, .over = e->over};
+    snprintf(out->reason, sizeof out->reason, "%.*s", (int)sizeof out->reason - 1, e->reason);
+}
+
+void td_ship_peer(td_ship *s, const td_ship_report *r)
+{
+    if (s->group) td_ship_group_peer(s->group, r);
+}
+
+static td_ship_event *own_event(td_ship *s)
+{
+    td_ship_event *e = td_chan_pop(s->events);
+    td_grid_plan *p = e ? plan_of(s, e->key) : NULL;
+    if (p && e->type == TD_SHIP_SENT) {
+        td_map_del(&s->plans, e->key);
+        td_grid_plan_close(p);
+    }
+    return e;
+}
+
 td_ship_event *td_ship_poll(td_ship *s)
 {
-    return td_chan_pop(s->events);
+    td_ship_event *e;
+    if (!s->group) return own_event(s);
+    while ((e = own_event(s))) td_ship_group_own(s->group, e);
+    e = td_ship_group_next(s->group);
+    if (e && e->type == TD_SHIP_RECALL) { /* here too, if it is not over already */
+        if (e->sending) td_ship_send_cancel(s, e->key, 1, e->reason);
+        else td_ship_recv_close(s, e->key);
+    }
+    return e;
 }
 
 void td_ship_event_free(td_ship_event *e)
@@ -230,6 +363,11 @@ static td_status parse_fault(const char *text, fault *f)
 
 static void destroy(td_ship *s)
 {
+    size_t it = 0;
+    uint64_t k, v;
+    while (td_map_next(&s->plans, &it, &k, &v)) td_grid_plan_close((td_grid_plan *)(uintptr_t)v);
+    td_map_deinit(&s->plans);
+    td_ship_group_free(s->group);
     cmd *c;
     td_ship_event *e;
     while ((c = td_chan_pop(s->commands))) command_free(c);
@@ -245,12 +383,33 @@ static void destroy(td_ship *s)
     free(s);
 }
 
+static td_status grid_fits(const td_ship_opts *o, const td_ship_grid *g, td_ship_part *part)
+{
+    TD_TRY(td_ship_grid_check(g, o->desc));
+    if (o->rank >= td_ship_grid_ranks(g)) return td_refuse(TD_EBADREQ, "no rank %u in the grid", o->rank);
+    td_ship_part_of(g, o->desc, o->rank, part);
+    for (int i = 0; i < o->desc->n_groups; i++)
+        if (o->kv[i]->G != part->n_heads[i])
+            return td_refuse(TD_EBADREQ, "pages of %d KV heads on rank %u, the grid says %u", o->kv[i]->G, o->rank,
+                             part->n_heads[i]);
+    return TD_OK;
+}
+
 td_status td_ship_open(const td_ship_opts *o, td_ship **out)
 {
     fault f;
     TD_TRY(parse_fault(o->fault, &f));
+    td_ship_grid grid = o->grid ? *o->grid : td_ship_grid_one(o->desc);
+    td_ship_part part;
+    TD_TRY(grid_fits(o, &grid, &part));
     td_ship *s = td_xalloc(sizeof *s);
     s->o = *o;
+    s->grid = grid;
+    s->part = part;
+    s->o.grid = NULL;
+    td_map_init(&s->plans, o->max_keys);
+    if (td_ship_grid_ranks(&grid) > 1 && !o->rank)
+        s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
     s->fault = f;
     s->wait_last = &s->wait_first;
     s->commands = td_chan_open(1024, -1);
@@ -258,7 +417,8 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype,
                                                        .incarnation = o->incarnation,
                                                        .max_epochs = o->max_keys,
-                                                       .timeout_us = o->timeout_us});
+                                                       .timeout_us = o->timeout_us, .grid = &grid,
+                                                       .rank = o->rank});
     sem_init(&s->started, 0, 0);
     if (pthread_create(&s->thread, NULL, thread_main, s)) {
         destroy(s);

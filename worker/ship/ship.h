@@ -7,6 +7,13 @@
  * holds (td_engine_hold) from the first command about a key until that key's last event: SENT for a sending
  * key; LANDED, LOST or CLOSED for a receiving one. Every key that was opened gets exactly one of these.
  *
+ * Workers of several ranks: every rank opens a ship of its own with the worker's grid and its rank in it, and rank 0
+ * tells the others' endpoints and the grid with its reservations (td_ship_ranks). Every command that rank 0's engine
+ * gives is given on all ranks, with that rank's pages; each rank then sends and receives what grid_plan.h says. The
+ * other ranks' events go to rank 0 as reports (td_ship_event_report there, td_ship_peer here), and rank 0's poll gives
+ * the worker's: one last event a key, when all ranks have said theirs, and RECALL (not a last one) when one failed:
+ * send_cancel(key, 1, reason) or recv_close(key) is to be given on the other ranks.
+ *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
  *               it is looked at.
@@ -16,7 +23,7 @@
  * Threads:   open, close: main. Commands, flush and poll: the engine thread. Stats: any.
  * Errors:    open: EIO (bind). Later faults end the hand-off concerned, never the worker.
  * Limits:    max_keys open keys; TD_SHIP_MAX_DESTS connections out (idle ones are closed); as many frames in
- *            flight per hand-off as its sink gave credits. */
+ *            flight per hand-off and destination rank as its sink gave credits. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_SHIP_H
 #define TD_WORKER_SHIP_SHIP_H
@@ -24,17 +31,19 @@
 #include "common/wire/msg.h"
 #include "common/wire/sock.h"
 #include "worker/ship/frame.h"
-#include "worker/ship/plan.h"
+#include "worker/ship/grid_plan.h"
 #include "worker/ship/trace.h"
 
-enum { TD_SHIP_MAX_DESTS = 64 };
+enum { TD_SHIP_MAX_DESTS = 112 };
 
 typedef struct td_ship td_ship;
 
 typedef struct td_ship_opts {
     td_zctx *z;
-    const td_model_desc *desc;
-    const td_kv *kv[TD_MAX_GROUPS];
+    const td_model_desc *desc;   /* of the whole model, on every rank */
+    const td_kv *kv[TD_MAX_GROUPS]; /* this rank's: its heads, its layers' slots from 0 */
+    const td_ship_grid *grid;    /* NULL: one rank. Copied */
+    uint32_t rank;               /* in it */
     uint64_t incarnation;
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
@@ -46,19 +55,29 @@ typedef struct td_ship_opts {
     const char *fault;
 } td_ship_opts;
 
-typedef enum { TD_SHIP_SENT, TD_SHIP_LANDED, TD_SHIP_LOST, TD_SHIP_CLOSED } td_ship_event_type;
+typedef enum { TD_SHIP_SENT, TD_SHIP_LANDED, TD_SHIP_LOST, TD_SHIP_CLOSED, TD_SHIP_RECALL } td_ship_event_type;
 typedef struct td_ship_event {
     td_ship_event_type type;
     uint64_t key;
     bool ok;                     /* SENT: acknowledged */
     bool over;                   /* LOST: the other side says that the request is over */
-    char reason[160];            /* SENT and not ok; LOST */
+    bool sending;                /* RECALL: a sending key */
+    char reason[160];            /* SENT and not ok; LOST; RECALL */
     td_arena arena;
     td_commit commit;            /* LANDED */
     int64_t transfer_us, exposed_us;
     uint64_t bytes;
     uint32_t frames;
 } td_ship_event;
+
+/* A rank's last word about a key, for rank 0: plain bytes, to be carried as they lie. */
+typedef struct td_ship_report {
+    uint64_t key, bytes;
+    int64_t transfer_us, exposed_us;
+    uint32_t rank, frames;
+    uint8_t type, ok, over;      /* td_ship_event_type */
+    char reason[149];
+} td_ship_report;
 
 typedef struct td_ship_stats { uint64_t frames_sent, frames_received, bytes_sent, bytes_received,
                                frames_bad; uint32_t epochs_open; } td_ship_stats;
@@ -69,7 +88,15 @@ const char *td_ship_endpoint(const td_ship *s); /* as bound; "" without bulk_bin
 /* What others are told: given, if not ""; else as bound, with this host's name for a wildcard address. */
 void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n);
 
+/* What Reserved carries for a worker of several ranks: BulkRanks of this grid, endpoints by rank. One rank: nothing. */
+td_status td_ship_ranks(const td_ship_grid *g, const char *const *endpoint, td_buf *out);
+
 void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens);
+/* Layers [layer0, layer1) of tokens [tok0, tok1) of a sending key are computed on this rank (grid_plan.h rule 4):
+ * frames go out as they become full. pages[g]: this rank's page table of group g, from its first page on. */
+void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
+                         const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
+/* One rectangle of the caller's own plan, from one rank to one (plan.h). */
 /* pages: the group's page table from page page0 on, covering the rectangle. */
 void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
                        uint32_t n_pages);
@@ -79,6 +106,9 @@ void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const c
 void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens, uint32_t n_first,
                        const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
 void td_ship_recv_close(td_ship *s, uint64_t key);
+/* Rank 0: another rank's report. */
+void td_ship_peer(td_ship *s, const td_ship_report *r);
+void td_ship_event_report(const td_ship_event *e, uint32_t rank, td_ship_report *out);
 void td_ship_flush(td_ship *s);
 td_ship_event *td_ship_poll(td_ship *s); /* NULL: none */
 void td_ship_event_free(td_ship_event *e);

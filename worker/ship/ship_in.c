@@ -15,6 +15,7 @@ static const char BAD_FIRST[] = "COMMIT's first tokens are malformed";
 static void receiving_free(receiving *r)
 {
     for (int g = 0; g < TD_MAX_GROUPS; g++) free(r->pages[g]);
+    free(r->peer);
     free(r);
 }
 
@@ -28,6 +29,7 @@ static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation,
 {
     td_kvframe h;
     td_frame_init(&h, type, epoch, incarnation);
+    h.dst_rank = (uint16_t)s->o.rank;
     h.index = credits;
     size_t n = why ? strlen(why) : 0;
     td_frame_seal(&h, why, n);
@@ -36,45 +38,58 @@ static void answer(td_ship *s, td_part id, uint64_t epoch, uint64_t incarnation,
         TD_DEBUG_LOG("an answer did not leave: the sender is gone");
 }
 
-/* The sender should not have to wait for its own deadline. */
-static void refuse(td_ship *s, const td_epoch *e, const char *why)
+/* Every source of an epoch that has ended should know at once, but for one that knows (or none: -1). */
+static void tell(td_ship *s, const receiving *r, uint64_t epoch, const char *why, int but)
 {
-    const receiving *r = e->user;
-    if (r->peer_bytes)
-        answer(s, (td_part){r->peer, r->peer_bytes}, e->id, s->o.incarnation, TD_KVF_NACK, 0, why);
+    for (uint32_t k = 0; k < r->n_peers; k++)
+        if (r->peer[k].bytes && (int)k != but)
+            answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, epoch, s->o.incarnation,
+                   why ? TD_KVF_NACK : TD_KVF_ACK, 0, why);
 }
 
-/* The epoch is over: tell the engine, take it out of the table. A COMMIT that cannot be read turns LANDED
- * into FAILED.
- * True: landed. */
-static bool settle(td_ship *s, td_epoch *e, int64_t now)
+static void remember(receiving *r, uint32_t rank, td_part id)
+{
+    if (rank >= TD_SHIP_MAX_RANKS || id.n > sizeof r->peer->id) return;
+    if (rank >= r->n_peers) {
+        r->peer = td_xrealloc(r->peer, (rank + 1) * sizeof *r->peer);
+        memset(r->peer + r->n_peers, 0, (rank + 1 - r->n_peers) * sizeof *r->peer);
+        r->n_peers = rank + 1;
+    }
+    memcpy(r->peer[rank].id, id.p, id.n);
+    r->peer[rank].bytes = id.n;
+}
+
+/* The epoch is over: tell the engine, take it out of the table, tell the sources but one. A COMMIT that cannot be read
+ * turns LANDED into FAILED. */
+static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
 {
     receiving *r = e->user;
+    uint64_t id = e->id;
     td_ship_event *ev = ship_event(TD_SHIP_LANDED, r->key);
-    if (e->state == TD_EPOCH_LANDED && td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first,
-                                                      &ev->commit) != TD_OK) {
+    if (e->state == TD_EPOCH_LANDED && e->commit &&
+        td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first, &ev->commit) != TD_OK) {
         e->state = TD_EPOCH_FAILED;
         e->why = BAD_FIRST;
     }
-    bool landed = e->state == TD_EPOCH_LANDED;
+    const char *why = e->state == TD_EPOCH_LANDED ? NULL : e->why ? e->why : "failed";
     ev->bytes = e->bytes;
     ev->frames = e->frames;
-    if (landed) {
+    if (!why) {
         ev->transfer_us = e->first_us < 0 ? 0 : now - e->first_us;
-        ev->exposed_us = TD_MAX(ev->commit.exposed_us, (int64_t)0) + (now - e->commit_us);
+        ev->exposed_us = TD_MAX(ev->commit.exposed_us, (int64_t)0) + (e->commits ? now - e->commit_us : 0);
         td_trace_event(s->o.trace, "landed", ",\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu",
                        (unsigned long long)e->id, e->frames, (unsigned long long)e->bytes);
     } else {
         ev->type = TD_SHIP_LOST;
         ev->over = e->over;
-        snprintf(ev->reason, sizeof ev->reason, "%s", e->why ? e->why : "failed");
+        snprintf(ev->reason, sizeof ev->reason, "%s", why);
         td_trace_event(s->o.trace, "lost", ",\"epoch\":%llu,\"why\":\"%s\"", (unsigned long long)e->id,
                        ev->reason);
     }
     td_receiver_close(s->receiver, e);
-    receiving_free(r);
     ship_emit(s, ev);
-    return landed;
+    tell(s, r, id, why, but);
+    receiving_free(r);
 }
 
 void ship_in_command(td_ship *s, int64_t now, cmd *c)
@@ -82,7 +97,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     if (c->type == CMD_RECV_CLOSE) {
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (!e) return; /* LANDED or LOST is on the way to the engine */
-        refuse(s, e, "the reservation was cancelled");
+        tell(s, e->user, e->id, "the reservation was cancelled", -1);
         receiving_free(e->user);
         td_receiver_close(s->receiver, e);
         ship_emit(s, ship_event(TD_SHIP_CLOSED, c->key));
@@ -95,7 +110,11 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
         r->n_pages[g] = c->n_pages[g];
         c->pages[g] = NULL;
     }
-    if (td_receiver_add(s->receiver, now, c->key, c->hit, c->n_tokens, c->n_first, r) == TD_OK) return;
+    if (td_receiver_add(s->receiver, now, c->key, c->hit, c->n_tokens, c->n_first, r) == TD_OK) {
+        td_epoch *e = td_receiver_find(s->receiver, c->key);
+        if (e->state == TD_EPOCH_LANDED) settle(s, e, now, -1); /* this rank lacks nothing */
+        return;
+    }
     receiving_free(r);
     td_ship_event *ev = ship_event(TD_SHIP_LOST, c->key);
     snprintf(ev->reason, sizeof ev->reason, "%s", td_reason());
@@ -122,25 +141,19 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch,
                 a.why ? a.why : "message for a sender");
     }
-    if (a.epoch && id.n <= sizeof ((receiving *)0)->peer) {
-        receiving *r = a.epoch->user;
-        memcpy(r->peer, id.p, id.n);
-        r->peer_bytes = id.n;
-    }
+    if (a.epoch) remember(a.epoch->user, f.src_rank, id);
     if (a.write) {
         const receiving *r = a.epoch->user;
-        if (!td_codec_scatter(s->o.kv[a.rect.group], r->pages[a.rect.group], 0, r->n_pages[a.rect.group],
-                              &a.rect, part[1].p)) {
+        const td_codec_side side = ship_side(s, a.rect.group);
+        if (!td_codec_scatter(&side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect, &side.tokens,
+                              part[1].p)) {
             a.epoch->state = TD_EPOCH_FAILED;
-            a.epoch->why = a.why = "a page of the reservation is missing";
-            a.answer = TD_KVF_NACK;
+            a.epoch->why = "a page of the reservation is missing";
         }
     }
-    if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED && !settle(s, a.epoch, now) && a.answer == TD_KVF_ACK) {
-        a.answer = TD_KVF_NACK;
-        a.why = BAD_FIRST;
-    }
-    if (a.answer)
+    if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
+        settle(s, a.epoch, now, f.type == TD_KVF_ABORT ? f.src_rank : -1);
+    else if (a.answer)
         answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
 }
 
@@ -161,8 +174,7 @@ void ship_in_tick(td_ship *s, int64_t now)
     td_epoch *e;
     while ((e = td_receiver_tick(s->receiver, now))) {
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)e->id, e->why);
-        refuse(s, e, e->why);
-        (void)settle(s, e, now);
+        settle(s, e, now, -1);
     }
 }
 

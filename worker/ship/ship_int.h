@@ -7,6 +7,8 @@
 #include "common/chan.h"
 #include "common/map.h"
 #include "common/wire/loop.h"
+#include "worker/ship/codec.h"
+#include "worker/ship/group.h"
 #include "worker/ship/receiver.h"
 #include "worker/ship/sender.h"
 #include "worker/ship/ship.h"
@@ -20,17 +22,27 @@ typedef enum { CMD_SEND_OPEN, CMD_SEND_RECT, CMD_SEND_COMMIT, CMD_SEND_CANCEL, C
 /* A rectangle with the pages it lies in; pages follow the struct. */
 typedef struct rect_ref { uint32_t page0, n_pages; int32_t pages[]; } rect_ref;
 
+/* A rank that a hand-off goes to. */
+typedef struct pair {
+    uint16_t rank, n_src;        /* n_src: how many sources it hears */
+    td_token_set tokens;         /* that it holds */
+    char endpoint[256];
+} pair;
+
 typedef struct cmd {
     struct cmd *next;
     cmd_type type;
     uint64_t key;
-    td_msg_sink sink;            /* endpoint: in `text` */
+    td_msg_sink sink;            /* numbers and key only */
+    pair *pair;                  /* SEND_OPEN: [n_pairs] */
+    uint32_t n_pairs;
     uint32_t n_tokens, hit, n_first, abort_index;
     td_rect rect;
     rect_ref *ref;
     td_buf payload;              /* SEND_COMMIT */
+    bool logprobs;
     int64_t prompt_end_us;
-    char text[256];              /* endpoint or reason */
+    char text[256];              /* reason */
     int32_t *pages[TD_MAX_GROUPS];
     uint32_t n_pages[TD_MAX_GROUPS];
 } cmd;
@@ -45,19 +57,35 @@ typedef struct dest {
     int64_t idle_us;
 } dest;
 
+/* A sending key: done when each of its sendings is. */
+typedef struct handoff {
+    struct handoff *next;
+    uint64_t key;
+    uint32_t left, frames;
+    uint64_t bytes;
+    bool failed;
+    char reason[160];            /* of the first that failed */
+} handoff;
+
+/* One hand-off to one rank. */
 typedef struct sending {
     struct sending *next;
     uint64_t key;
+    handoff *of;
     dest *to;
     td_sender m;
+    td_token_set tokens;         /* that the destination holds */
     td_buf commit;
     int64_t prompt_end_us, commit_at_us; /* commit_at_us: not before (fault delay-commit) */
 } sending;
 
+/* Who sent the last message of a source for an epoch: told when it ends. */
+typedef struct peer { uint8_t id[32]; size_t bytes; } peer;
+
 typedef struct receiving {
     uint64_t key;
-    uint8_t peer[32];            /* who sent the last message for it: told when it ends by our doing */
-    size_t peer_bytes;
+    peer *peer;                  /* [n_peers], by source rank */
+    uint32_t n_peers;
     int32_t *pages[TD_MAX_GROUPS];
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
@@ -67,13 +95,18 @@ typedef struct fault { enum { FAULT_NONE, FAULT_FLIP, FAULT_DROP,
 
 struct td_ship {
     td_ship_opts o;
+    td_ship_grid grid;
+    td_ship_part part;
     fault fault;
     pthread_t thread;
     sem_t started;
     td_status start_status;
     char endpoint[256], reason[256];
     td_chan *commands, *events;
-    cmd *wait_first, **wait_last; /* engine thread's own: commands that found the ring full */
+    /* engine thread's own: commands that found the ring full, what is sent to whom, rank 0's book */
+    cmd *wait_first, **wait_last;
+    td_map plans;                /* sending key -> td_grid_plan * */
+    td_ship_group *group;        /* NULL: one rank, or not rank 0 */
     /* the rest belongs to the ship thread */
     bool stop;
     td_loop loop;
@@ -81,9 +114,17 @@ struct td_ship {
     td_receiver *receiver;
     dest dest[TD_SHIP_MAX_DESTS];
     sending *sendings;
+    handoff *handoffs;
     atomic_uint_fast64_t frames_sent, frames_received, bytes_sent, bytes_received, frames_bad;
     atomic_uint epochs_open;
 };
+
+/* This rank's pages of a group, as the codec wants them. */
+static inline td_codec_side ship_side(const td_ship *s, int g)
+{
+    return (td_codec_side){.kv = s->o.kv[g], .slot0 = s->part.slot0[g], .n_slots = s->part.n_slots[g],
+                           .head0 = s->part.head0[g], .tokens = s->part.tokens};
+}
 
 void ship_emit(td_ship *s, td_ship_event *e);
 td_ship_event *ship_event(td_ship_event_type type, uint64_t key);

@@ -12,15 +12,22 @@
 
 enum { BULK_HWM = 64, FRAMES_PER_TURN = 4, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000 };
 
-static sending *find(td_ship *s, uint64_t key)
+static sending *find(td_ship *s, uint64_t key, uint32_t dst)
 {
     for (sending *x = s->sendings; x; x = x->next)
-        if (x->key == key) return x;
+        if (x->key == key && x->m.o.dst_rank == dst) return x;
+    return NULL;
+}
+
+static handoff *find_handoff(td_ship *s, uint64_t key)
+{
+    for (handoff *h = s->handoffs; h; h = h->next)
+        if (h->key == key) return h;
     return NULL;
 }
 
 /* ---- connections ---- */
-static dest *dest_find(td_ship *s, const cmd *c)
+static dest *dest_find(td_ship *s, const cmd *c, const char *endpoint)
 {
     dest *free_one = NULL, *oldest = NULL;
     for (int i = 0; i < TD_SHIP_MAX_DESTS; i++) {
@@ -31,7 +38,7 @@ static dest *dest_find(td_ship *s, const cmd *c)
         }
         bool same_key = d->has_key == c->sink.has_key &&
             (!d->has_key || !memcmp(d->curve.server_key, c->sink.public_key, 32));
-        if (same_key && !strcmp(d->endpoint, c->text)) return d;
+        if (same_key && !strcmp(d->endpoint, endpoint)) return d;
         if (!d->users && (!oldest || d->idle_us < oldest->idle_us)) oldest = d;
     }
     if (free_one || !oldest) return free_one;
@@ -41,16 +48,16 @@ static dest *dest_find(td_ship *s, const cmd *c)
     return oldest;
 }
 
-static td_status dest_open(td_ship *s, const cmd *c, dest **out)
+static td_status dest_open(td_ship *s, const cmd *c, const char *endpoint, dest **out)
 {
-    dest *d = dest_find(s, c);
-    if (!d) return td_refuse(TD_EFULL, "more than %d decode workers at once", TD_SHIP_MAX_DESTS);
+    dest *d = dest_find(s, c, endpoint);
+    if (!d) return td_refuse(TD_EFULL, "more than %d ranks of decode workers at once", TD_SHIP_MAX_DESTS);
     if (d->sock) {
         *out = d;
         return TD_OK;
     }
     *d = (dest){.has_key = c->sink.has_key};
-    memcpy(d->endpoint, c->text, sizeof d->endpoint);
+    snprintf(d->endpoint, sizeof d->endpoint, "%s", endpoint);
     td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = BULK_HWM};
     if (d->has_key) {
         if (!s->o.curve)
@@ -82,16 +89,38 @@ static void drop_ref(void *ref)
     free(ref);
 }
 
+/* All ranks that it went to have ended. */
+static void handoff_end(td_ship *s, handoff *h)
+{
+    td_ship_event *e = ship_event(TD_SHIP_SENT, h->key);
+    e->ok = !h->failed;
+    e->bytes = h->bytes;
+    e->frames = h->frames;
+    memcpy(e->reason, h->reason, sizeof e->reason);
+    td_trace_event(s->o.trace, e->ok ? "handed_off" : "handoff_failed",
+                   ",\"key\":%llu,\"frames\":%u,\"bytes\":%llu", (unsigned long long)h->key, e->frames,
+                   (unsigned long long)e->bytes);
+    handoff **p = &s->handoffs;
+    while (*p != h) p = &(*p)->next;
+    *p = h->next;
+    free(h);
+    ship_emit(s, e);
+}
+
+static void handoff_fail(handoff *h, const char *reason)
+{
+    if (h->failed) return;
+    h->failed = true;
+    snprintf(h->reason, sizeof h->reason, "%.*s", (int)sizeof h->reason - 1, reason);
+}
+
+/* To one rank. The others of a hand-off that failed are given up by the next pump. */
 static void finish(td_ship *s, sending *x, int64_t now)
 {
-    td_ship_event *e = ship_event(TD_SHIP_SENT, x->key);
-    e->ok = x->m.state == TD_SENDER_ACKED;
-    e->bytes = x->m.bytes;
-    e->frames = x->m.index;
-    snprintf(e->reason, sizeof e->reason, "%s", x->m.reason);
-    td_trace_event(s->o.trace, e->ok ? "handed_off" : "handoff_failed",
-                   ",\"key\":%llu,\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu", (unsigned long long)x->key,
-                   (unsigned long long)x->m.o.epoch, e->frames, (unsigned long long)e->bytes);
+    handoff *h = x->of;
+    h->frames += x->m.index;
+    h->bytes += x->m.bytes;
+    if (x->m.state != TD_SENDER_ACKED) handoff_fail(h, x->m.reason);
     if (x->to) {
         x->to->users--;
         x->to->idle_us = now;
@@ -102,7 +131,7 @@ static void finish(td_ship *s, sending *x, int64_t now)
     td_sender_deinit(&x->m, drop_ref);
     td_buf_deinit(&x->commit);
     free(x);
-    ship_emit(s, e);
+    if (!--h->left) handoff_end(s, h);
 }
 
 static void free_payload(void *p, void *hint)
@@ -113,24 +142,20 @@ static void free_payload(void *p, void *hint)
 
 static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_event *posted)
 {
-    const td_kv *kv = s->o.kv[a->rect.group];
+    const td_codec_side side = ship_side(s, a->rect.group);
+    const td_kv *kv = side.kv;
     const rect_ref *ref = a->ref;
-    size_t n = td_codec_bytes(kv, &a->rect);
+    size_t n = td_codec_bytes(kv, &a->rect, &x->tokens);
     uint8_t *payload = malloc(n);
     if (!payload) return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
-    if (!td_codec_gather(kv, ref->pages, ref->page0, ref->n_pages, &a->rect, payload)) {
+    if (!td_codec_gather(&side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload)) {
         free(payload);
         return td_fail(TD_EPROTO, "a page of tokens %u.. of group %u is not held", a->rect.tok0,
                        a->rect.group);
     }
-    a->head.group = a->rect.group;
-    a->head.dtype = (uint16_t)kv->dtype;
-    a->head.layer0 = a->rect.layer0;
-    a->head.n_layers = a->rect.n_layers;
-    a->head.tok0 = a->rect.tok0;
-    a->head.n_tok = a->rect.n_tok;
-    a->head.kv_heads = (uint16_t)kv->G;
-    a->head.head_dim = (uint16_t)kv->D;
+    td_frame_rect(&a->head, &a->rect, kv->dtype, kv->D,
+                  td_token_before(&x->tokens, a->rect.tok0 + a->rect.n_tok) -
+                  td_token_before(&x->tokens, a->rect.tok0));
     td_frame_seal(&a->head, payload, n);
     *posted = (td_send_event){.type = TD_SEND_POSTED, .digest = td_frame_digest(&a->head), .bytes = n};
     int64_t number = (int64_t)s->frames_sent;
@@ -215,24 +240,32 @@ bool ship_out_pump(td_ship *s, int64_t now)
     bool more = false;
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
-        more |= pump(s, x, now, (td_send_event){.type = TD_SEND_TICK});
+        td_send_event e = {.type = TD_SEND_TICK};
+        handoff *h = x->of;
+        if (h->failed) e = (td_send_event){.type = TD_SEND_CANCEL, .n = 1, .reason = h->reason};
+        bool alone = h->left == 1, failed = h->failed;
+        more |= pump(s, x, now, e);
+        more |= !alone && !failed && h->failed; /* the rest of this hand-off may lie behind us */
     }
     dest_idle(s, now);
     return more;
 }
 
-static void open_sending(td_ship *s, int64_t now, const cmd *c)
+static void open_sending(td_ship *s, int64_t now, const cmd *c, handoff *h, const pair *to)
 {
     sending *x = td_xalloc(sizeof *x);
     x->key = c->key;
+    x->of = h;
+    x->tokens = to->tokens;
     td_buf_init(&x->commit, 0);
     td_sender_init(&x->m, &(td_sender_opts){.epoch = c->sink.epoch, .incarnation = c->sink.incarnation,
                                             .credits = c->sink.credits,
                                             .max_frames = td_ship_plan_max_frames(s->o.desc, c->n_tokens),
-                                            .timeout_us = s->o.timeout_us});
+                                            .timeout_us = s->o.timeout_us, .src_rank = (uint16_t)s->o.rank,
+                                            .dst_rank = to->rank, .n_src = to->n_src});
     x->next = s->sendings;
     s->sendings = x;
-    if (dest_open(s, c, &x->to) != TD_OK) {
+    if (dest_open(s, c, to->endpoint, &x->to) != TD_OK) {
         x->to = NULL;
         (void)pump(s, x, now, (td_send_event){.type = TD_SEND_GONE, .reason = td_reason()});
         return;
@@ -240,31 +273,57 @@ static void open_sending(td_ship *s, int64_t now, const cmd *c)
     x->to->users++;
 }
 
+static void open_handoff(td_ship *s, int64_t now, const cmd *c)
+{
+    handoff *h = td_xalloc(sizeof *h);
+    h->key = c->key;
+    h->left = c->n_pairs + 1; /* it ends when all are open */
+    h->next = s->handoffs;
+    s->handoffs = h;
+    for (uint32_t k = 0; k < c->n_pairs; k++) open_sending(s, now, c, h, &c->pair[k]);
+    if (!--h->left && c->n_pairs) handoff_end(s, h); /* without pairs: at COMMIT or CANCEL */
+}
+
+/* First tokens go from rank 0 to rank 0. */
+static void on_commit(td_ship *s, int64_t now, cmd *c, sending *x)
+{
+    bool first = !s->o.rank && !x->m.o.dst_rank;
+    const td_commit bare = {.logprobs = c->logprobs};
+    td_buf_reset(&x->commit);
+    if (first) td_buf_add(&x->commit, c->payload.p, c->payload.len);
+    else td_commit_write(&x->commit, &bare);
+    x->prompt_end_us = c->prompt_end_us;
+    (void)td_sender_step(&x->m, now, &(td_send_event){.type = TD_SEND_COMMIT, .n = first ? c->n_first : 0});
+}
+
 void ship_out_command(td_ship *s, int64_t now, cmd *c)
 {
     if (c->type == CMD_SEND_OPEN) {
-        open_sending(s, now, c);
+        open_handoff(s, now, c);
         return;
     }
-    sending *x = find(s, c->key);
-    if (!x) return; /* it has ended already; its SENT is on the way to the engine */
-    td_send_event e = {.type = TD_SEND_RECT, .rect = c->rect, .ref = c->ref};
     if (c->type == CMD_SEND_RECT) {
+        sending *x = find(s, c->key, c->rect.dst);
+        if (!x) return; /* it has ended already; its SENT is on the way to the engine */
+        td_send_event e = {.type = TD_SEND_RECT, .rect = c->rect, .ref = c->ref};
         td_sender_state before = x->m.state;
         uint32_t n = x->m.n;
         (void)td_sender_step(&x->m, now, &e);
         if (before == TD_SENDER_SENDING && x->m.n > n) c->ref = NULL; /* queued: the machine has it now */
         return; /* the loop pumps */
     }
-    if (c->type == CMD_SEND_COMMIT) {
-        td_buf_deinit(&x->commit);
-        x->commit = c->payload;
-        td_buf_init(&c->payload, 0);
-        x->prompt_end_us = c->prompt_end_us;
-        (void)td_sender_step(&x->m, now, &(td_send_event){.type = TD_SEND_COMMIT, .n = c->n_first});
+    handoff *h = find_handoff(s, c->key);
+    if (h && c->type == CMD_SEND_CANCEL) handoff_fail(h, c->text);
+    if (h && !h->left) { /* nothing of it goes from this rank */
+        handoff_end(s, h);
         return;
     }
-    (void)pump(s, x, now, (td_send_event){.type = TD_SEND_CANCEL, .n = c->abort_index, .reason = c->text});
+    for (sending *x = s->sendings, *next; x; x = next) {
+        next = x->next;
+        if (x->key != c->key) continue;
+        if (c->type == CMD_SEND_COMMIT) on_commit(s, now, c, x);
+        else (void)pump(s, x, now, (td_send_event){.type = TD_SEND_CANCEL, .n = c->abort_index, .reason = c->text});
+    }
 }
 
 /* ---- what the receiver says ---- */
@@ -315,6 +374,11 @@ int64_t ship_out_deadline(const td_ship *s, int64_t now)
 
 void ship_out_close(td_ship *s)
 {
+    for (handoff *h = s->handoffs, *next; h; h = next) {
+        next = h->next;
+        free(h);
+    }
+    s->handoffs = NULL;
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
         td_sender_deinit(&x->m, drop_ref);

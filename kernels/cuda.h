@@ -1,0 +1,115 @@
+/* kernels/cuda.h - launchers of the CUDA kernels, as C functions over device pointers.
+ *
+ * Rules:   1. Every function queues its work on `stream` (td_dev.stream[], a cudaStream_t) and returns 0 or a CUDA error
+ *             code; 1 (invalid value) is a shape that the kernel does not take. td_cuda_status turns it into a td_status.
+ *          2. All pointers are device pointers unless a comment says host. Structures of kernels/ops.h given by pointer
+ *             are host memory that holds device pointers; they are read before the call returns.
+ *          3. Row invariance (rule 1 of ops.h): launch shapes follow from the row's width, never from the number of rows.
+ *          4. Activations are f32 [T, width] with a leading dimension in elements. Where a function takes out_dtype its
+ *             output may be bf16 or f16 instead, rounded to nearest even: the input of a matrix product.
+ *          5. No allocation, no synchronization; workspaces are the caller's, sized by the _bytes function.
+ * Errors:  no launcher logs; an error inside a kernel appears at the stream's next sync.
+ * Threads: one per stream. Limits: D <= 256; E, F, V below 2^31; n_experts and top_k as in ops.h.
+ * Matrix products: kernels/cuda_gemm.h. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_KERNELS_CUDA_H
+#define TD_KERNELS_CUDA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "kernels/dev.h"
+#include "kernels/ops.h"
+
+typedef void *td_stream; /* a cudaStream_t; NULL: the default stream */
+
+/* ---- rows ---- */
+
+/* out = x / sqrt(mean(x^2) + eps) * w. f32 out may be x. */
+int td_cuda_rmsnorm(td_stream s, const float *x, size_t ldx, const float *w, float eps, int T, int E, void *out,
+                    td_dtype out_dtype, size_t ldo);
+/* x += delta, then as above: the residual and the next layer's norm in one pass. */
+int td_cuda_add_rmsnorm(td_stream s, float *x, size_t ldx, const float *delta, size_t ldd, const float *w, float eps,
+                        int T, int E, void *out, td_dtype out_dtype, size_t ldo);
+/* x += delta. */
+int td_cuda_add(td_stream s, float *x, size_t ldx, const float *delta, size_t ldd, int T, int E);
+/* As td_ops.sum_tree: y (+)= tree(parts) + bias. */
+int td_cuda_sum_tree(td_stream s, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
+                     const float *bias, float *y, size_t ldy, bool add);
+/* As td_ops.rope_append; the arrays of *a and kv->base are device memory, kv itself is host memory. */
+int td_cuda_rope_append(td_stream s, const td_rope_args *a);
+
+typedef enum { TD_ACT_SILU, TD_ACT_GELU, TD_ACT_GELU_TANH } td_act;
+/* out[t][f] = act(x[t][f]) * x[t][F + f]; f32 out may be x. */
+int td_cuda_act_mul(td_stream s, td_act act, const float *x, size_t ldx, int T, int F, void *out, td_dtype out_dtype,
+                    size_t ldo);
+/* out[t] = row ids[t] of the row-major table [N, K]; a foreign id gives zeros. */
+int td_cuda_embed(td_stream s, const void *table, td_dtype dtype, int N, int K, const int32_t *ids, int T, float *out,
+                  size_t ldo);
+/* out[i] = x[rows[i]]; out may not overlap x. */
+int td_cuda_take_rows(td_stream s, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
+                      size_t ldo);
+/* out = x in another type, RNE. */
+int td_cuda_convert(td_stream s, const float *x, size_t ldx, int T, int E, void *out, td_dtype out_dtype, size_t ldo);
+
+/* ---- mixture of experts: see td_ops ---- */
+int td_cuda_moe_logits(td_stream s, const void *router, td_dtype dtype, int N, int K, const float *x, size_t ldx, int T,
+                       float *logits);
+/* A row with NaN gets distinct ids (NaN counts as the least) and NaN weights. */
+int td_cuda_moe_route(td_stream s, const td_route_law *law, const float *logits, int T, int32_t *ids, float *weights);
+int td_cuda_moe_place(td_stream s, const int32_t *ids, int T, int top_k, int n_experts, int32_t *row0, int32_t *row);
+int td_cuda_moe_gather(td_stream s, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E, void *out,
+                       td_dtype out_dtype, size_t ldo);
+/* One chain of fused multiply-adds from 0 over the slots, then one addition to out. */
+int td_cuda_moe_combine(td_stream s, const float *y, size_t ldy, const int32_t *row, const float *weights, int T,
+                        int top_k, int E, float *out, size_t ldo);
+
+/* ---- token choice ----
+ * rows: device copies of td_sample_row whose pen, bias and mask are device pointers. The logits are read only; their
+ * processed form lies in the workspace. Noise has the bits of common/rng.h, logits those of the CPU families; masses
+ * of top_p are added in fixed point (2^-44), so no sum depends on an order. */
+size_t td_cuda_sample_bytes(int n, int V);
+/* with_logprobs: some row has logprobs >= 0. */
+int td_cuda_sample(td_stream s, const float *logits, size_t ld, int V, const td_sample_row *rows, int n,
+                   bool with_logprobs, void *workspace, td_sample_out *out);
+int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives, int n,
+                  td_sample_out *out);
+
+/* ---- pages ----
+ * A rectangle: slots [slot0, slot0 + n_slots), tokens [tok0, tok0 + n_tok) of one sequence; pages[t / P - page0] is
+ * token t's page (device array). payload is [slot][k|v][G][token][D], as worker/ship/codec.h has it. */
+typedef struct td_cuda_rect {
+    int slot0, n_slots;
+    uint32_t tok0, n_tok, page0;
+} td_cuda_rect;
+size_t td_cuda_rect_bytes(const td_kv *kv, const td_cuda_rect *r);
+int td_cuda_kv_gather(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r, void *payload);
+int td_cuda_kv_scatter(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r, const void *payload);
+/* Pages from[i] of `src` to pages to[i] of `dst`, in every slot [0, n_slots); the two may be one pool (then no page is in
+ * both lists), or one may be host memory that the device can address. Same P, G, D and type. */
+int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_kv *src, const int32_t *from, int n,
+                    int n_slots);
+
+/* ---- the table ----
+ * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
+ * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
+ * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
+ * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
+ * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
+ * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
+ * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. */
+td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
+td_status td_cuda_ops_status(void);
+void td_cuda_ops_close(void);
+
+/* OK for 0; EDEVICE with the driver's text, or ENOSUP for a refused shape. what: the operation. */
+td_status td_cuda_status(int code, const char *what);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

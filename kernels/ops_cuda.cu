@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/ops_cuda.cu - the launchers as one td_ops over a device's compute stream (kernels/cuda.h, "the
+ * table").
+ *
+ * What host memory holds (rows to sample, page tables) goes through a ring of two pinned halves: a half is
+ * written again only after the stream has passed the event that follows its last copy. */
+#include "kernels/cuda.h"
+#include "kernels/td_cuda.h"
+#include <stdlib.h>
+#include <string.h>
+
+namespace
+{
+enum { HALVES = 2 };
+const size_t HALF_BYTES = (size_t)1 << 20, ALIGN = 256;
+
+struct ring_half {
+    char *host, *device;
+    size_t used, bytes;
+    td_event *passed;
+};
+
+struct block {
+    char *p;
+    size_t bytes;
+};
+
+struct context {
+    td_dev *dev;
+    td_status status;
+    ring_half half[HALVES];
+    int at;
+    block sample, out;
+    td_ops ops;
+} ctx;
+
+void failed(td_status s)
+{
+    if (ctx.status == TD_OK) ctx.status = s;
+}
+
+/* False after any error: nothing is queued behind one. */
+bool may_run()
+{
+    return ctx.status == TD_OK;
+}
+
+void launched(int code, const char *what)
+{
+    if (code) failed(td_cuda_status(code, what));
+}
+
+td_stream stream()
+{
+    return ctx.dev->stream[TD_STREAM_COMPUTE];
+}
+
+/* Device memory of at least `bytes`, kept for the next call; grows with a synchronization. */
+bool want(block *b, size_t bytes)
+{
+    if (b->bytes >= bytes) return true;
+    td_dev *d = ctx.dev;
+    td_status s = d->sync(d, TD_STREAM_COMPUTE);
+    if (b->p) d->free(d, b->p);
+    *b = block{nullptr, 0};
+    void *p = nullptr;
+    if (s == TD_OK) s = d->alloc(d, bytes, &p);
+    if (s == TD_OK)
+        *b = block{(char *)p, bytes};
+    else
+        failed(s);
+    return s == TD_OK;
+}
+
+/* ---- the ring ---- */
+
+void half_close(ring_half *h)
+{
+    td_dev *d = ctx.dev;
+    if (h->host) d->free_host(d, h->host);
+    if (h->device) d->free(d, h->device);
+    if (h->passed) d->event_close(d, h->passed);
+    *h = ring_half{};
+}
+
+td_status half_open(ring_half *h, size_t bytes)
+{
+    td_dev *d = ctx.dev;
+    void *host = nullptr, *device = nullptr;
+    TD_TRY(d->alloc_host(d, bytes, &host));
+    h->host = (char *)host;
+    TD_TRY(d->alloc(d, bytes, &device));
+    h->device = (char *)device;
+    TD_TRY(d->event_open(d, &h->passed));
+    h->bytes = bytes;
+    return d->record(d, TD_STREAM_COMPUTE, h->passed);
+}
+
+/* The next half, once the stream has passed its last use; larger if it has to be. */
+td_status turn(size_t bytes)
+{
+    td_dev *d = ctx.dev;
+    TD_TRY(d->record(d, TD_STREAM_COMPUTE, ctx.half[ctx.at].passed));
+    ctx.at = (ctx.at + 1) % HALVES;
+    ring_half *h = &ctx.half[ctx.at];
+    if (h->bytes < bytes) {
+        TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+        half_close(h);
+        TD_TRY(half_open(h, bytes * 2));
+    } else {
+        td_status s;
+        while ((s = d->done(d, h->passed)) == TD_AGAIN) {
+        }
+        TD_TRY(s);
+    }
+    h->used = 0;
+    return TD_OK;
+}
+
+/* One argument block of a call: parts are put one after another, then sent in one transfer. */
+struct parcel {
+    ring_half *h;
+    size_t start, used;
+};
+
+size_t padded(size_t n)
+{
+    return (n + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+bool parcel_open(parcel *p, size_t bytes)
+{
+    if (ctx.half[ctx.at].used + bytes > ctx.half[ctx.at].bytes) {
+        td_status s = turn(bytes);
+        if (s != TD_OK) failed(s);
+        if (s != TD_OK) return false;
+    }
+    *p = parcel{&ctx.half[ctx.at], ctx.half[ctx.at].used, ctx.half[ctx.at].used};
+    return true;
+}
+
+/* Copies n bytes in; the device address they will have. NULL stays NULL. */
+template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
+{
+    if (!src || !n) return nullptr;
+    memcpy(p->h->host + p->used, src, n * sizeof(T));
+    const T *at = (const T *)(p->h->device + p->used);
+    p->used += padded(n * sizeof(T));
+    return at;
+}
+
+bool parcel_send(parcel *p)
+{
+    td_dev *d = ctx.dev;
+    td_status s =
+        d->upload(d, TD_STREAM_COMPUTE, p->h->device + p->start, p->h->host + p->start, p->used - p->start);
+    p->h->used = p->used;
+    if (s != TD_OK) failed(s);
+    return s == TD_OK;
+}
+
+/* ---- rows ---- */
+
+void ops_embed_table(td_pool *, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
+{
+    if (may_run())
+        launched(td_cuda_embed(stream(), w->p, w->dtype, w->N, w->K, ids, T, out, ldo), "embedding");
+}
+
+void ops_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float eps, int T, int E, float *out,
+                 size_t ldo)
+{
+    if (may_run()) launched(td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, TD_F32, ldo), "norm");
+}
+
+void ops_sum_tree(td_pool *, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
+                  const float *bias, float *y, size_t ldy, bool add)
+{
+    if (may_run())
+        launched(td_cuda_sum_tree(stream(), parts, part_stride, n_parts, T, N, ld, bias, y, ldy, add),
+                 "sum of parts");
+}
+
+void ops_rope_append(td_pool *, const td_rope_args *a)
+{
+    if (may_run()) launched(td_cuda_rope_append(stream(), a), "rope");
+}
+
+void ops_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, float *out, size_t ldo)
+{
+    if (may_run())
+        launched(td_cuda_act_mul(stream(), TD_ACT_SILU, x, ldx, T, F, out, TD_F32, ldo), "activation");
+}
+
+/* ---- mixture of experts ---- */
+
+void ops_moe_logits(td_pool *, const td_table *router, const float *x, size_t ldx, int T, float *logits)
+{
+    if (may_run())
+        launched(
+            td_cuda_moe_logits(stream(), router->p, router->dtype, router->N, router->K, x, ldx, T, logits),
+            "router");
+}
+
+void ops_moe_route(td_pool *, const td_route_law *law, const float *logits, int T, int32_t *ids,
+                   float *weights)
+{
+    if (may_run()) launched(td_cuda_moe_route(stream(), law, logits, T, ids, weights), "choice of experts");
+}
+
+void ops_moe_place(td_pool *, const int32_t *ids, int T, int top_k, int n_experts, int32_t *row0,
+                   int32_t *row)
+{
+    if (may_run()) launched(td_cuda_moe_place(stream(), ids, T, top_k, n_experts, row0, row), "placement");
+}
+
+void ops_moe_gather(td_pool *, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E,
+                    float *out, size_t ldo)
+{
+    if (may_run())
+        launched(td_cuda_moe_gather(stream(), x, ldx, row, T, top_k, E, out, TD_F32, ldo), "gathering");
+}
+
+void ops_moe_combine(td_pool *, const float *y, size_t ldy, const int32_t *row, const float *weights, int T,
+                     int top_k, int E, float *out, size_t ldo)
+{
+    if (may_run())
+        launched(td_cuda_moe_combine(stream(), y, ldy, row, weights, T, top_k, E, out, ldo), "combination");
+}
+
+/* ---- token choice ---- */
+
+size_t row_bytes(const td_sample_row *r, int V)
+{
+    return padded(r->n_pen * sizeof *r->pen) + padded(r->n_bias * sizeof *r->bias) +
+           (r->mask ? padded(((size_t)V + 31) / 32 * 4) : 0);
+}
+
+/* Copies of the rows whose pointers are the device's; false after an error. */
+const td_sample_row *send_rows(const td_sample_row *rows, int n, int V)
+{
+    size_t bytes = padded((size_t)n * sizeof *rows);
+    for (int i = 0; i < n; i++) bytes += row_bytes(&rows[i], V);
+    td_sample_row *copy = (td_sample_row *)malloc((size_t)n * sizeof *rows);
+    parcel p;
+    const td_sample_row *at = nullptr;
+    if (!copy) failed(td_fail(TD_EFULL, "out of memory for %d rows", n));
+    if (copy && parcel_open(&p, bytes)) {
+        memcpy(copy, rows, (size_t)n * sizeof *rows);
+        for (int i = 0; i < n; i++) {
+            copy[i].pen = parcel_put(&p, rows[i].pen, rows[i].n_pen);
+            copy[i].bias = parcel_put(&p, rows[i].bias, rows[i].n_bias);
+            copy[i].mask = parcel_put(&p, rows[i].mask, ((size_t)V + 31) / 32);
+        }
+        at = parcel_put(&p, copy, (size_t)n);
+        if (!parcel_send(&p)) at = nullptr;
+    }
+    free(copy);
+    return at;
+}
+
+/* The one wait of a step. */
+void fetch_out(td_sample_out *out, int n)
+{
+    td_dev *d = ctx.dev;
+    td_status s = d->download(d, TD_STREAM_COMPUTE, out, ctx.out.p, (size_t)n * sizeof *out);
+    if (s == TD_OK) s = d->sync(d, TD_STREAM_COMPUTE);
+    if (s != TD_OK) failed(s);
+}
+
+void ops_sample(td_pool *, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
+                td_sample_out *out)
+{
+    bool with_logprobs = false;
+    for (int i = 0; i < n; i++) {
+        out[i].token = -1;
+        with_logprobs = with_logprobs || rows[i].logprobs >= 0;
+    }
+    if (n == 0 || !may_run() || !want(&ctx.sample, td_cuda_sample_bytes(n, V)) ||
+        !want(&ctx.out, (size_t)n * sizeof *out))
+        return;
+    const td_sample_row *at = send_rows(rows, n, V);
+    if (!at) return;
+    launched(td_cuda_sample(stream(), logits, ld, V, at, n, with_logprobs, ctx.sample.p,
+                            (td_sample_out *)ctx.out.p),
+             "token choice");
+    if (may_run()) fetch_out(out, n);
+}
+
+void ops_score(td_pool *, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives,
+               int n, td_sample_out *out)
+{
+    parcel p;
+    if (n == 0 || !may_run() || !want(&ctx.out, (size_t)n * sizeof *out) ||
+        !parcel_open(&p, padded((size_t)n * sizeof *ids)))
+        return;
+    const int32_t *at = parcel_put(&p, ids, (size_t)n);
+    if (!parcel_send(&p)) return;
+    launched(td_cuda_score(stream(), logits, ld, V, at, n_alternatives, n, (td_sample_out *)ctx.out.p),
+             "scores");
+    if (may_run()) fetch_out(out, n);
+}
+
+void fill_table(td_ops *t)
+{
+    *t = td_ops{};
+    t->family = "cuda";
+    t->numerics = "cuda-sm80-bf16";
+    t->weight_dtype = t->kv_dtype = TD_BF16;
+    t->embed_table = ops_embed_table;
+    t->rmsnorm = ops_rmsnorm;
+    t->sum_tree = ops_sum_tree;
+    t->rope_append = ops_rope_append;
+    t->silu_mul = ops_silu_mul;
+    t->moe_logits = ops_moe_logits;
+    t->moe_route = ops_moe_route;
+    t->moe_place = ops_moe_place;
+    t->moe_gather = ops_moe_gather;
+    t->moe_combine = ops_moe_combine;
+    t->sample = ops_sample;
+    t->score = ops_score;
+}
+} // namespace
+
+extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
+{
+    if (ctx.dev) return td_fail(TD_EFULL, "the CUDA operations are open already");
+    if (strcmp(dev->kind, "cuda"))
+        return td_fail(TD_ENOSUP, "CUDA operations on a device of kind %s", dev->kind);
+    ctx = context{};
+    ctx.dev = dev;
+    td_status s = TD_OK;
+    for (int i = 0; i < HALVES && s == TD_OK; i++) s = half_open(&ctx.half[i], HALF_BYTES);
+    if (s != TD_OK) {
+        td_cuda_ops_close();
+        return s;
+    }
+    fill_table(&ctx.ops);
+    *out = &ctx.ops;
+    return TD_OK;
+}
+
+extern "C" td_status td_cuda_ops_status(void)
+{
+    td_status s = ctx.status;
+    ctx.status = TD_OK;
+    return s;
+}
+
+extern "C" void td_cuda_ops_close(void)
+{
+    if (!ctx.dev) return;
+    ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
+    for (ring_half &h : ctx.half) half_close(&h);
+    if (ctx.sample.p) ctx.dev->free(ctx.dev, ctx.sample.p);
+    if (ctx.out.p) ctx.dev->free(ctx.dev, ctx.out.p);
+    ctx = context{};
+}
+
+extern "C" td_status td_cuda_status(int code, const char *what)
+{
+    if (!code) return TD_OK;
+    if (code == cudaErrorInvalidValue)
+        return td_fail(TD_ENOSUP, "CUDA: %s: a shape that no kernel takes", what);
+    return td_fail(TD_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString((cudaError_t)code));
+}
