@@ -266,10 +266,9 @@ static void plan_chunks(gemm_job *j, int members)
 
 enum { PACK_SERIAL = 1 << 15 }; /* elements of x below which forking costs more than packing */
 
-static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
-                   float *y, size_t ldy, bool add)
+static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                        float *y, size_t ldy, bool add)
 {
-    if (T <= 0) return;
     int members = td_pool_size(pool);
     gemm_job j = {.w = w, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .T = T, .add = add};
     j.slices = w->slices > 1 ? w->slices : 1;
@@ -285,6 +284,19 @@ static void linear(td_pool *pool, void *scratch, const td_weight *w, const float
         for (int i = 0; i < j.n_blocks * j.strips; i++) pack_item(&j, i, 0);
     else td_pool_for(pool, j.n_blocks * j.strips, pack_item, &j);
     td_pool_for(pool, j.n_chunks, panels_item, &j);
+}
+
+enum { HOT_BYTES = 3 << 19 }; /* packed x that stays close while every panel passes over it */
+
+/* Rows in parts of whole blocks: reading the weights once more for each costs less than x from far away. */
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add)
+{
+    size_t blocks = HOT_BYTES / (td_pairs(w->K) * XD * 4 * MR_MAX);
+    int each = blocks > 1 ? blocks < (size_t)T ? (int)blocks * MR_MAX : T : MR_MAX;
+    for (int t = 0; t < T; t += each)
+        linear_part(pool, scratch, w, x + (size_t)t * ldx, ldx, T - t < each ? T - t : each,
+                    y + (size_t)t * ldy, ldy, add);
 }
 
 /* ---- sums of several ranks' parts ---- */

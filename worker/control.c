@@ -357,6 +357,14 @@ static void on_welcome(td_control *c, const td_msg *m)
     TD_INFO("joined the router");
 }
 
+/* The answer lets it go: a connection that is closed while we write to it may lose what we have not read. */
+static void on_goodbye(td_control *c, int64_t now)
+{
+    td_msg m = {.type = TD_MSG_GOODBYE};
+    (void)send(c, &m);
+    link_lost(c, now, NULL);
+}
+
 void td_control_message(td_control *c, int64_t now_us, const td_msg *m, td_arena *arena)
 {
     if (c->link == LINK_DOWN) return;
@@ -378,7 +386,7 @@ void td_control_message(td_control *c, int64_t now_us, const td_msg *m, td_arena
         c->outcome = TD_CONTROL_REFUSED;
         break;
     case TD_MSG_DRAIN: td_control_drain(c, now_us); break;
-    case TD_MSG_GOODBYE: link_lost(c, now_us, NULL); break;
+    case TD_MSG_GOODBYE: on_goodbye(c, now_us); break;
     case TD_MSG_START:
     case TD_MSG_RESERVE:
         if (c->link == LINK_JOINED) on_work(c, now_us, m, arena);

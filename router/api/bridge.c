@@ -230,6 +230,20 @@ static void tick(td_bridge *b, int64_t now)
     atomic_store(&b->o.api->core_beat_us, now);
 }
 
+/* Closing at once might lose the goodbye of a worker that is just writing to us, so their answers are waited
+ * for. */
+static void leave(td_bridge *b)
+{
+    step(b, &(td_event){.type = TD_EV_LEAVE});
+    int64_t end = td_now_us() + TD_BRIDGE_LEAVE_US;
+    while (!b->killed && td_fleet_anyone(td_core_fleet(b->o.core)) && td_now_us() < end) {
+        td_wake_clear(b->o.wake_fd);
+        receive(b);
+        signals(b);
+        td_loop_wait(&b->loop, TD_BRIDGE_TICK_US / 10);
+    }
+}
+
 void td_bridge_run(td_bridge *b)
 {
     while (!b->killed && !(b->draining && !atomic_load(b->o.nets_running))) {
@@ -242,5 +256,5 @@ void td_bridge_run(td_bridge *b)
         give_later(b);
         td_loop_wait(&b->loop, TD_MAX(b->ticked_us + TD_BRIDGE_TICK_US - td_now_us(), 0));
     }
-    step(b, &(td_event){.type = TD_EV_LEAVE});
+    leave(b);
 }

@@ -24,6 +24,7 @@ enum {
     TD_BRIDGE_PEERS = 256,
     TD_BRIDGE_BATCH = 512,
     TD_BRIDGE_TICK_US = 50000,
+    TD_BRIDGE_LEAVE_US = 500000, /* for the answers to GOODBYE */
     TD_BRIDGE_MESSAGE_BYTES = 8 << 20
 };
 

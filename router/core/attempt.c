@@ -146,7 +146,8 @@ void core_again(td_core *c, td_request *r, uint64_t worker, td_replace why, cons
 void core_lose_worker(td_core *c, td_worker *w, td_worker_state to, td_replace why, const char *reason)
 {
     uint64_t incarnation = w->incarnation;
-    core_log(c, TD_LOG_WARN, "worker %s lost (%s), %u leases", w->name, reason, w->n_leases);
+    core_log(c, c->left ? TD_LOG_DEBUG : TD_LOG_WARN, "worker %s lost (%s), %u leases", w->name, reason,
+             w->n_leases);
     /* While it still counts as alive: tell it, in case it only sleeps. */
     for (td_lease *l = w->leases; l; l = l->next_of_worker)
         if (started(l->request, l)) core_cancel_lease(c, l);

@@ -17,7 +17,7 @@ struct td_core {
     td_list queue, running, closing;
     td_request *grave;          /* released: freed at the start of the next step */
     td_core_counts counts;
-    bool draining;
+    bool draining, left;        /* left: every worker was told GOODBYE */
     int64_t now_us, dark_us;    /* dark: since when no worker is alive; 0: someone is */
     td_actions *out;            /* of the current step */
     td_buf text;                /* scratch of a delta */

@@ -35,7 +35,7 @@ td_worker *td_fleet_find(td_fleet *f, uint64_t incarnation)
 
 static void copy(char *to, size_t n, const char *from) { snprintf(to, n, "%s", from ? from : ""); }
 
-static bool anyone_alive(const td_fleet *f)
+bool td_fleet_anyone(const td_fleet *f)
 {
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++)
         if (td_worker_alive(&f->w[i])) return true;
@@ -80,7 +80,7 @@ td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, cons
                          td_worker **out, td_worker **replaced, char *reason, size_t n)
 {
     *replaced = NULL;
-    if (!anyone_alive(f) && !td_fleet_find(f, incarnation))
+    if (!td_fleet_anyone(f) && !td_fleet_find(f, incarnation))
         f->has_identity = false; /* an empty cluster may become another one */
     if (f->has_identity && !same_identity(f, h, reason, n)) {
         f->refused++;

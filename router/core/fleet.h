@@ -113,6 +113,7 @@ static inline bool td_worker_alive(const td_worker *w)
 /* Can complete a request now. Until it could for the first time it waits for workers that are still loading
  * (at most settle_us), so that the first requests do not all go to whoever was ready first. */
 bool td_fleet_serves(td_fleet *f, int64_t now_us);
+bool td_fleet_anyone(const td_fleet *f);  /* someone is alive */
 bool td_fleet_hopeful(const td_fleet *f); /* someone is ready or loading */
 uint64_t td_fleet_kv_tokens(const td_fleet *f,
                             td_role counted_as); /* of ready workers: DECODE counts DECODE and MIXED */

@@ -178,7 +178,7 @@ static void on_peer_lost(td_core *c, uint64_t from)
 
 static void on_leave(td_core *c)
 {
-    c->draining = true;
+    c->draining = c->left = true;
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++)
         if (td_worker_alive(&c->fleet.w[i])) core_send(c, &c->fleet.w[i], TD_MSG_GOODBYE);
 }
@@ -275,7 +275,7 @@ void td_core_step(td_core *c, int64_t now_us, const td_event *ev, td_actions *ou
     case TD_EV_DRAIN: c->draining = true; break;
     case TD_EV_LEAVE: on_leave(c); break;
     }
-    if (ev->type != TD_EV_LEAVE) core_schedule(c);
+    if (!c->left) core_schedule(c);
     c->out = NULL;
 }
 

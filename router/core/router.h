@@ -17,8 +17,8 @@
  *               with prompt and log.
  *            6. A request that lost more than max_losses workers fails; so does one that finds no worker for
  *               no_worker_us.
- *            7. LEAVE is the last event: every worker alive is told GOODBYE, so that none waits for us or
- *               takes the silence for a fault.
+ *            7. After LEAVE nothing is placed. Every worker alive is told GOODBYE, so that none waits for us
+ *               or takes the silence for a fault; it answers with GOODBYE and is DEAD to us.
  *            8. Same events, same times: same actions. The simulator (tests/router) depends on it.
  * Ownership: the core owns requests, jobs, fleet and index. Threads: one owner (the core thread).
  * Limits:    max_queue waiting requests, max_requests in all, TD_INDEX_SLOTS workers. */

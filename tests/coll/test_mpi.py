@@ -2,7 +2,7 @@
 """The MPI back end on this host: mpirun starts tests/coll/tool_ranks.c, which runs the case list of test_coll.c and what only
 processes can show (a message beyond 1 GiB, an abort that ends all, waiting without using a core).
 
-Every variation of how Open MPI moves bytes on one host is a run: shared memory with single copy, without it, and TCP.
+Every way of moving bytes is a run: pipes and shared memory with single copy, without it, TCP, and what ranks of different hosts have.
 """
 import os
 import re
@@ -43,6 +43,7 @@ def cases(n, *options):
     rc, out, _ = mpirun(n, "cases", *options)
     ok = ranks_passed(out)
     check(rc == 0 and len(ok) == n and min(ok.values()) > 1000, n, options, rc, out[-2000:])
+    return out
 
 
 def alone():
@@ -64,6 +65,8 @@ def main():
         cases(n)
     cases(3, "--mca", "btl_vader_single_copy_mechanism", "none")
     cases(2, "--mca", "btl", "self,tcp")
+    out = cases(3, "--mca", "osc", "^sm", "--mca", "btl", "self,tcp")  # as between hosts: no bells, no pipes
+    check("share no memory" in out, out[-500:])
     alone()
     rc, out, _ = mpirun(2, "big")
     check(rc == 0 and len(ranks_passed(out)) == 2, rc, out[-500:])

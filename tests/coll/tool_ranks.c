@@ -129,7 +129,7 @@ int main(int argc, char **argv)
                 {"large-for-small", run_large_for_small}};
     td_coll *c = NULL;
     coll_tally t = {0};
-    td_log_open("ranks", TD_LOG_ERROR);
+    td_log_open("ranks", TD_LOG_WARN);
     if (td_coll_mpi_open(&argc, &argv, &c) < 0) {
         printf("%s\n", td_reason());
         return 77;

@@ -1,4 +1,5 @@
-"""Bad input: a clear error in OpenAI's shape or a clean close; nothing lost, others undisturbed (a stream runs beside it all the time).
+"""Bad input: a clear error in OpenAI's shape or a clean close; nothing lost, others undisturbed (a stream
+runs beside it all the time).
 SPDX-License-Identifier: Apache-2.0
 """
 import json
@@ -37,7 +38,8 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
                     if b"\r\n\r\n" in out:
                         head, _, body = out.partition(b"\r\n\r\n")
                         for line in head.split(b"\r\n"):
-                            if line.lower().startswith(b"content-length:") and len(body) >= int(line.split(b":")[1]):
+                            if line.lower().startswith(b"content-length:") and len(body) >= int(
+                                    line.split(b":")[1]):
                                 return out
             except (TimeoutError, ConnectionResetError, BrokenPipeError):
                 pass
@@ -65,7 +67,10 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
         want = None
         while not stop.is_set():
             ids = []
-            for _, ev in c.stream("/v1/completions", dict(prompt=Q["prompt_ids"], max_tokens=60, temperature=0.7, seed=3, return_token_ids=True)):
+            for _, ev in c.stream(
+                    "/v1/completions",
+                    dict(prompt=Q["prompt_ids"], max_tokens=60, temperature=0.7, seed=3,
+                         return_token_ids=True)):
                 for ch in ev.get("choices", []):
                     ids += ch.get("token_ids") or []
             want = want or ids
@@ -76,7 +81,8 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     t.start()
     chat = lambda **kw: {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **kw}  # noqa: E731
     comp = lambda **kw: {"model": "demo", "prompt": "hi", **kw}  # noqa: E731
-    for body in (b"", b"{", b"[]", b"null", b'{"model": "demo"', b'{"model": "demo",}', b"\xff\xfe", b'{"a": 1e999e}', b"[" * 100000, b'{"a":' * 5000):
+    for body in (b"", b"{", b"[]", b"null", b'{"model": "demo"', b'{"model": "demo",}', b"\xff\xfe",
+                 b'{"a": 1e999e}', b"[" * 100000, b'{"a":' * 5000):
         rejected("/v1/chat/completions", body)
         rejected("/v1/completions", body)
     ok("malformed JSON")
@@ -84,12 +90,16 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     rejected("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, 400, param="model")
     rejected("/v1/completions", comp(prompt=[20] * 5000), 400, "context_length_exceeded")
     rejected("/v1/completions", comp(max_tokens=100000), 400, "context_length_exceeded")
-    rejected("/v1/chat/completions", chat(messages=[{"role": "user", "content": "word " * 6000}]), 400, "context_length_exceeded")
+    rejected("/v1/chat/completions", chat(messages=[{"role": "user", "content": "word " * 6000}]), 400,
+             "context_length_exceeded")
     ok("unknown model, too long a prompt")
-    for kw in (dict(temperature="hot"), dict(temperature=-1), dict(temperature=2.5), dict(top_p=0), dict(top_p=1.5), dict(n=0), dict(n=100000), dict(n=1.5),
-               dict(max_tokens=0), dict(max_tokens=-1), dict(max_tokens="x"), dict(seed="x"), dict(stop=5), dict(stop=["a"] * 100), dict(stop=[1]),
-               dict(presence_penalty=9), dict(frequency_penalty=-9), dict(logit_bias={"x": 1}), dict(logit_bias={"999999": 1}), dict(logit_bias=[1]),
-               dict(stream="yes"), dict(top_k="a"), dict(min_p=2), dict(repetition_penalty=0), dict(min_tokens=-1), dict(stop_token_ids=[10**9])):
+    for kw in (dict(temperature="hot"), dict(temperature=-1), dict(temperature=2.5), dict(top_p=0),
+               dict(top_p=1.5), dict(n=0), dict(n=100000), dict(n=1.5),
+               dict(max_tokens=0), dict(max_tokens=-1), dict(max_tokens="x"), dict(seed="x"), dict(stop=5),
+               dict(stop=["a"] * 100), dict(stop=[1]), dict(presence_penalty=9), dict(frequency_penalty=-9),
+               dict(logit_bias={"x": 1}), dict(logit_bias={"999999": 1}), dict(logit_bias=[1]),
+               dict(stream="yes"), dict(top_k="a"), dict(min_p=2), dict(repetition_penalty=0),
+               dict(min_tokens=-1), dict(stop_token_ids=[10**9])):
         rejected("/v1/chat/completions", chat(**kw), param=next(iter(kw)))
     for body in (comp(temperature=float("nan")), comp(temperature=float("inf"))):
         rejected("/v1/completions", json.dumps(body).encode())
@@ -100,16 +110,19 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     rejected("/v1/chat/completions", chat(top_logprobs=99, logprobs=True))
     rejected("/v1/completions", comp(logprobs=99))
     for field, value in (("response_format", {"type": "json_object"}), ("suffix", "x"), ("best_of", 5)):
-        rejected("/v1/completions" if field != "response_format" else "/v1/chat/completions", (comp if field != "response_format" else chat)(**{field: value}),
-                 400, "unsupported_parameter", field)
+        rejected("/v1/completions" if field != "response_format" else "/v1/chat/completions",
+                 (comp if field != "response_format" else chat)(**{field: value}), 400,
+                 "unsupported_parameter", field)
     assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1)["choices"]
     ok("wrong types, ranges, token ids; unsupported named, unknown ignored")
     rejected("/v1/nothing", {}, 404)
     assert status(b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n") == 405
     big = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n"
     assert status(big) == 413
-    assert status(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 200) for i in range(2000)) + b"\r\n") == 431
-    both = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert status(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 200)
+                                                                   for i in range(2000)) + b"\r\n") == 431
+    both = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n" \
+           b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     assert status(both) == 400
     assert status(b"GARBAGE\r\n\r\n") == 400
     assert status(b"GET /livez HTTP/1.1\r\n\r\n") == 400
@@ -134,15 +147,18 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     c.wait_clean()
     ok(f"{len(streamed)} streams beside, all undisturbed; every page back")
 # What a request must not ask for is no default either: refused at load, by name.
-for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-50), ("top_k", 1e30), ("min_p", 2)):
+for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-50), ("top_k", 1e30),
+                   ("min_p", 2)):
     with tempfile.TemporaryDirectory() as d:
         for f in os.listdir(DEMO):
             if f != "generation_config.json":
                 os.symlink(os.path.join(DEMO, f), os.path.join(d, f))
         with open(os.path.join(d, "generation_config.json"), "w") as f:
             json.dump({key: value}, f)
-        r = subprocess.run([os.path.join(BIN, "tandem-router"), "--model", d, "--port", "0", "--grpc-port", "0", "--router-bind", f"ipc://{d}/c"],
-                           capture_output=True, text=True, timeout=20)
+        r = subprocess.run([
+            os.path.join(BIN, "tandem-router"), "--model", d, "--port", "0", "--grpc-port", "0",
+            "--router-bind", f"ipc://{d}/c"
+        ], capture_output=True, text=True, timeout=20)
         assert r.returncode == 1 and f"generation_config.json: {key}" in r.stderr, (key, r)
 ok("a bad generation_config.json is refused by name")
 print(f"{passed} passed, 0 failed")

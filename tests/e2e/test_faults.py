@@ -1,6 +1,8 @@
-"""What happens when a worker dies, a client leaves, or a frame is damaged: the same text or a clear error, and every page back.
+"""What happens when a worker dies, a client leaves, or a frame is damaged: the same text or a clear error,
+and every page back.
 
-Each case stops a stream at a chosen state, does the damage, and compares the whole text with an undisturbed run.
+Each case stops a stream at a chosen state, does the damage, and compares the whole text with an undisturbed
+run.
 SPDX-License-Identifier: Apache-2.0
 """
 import json
@@ -74,10 +76,14 @@ with Cluster(prefill=0, decode=0, mixed=1) as c:
 
 # The client leaves at any time: every page back on both workers within a step + 100 ms.
 with Cluster(extra=["--max-prefill-chunk", "2"]) as c:
-    body = json.dumps({"model": c.name, "stream": True, **BODY, "max_tokens": 400, "ignore_eos": True}).encode()
+    body = json.dumps({"model": c.name, "stream": True, **BODY, "max_tokens": 400,
+                       "ignore_eos": True}).encode()
     for wait in (0.0, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2):
         s = socket.create_connection(("127.0.0.1", c.port))
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        s.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+            b"%d\r\n\r\n"
+            % len(body) + body)
         time.sleep(wait)
         s.close()
         c.wait_clean(3)
@@ -88,7 +94,9 @@ with Cluster(extra=["--max-prefill-chunk", "1", "--no-prefix-cache"]) as c:
     prompt = (LONGQ["prompt_ids"] * 40)[:330]
     for _ in range(3):
         with ThreadPoolExecutor(32) as pool:
-            texts = list(pool.map(lambda i: c.complete(prompt, max_tokens=4, temperature=0)["choices"][0]["token_ids"], range(32)))
+            texts = list(
+                pool.map(lambda i: c.complete(prompt, max_tokens=4, temperature=0)["choices"][0]["token_ids"],
+                         range(32)))
         assert all(x == texts[0] for x in texts)
         c.wait_clean()
     ok("32 hand-offs of 330 frames each, at once")
@@ -101,7 +109,8 @@ with Cluster(prefill=1, decode=2) as c:
         if i == 6 and not state:
             state.append(1)
             for w in c.workers:
-                if w.startswith("decode") and any(x["name"] == w and x["seqs_running"] for x in c.ledger()["workers"]):
+                if w.startswith("decode") and any(x["name"] == w and x["seqs_running"]
+                                                  for x in c.ledger()["workers"]):
                     c.kill(w, signal.SIGSTOP)
     got = stream_ids(c, BODY, stop)
     assert got == want, (got, want)

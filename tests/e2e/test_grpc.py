@@ -1,4 +1,5 @@
-"""grpcio, unchanged, against the router: Generate, Complete, Tokenize, ListModels, health; deadlines, cancel, errors.
+"""grpcio, unchanged, against the router: Generate, Complete, Tokenize, ListModels, health; deadlines, cancel,
+errors.
 SPDX-License-Identifier: Apache-2.0
 """
 import os
@@ -13,7 +14,8 @@ from grpc_tools import protoc
 from support.cluster import ROOT, Cluster, questions
 
 tmp = tempfile.mkdtemp()
-assert protoc.main(["", f"-I{ROOT}/proto", f"--python_out={tmp}", f"--grpc_python_out={tmp}", "inference.proto"]) == 0
+assert protoc.main(
+    ["", f"-I{ROOT}/proto", f"--python_out={tmp}", f"--grpc_python_out={tmp}", "inference.proto"]) == 0
 sys.path.insert(0, tmp)
 import inference_pb2 as pb  # noqa: E402
 import inference_pb2_grpc as rpc  # noqa: E402
@@ -42,11 +44,15 @@ with Cluster() as c:
     channel = grpc.insecure_channel(f"127.0.0.1:{c.grpc_port}")
     stub = rpc.InferenceStub(channel)
     assert [m.id for m in stub.ListModels(pb.ListModelsRequest()).models] == ["demo"]
-    ids = list(stub.Tokenize(pb.TokenizeRequest(model="demo", chat=pb.ChatInput(messages=[pb.ChatMessage(**m) for m in Q["messages"]]))).ids)
+    ids = list(
+        stub.Tokenize(
+            pb.TokenizeRequest(model="demo",
+                               chat=pb.ChatInput(messages=[pb.ChatMessage(**m) for m in Q["messages"]]))).ids)
     assert ids == Q["prompt_ids"], ids
     ok("ListModels, Tokenize")
 
-    req = pb.GenerateRequest(model="demo", tokens=pb.TokenIds(ids=Q["prompt_ids"]), sampling=pb.SamplingParams(temperature=0, max_tokens=100), logprobs=2)
+    req = pb.GenerateRequest(model="demo", tokens=pb.TokenIds(ids=Q["prompt_ids"]),
+                             sampling=pb.SamplingParams(temperature=0, max_tokens=100), logprobs=2)
     got, text, last, off = [], "", None, 0
     for ev in stub.Generate(req):
         assert ev.token_offset == off or not ev.token_ids
@@ -58,12 +64,16 @@ with Cluster() as c:
     assert last.usage.completion_tokens == len(got) and last.timings.ttft_ms > 0
     ok("Generate")
 
-    r = stub.Complete(pb.GenerateRequest(model="demo", chat=pb.ChatInput(messages=[pb.ChatMessage(**m) for m in Q["messages"]]),
-                                         sampling=pb.SamplingParams(temperature=0, max_tokens=100, n=2)))
-    assert len(r.choices) == 2 and all(list(ch.token_ids) == Q["answer_ids"] and ch.text == Q["answer"] for ch in r.choices)
+    r = stub.Complete(
+        pb.GenerateRequest(model="demo",
+                           chat=pb.ChatInput(messages=[pb.ChatMessage(**m) for m in Q["messages"]]),
+                           sampling=pb.SamplingParams(temperature=0, max_tokens=100, n=2)))
+    assert len(r.choices) == 2 and all(
+        list(ch.token_ids) == Q["answer_ids"] and ch.text == Q["answer"] for ch in r.choices)
     ok("Complete, n = 2")
 
-    long = pb.GenerateRequest(model="demo", text="Tell me", sampling=pb.SamplingParams(max_tokens=1500, ignore_eos=True))
+    long = pb.GenerateRequest(model="demo", text="Tell me",
+                              sampling=pb.SamplingParams(max_tokens=1500, ignore_eos=True))
     call = stub.Generate(long)
     for i, ev in enumerate(call):
         if i == 2:
@@ -80,17 +90,26 @@ with Cluster() as c:
     fails(grpc.StatusCode.NOT_FOUND, lambda: stub.Complete(pb.GenerateRequest(model="other", text="x")))
     fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(text="x")))
     fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(model="demo")))
-    fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(model="demo", tokens=pb.TokenIds(ids=[99999]))))
-    fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(model="demo", text="x", sampling=pb.SamplingParams(n=10**6))))
-    fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(model="demo", text="x", sampling=pb.SamplingParams(temperature=float("nan")))))
-    raw = channel.unary_unary("/tandem.v1.Inference/Complete", request_serializer=lambda b: b, response_deserializer=lambda b: b)
+    fails(grpc.StatusCode.INVALID_ARGUMENT,
+          lambda: stub.Complete(pb.GenerateRequest(model="demo", tokens=pb.TokenIds(ids=[99999]))))
+    fails(
+        grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(
+            pb.GenerateRequest(model="demo", text="x", sampling=pb.SamplingParams(n=10**6))))
+    fails(
+        grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(
+            pb.GenerateRequest(model="demo", text="x", sampling=pb.SamplingParams(temperature=float("nan")))))
+    raw = channel.unary_unary("/tandem.v1.Inference/Complete", request_serializer=lambda b: b,
+                              response_deserializer=lambda b: b)
     fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: raw(b"\xff\xff\xff\xff"))
-    fails(grpc.StatusCode.UNIMPLEMENTED, lambda: channel.unary_unary("/tandem.v1.Inference/Nothing", request_serializer=lambda b: b,
-                                                                     response_deserializer=lambda b: b)(b""))
+    fails(
+        grpc.StatusCode.UNIMPLEMENTED, lambda: channel.unary_unary(
+            "/tandem.v1.Inference/Nothing", request_serializer=lambda b: b, response_deserializer=lambda b: b)
+        (b""))
     ok("errors as statuses")
     h = health_pb2_grpc.HealthStub(channel)
     assert h.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-    assert h.Check(health_pb2.HealthCheckRequest(service="tandem.v1.Inference")).status == health_pb2.HealthCheckResponse.SERVING
+    assert h.Check(health_pb2.HealthCheckRequest(
+        service="tandem.v1.Inference")).status == health_pb2.HealthCheckResponse.SERVING
     fails(grpc.StatusCode.NOT_FOUND, lambda: h.Check(health_pb2.HealthCheckRequest(service="nothing")))
     w = h.Watch(health_pb2.HealthCheckRequest())
     assert next(iter(w)).status == health_pb2.HealthCheckResponse.SERVING

@@ -1,4 +1,5 @@
-"""A worker of another model or numerics id than its peers is refused at the handshake with both values named; another page size is welcome.
+"""A worker of another model or numerics id than its peers is refused at the handshake with both values named;
+another page size is welcome.
 SPDX-License-Identifier: Apache-2.0
 """
 import os

@@ -1,5 +1,5 @@
-"""The tokens a client receives do not depend on how the cluster computed them: every axis against a base configuration, and random
-combinations, byte for byte (token ids and logprobs), greedy and seeded.
+"""The tokens a client receives do not depend on how the cluster computed them: every axis against a base
+configuration, and random combinations, byte for byte (token ids and logprobs), greedy and seeded.
 
     python tests/e2e/test_identity.py [--long] [--seed N]     --long: 200 prompts and 20 combinations
 SPDX-License-Identifier: Apache-2.0
@@ -23,15 +23,18 @@ if not a.long:
     QS = QS[::8]
 STORY = max(questions(), key=lambda q: len(q["prompt_ids"]))
 LONG = [(STORY["prompt_ids"] + STORY["answer_ids"][:-1])[:330], (QS[0]["prompt_ids"] * 20)[:200]]
-JOBS = [(q["prompt_ids"], kind) for q in QS for kind in ("greedy", "seeded")] + [(ids, kind) for ids in LONG for kind in ("greedy", "seeded")]
+JOBS = [(q["prompt_ids"], kind) for q in QS
+        for kind in ("greedy", "seeded")] + [(ids, kind) for ids in LONG for kind in ("greedy", "seeded")]
 
 
 def ask(c, i):
     ids, kind = JOBS[i]
-    kw = dict(temperature=0) if kind == "greedy" else dict(temperature=0.9, top_p=0.95, seed=1000 + i, frequency_penalty=0.2)
+    kw = dict(temperature=0) if kind == "greedy" else dict(temperature=0.9, top_p=0.95, seed=1000 +
+                                                           i, frequency_penalty=0.2)
     r = c.complete(ids, max_tokens=40, logprobs=3, **kw)
     ch = r["choices"][0]
-    return ch["token_ids"], ch["logprobs"]["token_logprobs"], ch["logprobs"]["top_logprobs"], ch["finish_reason"], ch["text"]
+    return ch["token_ids"], ch["logprobs"]["token_logprobs"], ch["logprobs"]["top_logprobs"], ch[
+        "finish_reason"], ch["text"]
 
 
 def collect(cfg):
@@ -40,7 +43,8 @@ def collect(cfg):
     extra = ["--page-size", str(cfg.get("page", 16)), "--max-prefill-chunk", str(cfg.get("chunk", 0))]
     if not cfg.get("hit", True):
         extra += ["--no-prefix-cache"]
-    with Cluster(prefill=layout[0], decode=layout[1], mixed=layout[2], extra=extra, threads=cfg.get("threads", 1)) as c:
+    with Cluster(prefill=layout[0], decode=layout[1], mixed=layout[2], extra=extra,
+                 threads=cfg.get("threads", 1)) as c:
         order = list(range(len(JOBS)))
         if cfg.get("shuffle"):
             random.Random(cfg["shuffle"]).shuffle(order)
@@ -63,20 +67,26 @@ def same(name, cfg):
     got = collect(cfg)
     bad = [i for i in base if got[i] != base[i]]
     failed += bool(bad)
-    print(f"{name}: {len(base) - len(bad)} of {len(base)} equal" + (f"; first difference {JOBS[bad[0]]}:\n{base[bad[0]]}\n{got[bad[0]]}" if bad else ""),
-          flush=True)
+    print(
+        f"{name}: {len(base) - len(bad)} of {len(base)} equal" +
+        (f"; first difference {JOBS[bad[0]]}:\n{base[bad[0]]}\n{got[bad[0]]}" if bad else ""), flush=True)
 
 
-AXES = {"mixed": dict(layout=(0, 0, 1)), "2 prefill + 1 decode": dict(layout=(2, 1, 0)), "1 prefill + 2 decode": dict(layout=(1, 2, 0)),
-        "chunk 1": dict(chunk=1), "chunk 7": dict(chunk=7), "chunk 16": dict(chunk=16), "chunk 64": dict(chunk=64),
-        "alone": dict(together=1), "32 in another order": dict(together=32, shuffle=5), "cached prefixes": dict(twice=True),
-        "no prefix cache": dict(hit=False), "page 8": dict(page=8), "page 64": dict(page=64), "2 threads": dict(threads=2)}
+AXES = {
+    "mixed": dict(layout=(0, 0, 1)), "2 prefill + 1 decode": dict(layout=(2, 1, 0)),
+    "1 prefill + 2 decode": dict(layout=(1, 2, 0)), "chunk 1": dict(chunk=1), "chunk 7": dict(chunk=7),
+    "chunk 16": dict(chunk=16), "chunk 64": dict(chunk=64), "alone": dict(together=1),
+    "32 in another order": dict(together=32, shuffle=5), "cached prefixes": dict(twice=True),
+    "no prefix cache": dict(hit=False), "page 8": dict(page=8), "page 64": dict(page=64),
+    "2 threads": dict(threads=2)
+}
 for name, cfg in AXES.items():
     same(name, cfg)
 for _ in range(20 if a.long else 4):
-    cfg = dict(layout=rng.choice([(0, 0, 1), (1, 1, 0), (2, 1, 0), (1, 2, 0)]), chunk=rng.choice([0, 1, 7, 16, 64]), page=rng.choice([8, 16, 64]),
-               threads=rng.choice([1, 2]), together=rng.choice([1, 4, 32]), shuffle=rng.randrange(1, 99), hit=rng.random() < 0.5,
-               twice=rng.random() < 0.3)
+    cfg = dict(layout=rng.choice([(0, 0, 1), (1, 1, 0), (2, 1, 0),
+                                  (1, 2, 0)]), chunk=rng.choice([0, 1, 7, 16, 64]),
+               page=rng.choice([8, 16, 64]), threads=rng.choice([1, 2]), together=rng.choice([1, 4, 32]),
+               shuffle=rng.randrange(1, 99), hit=rng.random() < 0.5, twice=rng.random() < 0.3)
     same(str(cfg), cfg)
 print(f"{len(AXES) + (20 if a.long else 4) - failed} passed, {failed} failed")
 raise SystemExit(failed != 0)

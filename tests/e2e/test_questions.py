@@ -1,5 +1,6 @@
-"""The demo model's 200 recorded chats, served: equal to transformers' greedy answers token by token up to the first step whose
-recorded margin is below the arithmetic's own error (0.25 fast, 1e-3 with --ops ref). Through the chat endpoint, disaggregated, 32 at a time.
+"""The demo model's 200 recorded chats, served: equal to transformers' greedy answers token by token up to the
+first step whose recorded margin is below the arithmetic's own error (0.25 fast, 1e-3 with --ops ref). Through
+the chat endpoint, disaggregated, 32 at a time.
 SPDX-License-Identifier: Apache-2.0
 """
 from concurrent.futures import ThreadPoolExecutor

@@ -1,9 +1,11 @@
-"""A worker is killed, or the client leaves, in each state of a request. Every state is held by a barrier (--fault, worker/fault.h) and read from
-the router before the damage is done; no case depends on how fast anything is.
+"""A worker is killed, or the client leaves, in each state of a request. Every state is held by a barrier
+(--fault, worker/fault.h) and read from the router before the damage is done; no case depends on how fast
+anything is.
 
-Freed: from the moment a worker hears of the departure (its trace: "cancel") to the moment all its pages are back ("freed") there is at most one
-step, and both lie within that step + 100 ms of the departure, or of the end of the pause on the worker that was held. The clock of the traces is the
-clock of this test. Only the milliseconds may be spoiled by a loaded machine, so they get three tries; the steps get one.
+Freed: from the moment a worker hears of the departure (its trace: "cancel") to the moment all its pages are
+back ("freed") there is at most one step, and both lie within that step + 100 ms of the departure, or of the
+end of the pause on the worker that was held. The clock of the traces is the clock of this test. Only the
+milliseconds may be spoiled by a loaded machine, so they get three tries; the steps get one.
 SPDX-License-Identifier: Apache-2.0
 """
 import json
@@ -14,8 +16,10 @@ import time
 
 from support.cluster import Cluster, Error, questions
 
-POINTS = {"PREFILLING": ("prefill", "prefill-chunk"), "SHIPPING": ("prefill", "ship-frame"), "LANDED": ("decode", "ship-landed"),
-          "DECODING": ("decode", "decode-step")}
+POINTS = {
+    "PREFILLING": ("prefill", "prefill-chunk"), "SHIPPING": ("prefill", "ship-frame"),
+    "LANDED": ("decode", "ship-landed"), "DECODING": ("decode", "decode-step")
+}
 SEED = 64023  # TD_FAULT_SEED
 Q = max(questions(), key=lambda q: len(q["answer_ids"]))
 BODY = dict(prompt=Q["prompt_ids"], max_tokens=60, temperature=0, seed=SEED, return_token_ids=True)
@@ -35,7 +39,8 @@ class Held(Cluster):
         self.gate = f"/tmp/tdg{os.getpid()}"
         self.unlink()
         extra = ["--fault", f"pause:{point}:{self.gate}"]
-        super().__init__(**{f"{role}_extra": extra}, extra=["--max-prefill-chunk", "4", "--drain-s", "1"], **kw)
+        super().__init__(**{f"{role}_extra": extra}, extra=["--max-prefill-chunk", "4", "--drain-s", "1"],
+                         **kw)
 
     def unlink(self):
         for p in (self.gate, self.gate + ".go"):
@@ -105,7 +110,8 @@ for state, (role, point) in POINTS.items():
         for w in list(c.workers):
             c.kill(w)
         r.result()
-        assert r.error is not None and r.error.error and "worker" in r.error.error["message"], (state, r.error, r.ids)
+        assert r.error is not None and r.error.error, (state, r.error, r.ids)
+        assert "worker" in r.error.error["message"], (state, r.error)
         assert r.ids == WANT[0][:len(r.ids)]
         c.until("no live request", 10, lambda: c.ledger()["requests"] == 0)
         ok(f"{state}: kill -9 of both: {r.error.error['message']}")
@@ -120,9 +126,11 @@ def leave(state, role, point):
             c.role_extra[w] = [*c.role_extra[w], "--trace-file", trace[w]]
             c.start_worker(w)
         c.wait_ready()
-        body = json.dumps({"model": c.name, "stream": True, **BODY, "max_tokens": 300, "ignore_eos": True}).encode()
+        body = json.dumps({"model": c.name, "stream": True, **BODY, "max_tokens": 300,
+                           "ignore_eos": True}).encode()
         s = socket.create_connection(("127.0.0.1", c.port))
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
         held = c.wait_held(state)
         gone = time.monotonic() * 1e6
         s.close()
@@ -142,7 +150,8 @@ def leave(state, role, point):
             cancel = [i for i, e in enumerate(ev) if e["ev"] == "cancel"]
             if cancel:
                 late = sum(e["ev"] == "step" for e in ev[cancel[0]:freed[0]])
-                assert late <= 1, f"{state}: {w} computed {late} more steps after it heard that the client left: {ev[cancel[0]:freed[0]]}"
+                assert late <= 1, (state, w, late, "steps after it heard that the client left",
+                                   ev[cancel[0]:freed[0]])
             else:  # its part was over
                 assert ev[freed[0]]["t_us"] < gone and w == "prefill", (state, w)
                 continue

@@ -1,5 +1,6 @@
-"""Mutated requests over the wire, HTTP and gRPC, from a seed: each gets an answer or an error in the protocol's own shape; afterwards the server
-serves as before and every page is back. `test_requests.py SEED COUNT` replays or goes on for longer; run it on an address build too.
+"""Mutated requests over the wire, HTTP and gRPC, from a seed: each gets an answer or an error in the
+protocol's own shape; afterwards the server serves as before and every page is back. `test_requests.py SEED
+COUNT` replays or goes on for longer; run it on an address build too.
 SPDX-License-Identifier: Apache-2.0
 """
 import copy
@@ -25,18 +26,27 @@ COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 700
 R = random.Random(SEED)
 Q = questions()[0]
 
-CHAT = dict(model="demo", messages=[{"role": "system", "content": "short"}, {"role": "user", "content": "2+2 \u00e9\U0001f600"}], temperature=0.5, top_p=0.9,
-            top_k=3, n=2, seed=1, max_tokens=3, logprobs=True, top_logprobs=2, stop=["zz", "\u00e9"], logit_bias={"5": -1}, stream=False,
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], stream_options=None)
-TEXT = dict(model="demo", prompt=["2+2=", "a"], temperature=0.5, min_p=0.1, seed=2, max_tokens=2, logprobs=1, echo=True, stop="q", user="u", n=1,
-            presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.1, min_tokens=1, stop_token_ids=[5])
-IDS = dict(model="demo", prompt=[[1, 2, 3]], max_tokens=2, return_token_ids=True, prompt_logprobs=1, cache_salt="s")
+MESSAGES = [{"role": "system", "content": "short"}, {"role": "user", "content": "2+2 \u00e9\U0001f600"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CHAT = dict(model="demo", messages=MESSAGES, temperature=0.5, top_p=0.9, top_k=3, n=2, seed=1, max_tokens=3,
+            logprobs=True, top_logprobs=2, stop=["zz", "\u00e9"], logit_bias={"5": -1}, stream=False,
+            tools=TOOLS, stream_options=None)
+TEXT = dict(model="demo", prompt=["2+2=", "a"], temperature=0.5, min_p=0.1, seed=2, max_tokens=2, logprobs=1,
+            echo=True, stop="q", user="u", n=1, presence_penalty=0.5, frequency_penalty=0.5,
+            repetition_penalty=1.1, min_tokens=1, stop_token_ids=[5])
+IDS = dict(model="demo", prompt=[[1, 2, 3]], max_tokens=2, return_token_ids=True, prompt_logprobs=1,
+           cache_salt="s")
 TOKENIZE = dict(model="demo", messages=CHAT["messages"], add_generation_prompt=True)
 DETOKENIZE = dict(model="demo", tokens=[1, 2, 3])
-HTTP = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT), ("/v1/completions", IDS), ("/tokenize", TOKENIZE), ("/detokenize", DETOKENIZE)]
-VALUES = [None, True, False, 0, 1, -1, 3, 129, 2**31, 2**32, 2**63, -2**63, 2**64, 0.5, -0.5, 1e300, 1e-300, "", "x", "1", "\0", "\ud800", "\U0001f600" * 9, [], {},
-          [None], [[]], [""], [0.5], [-1], [[1], "a"], {"": ""}, {"a": [{}]}, {"1": 1000}, [{"role": "user"}], [{"role": "user", "content": 5}],
-          "a" * 5000, [1] * 300, list(range(300))]
+HTTP = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT), ("/v1/completions", IDS),
+        ("/tokenize", TOKENIZE), ("/detokenize", DETOKENIZE)]
+VALUES = [
+    None, True, False, 0, 1, -1, 3, 129, 2**31, 2**32, 2**63,
+    -2**63, 2**64, 0.5, -0.5, 1e300, 1e-300, "", "x", "1", "\0", "\ud800", "\U0001f600" * 9, [], {}, [None],
+    [[]], [""], [0.5], [-1], [[1], "a"], {"": ""}, {"a": [{}]}, {"1": 1000}, [{"role": "user"}],
+    [{"role": "user", "content": 5}], "a" * 5000, [1] * 300,
+    list(range(300))
+]
 
 
 def nodes(v, path=()):
@@ -99,7 +109,8 @@ def bounded(v):
 
 def check_error(status, body, sent):
     e = json.loads(body)["error"]
-    assert 400 <= status < 500 and set(e) == {"message", "type", "param", "code"} and e["message"] and e["type"], (status, body, sent)
+    assert 400 <= status < 500 and set(e) == {"message", "type", "param", "code"}, (status, body, sent)
+    assert e["message"] and e["type"], (status, body, sent)
     assert all(e[k] is None or (isinstance(e[k], str) and e[k]) for k in ("param", "code")), (body, sent)
 
 
@@ -115,7 +126,8 @@ def http_request(conn, path, body):
         check_error(r.status, text, (path, body[:600]))
     elif r.headers["Content-Type"].startswith("text/event-stream"):
         lines = [x for x in text.split("\n") if x and not x.startswith(":")]
-        assert lines and all(x.startswith("data: ") for x in lines) and (lines[-1] == "data: [DONE]"), (text, body)
+        assert lines and all(x.startswith("data: ") for x in lines), (text, body)
+        assert lines[-1] == "data: [DONE]", (text, body)
         for x in lines[:-1]:
             json.loads(x[6:])
     else:
@@ -123,18 +135,28 @@ def http_request(conn, path, body):
     return r.status
 
 
-GENERATE = pb.GenerateRequest(request_id="r", model="demo", tokens=pb.TokenIds(ids=Q["prompt_ids"]), logprobs=1, prompt_logprobs=1, cache_salt="s",
-                              sampling=pb.SamplingParams(temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, frequency_penalty=0.1, repetition_penalty=1.1,
-                                                         max_tokens=3, min_tokens=1, stop=["a", "\u00e9"], stop_token_ids=[3], n=2, seed=5,
-                                                         logit_bias=[pb.LogitBias(id=3, bias=1.5)]))
+GENERATE = pb.GenerateRequest(
+    request_id="r", model="demo", tokens=pb.TokenIds(ids=Q["prompt_ids"]), logprobs=1, prompt_logprobs=1,
+    cache_salt="s",
+    sampling=pb.SamplingParams(temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, frequency_penalty=0.1,
+                               repetition_penalty=1.1, max_tokens=3, min_tokens=1, stop=["a", "\u00e9"],
+                               stop_token_ids=[3], n=2, seed=5, logit_bias=[pb.LogitBias(id=3, bias=1.5)]))
 BYTEXT = pb.GenerateRequest(model="demo", text="hello \u00e9", sampling=pb.SamplingParams(max_tokens=2))
-BYCHAT = pb.GenerateRequest(model="demo", chat=pb.ChatInput(messages=[pb.ChatMessage(role="user", content="hi")]), sampling=pb.SamplingParams(max_tokens=2))
-BYJSON = pb.GenerateRequest(model="demo", chat=pb.ChatInput(messages_json=json.dumps(CHAT["messages"]), tools_json=json.dumps(CHAT["tools"])),
+BYCHAT = pb.GenerateRequest(model="demo",
+                            chat=pb.ChatInput(messages=[pb.ChatMessage(role="user", content="hi")]),
                             sampling=pb.SamplingParams(max_tokens=2))
+BYJSON = pb.GenerateRequest(
+    model="demo", chat=pb.ChatInput(messages_json=json.dumps(CHAT["messages"]),
+                                    tools_json=json.dumps(CHAT["tools"])),
+    sampling=pb.SamplingParams(max_tokens=2))
 TOKENS = pb.TokenizeRequest(model="demo", text="hello", no_special=True)
-RPCS = [("Generate", GENERATE), ("Complete", GENERATE), ("Generate", BYTEXT), ("Complete", BYCHAT), ("Complete", BYJSON), ("Tokenize", TOKENS),
-        ("ListModels", pb.ListModelsRequest())]
-FINE = {grpc.StatusCode[x] for x in ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "FAILED_PRECONDITION")}
+RPCS = [("Generate", GENERATE), ("Complete", GENERATE), ("Generate", BYTEXT), ("Complete", BYCHAT),
+        ("Complete", BYJSON), ("Tokenize", TOKENS), ("ListModels", pb.ListModelsRequest())]
+FINE = {
+    grpc.StatusCode[x]
+    for x in ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+              "FAILED_PRECONDITION")
+}
 
 
 def grpc_request(channel, method, body):
@@ -178,7 +200,8 @@ with Cluster(prefill=0, decode=0, mixed=1, extra=["--max-model-len", "64"]) as c
     assert COUNT * 0.05 < answered < COUNT * 0.95, answered
     print(f"ok {COUNT} gRPC requests, {answered} of them answered")
     c.wait_clean()
-    assert c.complete(Q["prompt_ids"], temperature=0, max_tokens=4)["choices"][0]["token_ids"] == Q["answer_ids"][:4]
+    assert c.complete(Q["prompt_ids"], temperature=0,
+                      max_tokens=4)["choices"][0]["token_ids"] == Q["answer_ids"][:4]
     assert c.procs["router"].poll() is None and all(c.procs[w].poll() is None for w in c.workers)
     print("ok it serves as before")
 print("3 passed, 0 failed")

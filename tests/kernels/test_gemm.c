@@ -203,6 +203,20 @@ static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
     problem_close(&p);
 }
 
+/* So long a K that the rows go in several parts: each row as alone, residual included. */
+static void parts(const td_ops *o)
+{
+    enum { N = 35, M = 30 };
+    problem p = problem_open(o, (gemm_case){N, 40000}, TD_BF16, 1);
+    float *y = floats(M * N), *alone = floats(M * N);
+    for (int i = 0; i < M * N; i++) y[i] = alone[i] = (float)(i % 7);
+    run(o, &p, 2, p.x, M, y, N, true);
+    for (int m = 0; m < M; m++) run(o, &p, 1, p.x + (size_t)m * 40000, 1, alone + m * N, N, true);
+    T_OK(!memcmp(y, alone, M * N * 4), "%s", o->family);
+    free(y), free(alone);
+    problem_close(&p);
+}
+
 static void slices_fit(void)
 {
     T_OK(td_slices_fit(7, 1) && td_slices_fit(16, 8) && td_slices_fit(8, 4) && td_slices_fit(12, 2));
@@ -257,6 +271,7 @@ int main(void)
                 if (i % 2) invariance(o, gemm_sliced[i], slices);
                 for (int M = 1; M < MAX_M; M += M < 14 ? 1 : 11) ranks_agree(o, gemm_sliced[i], slices, M);
             }
+        parts(o);
         nan_stays(o);
         embed(o);
     }

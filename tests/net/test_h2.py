@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 and gRPC of router/net, spoken to by grpcio, curl and hand-made frames; the server is tests/net/tool_netserver.c."""
+"""HTTP/2 and gRPC of router/net, spoken to by grpcio, curl and hand-made frames; the server is
+tests/net/tool_netserver.c."""
 import gzip
 import os
 import shutil
@@ -27,7 +28,8 @@ def check(ok, *what):
 
 class Server:
     def __init__(self, **options):
-        self.p = subprocess.Popen([TOOL] + [f"{k}={v}" for k, v in options.items()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.p = subprocess.Popen([TOOL] + [f"{k}={v}" for k, v in options.items()], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
         self.port, self.grpc_port = map(int, self.p.stdout.readline().split())
 
     def stop(self):
@@ -39,7 +41,8 @@ class Server:
 
 class Client:
     def __init__(self, port, **options):
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=list(options.items()) + [("grpc.use_local_subchannel_pool", 1)])
+        self.channel = grpc.insecure_channel(
+            f"127.0.0.1:{port}", options=list(options.items()) + [("grpc.use_local_subchannel_pool", 1)])
 
     def unary(self, method):
         return self.channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
@@ -75,24 +78,32 @@ def test_calls(s):
     check(Client(s.port).unary("/t.T/Unary")(b"x", timeout=5) == b"x", "the other port")
     got = list(c.stream("/t.T/Gen")(b"5000 16 0", timeout=30))
     check([int(x.split()[0]) for x in got] == list(range(5000)), "stream order")
-    check([len(x) for x in c.stream("/t.T/Gen")(b"3 3000000 0", timeout=30)] == [3_000_000] * 3, "large messages")
+    check([len(x) for x in c.stream("/t.T/Gen")(b"3 3000000 0", timeout=30)] == [3_000_000] * 3,
+          "large messages")
     check(list(c.stream("/t.T/Gen")(b"0 16 0", timeout=5)) == [], "empty stream")
 
 
 def test_status(s):
     c = Client(s.grpc_port)
     S = grpc.StatusCode
-    check(status_of(lambda: c.unary("/t.T/Nope")(b"", timeout=5)) == (S.UNIMPLEMENTED, "no such method: 100 % ä"), "percent-encoding")
+    check(
+        status_of(lambda: c.unary("/t.T/Nope")(b"", timeout=5)) == (S.UNIMPLEMENTED,
+                                                                    "no such method: 100 % ä"),
+        "percent-encoding")
     check(status_of(lambda: c.unary("/x.X/Nope")(b"", timeout=5))[0] == S.UNIMPLEMENTED, "service")
     check(status_of(lambda: c.unary("/t.T/a/b")(b"", timeout=5))[0] == S.UNIMPLEMENTED, "path")
-    check(status_of(lambda: c.unary("/t.T/Fail")(b"8 too much", timeout=5)) == (S.RESOURCE_EXHAUSTED, "too much"), "fail")
-    code, text = status_of(lambda: c.channel.unary_unary("/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(
-        b"x" * 1000, timeout=5, compression=grpc.Compression.Gzip))
+    check(
+        status_of(lambda: c.unary("/t.T/Fail")(b"8 too much", timeout=5)) == (S.RESOURCE_EXHAUSTED,
+                                                                              "too much"), "fail")
+    code, text = status_of(
+        lambda: c.channel.unary_unary("/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)
+        (b"x" * 1000, timeout=5, compression=grpc.Compression.Gzip))
     check(code == S.UNIMPLEMENTED and "compress" in text, "gzip", code, text)
-    code, text = status_of(lambda: c.channel.stream_unary("/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(
-        iter([b"a", b"b"]), timeout=5))
+    code, text = status_of(lambda: c.channel.stream_unary(
+        "/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(iter([b"a", b"b"]), timeout=5))
     check(code == S.UNIMPLEMENTED, "two request messages", code, text)
-    code, text = status_of(lambda: c.channel.stream_unary("/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(iter([]), timeout=5))
+    code, text = status_of(lambda: c.channel.stream_unary("/t.T/Unary", request_serializer=bytes,
+                                                          response_deserializer=bytes)(iter([]), timeout=5))
     check(code == S.INTERNAL, "no request message", code, text)
     code, text = status_of(lambda: c.unary("/t.T/Unary")(b"x" * 9_000_000, timeout=20))
     check(code == S.RESOURCE_EXHAUSTED and "large" in text, "oversize", code, text)
@@ -115,7 +126,8 @@ def test_deadline(s):
 
 
 def test_deadline_slow_reader(s):
-    """The client's own timer must not be what ends the call: raw frames, a window of 0, and only grpc-timeout on the wire."""
+    """The client's own timer must not be what ends the call: raw frames, a window of 0, and only grpc-timeout
+    on the wire."""
     r = Raw(s.grpc_port, window=0)
     r.grpc(1, "/t.T/Gen", b"1000000 1000 0", timeout="200m")
     frames = r.until(lambda f: f[0] == 1 and f[1] & 1)
@@ -127,7 +139,8 @@ def test_deadline_slow_reader(s):
 def test_cancel(s):
     c = Client(s.grpc_port)
     before = c.lost()
-    calls = [c.stream("/t.T/Gen")(b"1000000 16 1000") for _ in range(10)] + [c.stream("/t.T/Hang")(b"") for _ in range(10)]
+    calls = [c.stream("/t.T/Gen")(b"1000000 16 1000")
+             for _ in range(10)] + [c.stream("/t.T/Hang")(b"") for _ in range(10)]
     for it in calls[:10]:
         [next(it) for _ in range(3)]
     time.sleep(0.1)
@@ -171,7 +184,9 @@ def test_curl(s):
         return subprocess.run(["curl", "-s", "--max-time", "20", *args], capture_output=True).stdout
     h2, url = "--http2-prior-knowledge", f"http://127.0.0.1:{s.port}"
     out = curl(h2, "-i", "-H", "Authorization: Bearer k", f"{url}/headers?q").decode()
-    check(out.startswith("HTTP/2 200") and "GET /headers ? q auth=Bearer k host=127.0.0.1" in out and "h2=1" in out, out)
+    check(
+        out.startswith("HTTP/2 200") and "GET /headers ? q auth=Bearer k host=127.0.0.1" in out
+        and "h2=1" in out, out)
     check("content-type: text/plain" in out and "date: " in out and "content-length" in out, out)
     check(curl(h2, "--data-binary", "hello", f"{url}/echo") == b"hello", "echo")
     check(curl(h2, f"{url}/stream?3,8").decode().endswith("data: 2 xxxxxx\n\ndata: [DONE]\n\n"), "sse")
@@ -179,12 +194,17 @@ def test_curl(s):
     check("HTTP/2 404" in curl(h2, "-i", f"{url}/nothing").decode(), "404")
     head = curl(h2, "-I", f"{url}/big?1234").decode()
     check("HTTP/2 200" in head and "content-length: 1234" in head, head)
-    out = subprocess.run(["curl", "-s", "-i", h2, "--max-time", "20", "--data-binary", "@-", f"{url}/echo"], input=b"x" * 9_000_000, capture_output=True).stdout
+    out = subprocess.run(["curl", "-s", "-i", h2, "--max-time", "20", "--data-binary", "@-", f"{url}/echo"],
+                         input=b"x" * 9_000_000, capture_output=True).stdout
     check(b"HTTP/2 413" in out and b"too large" in out, out[:200])
-    out = curl(h2, "-i", "-H", "content-type: application/grpc+json", "--data-binary", "x", f"{url}/t.T/Unary").decode()
+    out = curl(h2, "-i", "-H", "content-type: application/grpc+json", "--data-binary", "x",
+               f"{url}/t.T/Unary").decode()
     check("HTTP/2 415" in out, out)
-    check(curl("--http1.1", "--data-binary", "x" * 100000, f"{url}/echo") == b"x" * 100000, "HTTP/1.1 with Expect")
-    check(curl("--http2", f"{url}/headers").decode().startswith("GET /headers"), "an upgrade offer is ignored")
+    check(
+        curl("--http1.1", "--data-binary", "x" * 100000, f"{url}/echo") == b"x" * 100000,
+        "HTTP/1.1 with Expect")
+    check(
+        curl("--http2", f"{url}/headers").decode().startswith("GET /headers"), "an upgrade offer is ignored")
 
 
 class Raw:
@@ -193,7 +213,8 @@ class Raw:
     def __init__(self, port, window=65535):
         self.s = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.buf = b""
-        self.s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self.frame(4, 0, 0, struct.pack(">HI", 4, window)))
+        self.s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" +
+                       self.frame(4, 0, 0, struct.pack(">HI", 4, window)))
 
     @staticmethod
     def frame(kind, flags, stream, body=b""):
@@ -204,16 +225,20 @@ class Raw:
 
     @staticmethod
     def field(k, v):
-        return b"\0" + bytes([len(k)]) + k + bytes([len(v)]) + v  # literal, not indexed, no Huffman; below 127 bytes
+        return b"\0" + bytes([len(k)]) + k + bytes(
+            [len(v)]) + v  # literal, not indexed, no Huffman; below 127 bytes
 
     def headers(self, stream, fields, flags=4):
         self.send(1, flags, stream, b"".join(self.field(k.encode(), v.encode()) for k, v in fields))
 
     def request(self, stream, path, flags=5, method="GET", more=()):
-        self.headers(stream, [(":method", method), (":scheme", "http"), (":path", path), (":authority", "a"), *more], flags)
+        self.headers(stream, [(":method", method), (":scheme", "http"), (":path", path),
+                              (":authority", "a"), *more], flags)
 
     def grpc(self, stream, path, message, timeout=None, flags=4):
-        self.request(stream, path, flags, "POST", [("content-type", "application/grpc"), ("te", "trailers")] + ([("grpc-timeout", timeout)] if timeout else []))
+        self.request(stream, path, flags, "POST",
+                     [("content-type", "application/grpc"),
+                      ("te", "trailers")] + ([("grpc-timeout", timeout)] if timeout else []))
         self.send(0, 1, stream, b"\0" + struct.pack(">I", len(message)) + message)
 
     def read(self):
@@ -221,7 +246,8 @@ class Raw:
             if len(self.buf) >= 9:
                 n = int.from_bytes(self.buf[:3], "big")
                 if len(self.buf) >= 9 + n:
-                    f = (self.buf[3], self.buf[4], int.from_bytes(self.buf[5:9], "big") & 0x7FFFFFFF, self.buf[9:9 + n])
+                    f = (self.buf[3], self.buf[4], int.from_bytes(self.buf[5:9], "big") & 0x7FFFFFFF,
+                         self.buf[9:9 + n])
                     self.buf = self.buf[9 + n:]
                     if f[0] == 4 and not f[1] & 1:
                         try:
@@ -309,7 +335,8 @@ def test_abuse(s):
     f = r.until(lambda f: f[0] in (3, 7))
     check(f and f[-1][0] in (3, 7), "refused", f[-1:])
     r.close()
-    for junk in (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100, b"PRIX / HTTP/1.1\r\n\r\n"):
+    for junk in (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+                 b"PRIX / HTTP/1.1\r\n\r\n"):
         k = socket.create_connection(("127.0.0.1", s.port), timeout=10)
         k.sendall(junk)
         try:
@@ -325,9 +352,13 @@ def test_fuzz(s):
     """Valid sessions with random bytes flipped: the server answers or closes, and stays alive."""
     import random
     rng = random.Random(7)
-    base = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Raw.frame(4, 0, 0) + Raw.frame(1, 4, 1, b"".join(Raw.field(k, v) for k, v in (
-        (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/t.T/Unary"), (b":authority", b"a"), (b"content-type", b"application/grpc"))))
-        + Raw.frame(0, 1, 1, b"\0\0\0\0\x03abc") + Raw.frame(8, 0, 0, b"\0\0\1\0") + Raw.frame(6, 0, 0, b"12345678"))
+    base = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Raw.frame(4, 0, 0) + Raw.frame(
+        1, 4, 1, b"".join(
+            Raw.field(k, v)
+            for k, v in ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/t.T/Unary"),
+                         (b":authority", b"a"),
+                         (b"content-type", b"application/grpc")))) + Raw.frame(0, 1, 1, b"\0\0\0\0\x03abc") +
+            Raw.frame(8, 0, 0, b"\0\0\1\0") + Raw.frame(6, 0, 0, b"12345678"))
     end = time.time() + 4
     n = 0
     while time.time() < end:
@@ -360,14 +391,17 @@ def test_times():
     r = Raw(s.port)
     r.request(1, "/echo", 0)  # no END_HEADERS
     check(r.until(lambda f: False) is not None, "header timeout closes")
-    r = Raw(s.port, window=1000)  # never opens its window: the stream is reset, on_close is called, a new stream works
+    r = Raw(
+        s.port,
+        window=1000)  # never opens its window: the stream is reset, on_close is called, a new stream works
     begin = time.time()
     r.request(1, "/flood?100000,20000,40000")
     f = r.until(lambda f: f[0] == 3)
     check(0.3 < time.time() - begin < 1.5, "by time, not by 16 marks", time.time() - begin)
     check(f and f[-1][0] == 3 and f[-1][2] == 1, "slow stream is reset", f[-1:])
     r.request(3, "/tick?1")
-    check(any(x[0] == 0 and x[3] == b"ticked" for x in r.until(lambda f: f[2] == 3 and f[1] & 1)), "others go on")
+    check(any(x[0] == 0 and x[3] == b"ticked" for x in r.until(lambda f: f[2] == 3 and f[1] & 1)),
+          "others go on")
     r.close()
     c = Client(s.grpc_port)
     wait(lambda: c.lost() == 1, "one lost")
@@ -383,7 +417,8 @@ def test_times():
 
 
 def test_stuck_peer():
-    """A peer that stops reading its socket altogether: RST_STREAM cannot reach it, but on_close must come, by time or by size."""
+    """A peer that stops reading its socket altogether: RST_STREAM cannot reach it, but on_close must come, by time
+    or by size."""
     for slow, gap in ((300000, 30000), (30000000, 1000)):
         s = Server(slow=slow, mark=65536)
         k = socket.socket()
@@ -391,7 +426,8 @@ def test_stuck_peer():
         k.connect(("127.0.0.1", s.port))
         r = Raw.__new__(Raw)
         r.s, r.buf = k, b""
-        k.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Raw.frame(4, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF)) + Raw.frame(8, 0, 0, b"\x7f\0\0\0"))
+        k.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" +
+                  Raw.frame(4, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF)) + Raw.frame(8, 0, 0, b"\x7f\0\0\0"))
         r.request(1, f"/flood?100000,20000,{gap}")
         c = Client(s.grpc_port)
         wait(lambda: c.lost() == 1, "lost")
@@ -401,8 +437,11 @@ def test_stuck_peer():
 
 
 def make_cert(d, name):
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext",
-                    "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", f"{d}/key.new", "-out", f"{d}/cert.new"], check=True, capture_output=True)
+    subprocess.run([
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", f"{d}/key.new", "-out",
+        f"{d}/cert.new"
+    ], check=True, capture_output=True)
     os.replace(f"{d}/key.new", f"{d}/key.pem")
     os.replace(f"{d}/cert.new", f"{d}/cert.pem")
 
@@ -415,7 +454,8 @@ def test_tls():
         s = Server(cert=f"{d}/cert.pem", key=f"{d}/key.pem", idle=500000, header_us=300000)
 
         def curl(*args, data=None):
-            return subprocess.run(["curl", "-s", "--max-time", "20", "--cacert", f"{d}/cert.pem", *args], input=data, capture_output=True).stdout
+            return subprocess.run(["curl", "-s", "--max-time", "20", "--cacert", f"{d}/cert.pem", *args],
+                                  input=data, capture_output=True).stdout
         url = f"https://localhost:{s.port}"
         check(curl("--http1.1", f"{url}/headers").startswith(b"GET /headers"), "TLS, HTTP/1.1")
         check(b"h2=1" in curl(f"{url}/headers"), "ALPN h2")
@@ -458,8 +498,8 @@ def main():
         print("SKIP:", TOOL, "is not built")
         sys.exit(77)
     s = Server()
-    for test in (test_calls, test_status, test_deadline, test_deadline_slow_reader, test_cancel, test_concurrent, test_slow_reader, test_curl,
-                 test_frames, test_abuse, test_fuzz):
+    for test in (test_calls, test_status, test_deadline, test_deadline_slow_reader, test_cancel,
+                 test_concurrent, test_slow_reader, test_curl, test_frames, test_abuse, test_fuzz):
         begin = time.time()
         test(s)
         if "-v" in sys.argv:

@@ -93,7 +93,11 @@ static void step_leg(api_mock *m, api_leg *l)
 
 static void take(api_mock *m, const td_msg *msg)
 {
-    if (msg->type == TD_MSG_GOODBYE) atomic_fetch_add(&m->goodbyes, 1);
+    if (msg->type == TD_MSG_GOODBYE) {
+        td_msg bye = {.type = TD_MSG_GOODBYE};
+        post(m, &bye);
+        atomic_fetch_add(&m->goodbyes, 1);
+    }
     if (msg->type == TD_MSG_START) {
         const td_msg_work *w = &msg->start.work;
         api_leg *l = m->leg;

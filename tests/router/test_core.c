@@ -738,6 +738,11 @@ static void leaving(void)
     submit(&h, 5, 6, 1);
     const td_out *o = emitted(&h, TD_OUT_FAILED);
     T_OK(o && o->why == TD_WHY_DRAINING);
+    td_msg bye = {.type = TD_MSG_GOODBYE};
+    say(&h, 1, &bye);
+    T_OK(td_fleet_anyone(td_core_fleet(h.c)));
+    say(&h, 3, &bye);
+    T_OK(!td_fleet_anyone(td_core_fleet(h.c)));
     close_hand(&h);
 }
 

@@ -301,7 +301,7 @@ static void test_goodbye(void)
     clear();
     unsigned before = w.connects;
     say(7, (td_msg){.type = TD_MSG_GOODBYE});
-    T_OK(w.n_cmd == 1 && w.cmd[0]->type == TD_WCMD_CANCEL);
+    T_OK(w.n_cmd == 1 && w.cmd[0]->type == TD_WCMD_CANCEL && count(TD_MSG_GOODBYE) == 1);
     T_OK(td_control_deadline(c) <= now + 100000);
     now = td_control_deadline(c);
     td_control_tick(c, now);

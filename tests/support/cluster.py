@@ -1,4 +1,5 @@
-"""A tandem cluster for tests: one router and any workers, started directly (so that a test can kill one), on free ports.
+"""A tandem cluster for tests: one router and any workers, started directly (so that a test can kill one), on
+free ports.
 
     with Cluster(MODEL, prefill=1, decode=1, extra=["--page-size", "8"]) as c:
         c.complete(prompt_ids, max_tokens=8) -> dict of /v1/completions
@@ -30,7 +31,7 @@ SANITIZER = re.compile(r"(ERROR|WARNING): \w+Sanitizer|: runtime error: ")  # in
 
 
 def sanitized():
-    """Whether BUILD is one with a sanitizer: the double precision kernels are some fifty times slower there."""
+    """Whether BUILD is one with a sanitizer: the double precision kernels are far slower there."""
     with open(os.path.join(BUILD, "CMakeCache.txt")) as f:
         return re.search(r"^TD_SANITIZE:\w+=\w", f.read(), re.M) is not None
 
@@ -62,8 +63,8 @@ class Error(Exception):
 
 
 class Cluster:
-    def __init__(self, model=DEMO, prefill=1, decode=1, mixed=0, extra=(), router_extra=(), prefill_extra=(), decode_extra=(),
-                 mixed_extra=(), name="demo", tcp=False, ready=True, threads=1):
+    def __init__(self, model=DEMO, prefill=1, decode=1, mixed=0, extra=(), router_extra=(), prefill_extra=(),
+                 decode_extra=(), mixed_extra=(), name="demo", tcp=False, ready=True, threads=1):
         self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
         self.port, self.grpc_port = free_port(), free_port()
         self.model, self.extra, self.name, self.tcp, self.threads = model, list(extra), name, tcp, threads
@@ -87,15 +88,18 @@ class Cluster:
         return label
 
     def start_router(self):
-        self._spawn("router", ["tandem-router", "--model", self.model, "--served-model-name", self.name, "--port", str(self.port),
-                               "--grpc-port", str(self.grpc_port), "--router-bind", self.control, *self.router_extra])
+        argv = ["tandem-router", "--model", self.model, "--served-model-name", self.name]
+        argv += ["--port", str(self.port), "--grpc-port", str(self.grpc_port), "--router-bind", self.control]
+        self._spawn("router", [*argv, *self.router_extra])
 
     def start_worker(self, role):
         label = f"{role}{self.n_started}"
         self.n_started += 1
         bulk = "tcp://127.0.0.1:*" if self.tcp else f"ipc://{self.dir}/bulk{self.n_started}"
-        self._spawn(label, ["tandem-worker", "--model", self.model, "--role", role, "--router", self.control, "--bulk-bind", bulk, "--name", label,
-                            "--threads", str(self.threads), "--cache-dir", os.path.join(BUILD, "test-cache"), *self.extra, *self.role_extra[role]])
+        argv = ["tandem-worker", "--model", self.model, "--role", role, "--router", self.control]
+        argv += ["--bulk-bind", bulk, "--name", label, "--threads", str(self.threads)]
+        argv += ["--cache-dir", os.path.join(BUILD, "test-cache"), *self.extra, *self.role_extra[role]]
+        self._spawn(label, argv)
         self.workers.append(label)
         return label
 
@@ -127,7 +131,9 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
-        found = [line for label in self.procs for line in self.log(label).splitlines() if SANITIZER.search(line)]
+        found = [
+            line for label in self.procs for line in self.log(label).splitlines() if SANITIZER.search(line)
+        ]
         if found:
             self.dump(120)
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -145,7 +151,8 @@ class Cluster:
 
     def post(self, path, body, timeout=120, headers=None):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        req = urllib.request.Request(self.url(path), data, {"Content-Type": "application/json", **(headers or {})})
+        req = urllib.request.Request(self.url(path), data,
+                                     {"Content-Type": "application/json", **(headers or {})})
         try:
             with urllib.request.urlopen(req, timeout=timeout) as r:
                 return json.loads(r.read())
@@ -169,7 +176,9 @@ class Cluster:
         raise AssertionError(f"not within {timeout} s: {what}; last: {last}")
 
     def wait_ready(self, timeout=60):
-        self.until("ready", timeout, lambda: self.get("/readyz", 2) is not None and len(self.ledger()["workers"]) >= len(self.workers))
+        self.until(
+            "ready", timeout,
+            lambda: self.get("/readyz", 2) is not None and len(self.ledger()["workers"]) >= len(self.workers))
 
     def ledger(self):
         return json.loads(self.get("/debug/ledger"))
@@ -189,14 +198,17 @@ class Cluster:
         self.until("every page free or cached", timeout, self.is_clean)
 
     def complete(self, prompt, **kw):
-        return self.post("/v1/completions", {"model": self.name, "prompt": prompt, "return_token_ids": True, **kw})
+        return self.post("/v1/completions",
+                         {"model": self.name, "prompt": prompt, "return_token_ids": True, **kw})
 
     def chat(self, messages, **kw):
-        return self.post("/v1/chat/completions", {"model": self.name, "messages": messages, "return_token_ids": True, **kw})
+        return self.post("/v1/chat/completions",
+                         {"model": self.name, "messages": messages, "return_token_ids": True, **kw})
 
     def stream(self, path, body, timeout=120):
         """Yield (seconds, event) of an SSE stream."""
-        req = urllib.request.Request(self.url(path), json.dumps({"model": self.name, "stream": True, **body}).encode(),
+        req = urllib.request.Request(self.url(path),
+                                     json.dumps({"model": self.name, "stream": True, **body}).encode(),
                                      {"Content-Type": "application/json"})
         try:
             r = urllib.request.urlopen(req, timeout=timeout)

@@ -20,14 +20,16 @@ def environment(immutable=True):
     env = cls(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
 
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                          sort_keys=sort_keys)
 
     def raise_exception(message):
         raise jinja2.exceptions.TemplateError(message)
 
     env.filters["tojson"] = tojson
     env.globals["raise_exception"] = raise_exception
-    env.globals["strftime_now"] = lambda f: datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).strftime(f)
+    env.globals["strftime_now"] = lambda f: datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc
+                                                                            ).strftime(f)
     return env
 
 
@@ -41,7 +43,8 @@ def expected(env, source, context):
 
 class Renderer:
     def __init__(self):
-        self.p = subprocess.Popen([tool("tool_render")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.p = subprocess.Popen([tool("tool_render")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE)
 
     def ask(self, **q):
         self.p.stdin.write(json.dumps(q).encode() + b"\n")
@@ -67,6 +70,8 @@ def compare(c, env, ours, source, context, label, immutable=True):
     elif "error" in got:
         c.ok(False, label, "we failed:", got["error"], got["status"], "\n   Jinja2 gave", repr(want)[:300])
     else:
-        k = next((i for i, (x, y) in enumerate(zip(got["text"], want)) if x != y), min(len(got["text"]), len(want)))
-        c.ok(got["text"] == want, label, "differs at", k, "\n   got ", repr(got["text"][max(0, k - 60):k + 100]), "\n   want", repr(want[max(0, k - 60):k + 100]))
+        k = next((i for i, (x, y) in enumerate(zip(got["text"], want)) if x != y),
+                 min(len(got["text"]), len(want)))
+        c.ok(got["text"] == want, label, "differs at", k, "\n   got ",
+             repr(got["text"][max(0, k - 60):k + 100]), "\n   want", repr(want[max(0, k - 60):k + 100]))
     return want is not None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small templates, one for each rule of the language, against Jinja2; then random expressions and mutated templates; then limits."""
+"""Small templates, one for each rule of the language, against Jinja2; then random expressions and mutated
+templates; then limits."""
 import glob
 import os
 import random
@@ -8,10 +9,15 @@ import sys
 from jinja_support import Renderer, compare, environment, expected
 from text_support import SHARED, Check
 
-CONTEXT = {"s": "Hello, Wörld", "n": 7, "f": 2.5, "t": True, "none": None, "l": [3, 1, 2], "e": [], "d": {"b": 1, "a": [1, {"x": "y"}], "items": 5, "B": 0},
-           "m": [{"role": "user", "n": 1, "c": {"k": "v"}}, {"role": "tool", "n": 2}, {"role": "user", "n": 3, "flag": True}], "html": "<a href='x'>&\"</a>",
-           "u": "a\u0301 ß 🙂\n\ttab\r\nline\u2028x", "neg": -3, "big": 9007199254740993, "exp": 1e-7, "fl": [0.1, 1e16, 123456789.123, -0.0, 1e22],
-           "sp": "  x y  ", "nested": [[1, 2], [3, [4]]], "bos_token": "<s>"}
+CONTEXT = {
+    "s": "Hello, Wörld", "n": 7, "f": 2.5, "t": True, "none": None, "l": [3, 1, 2], "e": [],
+    "d": {"b": 1, "a": [1, {"x": "y"}], "items": 5,
+          "B": 0}, "m": [{"role": "user", "n": 1, "c": {"k": "v"}}, {"role": "tool", "n": 2},
+                         {"role": "user", "n": 3, "flag": True}], "html": "<a href='x'>&\"</a>",
+    "u": "a\u0301 ß 🙂\n\ttab\r\nline\u2028x", "neg": -3, "big": 9007199254740993, "exp": 1e-7,
+    "fl": [0.1, 1e16, 123456789.123, -0.0, 1e22], "sp": "  x y  ", "nested": [[1, 2],
+                                                                              [3, [4]]], "bos_token": "<s>"
+}
 
 SNIPPETS = r"""
 {{ s }}|{{ n }}|{{ f }}|{{ t }}|{{ none }}|{{ l }}|{{ d }}|{{ nested }}|{{ missing }}|{{ fl }}|{{ big }}|{{ exp }}|{{ neg }}
@@ -198,12 +204,22 @@ y
 {{ f(a=1, 2) }}
 """
 
-EXPRESSIONS = ["s", "n", "f", "t", "none", "l", "e", "d", "m", "missing", "html", "sp", "neg", "fl", "nested", "1", "0", "'x'", "''", "2.5", "[1, 'a']", "(1, 2)", "{'k': s}",
-               "d.a", "m[0]", "l[0]", "s[1:]", "nested[1]", "true", "-1", "range(3) | list", "d.keys() | list", "'<b>' | safe"]
-FILTERS = ["upper", "lower", "trim", "length", "first", "last", "list", "join(',')", "sort", "reverse | list", "unique | list", "string", "int", "float", "tojson", "default('z')", "title",
-           "replace('a', 'b')", "map('string') | list", "select | list", "abs", "round", "sum", "min", "max", "dictsort", "items | list", "indent", "capitalize", "tojson(indent=2)", "e", "safe",
-           "map(attribute='n') | list", "selectattr('n') | list", "wordcount", "batch(2) | list", "truncate(5)", "default(none, true)"]
-TESTS = ["defined", "none", "string", "number", "mapping", "sequence", "iterable", "true", "odd", "boolean", "integer", "eq(1)", "in [1, 2]", "callable", "lower", "upper", "float"]
+EXPRESSIONS = [
+    "s", "n", "f", "t", "none", "l", "e", "d", "m", "missing", "html", "sp", "neg", "fl", "nested", "1", "0",
+    "'x'", "''", "2.5", "[1, 'a']", "(1, 2)", "{'k': s}", "d.a", "m[0]", "l[0]", "s[1:]", "nested[1]", "true",
+    "-1", "range(3) | list", "d.keys() | list", "'<b>' | safe"
+]
+FILTERS = [
+    "upper", "lower", "trim", "length", "first", "last", "list", "join(',')", "sort", "reverse | list",
+    "unique | list", "string", "int", "float", "tojson", "default('z')", "title", "replace('a', 'b')",
+    "map('string') | list", "select | list", "abs", "round", "sum", "min", "max", "dictsort", "items | list",
+    "indent", "capitalize", "tojson(indent=2)", "e", "safe", "map(attribute='n') | list",
+    "selectattr('n') | list", "wordcount", "batch(2) | list", "truncate(5)", "default(none, true)"
+]
+TESTS = [
+    "defined", "none", "string", "number", "mapping", "sequence", "iterable", "true", "odd", "boolean",
+    "integer", "eq(1)", "in [1, 2]", "callable", "lower", "upper", "float"
+]
 BINARY = ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", "<=", ">", ">=", "and", "or", "in", "not in"]
 
 
@@ -220,13 +236,16 @@ def expression(r, depth):
     if k == 5:
         return "(%s if %s else %s)" % (x(), x(), x())
     if k == 6:
-        return "%s%s" % (r.choice(["s", "l", "m", "nested", "d", "missing", "sp"]), r.choice(["[0]", "[-1]", "[1:]", "[::-1]", ".a", "['b']", ".n", "[n]"]))
+        return "%s%s" % (r.choice(["s", "l", "m", "nested", "d", "missing", "sp"]),
+                         r.choice(["[0]", "[-1]", "[1:]", "[::-1]", ".a", "['b']", ".n", "[n]"]))
     return r.choice(["not %s", "[%s]", "(%s,)", "{'q': %s}"]) % x()
 
 
 def comparable(text):
     """Reprs with addresses, which differ on every run, are not compared."""
-    return text is None or not any(w in text for w in (" object at 0x", "<function", "<generator", "<built-in", "range(", "Namespace", "Markup"))
+    return text is None or not any(
+        w in text
+        for w in (" object at 0x", "<function", "<generator", "<built-in", "range(", "Namespace", "Markup"))
 
 
 def random_expressions(c, env, ours, r, rounds):
@@ -243,10 +262,20 @@ def random_expressions(c, env, ours, r, rounds):
 
 def mutations(c, ours, r, rounds):
     """Broken templates must end in an answer, whatever it is."""
-    sources = [open(p, encoding="utf-8").read() for p in sorted(glob.glob(os.path.join(SHARED, "data", "chat_templates", "*.jinja")))] or [SNIPPETS]
-    pieces = ["{%", "%}", "{{", "}}", "-%}", "{#", "#}", "{% endfor %}", "{% endif %}", "(", ")", "[", "]", "|", ".", ",", "'", "\"", "not ", " is ", "\\", "\x00", "é", "{% for x in x %}",
-              "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% raw %}", "*", "**", "~", "9" * 40, "{% set x = x ~ x %}"]
-    context = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}], "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    sources = [
+        open(p, encoding="utf-8").read()
+        for p in sorted(glob.glob(os.path.join(SHARED, "data", "chat_templates", "*.jinja")))
+    ] or [SNIPPETS]
+    pieces = [
+        "{%", "%}", "{{", "}}", "-%}", "{#", "#}", "{% endfor %}", "{% endif %}", "(", ")", "[", "]", "|",
+        ".", ",", "'", "\"", "not ", " is ", "\\", "\x00", "é", "{% for x in x %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% raw %}", "*", "**", "~", "9" * 40,
+        "{% set x = x ~ x %}"
+    ]
+    context = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}],
+        "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"
+    }
     for _ in range(rounds):
         s = r.choice(sources)
         for _ in range(r.randrange(1, 4)):
@@ -261,16 +290,23 @@ def limits(c, ours):
     bombs = {
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "EFULL",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "EFULL",
-        "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}": "EFULL",
-        "{{ 'a' * 999999999 }}": "EFULL", "{{ [1] * 99999999 }}": "EFULL", "{{ range(1000000000) }}": "EBADREQ",
-        "{% for i in range(90000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * 1000 }}{% endfor %}": "EFULL",
-        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "EFULL", "{{ " + "not " * 5000 + "1 }}": "EFULL", "{{ " + "-" * 5000 + "1 }}": "EFULL", "{{ 1" + "+1" * 5000 + " }}": "EFULL",
-        "{% if 1 %}" * 5000: "EFULL", "{{ " + "[" * 150 + "]" * 150 + " }}": "EFULL", "{{ '%9999999d' % 1 }}": "ENOSUP", "{{ 'x'.rjust(99999999) }}": "EFULL",
-        "{% set x = [] %}{% set _ = x.append(x) %}{{ x }}": "EFULL", "{% set x = [] %}{% set _ = x.append(x) %}{{ x | tojson }}": "EFULL",
+        "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% "
+        "endfor %}": "EFULL",
+        "{{ 'a' * 999999999 }}": "EFULL", "{{ [1] * 99999999 }}": "EFULL",
+        "{{ range(1000000000) }}": "EBADREQ",
+        "{% for i in range(90000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * 1000 }}{% endfor "
+        "%}": "EFULL",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "EFULL", "{{ " + "not " * 5000 + "1 }}": "EFULL",
+        "{{ " + "-" * 5000 + "1 }}": "EFULL", "{{ 1" + "+1" * 5000 + " }}": "EFULL",
+        "{% if 1 %}" * 5000: "EFULL", "{{ " + "[" * 150 + "]" * 150 + " }}": "EFULL",
+        "{{ '%9999999d' % 1 }}": "ENOSUP", "{{ 'x'.rjust(99999999) }}": "EFULL",
+        "{% set x = [] %}{% set _ = x.append(x) %}{{ x }}": "EFULL",
+        "{% set x = [] %}{% set _ = x.append(x) %}{{ x | tojson }}": "EFULL",
         "{% set x = [] %}{% set _ = x.append(x) %}{% set y = [] %}{% set _ = y.append(y) %}{{ x == y }}": "EFULL",
         "{% set x = [] %}{% set _ = x.append(x) %}{% set y = [] %}{% set _ = y.append(y) %}{{ x < y }}": "EFULL",
-        "{% include 'x' %}": "ENOSUP", "{% import 'x' as y %}": "ENOSUP", "{% extends 'x' %}": "ENOSUP", "{% for x in [] recursive %}{% endfor %}": "ENOSUP",
-        "a\nb\n{{ x | frobnicate }}": "ENOSUP", "a\n{% wibble %}": "EPROTO",
+        "{% include 'x' %}": "ENOSUP", "{% import 'x' as y %}": "ENOSUP", "{% extends 'x' %}": "ENOSUP",
+        "{% for x in [] recursive %}{% endfor %}": "ENOSUP", "a\nb\n{{ x | frobnicate }}": "ENOSUP",
+        "a\n{% wibble %}": "EPROTO",
     }
     for source, status in bombs.items():
         got = ours.render(source, {}, immutable=False, output=1 << 20)
@@ -279,7 +315,8 @@ def limits(c, ours):
     c.ok("line 3" in got["error"] and "frobnicate" in got["error"], got)
     got = ours.render("a\n{% wibble %}", {})
     c.ok("line 2" in got["error"] and "wibble" in got["error"], got)
-    c.eq(ours.render("{{ raise_exception('exactly this') }}", {}), {"error": "exactly this", "status": "EBADREQ"}, "raise_exception")
+    c.eq(ours.render("{{ raise_exception('exactly this') }}", {}),
+         {"error": "exactly this", "status": "EBADREQ"}, "raise_exception")
     c.eq(ours.render("{% generation %}x{{ 1 }}{% endgeneration %}y", {}), {"text": "x1y"}, "generation")
     c.eq(ours.render("{{ x }}" * 1000, {"x": "y" * 10000}, output=1 << 20)["status"], "EFULL", "output limit")
 

@@ -6,14 +6,16 @@ import sys
 
 from text_support import DEMO, TOKENIZERS, Check, Tokenizer, need, tool
 
-PAIRS = [("gpt-2", "gpt2"), ("llama-spm", "phi-3-mini"), ("phi-3", "phi-3-mini"), ("roberta-bpe", "roberta-base")]
+PAIRS = [("gpt-2", "gpt2"), ("llama-spm", "phi-3-mini"), ("phi-3", "phi-3-mini"),
+         ("roberta-bpe", "roberta-base")]
 START_MS = {"gpt2": 100, "demo": 10}
 
 
 def vectors(c):
     for name, folder in PAIRS:
         base = os.path.join(TOKENIZERS, "vectors", name)
-        texts = open(need(base + ".inp"), encoding="utf-8", newline="").read().split("\n__ggml_vocab_test__\n")
+        texts = open(need(base + ".inp"), encoding="utf-8",
+                     newline="").read().split("\n__ggml_vocab_test__\n")
         lines = open(base + ".out").read().split("\n")
         c.ok(len(texts) >= 46, name, "has", len(texts), "strings")
         t = Tokenizer(os.path.join(TOKENIZERS, folder))
@@ -28,7 +30,8 @@ def demo(c):
     t = Tokenizer(os.path.join(DEMO, "target"))
     for line in open(need(os.path.join(DEMO, "questions.jsonl")), encoding="utf-8"):
         q = json.loads(line)
-        prompt = "<|begin|>" + "".join("<|%s|>%s<|end|>" % (m["role"], m["content"].strip()) for m in q["messages"]) + "<|assistant|>"
+        prompt = "<|begin|>" + "".join("<|%s|>%s<|end|>" % (m["role"], m["content"].strip())
+                                       for m in q["messages"]) + "<|assistant|>"
         c.eq(t.encode(prompt), q["prompt_ids"], "demo prompt")
         c.eq(t.decode(q["answer_ids"], skip=True), q["answer"], "demo answer")
         literal = t.encode(q["messages"][0]["content"] + "<|end|>", parse=False)
@@ -40,7 +43,10 @@ def starting(c):
     import subprocess
     for name, limit in START_MS.items():
         folder = os.path.join(DEMO, "target") if name == "demo" else os.path.join(TOKENIZERS, name)
-        us = min(int(subprocess.run([tool("tool_tokenize"), folder, "--time"], capture_output=True, check=True).stdout) for _ in range(5))
+        us = min(
+            int(
+                subprocess.run([tool("tool_tokenize"), folder, "--time"], capture_output=True,
+                               check=True).stdout) for _ in range(5))
         # sanitizer builds are about ten times slower and are not timed
         if "asan" not in os.environ.get("TANDEM_BUILD", ""):
             c.ok(us < limit * 1000, name, "opened in", us, "us, limit", limit, "ms")

@@ -37,8 +37,8 @@ def extra_packages():
 
 class Tokenizer:
     def __init__(self, folder, *flags):
-        self.p = subprocess.Popen([tool("tool_tokenize"), folder, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE)
+        self.p = subprocess.Popen([tool("tool_tokenize"), folder, *flags], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def ask(self, **q):
         self.p.stdin.write(json.dumps(q).encode() + b"\n")

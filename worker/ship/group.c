@@ -89,6 +89,7 @@ static void recall(td_ship_group *g, uint64_t key, const entry *x)
     e->type = TD_SHIP_RECALL;
     e->key = key;
     e->sending = x->sending;
+    e->over = x->over;
     memcpy(e->reason, x->reason, sizeof e->reason);
     td_arena_init(&e->arena, 0);
     put(g, e);

@@ -244,7 +244,7 @@ td_ship_event *td_ship_poll(td_ship *s)
     while ((e = own_event(s))) td_ship_group_own(s->group, e);
     e = td_ship_group_next(s->group);
     if (e && e->type == TD_SHIP_RECALL) { /* here too, if it is not over already */
-        if (e->sending) td_ship_send_cancel(s, e->key, 1, e->reason);
+        if (e->sending) td_ship_send_cancel(s, e->key, e->over ? 0 : 1, e->reason);
         else td_ship_recv_close(s, e->key);
     }
     return e;

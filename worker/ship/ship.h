@@ -11,8 +11,9 @@
  * tells the others' endpoints and the grid with its reservations (td_ship_ranks). Every command that rank 0's engine
  * gives is given on all ranks, with that rank's pages; each rank then sends and receives what grid_plan.h says. The
  * other ranks' events go to rank 0 as reports (td_ship_event_report there, td_ship_peer here), and rank 0's poll gives
- * the worker's: one last event a key, when all ranks have said theirs, and RECALL (not a last one) when one failed:
- * send_cancel(key, 1, reason) or recv_close(key) is to be given on the other ranks.
+ * the worker's: one last event a key, when all ranks have said theirs, and RECALL (not a last one) when one failed or
+ * was cancelled: send_cancel(key, over ? 0 : 1, reason) or recv_close(key) is to be given on the other ranks. So
+ * cancelling and closing need no mirroring of their own.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
@@ -60,7 +61,8 @@ typedef struct td_ship_event {
     td_ship_event_type type;
     uint64_t key;
     bool ok;                     /* SENT: acknowledged */
-    bool over;                   /* LOST: the other side says that the request is over */
+    /* LOST: the other side says that the request is over; SENT, RECALL of a sending key: it was cancelled so */
+    bool over;
     bool sending;                /* RECALL: a sending key */
     char reason[160];            /* SENT and not ok; LOST; RECALL */
     td_arena arena;

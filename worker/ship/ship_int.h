@@ -63,7 +63,7 @@ typedef struct handoff {
     uint64_t key;
     uint32_t left, frames;
     uint64_t bytes;
-    bool failed;
+    bool failed, over;           /* over: cancelled, with index 0 (kvframe.h rule 8) */
     char reason[160];            /* of the first that failed */
 } handoff;
 

@@ -94,6 +94,7 @@ static void handoff_end(td_ship *s, handoff *h)
 {
     td_ship_event *e = ship_event(TD_SHIP_SENT, h->key);
     e->ok = !h->failed;
+    e->over = h->over;
     e->bytes = h->bytes;
     e->frames = h->frames;
     memcpy(e->reason, h->reason, sizeof e->reason);
@@ -242,7 +243,7 @@ bool ship_out_pump(td_ship *s, int64_t now)
         next = x->next;
         td_send_event e = {.type = TD_SEND_TICK};
         handoff *h = x->of;
-        if (h->failed) e = (td_send_event){.type = TD_SEND_CANCEL, .n = 1, .reason = h->reason};
+        if (h->failed) e = (td_send_event){.type = TD_SEND_CANCEL, .n = !h->over, .reason = h->reason};
         bool alone = h->left == 1, failed = h->failed;
         more |= pump(s, x, now, e);
         more |= !alone && !failed && h->failed; /* the rest of this hand-off may lie behind us */
@@ -313,7 +314,10 @@ void ship_out_command(td_ship *s, int64_t now, cmd *c)
         return; /* the loop pumps */
     }
     handoff *h = find_handoff(s, c->key);
-    if (h && c->type == CMD_SEND_CANCEL) handoff_fail(h, c->text);
+    if (h && c->type == CMD_SEND_CANCEL) {
+        h->over = !h->failed && !c->abort_index;
+        handoff_fail(h, c->text);
+    }
     if (h && !h->left) { /* nothing of it goes from this rank */
         handoff_end(s, h);
         return;
