@@ -123,15 +123,17 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
                 for (int i = 0; i < 4; i++) acc[m][n][i] = sum[m][n][i];
 }
 
-/* grid: (groups of (8 >> lw) * MT row blocks, leaves >> lw); lw: log2 of the leaves in a CTA. */
+/* grid: (row blocks / (groups * MT), leaves >> lw); block: groups << lw warps; lw: log2 of the leaves in a
+ * CTA. */
 // limits: regs 240, spill 0, smem 128
 template <class W, bool F32, int MT, int NT, int U>
-static __global__ void __launch_bounds__(256, (NT <= 2 ? 2 : 1)) gemm_few_kernel(const gemm_args a, int lw)
+static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel(const gemm_args a, int lw)
 {
     constexpr int ROWS = MT * 16, TOKENS = NT * 8, STRIDE = ROWS + 4; /* + 4: no two lanes meet in a bank */
     TD_DYN_SMEM(float, red);                                          /* [warp][token][row] */
     __shared__ unsigned last;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_leaf = 1 << lw, groups = 8 >> lw;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_leaf = 1 << lw, threads = (int)blockDim.x,
+              groups = threads / 32 >> lw;
     const int rb0 = ((int)blockIdx.x * groups + (warp >> lw)) * MT;
     float acc[MT][NT][4] = {};
     td_grid_wait();
@@ -153,7 +155,7 @@ static __global__ void __launch_bounds__(256, (NT <= 2 ? 2 : 1)) gemm_few_kernel
     __syncthreads();
     td_grid_launch();
     const int n0 = (int)blockIdx.x * groups * ROWS, parts = (int)gridDim.y, np = a.row_blocks * 16;
-    for (int e = (int)threadIdx.x; e < groups * TOKENS * ROWS; e += 256) {
+    for (int e = (int)threadIdx.x; e < groups * TOKENS * ROWS; e += threads) {
         int row = e % ROWS, t = e / ROWS % TOKENS, g = e / (ROWS * TOKENS), n = n0 + g * ROWS + row;
         float v[GEMM_MAX_LEAVES];
 #pragma unroll
@@ -173,7 +175,7 @@ static __global__ void __launch_bounds__(256, (NT <= 2 ? 2 : 1)) gemm_few_kernel
     if (!last) return;
     __threadfence();
     TD_ACQUIRE_ALL();
-    for (int e = (int)threadIdx.x; e < groups * ROWS * a.T; e += 256) {
+    for (int e = (int)threadIdx.x; e < groups * ROWS * a.T; e += threads) {
         int n = n0 + e % (groups * ROWS), t = e / (groups * ROWS);
         if (n >= a.N) continue;
         float v[GEMM_MAX_LEAVES];
@@ -189,12 +191,19 @@ static __global__ void __launch_bounds__(256, (NT <= 2 ? 2 : 1)) gemm_few_kernel
 template <class W, bool F32, int MT, int NT, int U>
 static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta)
 {
-    int lw = 0;
+    int lw = 0, sms = 0, device = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    if (e != cudaSuccess) return (int)e;
     while (1 << (lw + 1) <= leaves_in_cta && 1 << (lw + 1) <= a.cut.leaves) lw++;
-    int per = (8 >> lw) * MT;
-    dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)(a.cut.leaves >> lw));
-    return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U>, grid, dim3(256),
-                              sizeof(float) * 8 * NT * 8 * (MT * 16 + 4), (cudaStream_t)stream, a, lw);
+    int groups = 8 >> lw, parts = a.cut.leaves >> lw;
+    while (groups > 1 && a.row_blocks * parts < sms * groups * MT)
+        groups /= 2; /* no SM without a CTA; same bits */
+    int per = groups * MT;
+    dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)parts);
+    size_t smem = sizeof(float) * (size_t)(groups << lw) * NT * 8 * (MT * 16 + 4);
+    return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U>, grid, dim3((unsigned)(32 * groups << lw)),
+                              smem, (cudaStream_t)stream, a, lw);
 }
 
 template <class W> static int few_by_tokens(void *stream, const gemm_args &a, bool x_is_f32)
