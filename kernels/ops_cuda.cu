@@ -5,13 +5,16 @@
  * What host memory holds (rows to sample, page tables) goes through a ring of two pinned halves: a half is
  * written again only after the stream has passed the event that follows its last copy. */
 #include "kernels/cuda.h"
+#include "kernels/cuda_attn.h"
+#include "kernels/cuda_gemm.h"
 #include "kernels/td_cuda.h"
 #include <stdlib.h>
 #include <string.h>
 
 namespace
 {
-enum { HALVES = 2 };
+enum { HALVES = 2, STEPS = 4, LAYOUT_FRAGMENT = 2 /* family.h */ };
+const size_t MAX_SPLIT_SLOTS = (size_t)1 << 17; /* partial results of attention: 68 MB at D = 128 */
 const size_t HALF_BYTES = (size_t)1 << 20, ALIGN = 256;
 
 struct ring_half {
@@ -25,12 +28,25 @@ struct block {
     size_t bytes;
 };
 
+/* Sequences and page tables as the device has them, with the work list made from them: serves every layer of
+ * a group, and is sent again only when it differs. */
+struct step_copy {
+    char *host; /* what was sent */
+    size_t bytes, room;
+    int n_seq, H, G, D, window;
+    size_t max_slots, stamp;
+    bool prompts, few;
+    block data, plan;
+};
+
 struct context {
     td_dev *dev;
     td_status status;
     ring_half half[HALVES];
     int at;
-    block sample, out;
+    block sample, out, gemm, splits;
+    step_copy step[STEPS];
+    size_t stamp;
     td_ops ops;
 } ctx;
 
@@ -157,6 +173,224 @@ bool parcel_send(parcel *p)
     p->h->used = p->used;
     if (s != TD_OK) failed(s);
     return s == TD_OK;
+}
+
+/* ---- weights and products ---- */
+
+td_dtype ops_packed_dtype(td_dtype from)
+{
+    return from == TD_F16 ? TD_F16 : TD_BF16;
+}
+
+td_cuda_wtype type_of(td_dtype packed)
+{
+    return packed == TD_F16 ? TD_CUDA_W_F16 : TD_CUDA_W_BF16;
+}
+
+size_t ops_packed_bytes(int N, int K, td_dtype from)
+{
+    return td_cuda_gemm_packed_bytes(N, K, 0, type_of(ops_packed_dtype(from)));
+}
+
+void ops_pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1)
+{
+    td_cuda_gemm_pack_host(dst, src, from, N, K, 0, type_of(ops_packed_dtype(from)), n0, n1);
+}
+
+size_t ops_scratch_bytes(int, int, int, int)
+{
+    return ALIGN; /* workspaces are the table's own */
+}
+
+/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. */
+bool weight_of(const td_weight *w, td_cuda_weight *out)
+{
+    int slices = w->slices > 1 ? w->slices : 0;
+    *out = td_cuda_weight{w->N, w->K, slices, type_of(w->dtype), w->p, w->bias, nullptr};
+    const char *why = td_cuda_gemm_refuses(w->N, w->K, slices, out->type);
+    if (!why && slices && w->K / slices % 64) why = "K / slices must be a multiple of 64";
+    if (why)
+        failed(td_fail(TD_ENOSUP, "CUDA: product of %d x %d in %d slices: %s", w->N, w->K, w->slices, why));
+    return !why;
+}
+
+void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
+                size_t ldy, bool add)
+{
+    td_cuda_weight d;
+    if (T == 0 || !may_run() || !weight_of(w, &d)) return;
+    size_t had = ctx.gemm.bytes;
+    if (!want(&ctx.gemm, td_cuda_gemm_ws_bytes(T, w->N, w->K))) return;
+    if (ctx.gemm.bytes != had) {
+        td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ctx.gemm.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
+        if (s != TD_OK) failed(s);
+    }
+    td_cuda_gemm_args a = {};
+    a.w = &d;
+    a.x = x;
+    a.x_is_f32 = true;
+    a.ldx = ldx;
+    a.T = T;
+    a.y = y;
+    a.ldy = ldy;
+    a.add = add;
+    a.ws = ctx.gemm.p;
+    launched(td_cuda_gemm(stream(), &a), "product");
+}
+
+/* Row counts come to the host first: one wait for each grouped product. */
+void ops_linear_grouped(const td_ops *, td_pool *, void *, const td_grouped *a)
+{
+    int32_t row0[TD_MAX_EXPERTS + 1];
+    td_dev *d = ctx.dev;
+    if (!may_run() || a->n > TD_MAX_EXPERTS) return;
+    td_status s = d->download(d, TD_STREAM_COMPUTE, row0, a->row0, ((size_t)a->n + 1) * sizeof *row0);
+    if (s == TD_OK) s = d->sync(d, TD_STREAM_COMPUTE);
+    if (s != TD_OK) failed(s);
+    for (int e = 0; e < a->n && may_run(); e++)
+        if (row0[e + 1] > row0[e])
+            ops_linear(nullptr, nullptr, &a->w[e], a->x + (size_t)row0[e] * a->ldx, a->ldx,
+                       row0[e + 1] - row0[e], a->y + (size_t)row0[e] * a->ldy, a->ldy, false);
+}
+
+void ops_embed_packed(td_pool *, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo)
+{
+    td_cuda_weight d;
+    if (T && may_run() && weight_of(w, &d))
+        launched(td_cuda_gemm_embed(stream(), &d, ids, T, out, ldo), "embedding");
+}
+
+/* ---- attention ---- */
+
+int pages_of(const td_attn_seq *q, int P)
+{
+    return q->n_rows > 0 ? (q->pos0 + q->n_rows + P - 1) / P : 0;
+}
+
+/* [n_seq] td_cuda_attn_seq, then all page tables one after another. */
+size_t describe_step(const td_attn_args *a, step_copy *c)
+{
+    int P = a->kv->P, n_pages = 0;
+    for (int i = 0; i < a->n_seq; i++) n_pages += pages_of(&a->seq[i], P);
+    size_t head = (size_t)a->n_seq * sizeof(td_cuda_attn_seq), bytes = head + (size_t)n_pages * 4;
+    if (c->room < bytes) {
+        free(c->host);
+        c->room = bytes * 2;
+        c->host = (char *)malloc(c->room);
+        if (!c->host) c->room = 0;
+        if (!c->host) return 0;
+    }
+    td_cuda_attn_seq *q = (td_cuda_attn_seq *)c->host;
+    int32_t *pages = (int32_t *)(c->host + head), at = 0;
+    for (int i = 0; i < a->n_seq; i++) {
+        q[i] = td_cuda_attn_seq{a->seq[i].row0, a->seq[i].n_rows, a->seq[i].pos0, at};
+        int n = pages_of(&a->seq[i], P);
+        memcpy(pages + at, a->seq[i].pages, (size_t)n * 4);
+        at += n;
+    }
+    return bytes;
+}
+
+/* Where each sequence will be computed: the rule of cuda_attn.h's plan. */
+void choose_kernels(const td_attn_args *a, step_copy *c)
+{
+    size_t slots = 0;
+    c->prompts = c->few = false;
+    for (int i = 0; i < a->n_seq; i++) {
+        const td_attn_seq *q = &a->seq[i];
+        if (q->n_rows * (a->H / a->G) <= TD_CUDA_ATTN_FEW) {
+            c->few = true;
+            slots += td_cuda_attn_slots(q->n_rows, q->pos0, a->window, a->H);
+        } else
+            c->prompts = true;
+    }
+    c->max_slots = slots < MAX_SPLIT_SLOTS ? slots : MAX_SPLIT_SLOTS;
+    if (slots > MAX_SPLIT_SLOTS) c->prompts = true;
+}
+
+bool send_step(const td_attn_args *a, step_copy *c)
+{
+    parcel p;
+    td_dev *d = ctx.dev;
+    choose_kernels(a, c);
+    if (!want(&c->data, c->bytes) || !want(&c->plan, td_cuda_attn_plan_bytes(a->n_seq)) ||
+        !want(&ctx.splits, td_cuda_attn_ws_bytes(c->max_slots, a->D)) || !parcel_open(&p, padded(c->bytes)))
+        return false;
+    const char *sent = parcel_put(&p, c->host, c->bytes);
+    if (!parcel_send(&p)) return false;
+    td_status s = d->copy(d, TD_STREAM_COMPUTE, c->data.p, sent, c->bytes);
+    if (s != TD_OK) failed(s);
+    if (s == TD_OK)
+        launched(td_cuda_attn_plan(stream(), (const td_cuda_attn_seq *)c->data.p, a->n_seq, a->H, a->G, a->D,
+                                   a->window, c->max_slots, TD_CUDA_ATTN_FEW, c->plan.p),
+                 "plan of attention");
+    return may_run();
+}
+
+/* The copy that holds this step's tables; the least recently used one is given to a new step. */
+step_copy *step_of(const td_attn_args *a)
+{
+    static step_copy fresh; /* its buffer is swapped with the copy's */
+    size_t bytes = describe_step(a, &fresh);
+    step_copy *c = &ctx.step[0];
+    if (!bytes) failed(td_fail(TD_EFULL, "out of memory for page tables"));
+    if (!bytes) return nullptr;
+    for (step_copy &s : ctx.step) {
+        if (s.bytes == bytes && s.n_seq == a->n_seq && s.H == a->H && s.G == a->G && s.D == a->D &&
+            s.window == a->window && !memcmp(s.host, fresh.host, bytes)) {
+            s.stamp = ++ctx.stamp;
+            return &s;
+        }
+        if (s.stamp < c->stamp) c = &s;
+    }
+    char *host = c->host;
+    size_t room = c->room;
+    c->host = fresh.host;
+    c->room = fresh.room;
+    fresh.host = host;
+    fresh.room = room;
+    c->bytes = bytes;
+    c->n_seq = a->n_seq;
+    c->H = a->H;
+    c->G = a->G;
+    c->D = a->D;
+    c->window = a->window;
+    c->stamp = ++ctx.stamp;
+    if (send_step(a, c)) return c;
+    c->bytes = 0;
+    return nullptr;
+}
+
+void ops_attention(td_pool *, void *, const td_attn_args *a)
+{
+    if (a->n_seq == 0 || !may_run()) return;
+    const char *why = td_cuda_attn_refuses(a->H, a->G, a->D, a->kv->P, a->kv->dtype);
+    if (why) failed(td_fail(TD_ENOSUP, "CUDA: attention of %d/%d heads of %d: %s", a->H, a->G, a->D, why));
+    step_copy *c = why ? nullptr : step_of(a);
+    if (!c) return;
+    td_cuda_attn_args d = {};
+    d.q = a->q;
+    d.ldq = a->ldq;
+    d.out = a->out;
+    d.ldo = a->ldo;
+    d.out_dtype = TD_F32;
+    d.kv = a->kv;
+    d.slot = a->slot;
+    d.seq = (const td_cuda_attn_seq *)c->data.p;
+    d.n_seq = a->n_seq;
+    d.pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
+    d.H = a->H;
+    d.G = a->G;
+    d.D = a->D;
+    d.scale = a->scale;
+    d.window = a->window;
+    for (int i = 0; i < a->n_seq; i++) d.T = max(d.T, a->seq[i].row0 + a->seq[i].n_rows);
+    d.prompts = c->prompts;
+    d.few = c->few;
+    d.plan = c->plan.p;
+    d.ws = ctx.splits.p;
+    d.max_slots = c->max_slots;
+    launched(td_cuda_attention(stream(), &d), "attention");
 }
 
 /* ---- rows ---- */
@@ -307,6 +541,15 @@ void fill_table(td_ops *t)
     t->family = "cuda";
     t->numerics = "cuda-sm80-bf16";
     t->weight_dtype = t->kv_dtype = TD_BF16;
+    t->layout = LAYOUT_FRAGMENT;
+    t->packed_dtype = ops_packed_dtype;
+    t->packed_bytes = ops_packed_bytes;
+    t->pack = ops_pack;
+    t->scratch_bytes = ops_scratch_bytes;
+    t->linear = ops_linear;
+    t->linear_grouped = ops_linear_grouped;
+    t->attention = ops_attention;
+    t->embed_packed = ops_embed_packed;
     t->embed_table = ops_embed_table;
     t->rmsnorm = ops_rmsnorm;
     t->sum_tree = ops_sum_tree;
@@ -352,8 +595,13 @@ extern "C" void td_cuda_ops_close(void)
     if (!ctx.dev) return;
     ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
     for (ring_half &h : ctx.half) half_close(&h);
-    if (ctx.sample.p) ctx.dev->free(ctx.dev, ctx.sample.p);
-    if (ctx.out.p) ctx.dev->free(ctx.dev, ctx.out.p);
+    for (block *b : {&ctx.sample, &ctx.out, &ctx.gemm, &ctx.splits})
+        if (b->p) ctx.dev->free(ctx.dev, b->p);
+    for (step_copy &c : ctx.step) {
+        free(c.host);
+        if (c.data.p) ctx.dev->free(ctx.dev, c.data.p);
+        if (c.plan.p) ctx.dev->free(ctx.dev, c.plan.p);
+    }
     ctx = context{};
 }
 

@@ -4,6 +4,9 @@
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/support.h"
 
+#ifndef TEST_X86_LAW
+#define TEST_X86_LAW 1 /* 0: a family whose scores are rounded otherwise */
+#endif
 enum { MAX_SEQ = 3, SLOT = 1, SLOTS = 2 };
 
 typedef struct world {
@@ -319,7 +322,7 @@ int main(void)
         for (size_t i = 0; i < TD_COUNT(attn_odd); i++)
             if (!attn_odd[i].window) parts_equal(o, attn_odd[i]);
         for (int at = 84; at <= 85; at++) nan_stays(o, 0, at), nan_stays(o, 20, at), nan_stays(o, 21, at);
-        exponential(o);
+        if (TEST_X86_LAW) exponential(o);
     }
     for (size_t i = 0; i < TD_COUNT(attn_odd); i++) free(x86_out[i]);
     return T_DONE();

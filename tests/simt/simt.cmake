@@ -59,7 +59,7 @@ foreach(t ${simt_tests} ${simt_shared})
     target_compile_options(${area}_${n} PRIVATE -Wall -Wextra)
     target_include_directories(${area}_${n} PRIVATE ${CMAKE_SOURCE_DIR})
     if(t IN_LIST simt_shared)
-      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_DRAWS=1000 TEST_LARGE_V=8501)
+      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501)
     endif()
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_kernels) # in this order: the library's td_dev_open_cuda wins
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)

@@ -10,7 +10,7 @@
 #include "kernels/dev.h"
 #include "tests/kernels/support.h"
 
-enum { DEV_MAX_BLOCKS = 256 };
+enum { DEV_MAX_BLOCKS = 2048 };
 static void *dev_block[DEV_MAX_BLOCKS];
 static int dev_n_blocks;
 

@@ -26,6 +26,75 @@ static void *give(const void *host, size_t bytes)
     return host && bytes ? dev_put(host, bytes) : NULL;
 }
 
+static td_weight weight_of(const td_weight *w)
+{
+    td_weight d = *w; /* what it is made from does not matter: the packed type alone decides the bytes */
+    d.p = give(w->p, cuda->packed_bytes(w->N, w->K, w->dtype));
+    d.bias = give(w->bias, (size_t)w->N * 4);
+    if (d.slices > 1 && d.K / d.slices % 64) d.slices = 0; /* the table refuses what packing did not know of */
+    return d;
+}
+
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add)
+{
+    size_t bytes = span(T, ldy, (size_t)w->N, 4);
+    td_weight d = weight_of(w);
+    float *o = give(y, bytes);
+    cuda->linear(pool, scratch, &d, give(x, span(T, ldx, (size_t)w->K, 4)), ldx, T, o, ldy, add);
+    fetch(y, o, bytes);
+    dev_done();
+}
+
+static void linear_grouped(const td_ops *ops, td_pool *pool, void *scratch, const td_grouped *a)
+{
+    td_grouped d = *a;
+    td_weight w[TD_MAX_EXPERTS];
+    int first = a->row0[0], rows = a->row0[a->n];
+    (void)ops;
+    if (rows <= first) return;
+    size_t bytes = span(rows, a->ldy, (size_t)a->w[0].N, 4);
+    for (int e = 0; e < a->n; e++) {
+        w[e] = a->w[e];
+        if (a->row0[e + 1] > a->row0[e]) w[e] = weight_of(&a->w[e]);
+    }
+    d.w = w;
+    d.row0 = give(a->row0, (size_t)(a->n + 1) * 4);
+    d.x = give(a->x, span(rows, a->ldx, (size_t)a->w[0].K, 4));
+    d.y = give(a->y, bytes);
+    cuda->linear_grouped(cuda, pool, scratch, &d);
+    fetch(a->y, d.y, bytes);
+    dev_done();
+}
+
+static void embed_packed(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo)
+{
+    size_t bytes = span(T, ldo, (size_t)w->K, 4);
+    td_weight d = weight_of(w);
+    float *o = give(out, bytes);
+    cuda->embed_packed(pool, &d, give(ids, (size_t)T * 4), T, o, ldo);
+    fetch(out, o, bytes);
+    dev_done();
+}
+
+/* Rows of the sequences only: others of out are not written. */
+static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
+{
+    int T = 0;
+    for (int i = 0; i < a->n_seq; i++)
+        T = a->seq[i].row0 + a->seq[i].n_rows > T ? a->seq[i].row0 + a->seq[i].n_rows : T;
+    size_t width = (size_t)(a->H * a->D), bytes = span(T, a->ldo, width, 4);
+    td_attn_args d = *a;
+    td_kv kv = *a->kv;
+    kv.base = give(a->kv->base, (size_t)(a->slot + 1) * (size_t)a->kv->n_pages * td_kv_page_bytes(a->kv));
+    d.kv = &kv;
+    d.q = give(a->q, span(T, a->ldq, width, 4));
+    d.out = give(a->out, bytes);
+    cuda->attention(pool, scratch, &d);
+    fetch(a->out, d.out, bytes);
+    dev_done();
+}
+
 static void embed_table(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
 {
     size_t bytes = span(T, ldo, (size_t)w->K, 4);
@@ -187,6 +256,16 @@ static const td_ops *open_staged(void)
     staged.family = cuda->family;
     staged.numerics = cuda->numerics;
     staged.kv_dtype = cuda->kv_dtype;
+    staged.weight_dtype = cuda->weight_dtype;
+    staged.layout = cuda->layout;
+    staged.packed_dtype = cuda->packed_dtype;
+    staged.packed_bytes = cuda->packed_bytes;
+    staged.pack = cuda->pack;
+    staged.scratch_bytes = cuda->scratch_bytes;
+    staged.linear = linear;
+    staged.linear_grouped = linear_grouped;
+    staged.attention = attention;
+    staged.embed_packed = embed_packed;
     staged.embed_table = embed_table;
     staged.rmsnorm = rmsnorm;
     staged.sum_tree = sum_tree;
