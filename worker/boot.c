@@ -2,6 +2,7 @@
 #include "worker/boot.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/ranks.h"
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +57,19 @@ static void progress(void *arg, const char *what, double fraction)
     TD_DEBUG_LOG("model: %s, %d %%", what, tenth * 10);
 }
 
-static td_status open_model(const td_conf *c, const char *dir, int max_logits, td_boot *b)
+/* As many pages as every rank has room for. */
+static td_status agree_on_pages(const td_ranks *ranks, td_boot *b)
+{
+    int n = td_coll_size(ranks->world);
+    int64_t mine = td_engine_choose_pages(&b->opts), *all = td_xalloc((size_t)n * sizeof *all);
+    td_status s = td_coll_all_gather(ranks->world, &mine, all, sizeof mine);
+    for (int i = 0; i < n; i++) mine = TD_MIN(mine, all[i]);
+    free(all);
+    b->opts.kv_pages = mine;
+    return s;
+}
+
+static td_status open_model(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *b)
 {
     char cache[4096];
     int last = -1;
@@ -71,7 +84,10 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, t
                        .max_logits = max_logits ? max_logits : td_engine_logit_rows(c->max_num_seqs),
                        .cache_dir = cache_dir(c, cache, sizeof cache),
                        .progress = progress,
-                       .arg = &last};
+                       .arg = &last,
+                       .ranks = ranks,
+                       .attn_split = (int)c->attention_split};
+    b->attn_split = o.attn_split;
     TD_TRY(td_model_open(&o, &b->model));
     b->opts = (td_engine_opts){.model = b->model,
                                .ops = b->ops,
@@ -85,8 +101,10 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, t
                                .max_legs = TD_MAX((int)MIN_LEGS, LEGS_PER_SEQ * c->max_num_seqs),
                                .max_prefill_chunk = c->max_prefill_chunk,
                                .prefix_cache = c->prefix_cache,
-                               .max_logits = o.max_logits};
-    return TD_OK;
+                               .max_logits = o.max_logits,
+                               .ranks = ranks,
+                               .depth = ranks ? ranks->grid.pp : 1};
+    return ranks ? agree_on_pages(ranks, b) : TD_OK;
 }
 
 /* With --ops auto a model that the fast families do not take is computed by ref. */
@@ -100,13 +118,22 @@ static td_status fall_back(const td_conf *c, const char *dir, const td_ops **ops
     return td_ops_open("ref", ops);
 }
 
-td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boot *out)
+void td_boot_numerics(const td_boot *b, char *out, size_t n)
+{
+    const td_ranks *r = b->opts.ranks;
+    char split[32] = "", tp[32] = "";
+    if (b->attn_split != TD_ATTN_SPLIT) snprintf(split, sizeof split, "-split%d", b->attn_split);
+    if (r && r->grid.tp > 1 && !td_grid_tree(&r->grid, td_model_descr(b->model))) snprintf(tp, sizeof tp, "-tp%d", r->grid.tp);
+    snprintf(out, n, "%s%s%s", b->ops->numerics, split, tp);
+}
+
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out)
 {
     td_boot b = {0};
     TD_TRY(choose_ops(c, &b.ops));
     TD_TRY(fall_back(c, dir, &b.ops));
     b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
-    td_status s = open_model(c, dir, max_logits, &b);
+    td_status s = open_model(c, dir, max_logits, ranks, &b);
     if (s < 0) {
         td_boot_close(&b);
         return s;

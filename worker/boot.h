@@ -17,10 +17,14 @@ typedef struct td_boot {
     td_pool *pool;
     td_model *model;
     td_engine_opts opts;
+    int attn_split;
 } td_boot;
 
 /* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */
-td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_boot *out);
+/* ranks: this rank's place, NULL: one rank. Of several ranks all open, and agree on the number of KV pages. */
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out);
+/* The arithmetic's id as the handshake and page hashes carry it: the family's, and what else changes bits. */
+void td_boot_numerics(const td_boot *b, char *out, size_t n);
 void td_boot_close(td_boot *b);
 /* Cores this process may run on, at most 256. */
 int td_boot_cores(void);

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
+enum { PING_US = 1000000, IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
 /* packed size of one log probability, at most; control messages are at most 8 MiB */
 enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 };
 
@@ -52,7 +52,7 @@ struct td_wengine {
     bool stop, failing;
     td_map legs;                     /* id -> wleg * */
     td_wbatch *batch;
-    int64_t snap_us;
+    int64_t snap_us, ping_us;
 };
 
 /* ---- legs ---- */
@@ -537,6 +537,16 @@ static void take_snapshot(td_wengine *w, bool idle)
     pthread_mutex_unlock(&w->mu);
 }
 
+/* The worker's other ranks wait for the next step; so that they and this one know of each other. */
+static void ping(td_wengine *w, bool more)
+{
+    int64_t now = td_now_us();
+    if (more) w->ping_us = now;
+    if (now - w->ping_us < PING_US) return;
+    w->ping_us = now;
+    if (td_engine_ping(w->o.engine) < 0) TD_ERROR("a rank of this worker does not answer: %s", td_reason());
+}
+
 static void *run(void *arg)
 {
     td_wengine *w = arg;
@@ -545,6 +555,7 @@ static void *run(void *arg)
         take_commands(w);
         take_ship_events(w);
         bool more = turn(w);
+        ping(w, more);
         td_ship_flush(w->ship);
         w->progress++;
         bool told = w->batch->n_events > 0;

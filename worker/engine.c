@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/engine_int.h"
+#include "worker/ranks.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,15 +32,18 @@ static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
 
 /* Pages per group: as told; else from the memory told; else a quarter of what is free now, but no more than
  * could ever be used. */
-static int64_t choose_pages(const td_engine_opts *o, const td_model_desc *d)
+int64_t td_engine_choose_pages(const td_engine_opts *o)
 {
+    const td_model_desc *d = td_model_descr(o->model);
     if (o->kv_pages > 0) return o->kv_pages;
     int64_t page = (int64_t)bytes_per_page(o, d), memory = o->kv_memory_bytes;
     int64_t len = o->max_model_len > 0 ? o->max_model_len : d->max_positions;
     td_kvmap map = td_model_kvmap(o->model);
     int64_t useful = ((int64_t)td_kvmap_most(map, (uint32_t)len) / o->page_size + 2) * TD_MAX(o->max_seqs, 1);
-    if (memory > 0) return memory / page;
+    if (memory > 0) return page ? memory / page : useful;
     memory = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    if (o->ranks) memory /= td_grid_ranks(&o->ranks->grid); /* they may all be on this host */
+    if (page == 0) return useful;                           /* a stage without layers of any group */
     return TD_MIN(memory / page, useful);
 }
 
@@ -122,7 +126,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->desc = d;
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
     e->depth = o->depth > 0 ? o->depth : 1;
-    int64_t pages = choose_pages(o, d);
+    int64_t pages = td_engine_choose_pages(o);
     td_kvmap map = td_model_kvmap(o->model);
     int64_t least = td_kvmap_most(map, (uint32_t)TD_MAX(o->max_model_len, 2)) / (uint32_t)o->page_size + 2;
     if (map.ranks > 1 && map.split % (uint32_t)o->page_size) {
@@ -601,6 +605,11 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
     TD_CHECK(td_kvpool_check(e->pool));
 #endif
     return s < 0 ? s : s == TD_AGAIN && !told ? TD_AGAIN : TD_OK;
+}
+
+td_status td_engine_ping(td_engine *e)
+{
+    return td_exec_in_flight(e->exec) ? TD_OK : td_exec_ping(e->exec);
 }
 
 /* ---- views ---- */

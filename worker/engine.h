@@ -136,6 +136,10 @@ typedef struct td_engine_stats {
 static inline int td_engine_logit_rows(int max_seqs) { return max_seqs + 64; }
 
 td_status td_engine_open(const td_engine_opts *o, td_engine **out);
+/* KV pages per group that this rank would take: as told, or from memory. */
+int64_t td_engine_choose_pages(const td_engine_opts *o);
+/* About once a second while turns say TD_AGAIN: are the worker's other ranks alive? An error: they are not. */
+td_status td_engine_ping(td_engine *e);
 void td_engine_close(td_engine *e);
 
 td_status td_engine_start(td_engine *e, const td_leg *leg);   /* MIXED or PREFILL */

@@ -154,6 +154,13 @@ static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
     return here ? TD_OK : td_coll_send(x->o.ranks->back, 0, out, step->n_samples * sizeof *out);
 }
 
+/* An error after the ranks have heard of a step: they are no longer together. */
+static td_status broken(td_exec *x, td_status s)
+{
+    if (s < 0 && !alone(x)) td_coll_abort(x->o.ranks->world, td_reason());
+    return s;
+}
+
 /* ---- rank 0 ---- */
 
 static td_status tell_stage(td_exec *x, head h, const void *payload)
@@ -163,11 +170,9 @@ static td_status tell_stage(td_exec *x, head h, const void *payload)
     return td_coll_bcast(x->o.ranks->stage, (void *)(uintptr_t)payload, h.bytes, 0);
 }
 
-td_status td_exec_submit(td_exec *x, const td_step *step)
+static td_status submit(td_exec *x, const td_step *step)
 {
-    TD_CHECK(x->n < x->o.depth);
     int at = (x->first + x->n) % x->o.depth;
-    TD_TRY(td_model_check(x->o.model, step, x->kv)); /* before any rank has heard of it */
     head h = {STEP, step->bytes, 0};
     TD_TRY(tell_stage(x, h, step));
     room_for(x, step->n_samples);
@@ -185,9 +190,15 @@ td_status td_exec_submit(td_exec *x, const td_step *step)
     return TD_OK;
 }
 
-td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
+td_status td_exec_submit(td_exec *x, const td_step *step)
 {
-    TD_CHECK(x->n > 0);
+    TD_CHECK(x->n < x->o.depth);
+    TD_TRY(td_model_check(x->o.model, step, x->kv)); /* before any rank has heard of it */
+    return broken(x, submit(x, step));
+}
+
+static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
+{
     int at = x->first;
     slot s = x->flight[at];
     x->first = (x->first + 1) % x->o.depth;
@@ -204,6 +215,12 @@ td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
     return TD_OK;
 }
 
+td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
+{
+    TD_CHECK(x->n > 0);
+    return broken(x, collect(x, out, logits));
+}
+
 int td_exec_in_flight(const td_exec *x) { return x->n; }
 
 static td_status tell_all(td_exec *x, head h, const void *payload)
@@ -215,15 +232,15 @@ static td_status tell_all(td_exec *x, head h, const void *payload)
 td_status td_exec_ping(td_exec *x)
 {
     if (alone(x)) return TD_OK;
-    TD_TRY(tell_all(x, (head){PING, 0, 0}, NULL));
-    return td_coll_barrier(x->o.ranks->back);
+    td_status s = tell_all(x, (head){PING, 0, 0}, NULL);
+    return broken(x, s < 0 ? s : td_coll_barrier(x->o.ranks->back));
 }
 
 td_status td_exec_command(td_exec *x, const void *p, size_t n)
 {
     if (alone(x)) return TD_OK;
     TD_CHECK(n <= UINT32_MAX);
-    return tell_all(x, (head){COMMAND, (uint32_t)n, 0}, p);
+    return broken(x, tell_all(x, (head){COMMAND, (uint32_t)n, 0}, p));
 }
 
 /* ---- the other ranks ---- */

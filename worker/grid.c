@@ -46,6 +46,7 @@ td_status td_grid_check(td_grid *g, const td_model_desc *d)
         return td_fail(TD_EBADREQ, "tensor %d x pipeline %d x context %d x data %d is more than %d ranks", g->tp, g->pp, g->cp, g->dp, TD_MAX_RANKS);
     if (g->pp > d->L || g->pp > TD_MAX_STAGES)
         return td_fail(TD_EBADREQ, "pipeline-parallel-size %d: the model has %d layers, and at most %d stages are possible", g->pp, d->L, TD_MAX_STAGES);
+    if (g->tp & (g->tp - 1)) return td_fail(TD_EBADREQ, "tensor-parallel-size %d is no power of two: sums over ranks are a binary tree", g->tp);
     TD_TRY(whole_parts("query heads", d->H, "tensor-parallel-size", g->tp));
     if (g->tp <= d->G) TD_TRY(whole_parts("kv heads", d->G, "tensor-parallel-size", g->tp));
     else if (g->tp % d->G)
@@ -74,6 +75,14 @@ static int slices(int K, int tp)
 {
     if (!K || TD_SLICES % tp || K % (2 * TD_SLICES)) return 0;
     return TD_SLICES / tp;
+}
+
+bool td_grid_tree(const td_grid *g, const td_model_desc *d)
+{
+    bool dense = false, experts = false;
+    for (int i = 0; i < d->L; i++) *(d->layer[i].moe ? &experts : &dense) = true;
+    return slices(d->H * d->D, g->tp) && (!dense || slices(d->F, g->tp)) &&
+           (!experts || g->ep || slices(d->moe.F, g->tp));
 }
 
 td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)

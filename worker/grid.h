@@ -54,6 +54,8 @@ typedef struct td_local {
     int o_slices, down_slices, moe_slices; /* slices of this rank's part of the row-parallel matrices; 0: one chain */
     bool first, last;                     /* stage */
 } td_local;
+/* Whether every sum over TP ranks is the tree of rule 4, so that the bits are those of one rank. */
+bool td_grid_tree(const td_grid *g, const td_model_desc *d);
 td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank);
 
 /* Rows [*r0, *r1) of T that member i of n computes (sequence-parallel norms, expert sources): even blocks. */

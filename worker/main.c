@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "worker/boot.h"
 #include "worker/control_thread.h"
+#include "worker/rank.h"
 #include "worker/fault.h"
 #include <errno.h>
 #include <poll.h>
@@ -31,6 +32,9 @@ typedef struct worker {
     td_zctx *z;
     td_trace *trace;
     td_control_thread *control;
+    td_ranks ranks;              /* of a worker of several ranks, of which this is rank 0 */
+    bool many;
+    char numerics[64];
     td_boot boot;
     td_engine *engine;
     td_wengine *wengine;
@@ -83,7 +87,7 @@ static void fill_hello(worker *w)
     if (w->has_curve) memcpy(h->bulk_public_key, w->curve.public_key, 32);
     for (int i = 0; i < d->n_eos && i < TD_MSG_MAX_EOS; i++) h->eos[h->n_eos++] = (uint32_t)d->eos[i];
     h->id = (td_identity){.model_digest = d->digest, .model = w->model_name,
-                          .kv_dtype = td_dtype_name(w->boot.ops->kv_dtype), .numerics = w->boot.ops->numerics,
+                          .kv_dtype = td_dtype_name(w->boot.ops->kv_dtype), .numerics = w->numerics,
                           .layers = (uint32_t)d->L, .kv_heads = (uint32_t)d->G, .head_dim = (uint32_t)d->D,
                           .vocab = (uint32_t)d->V,
                           .max_model_len = (uint32_t)td_engine_max_model_len(w->engine)};
@@ -92,7 +96,8 @@ static void fill_hello(worker *w)
 static td_status load(worker *w)
 {
     const td_conf *c = &w->conf;
-    TD_TRY(td_boot_open(c, c->model, 0, &w->boot));
+    TD_TRY(td_boot_open(c, c->model, 0, w->many ? &w->ranks : NULL, &w->boot));
+    td_boot_numerics(&w->boot, w->numerics, sizeof w->numerics);
     if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0)
         return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
     w->boot.opts.numerics = w->boot.ops->numerics;
@@ -132,7 +137,7 @@ static int wait_end(worker *w)
         if (poll(p, 2, -1) < 0 && errno != EINTR) return 1;
         struct signalfd_siginfo si;
         if (p[0].revents && read(w->signal_fd, &si, sizeof si) == (ssize_t)sizeof si) {
-            if (++signals > 1) return 1;
+            if (++signals > 1 && si.ssi_signo != SIGUSR1) return 1;
             TD_INFO("signal %u", si.ssi_signo);
             td_control_thread_drain(w->control);
         }
@@ -146,6 +151,7 @@ static void block_signals(worker *w)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGUSR1); /* drain: the one signal that mpirun passes on and lets be answered in time */
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* before any thread exists */
     w->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     signal(SIGPIPE, SIG_IGN);
@@ -163,6 +169,7 @@ static int run(worker *w)
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
     if (load(w) == TD_OK) return wait_end(w);
     TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
+    if (w->many) td_coll_abort(w->ranks.world, td_reason());
     return 1;
 }
 
@@ -173,9 +180,24 @@ static void stop(worker *w)
     td_ship_close(w->ship);              /* nothing touches pages after this */
     td_engine_close(w->engine);
     td_boot_close(&w->boot);
+    td_rank_close(&w->ranks);
     td_zctx_close(w->z);
     td_trace_close(w->trace);
     td_conf_deinit(&w->conf);
+}
+
+/* A process of a worker of several ranks. Other ranks than 0 end here. */
+static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
+{
+    td_grid g = td_rank_grid(&w->conf);
+    w->many = td_grid_ranks(&g) > 1;
+    if (!w->many) return false;
+    *rc = 1;
+    if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
+    if (w->ranks.grid.rank == 0) return false;
+    *rc = td_rank_serve(&w->conf, &w->ranks) < 0;
+    if (!*rc) td_rank_close(&w->ranks);
+    return true;
 }
 
 int main(int argc, char **argv)
@@ -192,7 +214,12 @@ int main(int argc, char **argv)
         return s < 0 ? 2 : 0;
     }
     td_log_open("worker", td_log_parse(w.conf.log_level));
-    int rc = run(&w);
+    int rc = 0;
+    if (other_rank(&w, &argc, &argv, &rc)) {
+        td_conf_deinit(&w.conf);
+        return rc;
+    }
+    rc = run(&w);
     stop(&w);
     return rc;
 }

@@ -37,6 +37,13 @@ void td_ranks_close(td_ranks *r)
     *r = (td_ranks){0};
 }
 
+void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
+{
+    td_coll *all[] = {r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world};
+    for (size_t i = 0; i < TD_COUNT(all); i++)
+        if (all[i]) td_coll_deadline(all[i], timeout_us);
+}
+
 /* The first line in which two texts differ. */
 static void first_difference(const char *a, const char *b, char *la, char *lb, size_t n)
 {

@@ -23,6 +23,7 @@ typedef struct td_ranks {
 /* Collective over world. */
 td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out);
 void td_ranks_close(td_ranks *r);
+void td_ranks_deadline(td_ranks *r, int64_t timeout_us); /* of every group and of world */
 /* Every rank says the same bytes of `text`, or all get EPROTO naming the first rank that differs, and both values. Lines
  * "name: value". Collective. */
 td_status td_ranks_agree(td_coll *world, const char *text);

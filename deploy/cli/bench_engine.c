@@ -250,7 +250,7 @@ static td_status run(bench *b, const char *dir)
     plan_tests(b);
     if (!b->n_tests) return td_refuse(TD_EBADREQ, "nothing to do: --prompt-len and --gen-len are 0");
     fit(b);
-    TD_TRY(td_boot_open(&b->conf, dir, 0, &b->boot));
+    TD_TRY(td_boot_open(&b->conf, dir, 0, NULL, &b->boot));
     TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
     int longest = TD_MAX(b->conf.prompt_len, b->n_batch ? b->conf.gen_len : 0) + 1;
     if (longest > td_engine_max_model_len(b->engine)) /* it would end early and look fast */

@@ -97,7 +97,7 @@ static td_status run(td_conf *conf)
     conf->max_num_batched_tokens = TD_MIN(conf->max_num_batched_tokens, (int)MAX_ROWS);
     td_status st = td_safetensors_open(conf->ids, &in);
     if (st == TD_OK) st = logit_rows(conf, &rows);
-    if (st == TD_OK) st = td_boot_open(conf, conf->model, rows, &s);
+    if (st == TD_OK) st = td_boot_open(conf, conf->model, rows, NULL, &s);
     if (st == TD_OK) st = td_engine_open(&s.opts, &e);
     for (size_t i = 0; st == TD_OK && i < td_safetensors_count(in); i++) {
         const td_st_tensor *t = td_safetensors_at(in, i);

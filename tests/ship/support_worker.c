@@ -32,7 +32,7 @@ void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router,
     if (c->trace_file[0]) TD_CHECK(td_trace_open(c->trace_file, &w->trace) == TD_OK);
     td_control_thread_opts co = {.z = z, .router = router, .curve = curve, .incarnation = incarnation, .max_legs = 64, .drain_us = (int64_t)c->drain_s * 1000000, .done_fd = w->done_fd};
     TD_CHECK(td_control_thread_open(&co, &w->control) == TD_OK);
-    TD_CHECK(td_boot_open(c, c->model, 0, &w->boot) == TD_OK);
+    TD_CHECK(td_boot_open(c, c->model, 0, NULL, &w->boot) == TD_OK);
     w->boot.opts.hash_key = (td_hkey){incarnation, 2};
     TD_CHECK(td_engine_open(&w->boot.opts, &w->engine) == TD_OK);
     td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = 64, .credits = (uint32_t)c->credits, .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};

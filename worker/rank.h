@@ -1,0 +1,23 @@
+/* worker/rank.h - one process of a worker of several ranks: its start, and what ranks other than 0 do.
+ *
+ * Rank 0 is the worker as everybody knows it; the others execute its steps. They start by agreeing: every option that
+ * changes what is computed, the build and the model are compared, and all stop, naming rank and value, where they differ.
+ * Threads: main. Errors: EBADREQ: an impossible shape; EPROTO: started differently; ETIME: a rank was not there in time. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_RANK_H
+#define TD_WORKER_RANK_H
+
+#include "common/conf.h"
+#include "worker/ranks.h"
+
+enum { TD_RANK_MEET_MS = 10000 }; /* ranks that do not meet within this time give up */
+
+/* The shape that the options ask for; sizes only. */
+td_grid td_rank_grid(const td_conf *c);
+/* MPI, the agreement and the groups. Only for shapes of more than one rank. */
+td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out);
+void td_rank_close(td_ranks *r);
+/* Ranks other than 0: model, pages, steps, until rank 0 ends it. */
+td_status td_rank_serve(const td_conf *c, td_ranks *r);
+
+#endif
