@@ -28,17 +28,19 @@
 
 enum {
     TD_CONF_ROUTER = 1, TD_CONF_WORKER = 2, TD_CONF_SERVE = 4, TD_CONF_CHAT = 8, TD_CONF_BENCH_ENGINE = 16,
-    TD_CONF_BENCH_SERVE = 32, TD_CONF_LOGITS = 64,
+    TD_CONF_BENCH_SERVE = 32, TD_CONF_LOGITS = 64, TD_CONF_LAUNCH = 128,
     TD_CONF_SECRET = 1 << 16, /* never on a child's argv unless it was on ours */
     TD_CONF_OWN = 1 << 17,    /* the parent's own affair: never handed to a child */
 };
 
 /* Shorthands of the list: who takes an option. */
-#define TD_C_ALL (TD_C_CLUSTER | TD_CONF_CHAT | TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_SERVE | TD_CONF_LOGITS)
+#define TD_C_ALL \
+    (TD_C_CLUSTER | TD_C_CLIENT | TD_CONF_BENCH_ENGINE | TD_CONF_LOGITS | TD_CONF_LAUNCH)
 #define TD_C_CLUSTER (TD_CONF_ROUTER | TD_CONF_WORKER | TD_CONF_SERVE)
 #define TD_C_ENGINE (TD_CONF_WORKER | TD_CONF_SERVE | TD_CONF_BENCH_ENGINE | TD_CONF_LOGITS)
 #define TD_C_FRONT (TD_CONF_ROUTER | TD_CONF_SERVE)
 #define TD_C_BACK (TD_CONF_WORKER | TD_CONF_SERVE)
+#define TD_C_START (TD_CONF_SERVE | TD_CONF_LAUNCH)
 #define TD_C_CLIENT (TD_CONF_CHAT | TD_CONF_BENCH_SERVE)
 #define TD_C_CALL (TD_C_FRONT | TD_C_CLIENT)
 #define TD_CONF_INT_MAX 2147483647
@@ -58,6 +60,30 @@ enum {
     X(INT, prefill, "prefill", 0, "1", 0, 256, "workers", TD_CONF_SERVE, "prefill workers to start") \
     X(INT, decode, "decode", 0, "1", 0, 256, "workers", TD_CONF_SERVE, "decode workers to start") \
     X(INT, mixed, "mixed", 0, "0", 0, 256, "workers", TD_CONF_SERVE, "workers to start that do both") \
+    X(INT, prefill_ranks, "prefill-ranks", 0, "0", 0, 1024, "ranks", TD_CONF_SERVE, \
+      "processes of a prefill worker, started by mpirun; 0: as prefill-parallel says, else 1") \
+    X(INT, decode_ranks, "decode-ranks", 0, "0", 0, 1024, "ranks", TD_CONF_SERVE, \
+      "processes of a decode worker") \
+    X(INT, mixed_ranks, "mixed-ranks", 0, "0", 0, 1024, "ranks", TD_CONF_SERVE, \
+      "processes of a worker that does both") \
+    X(STR, prefill_parallel, "prefill-parallel", 0, "", 0, 128, "shape", TD_CONF_SERVE, \
+      "how a prefill worker's ranks divide the model: tp=N,pp=N,cp=N,dp=N,ep,fsdp, each optional; empty: " \
+      "tensor parallel as far as the heads allow, the rest pipeline parallel") \
+    X(STR, decode_parallel, "decode-parallel", 0, "", 0, 128, "shape", TD_CONF_SERVE, \
+      "the same of a decode worker") \
+    X(STR, mixed_parallel, "mixed-parallel", 0, "", 0, 128, "shape", TD_CONF_SERVE, \
+      "the same of a worker that does both") \
+    /* tandem launch-worker; tandem serve uses it for workers of more than one rank */ \
+    X(INT, ranks, "ranks", 0, "0", 0, 1024, "ranks", TD_CONF_LAUNCH, \
+      "processes of the worker; 0: the product of its parallel sizes") \
+    X(STR, hosts, "hosts", 0, "", 0, 4096, "list", TD_CONF_LAUNCH, \
+      "hosts of the ranks with slots, as mpirun's --host: a:4,b:4; empty: this host") \
+    X(STR, hostfile, "hostfile", 0, "", 0, 4096, "file", TD_CONF_LAUNCH, "the same as a file of mpirun") \
+    X(STR, rankfile, "rankfile", 0, "", 0, 4096, "file", TD_CONF_LAUNCH, \
+      "which rank runs on which cores of which host: a file of mpirun") \
+    X(STR, mpi_args, "mpi-args", 0, "", 0, 4096, "words", TD_C_START, \
+      "more arguments for mpirun, separated by blanks (OMPI_* of the environment is not passed on)") \
+    X(BOOL, restart, "restart", 0, "true", 0, 0, "", TD_CONF_LAUNCH, "start a worker that died again") \
     /* client side of the router */ \
     X(STR, host, "host", 0, "127.0.0.1", 1, 255, "address", TD_C_FRONT, "address the API listens on") \
     X(INT, port, "port", 0, "8000", 0, 65535, "port", TD_C_FRONT, "HTTP port; 0 = any free one") \
@@ -105,6 +131,22 @@ enum {
       "which phase this worker serves") \
     X(STR, name, "name", 0, "", 0, 63, "name", TD_CONF_WORKER, \
       "worker name in logs and metrics (default: made up)") \
+    X(INT, tensor_parallel_size, "tensor-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+      "ranks that share each layer: heads, feed-forward columns, vocabulary") \
+    X(INT, pipeline_parallel_size, "pipeline-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+      "stages of consecutive layers") \
+    X(INT, context_parallel_size, "context-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+      "ranks that share the tokens of a sequence and their KV") \
+    X(INT, data_parallel_size, "data-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+      "groups of ranks that compute different sequences") \
+    X(BOOL, expert_parallel, "expert-parallel", 0, "false", 0, 0, "", TD_CONF_WORKER, \
+      "whole experts on ranks, instead of a part of every expert on each") \
+    X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_CONF_WORKER, \
+      "weights are sharded over data- and context-parallel ranks and gathered a layer ahead of use") \
+    X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "4000", 500, 60000, "ms", TD_C_BACK, \
+      "how long a rank waits for the others before the worker is given up") \
+    X(BOOL, quantized_collectives, "quantized-collectives", 0, "false", 0, 0, "", TD_C_BACK, \
+      "exchange activations between ranks as 8-bit integers (changes results)") \
     X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN, \
       "write one line to this file descriptor when ready; -1: none") \
     X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER, \
@@ -125,6 +167,8 @@ enum {
     X(BYTES, kv_memory, "kv-memory", 0, "auto", 0, 17592186044416, "bytes", TD_C_ENGINE, \
       "memory for KV pages; auto: a share of what is free") \
     X(POW2, page_size, "page-size", 0, "16", 1, 128, "tokens", TD_C_ENGINE, "tokens in a KV page") \
+    X(POW2, attention_split, "attention-split", 0, "256", 64, 65536, "tokens", TD_C_ENGINE, \
+      "keys per split of attention; context parallel ranks hold whole splits") \
     X(INT, max_num_batched_tokens, "max-num-batched-tokens", 0, "2048", 1, 1048576, "tokens", TD_C_ENGINE, \
       "rows in one step") \
     X(INT, max_num_seqs, "max-num-seqs", 0, "64", 1, 1024, "sequences", TD_C_ENGINE, \

@@ -4,7 +4,7 @@
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
  *                        ATTN_FILL  name of the fill function
- * An item is (sequence, kv head, up to 128 rows); a row is one query head of one token. For each tile of 64
+ * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
  * scratch, whatever the page size, and runs its rows over it four at a time.
  * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains
@@ -29,8 +29,8 @@ typedef struct space {
     uint16_t *q;       /* [ROWS][D] */
     float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS]: of the split at hand */
     float *all_o, *all_m, *all_l; /* of the splits before it */
-    float *s;          /* [MR][64] scores */
-    uint16_t *p;       /* [MR][64] */
+    float *s;          /* [2][MR][64] scores: two groups of rows at a time */
+    uint16_t *p;       /* [2][MR][64] */
 } space;
 
 typedef struct attn_job {
@@ -40,6 +40,7 @@ typedef struct attn_job {
     size_t member_bytes;
     int32_t *first_item; /* [n_seq + 1] */
     int group;           /* query heads per kv head */
+    int rows;            /* of an item, at most: many, but a few items for each member */
 } attn_job;
 
 /* What an item works on. Keys are absolute; k0 of a tile is a multiple of 64. */
@@ -57,18 +58,18 @@ static const uint16_t zero_row[TD_MAX_HEAD_DIM] __attribute__((aligned(64)));
 
 static space carve(char *at, int D)
 {
-    size_t d = (size_t)D;
+    size_t d = (size_t)D, rows = (size_t)td_attn_rows(D);
     space s;
     s.k = (uint32_t *)at, at += TILE * d * 2;
     s.v = (uint32_t *)at, at += TILE * d * 2;
-    s.o = (float *)at, at += ROWS * d * 4;
-    s.all_o = (float *)at, at += ROWS * d * 4;
-    s.q = (uint16_t *)at, at += ROWS * d * 2;
-    s.s = (float *)at, at += MR * TILE * 4;
-    s.p = (uint16_t *)at, at += MR * TILE * 2;
-    s.m = (float *)at, at += (ROWS + MR) * 4; /* softmax_rows reads four, of m and of l */
-    s.l = (float *)at, at += (ROWS + MR) * 4;
-    s.all_m = (float *)at, at += (ROWS + MR) * 4;
+    s.o = (float *)at, at += rows * d * 4;
+    s.all_o = (float *)at, at += rows * d * 4;
+    s.q = (uint16_t *)at, at += rows * d * 2;
+    s.s = (float *)at, at += 2 * MR * TILE * 4;
+    s.p = (uint16_t *)at, at += 2 * MR * TILE * 2;
+    s.m = (float *)at, at += (rows + MR) * 4; /* softmax_rows reads four, of m and of l */
+    s.l = (float *)at, at += (rows + MR) * 4;
+    s.all_m = (float *)at, at += (rows + MR) * 4;
     s.all_l = (float *)at;
     return s;
 }
@@ -238,16 +239,18 @@ TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
     if (*hi < 0) *hi = 0;
 }
 
-/* Scores of four rows to P, running maxima and sums; alpha: what each output so far must be multiplied by.
- * All four are computed (rows from n on from whatever lies in the buffer), n are kept. lo, hi: valid keys of
- * each row. */
-TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, const int *hi, bool whole,
+/* Scores of four rows to P (of the group's buffer), running maxima and sums; alpha: what each output so far must
+ * be multiplied by. All four are computed (rows from n on from whatever lies in the buffer), n are kept. lo, hi:
+ * valid keys of each row. */
+TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const int *lo, const int *hi, bool whole,
                               float *alpha)
 {
+    const float *s = sp->s + buffer * MR * TILE;
+    uint16_t *p = sp->p + buffer * MR * TILE;
     v16 x[MR][4], fold[MR], none = v16_set1(-INFINITY);
     TD_UNROLL for (int i = 0; i < MR; i++) {
         TD_UNROLL for (int c = 0; c < 4; c++) {
-            x[i][c] = v16_load(sp->s + i * TILE + 16 * c);
+            x[i][c] = v16_load(s + i * TILE + 16 * c);
             if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, none);
         }
         fold[i] = v16_max(v16_max(x[i][0], x[i][1]), v16_max(x[i][2], x[i][3]));
@@ -262,8 +265,8 @@ TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, cons
             x[i][c] = v16_exp2(v16_sub(x[i][c], vm));
             if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, v16_zero());
         }
-        store_bf16_32(sp->p + i * TILE, x[i][0], x[i][1]);
-        store_bf16_32(sp->p + i * TILE + 32, x[i][2], x[i][3]);
+        store_bf16_32(p + i * TILE, x[i][0], x[i][1]);
+        store_bf16_32(p + i * TILE + 32, x[i][2], x[i][3]);
         fold[i] = v16_add(v16_add(x[i][0], x[i][1]), v16_add(x[i][2], x[i][3]));
     }
     float new_m[MR], new_l[MR];
@@ -273,22 +276,53 @@ TD_NOINLINE void softmax_rows(const space *sp, int r, int n, const int *lo, cons
     for (int i = 0; i < n; i++) sp->m[r + i] = new_m[i], sp->l[r + i] = new_l[i];
 }
 
-/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi); whole: every key is valid for every row. */
-static void row_group(const item *it, int r, int n, int k0, int lo, int hi, bool whole)
+/* q K of rows r .. r+n-1 and keys [0, hi) of the tile. */
+static void scores(const item *it, int buffer, int r, int n, int hi)
 {
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
-    float alpha[MR] = {0};
     const uint32_t *q = (const uint32_t *)(const void *)(sp->q + (size_t)r * D);
-    dots_arg t = {q, D / 2, sp->k, TILE, (int)D / 2, sp->s, TILE, NULL};
+    dots_arg t = {q, D / 2, sp->k, TILE, (int)D / 2, sp->s + buffer * MR * TILE, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
-    int row_lo[MR] = {0}, row_hi[MR] = {0};
-    for (int i = 0; !whole && i < n; i++) valid_keys(it, r + i, k0, &row_lo[i], &row_hi[i]);
-    softmax_rows(sp, r, n, row_lo, row_hi, whole, alpha);
+}
+
+/* o = o alpha + P V of rows r .. r+n-1 and keys [lo, hi) of the tile. */
+static void values(const item *it, int buffer, int r, int n, int lo, int hi, const float *alpha)
+{
+    const space *sp = &it->sp;
+    size_t D = (size_t)it->a->D;
     int pair = lo / 2;
-    const uint32_t *prob = (const uint32_t *)(const void *)sp->p + pair, *v = sp->v + (size_t)pair * D;
-    dots_arg pv = {prob, PAIRS, v, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
-    dots_wide(pv, n, (int)D);
+    const uint32_t *p = (const uint32_t *)(const void *)(sp->p + buffer * MR * TILE) + pair;
+    dots_arg t = {p, PAIRS, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
+    dots_wide(t, n, (int)D);
+}
+
+/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi). */
+static void row_group(const item *it, int r, int n, int k0, int lo, int hi)
+{
+    int row_lo[MR] = {0}, row_hi[MR] = {0};
+    float alpha[MR];
+    for (int i = 0; i < n; i++) valid_keys(it, r + i, k0, &row_lo[i], &row_hi[i]);
+    scores(it, 0, r, n, hi);
+    softmax_rows(&it->sp, 0, r, n, row_lo, row_hi, false, alpha);
+    values(it, 0, r, n, lo, hi, alpha);
+}
+
+/* A tile whose every key is valid for every row. Three groups are under way at a time: what follows in the
+ * instruction stream never waits for what stands right before it. */
+static void whole_tile(const item *it)
+{
+    float alpha[2][MR];
+    int groups = (it->n_rows + MR - 1) / MR;
+    for (int i = 0; i < groups + 2; i++) {
+        int r = i * MR, left = it->n_rows - r;
+        if (i < groups) scores(it, i & 1, r, left < MR ? left : MR, TILE);
+        r -= MR, left += MR;
+        if (i > 0 && i <= groups)
+            softmax_rows(&it->sp, ~i & 1, r, left < MR ? left : MR, NULL, NULL, true, alpha[~i & 1]);
+        r -= MR, left += MR;
+        if (i > 1) values(it, i & 1, r, left < MR ? left : MR, 0, TILE, alpha[i & 1]);
+    }
 }
 
 /* One row over a tile that holds a value which is not finite: 0 x NaN is NaN, so the masked halves of the
@@ -304,7 +338,7 @@ static void guarded_row(const item *it, int r, int k0, int lo, int hi)
         if (lo & 1) first[d] &= 0xffff0000u;
         if (hi & 1) last[d] &= 0x0000ffffu;
     }
-    row_group(it, r, 1, k0, lo, hi, false);
+    row_group(it, r, 1, k0, lo, hi);
     if (hi & 1) memcpy(last, saved[1], D * 4);
     memcpy(first, saved[0], D * 4);
 }
@@ -316,20 +350,19 @@ static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE],
     else copy_k(it, rows, ahead);
     copy_v(it, rows, ahead);
     int first_pos = it->pos[0], last_pos = it->pos[it->n_rows - 1];
-    bool whole = k0 + TILE <= first_pos + 1 && (it->a->window <= 0 || last_pos - it->a->window + 1 <= k0);
+    if (k0 + TILE <= first_pos + 1 && (it->a->window <= 0 || last_pos - it->a->window + 1 <= k0)) {
+        whole_tile(it);
+        return;
+    }
     /* Rows of one token share their keys, and the others are zeros. */
-    bool bad = !whole && first_pos != last_pos && v_special(it);
+    bool bad = first_pos != last_pos && v_special(it);
     for (int r = 0; r < it->n_rows; r += MR) {
         int n = it->n_rows - r < MR ? it->n_rows - r : MR, lo, hi, first, last;
-        if (whole) {
-            row_group(it, r, n, k0, 0, TILE, true);
-            continue;
-        }
         valid_keys(it, r, k0, &lo, &last);
         valid_keys(it, r + n - 1, k0, &first, &hi); /* later rows see later keys: [lo, hi) spans the group */
         if (lo >= hi) continue;
         if (!bad) {
-            row_group(it, r, n, k0, lo, hi, false);
+            row_group(it, r, n, k0, lo, hi);
             continue;
         }
         for (int i = 0; i < n; i++) {
@@ -430,7 +463,7 @@ static void store_parts(const item *it, int p)
 
 TD_INLINE int blocks_of(const attn_job *j, const td_attn_seq *s)
 {
-    return (s->n_rows * j->group + ROWS - 1) / ROWS;
+    return (s->n_rows * j->group + j->rows - 1) / j->rows;
 }
 
 /* Tiles in ascending order; of parts, those of this rank's splits. */
@@ -482,8 +515,8 @@ static void run_item(void *arg, int i, int member)
     const td_attn_seq *seq = &a->seq[lo];
     int at = i - j->first_item[lo], block = blocks_of(j, seq) - 1 - at / a->G; /* longest first */
     item it;
-    it.a = a, it.seq = seq, it.g = at % a->G, it.group = j->group, it.row0 = block * ROWS;
-    it.n_rows = seq->n_rows * j->group - it.row0 < ROWS ? seq->n_rows * j->group - it.row0 : ROWS;
+    it.a = a, it.seq = seq, it.g = at % a->G, it.group = j->group, it.row0 = block * j->rows;
+    it.n_rows = seq->n_rows * j->group - it.row0 < j->rows ? seq->n_rows * j->group - it.row0 : j->rows;
     int first_pos = seq->pos0 + it.row0 / it.group;
     it.key_hi = seq->pos0 + (it.row0 + it.n_rows - 1) / it.group + 1;
     it.key_lo = a->window > 0 && first_pos + 1 > a->window ? first_pos + 1 - a->window : 0;
@@ -526,6 +559,20 @@ static void attn_merge(td_pool *pool, const td_merge_args *a)
     td_pool_for(pool, a->T * a->H, merge_item, (void *)(uintptr_t)a);
 }
 
+enum { ROWS_LEAST = 64, ITEMS_EACH = 4 };
+
+/* Numbers the items; returns how many there are. */
+static int plan_items(attn_job *j)
+{
+    const td_attn_args *a = j->a;
+    int n = 0;
+    for (int s = 0; s < a->n_seq; s++) {
+        j->first_item[s] = n;
+        n += blocks_of(j, &a->seq[s]) * a->G;
+    }
+    return n;
+}
+
 static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
 {
     attn_job j = {.a = a,
@@ -534,11 +581,9 @@ static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
                   .member_bytes = td_round64(td_attn_member_bytes(a->D)),
                   .group = a->H / a->G};
     j.first_item = (int32_t *)(void *)(j.scratch + (size_t)td_pool_size(pool) * j.member_bytes);
-    int n = 0;
-    for (int s = 0; s < a->n_seq; s++) {
-        j.first_item[s] = n;
-        n += blocks_of(&j, &a->seq[s]) * a->G;
-    }
+    j.rows = td_attn_rows(a->D);
+    int n = plan_items(&j);
+    for (; n < ITEMS_EACH * td_pool_size(pool) && j.rows > ROWS_LEAST; n = plan_items(&j)) j.rows /= 2;
     td_pool_for(pool, n, run_item, &j);
 }
 

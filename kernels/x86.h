@@ -11,7 +11,7 @@
 
 enum {
     TD_PANEL = 32,       /* columns */
-    TD_ATTN_ROWS = 128,  /* (token, head) rows of one attention item */
+    TD_ATTN_ROWS = 512,  /* (token, head) rows of one attention item, at most */
     TD_ATTN_TILE = 64    /* keys */
 };
 
@@ -25,11 +25,14 @@ static inline size_t td_gemm_scratch_bytes(int T, int K)
     return td_round64((size_t)T * td_pairs(K) * 8) + 4096;
 }
 
+/* More rows share one copy of K and V; what they need of L2 is the limit. */
+static inline int td_attn_rows(int D) { return D <= 128 ? TD_ATTN_ROWS : TD_ATTN_ROWS / 2; }
+
 /* One member's attention scratch: K and V tiles, q, scores, P; outputs, maxima and sums of a split and of all. */
 static inline size_t td_attn_member_bytes(int D)
 {
-    size_t d = (size_t)D, rows = TD_ATTN_ROWS, tile = TD_ATTN_TILE;
-    return 2 * tile * d * 2 + rows * d * 2 + 2 * rows * d * 4 + 4 * tile * 4 * 2 + 2 * rows * 8 + 1024;
+    size_t d = (size_t)D, rows = (size_t)td_attn_rows(D), tile = TD_ATTN_TILE;
+    return 2 * tile * d * 2 + rows * d * 2 + 2 * rows * d * 4 + 2 * 4 * tile * (4 + 2) + 2 * rows * 8 + 1024;
 }
 
 td_dtype td_panel_dtype(td_dtype from);
