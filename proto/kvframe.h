@@ -3,14 +3,14 @@
  *
  *   prefill -> decode: FRAME* COMMIT | ABORT          decode -> prefill: CREDIT, ACK | NACK
  *
- * A worker is one or more ranks; each rank of the prefill worker talks to those ranks of the decode worker that
- * need something of it. One FRAME carries, for one page group, layers [layer0, layer0 + n_layers) (slots of that
- * group) x heads [head0, head0 + n_heads) x those tokens of [tok0, tok0 + n_tok) that the destination rank holds
- * (n_held of them: all, unless it shares the context with others), of one epoch. Slots, heads and tokens are numbered
- * as in the whole model and prompt. Payload order: [layer][k|v][head][token][D], elements of kv dtype: independent of
- * both grids and page sizes.
- * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, head, token) is written at most
- *            once per epoch.
+ * A worker is one or more ranks; each rank of the prefill worker talks to those ranks of the decode worker
+ * that need something of it. One FRAME carries, for one page group, layers [layer0, layer0 + n_layers) (slots
+ * of that group) x heads [head0, head0 + n_heads) x those tokens of [tok0, tok0 + n_tok) that the destination
+ * rank holds (n_held of them: all, unless it shares the context with others), of one epoch. Slots, heads and
+ * tokens are numbered as in the whole model and prompt. Payload order: [layer][k|v][head][token][D], elements
+ * of kv dtype: independent of both grids and page sizes.
+ * Rules:  1. Frames are idempotent and may come in any order; each (group, layer, head, token) is written at
+ *            most once per epoch.
  *         2. A frame whose epoch is not live is dropped before any page is touched.
  *         3. crc32c covers the payload; head_crc32c covers the header with that field zero.
  *         4. COMMIT's payload: td_kvcommit, td_kvfirst[n_first] (one per choice, in order; n_first is the
@@ -23,8 +23,9 @@
  *            frames for one destination; CREDIT returns some.
  *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an
  *            empty payload, NACK a short text.
- *         7. ACK, NACK or ABORT end an epoch (on this destination rank; ACK goes to all its sources): what comes after that is dropped and answered with NACK; after
- *            ACK, a COMMIT seen again gets ACK again and a FRAME nothing.
+ *         7. ACK, NACK or ABORT end an epoch (on this destination rank; ACK goes to all its sources): what
+ *            comes after that is dropped and answered with NACK; after ACK, a COMMIT seen again gets ACK
+ *            again and a FRAME nothing.
  *         8. ABORT's index: 0, the request is over, free the pages; 1, the pages will not come, compute them
  *            yourself. */
 // SPDX-License-Identifier: Apache-2.0

@@ -5,6 +5,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/map.h"
+#include "worker/mirror.h"
 #include "worker/fault.h"
 #include <errno.h>
 #include <poll.h>
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PING_US = 1000000, IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
+enum { PING_US = 1000000, POLL_US = 3000, IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
 /* packed size of one log probability, at most; control messages are at most 8 MiB */
 enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 };
 
@@ -30,7 +31,6 @@ typedef struct wleg {
     char reason[256];
     uint32_t n_choices, n_ctx;       /* n_ctx: tokens whose KV is shipped */
     uint32_t *base;                  /* [n_choices]: index of the first new token of each choice */
-    td_ship_plan plan;                    /* PREFILL with a sink */
     td_first *first;                 /* [n_choices], PREFILL; token TD_KVF_NO_TOKEN: none yet */
     td_top (*top)[TD_MAX_TOP_LOGPROBS];
     uint32_t n_first;
@@ -52,7 +52,7 @@ struct td_wengine {
     bool stop, failing;
     td_map legs;                     /* id -> wleg * */
     td_wbatch *batch;
-    int64_t snap_us, ping_us;
+    int64_t snap_us, ping_us, poll_us;
 };
 
 /* ---- legs ---- */
@@ -197,12 +197,24 @@ static void on_start(td_wengine *w, td_wcmd *c)
     if (!c->has_sink) return;
     l->in_ship = true;
     td_ship_send_open(w->ship, l->id, &c->sink, l->n_ctx);
+    td_mirror_send_open(w->o.engine, l->id, &c->sink, l->n_ctx);
     /* No hold: the leg has ended already (resumed tokens contained the end); its end comes with the next
      * turn and aborts the epoch. */
     (void)td_engine_hold(w->o.engine, l->id);
-    if (td_ship_plan_open(&l->plan, td_engine_descr(w->o.engine), w->o.kv_dtype, c->sink.hit_tokens,
-                          l->n_ctx) < 0)
-        td_ship_send_cancel(w->ship, l->id, 1, td_reason());
+}
+
+/* Page tables of a held leg. */
+typedef struct tables {
+    const int32_t *pages[TD_MAX_GROUPS];
+    uint32_t n[TD_MAX_GROUPS];
+} tables;
+
+static tables tables_of(const td_wengine *w, uint64_t id)
+{
+    tables t = {0};
+    for (int g = 0; g < td_engine_descr(w->o.engine)->n_groups; g++)
+        t.pages[g] = td_engine_pages(w->o.engine, id, g, &t.n[g]);
+    return t;
 }
 
 static void on_reserve(td_wengine *w, td_wcmd *c)
@@ -221,16 +233,15 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     l->in_engine = l->in_ship = true;
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     (void)td_engine_hold(w->o.engine, l->id);
-    const int32_t *pages[TD_MAX_GROUPS] = {0};
-    uint32_t n_pages[TD_MAX_GROUPS] = {0};
-    for (int g = 0; g < td_engine_descr(w->o.engine)->n_groups; g++)
-        pages[g] = td_engine_pages(w->o.engine, l->id, g, &n_pages[g]);
-    td_ship_recv_open(w->ship, l->id, hit, l->n_ctx, l->n_choices, pages, n_pages);
+    tables t = tables_of(w, l->id);
+    td_ship_recv_open(w->ship, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
+    td_mirror_recv_open(w->o.engine, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
     td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_RESERVED);
     m->reserved.epoch = l->id;
     m->reserved.hit_tokens = hit;
     m->reserved.credits = w->o.credits;
     m->reserved.endpoint = "";   /* Hello's bulk endpoint */
+    if (w->o.bulk_ranks) m->reserved.ranks = w->o.bulk_ranks->p, m->reserved.ranks_bytes = (uint32_t)w->o.bulk_ranks->len;
 }
 
 static void on_cancel(td_wengine *w, uint64_t id)
@@ -346,6 +357,12 @@ static void take_ship_events(td_wengine *w)
     while ((e = td_ship_poll(w->ship))) {
         wleg *l = find(w, e->key);
         TD_CHECK(l && l->in_ship);
+        if (e->type == TD_SHIP_RECALL) { /* one of this worker's ranks failed, or the key was cancelled */
+            if (e->sending) td_mirror_send_cancel(w->o.engine, e->key, e->over ? 0 : 1, e->reason);
+            else td_mirror_recv_close(w->o.engine, e->key);
+            td_ship_event_free(e);
+            continue;
+        }
         l->in_ship = false;
         if (e->type == TD_SHIP_SENT) on_sent(w, l, e);
         else if (e->type == TD_SHIP_LANDED && l->in_engine) on_landed(w, l, e);
@@ -360,18 +377,6 @@ static void take_ship_events(td_wengine *w)
 }
 
 /* ---- hooks, inside td_engine_turn ---- */
-typedef struct rect_arg { td_wengine *w; wleg *l; } rect_arg;
-
-static void ship_rect(void *arg, const td_rect *r)
-{
-    const rect_arg *a = arg;
-    uint32_t n, P = (uint32_t)td_engine_kv(a->w->o.engine, r->group)->P;
-    const int32_t *pages = td_engine_pages(a->w->o.engine, a->l->id, r->group, &n);
-    uint32_t p0 = r->tok0 / P, p1 = (r->tok0 + r->n_tok - 1) / P + 1;
-    TD_CHECK(pages && p1 <= n);
-    td_ship_send_rect(a->w->ship, a->l->id, r, pages + p0, p0, p1 - p0);
-}
-
 static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1)
 {
     td_wengine *w = arg;
@@ -379,9 +384,11 @@ static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
     w->progress++;
     td_trace_event(w->o.trace, "layers", ",\"key\":%llu,\"layer0\":%d,\"layer1\":%d,\"tok0\":%u,\"tok1\":%u",
                    (unsigned long long)key, layer0, layer1, tok0, tok1);
-    if (l && l->in_ship && l->plan.desc) {
-        rect_arg a = {w, l};
-        td_ship_plan_add(&l->plan, layer0, layer1, tok0, tok1, ship_rect, &a);
+    if (l && l->in_ship) {
+        tables t = tables_of(w, key);
+        int a = TD_MAX(layer0, w->o.layer0), b = TD_MIN(layer1, w->o.layer1);
+        if (a < b) td_ship_send_layers(w->ship, key, a, b, tok0, tok1, t.pages, t.n);
+        if (!td_engine_computing(w->o.engine)) td_mirror_send_hit(w->o.engine, key, tok0, tok1, t.pages, t.n);
     }
     if (l && l->kind != TD_LEG_DECODE && tok1 < l->n_ctx) stop_if_due(w, TD_FAULT_PREFILL_CHUNK, key);
 }
@@ -472,6 +479,7 @@ static void end_prefill(td_wengine *w, wleg *l, const td_engine_end *e)
     if (e->status == TD_OK && e->finish == TD_FINISH_NONE) { /* ENDED follows when the hand-off is decided */
         td_commit c = {.n_first = l->n_first ? l->n_choices : 0, .logprobs = l->logprobs, .first = l->first};
         td_ship_send_commit(w->ship, l->id, &c, l->prompt_end_us);
+        td_mirror_send_commit(w->o.engine, l->id);
         return;
     }
     /* finished at the first token, cancelled, out of time: nothing to decode */
@@ -537,6 +545,26 @@ static void take_snapshot(td_wengine *w, bool idle)
     pthread_mutex_unlock(&w->mu);
 }
 
+static void take_news(void *arg, const void *p, size_t n)
+{
+    td_mirror_take(arg, p, n);
+}
+
+/* Hand-offs under way: what do the other ranks say of them? True: there are some. */
+static bool poll_ranks(td_wengine *w)
+{
+    int64_t now = td_now_us();
+    size_t it = 0;
+    uint64_t k, v;
+    bool any = false;
+    if (!td_engine_many(w->o.engine)) return false;
+    while (!any && td_map_next(&w->legs, &it, &k, &v)) any = ((wleg *)(uintptr_t)v)->in_ship;
+    if (!any || now - w->poll_us < POLL_US) return any;
+    w->poll_us = now;
+    if (td_engine_poll(w->o.engine, take_news, w->ship) < 0) TD_ERROR("the other ranks do not answer: %s", td_reason());
+    return any;
+}
+
 /* The worker's other ranks wait for the next step; so that they and this one know of each other. */
 static void ping(td_wengine *w, bool more)
 {
@@ -553,6 +581,7 @@ static void *run(void *arg)
     while (!w->stop) {
         td_wake_clear(w->fd);
         take_commands(w);
+        bool shipping = poll_ranks(w);
         take_ship_events(w);
         bool more = turn(w);
         ping(w, more);
@@ -564,7 +593,7 @@ static void *run(void *arg)
         push_batch(w);
         if (more || w->stop) continue;
         struct pollfd p = {.fd = w->fd, .events = POLLIN};
-        (void)poll(&p, 1, w->legs.n ? IDLE_MS : 1000);
+        (void)poll(&p, 1, shipping ? POLL_US / 1000 : w->legs.n ? IDLE_MS : 1000);
     }
     return NULL;
 }
@@ -580,6 +609,7 @@ td_wengine *td_wengine_open(const td_wengine_opts *o)
     w->batches = td_chan_open(1024, o->wake_fd);
     w->batch = td_wbatch_new();
     pthread_mutex_init(&w->mu, NULL);
+    if (!w->o.layer1) w->o.layer1 = td_engine_descr(o->engine)->L;
     td_map_init(&w->legs, o->max_legs); /* control counts the same legs */
     td_engine_on_kv(o->engine, on_kv, w);
     td_engine_on_step(o->engine, on_step, w);

@@ -20,6 +20,7 @@
 #ifndef TD_WORKER_CONTROL_ENGINE_H
 #define TD_WORKER_CONTROL_ENGINE_H
 
+#include "common/buf.h"
 #include "worker/control.h"
 #include "worker/engine.h"
 #include "worker/ship/ship.h"
@@ -30,6 +31,8 @@ typedef struct td_wengine_opts {
     td_engine *engine;           /* borrowed; nobody else calls it until close */
     td_dtype kv_dtype;
     uint32_t max_legs, credits;
+    int layer0, layer1;          /* layers that this rank computes */
+    const td_buf *bulk_ranks;    /* td_ship_ranks of this worker, for Reserved; borrowed; one rank: empty or NULL */
     td_trace *trace;
     int wake_fd;                 /* signalled when batches are there */
 } td_wengine_opts;

@@ -612,6 +612,26 @@ td_status td_engine_ping(td_engine *e)
     return td_exec_in_flight(e->exec) ? TD_OK : td_exec_ping(e->exec);
 }
 
+bool td_engine_many(const td_engine *e)
+{
+    return e->o.ranks && td_grid_ranks(&e->o.ranks->grid) > 1;
+}
+
+bool td_engine_computing(const td_engine *e)
+{
+    return e->computing;
+}
+
+td_status td_engine_command(td_engine *e, const void *p, size_t n)
+{
+    return td_exec_command(e->exec, p, n);
+}
+
+td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg)
+{
+    return td_exec_poll(e->exec, take, arg);
+}
+
 /* ---- views ---- */
 
 void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg)

@@ -140,6 +140,11 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out);
 int64_t td_engine_choose_pages(const td_engine_opts *o);
 /* About once a second while turns say TD_AGAIN: are the worker's other ranks alive? An error: they are not. */
 td_status td_engine_ping(td_engine *e);
+/* Of a worker of several ranks: a message to the others, in order with the steps; their news (worker/mirror.h). */
+bool td_engine_many(const td_engine *e);
+bool td_engine_computing(const td_engine *e); /* on_kv speaks of rows of the step being computed, not of a prefix hit */
+td_status td_engine_command(td_engine *e, const void *p, size_t n);
+td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg);
 void td_engine_close(td_engine *e);
 
 td_status td_engine_start(td_engine *e, const td_leg *leg);   /* MIXED or PREFILL */

@@ -58,6 +58,7 @@ struct td_engine {
     /* [depth + 1], a ring: flight[first] is collected next; the one after the last in flight is being planned */
     td_engine_flight *flight;
     int first, n_flights;
+    bool computing;                  /* inside submit */
     td_engine_item *cand;            /* [max_seqs]: what could run */
     td_sched_item *sched;            /* [max_seqs] */
     uint32_t *ids;                   /* [max_len + 1]: a log, or a unit of it, as one array */

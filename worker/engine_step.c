@@ -284,7 +284,9 @@ static td_status submit(td_engine *e, td_engine_flight *f)
 {
     if (e->on_step) e->on_step(e->step_arg, f->step);
     f->submitted_us = td_now_us();
+    e->computing = true;
     td_status s = td_exec_submit(e->exec, f->step);
+    e->computing = false;
     if (s < 0) unplan(e, f);
     else e->n_flights++;
     return s;

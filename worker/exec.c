@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEP = 1, COMMAND, PING, STOP };
+enum { STEP = 1, COMMAND, PING, POLL, STOP };
 
 /* bytes of the payload and of the hidden rows after it */
 typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
@@ -243,6 +243,39 @@ td_status td_exec_command(td_exec *x, const void *p, size_t n)
     return broken(x, tell_all(x, (head){COMMAND, (uint32_t)n, 0}, p));
 }
 
+/* Sizes, then the news themselves, to rank 0. */
+static td_status gather_news(td_exec *x, const void *mine, size_t n, uint8_t **all, size_t *bytes, size_t *offset)
+{
+    td_coll *back = x->o.ranks->back;
+    size_t at = 0;
+    TD_TRY(td_coll_all_gather(back, &n, bytes, sizeof n));
+    for (int i = 0; i < td_coll_size(back); i++) {
+        offset[i] = at;
+        at += bytes[i];
+    }
+    if (!at) return TD_OK;
+    *all = td_coll_rank(back) ? NULL : td_xalloc(at);
+    return td_coll_gatherv(back, mine, *all, bytes, offset, 0);
+}
+
+static td_status poll_ranks(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
+{
+    int ranks = td_coll_size(x->o.ranks->back);
+    size_t *bytes = td_xalloc(2 * (size_t)ranks * sizeof *bytes);
+    uint8_t *all = NULL;
+    td_status s = tell_all(x, (head){POLL, 0, 0}, NULL);
+    if (s >= 0) s = gather_news(x, NULL, 0, &all, bytes, bytes + ranks);
+    for (int i = 1; s >= 0 && i < ranks; i++)
+        if (bytes[i]) take(arg, all + bytes[ranks + i], bytes[i]);
+    free(bytes), free(all);
+    return s;
+}
+
+td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
+{
+    return alone(x) ? TD_OK : broken(x, poll_ranks(x, take, arg));
+}
+
 /* ---- the other ranks ---- */
 
 static uint8_t *room_in(td_exec *x, size_t n)
@@ -290,6 +323,14 @@ static td_status do_step(td_exec *x, head h)
     return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;
 }
 
+static td_status answer_poll(td_exec *x)
+{
+    size_t bytes[2 * TD_COLL_MAX_RANKS], n = 0;
+    uint8_t news[TD_EXEC_POLL_BYTES], *all;
+    if (x->o.on_poll) n = x->o.on_poll(x->o.arg, news, sizeof news);
+    return gather_news(x, news, n, &all, bytes, bytes + TD_COLL_MAX_RANKS);
+}
+
 static td_status serve_one(td_exec *x, bool *stop)
 {
     head h;
@@ -303,6 +344,9 @@ static td_status serve_one(td_exec *x, bool *stop)
     case PING:
         TD_TRY(pass_on(x, h, NULL, NULL, 0));
         return td_coll_barrier(x->o.ranks->back);
+    case POLL:
+        TD_TRY(pass_on(x, h, NULL, NULL, 0));
+        return answer_poll(x);
     case STOP: *stop = true; return pass_on(x, h, NULL, NULL, 0);
     default: return td_fail(TD_EPROTO, "rank %d heard a message of kind %u", x->o.ranks->grid.rank, h.kind);
     }

@@ -32,8 +32,11 @@ typedef struct td_exec_opts {
     const td_kv *kv;                   /* [n_groups] of this rank */
     void (*on_layer)(void *arg, const td_step *step, int layer); /* keys and values of a layer are in their pages; or NULL */
     void (*on_command)(void *arg, const void *p, size_t n);      /* ranks other than 0; or NULL */
+    size_t (*on_poll)(void *arg, void *out, size_t cap);         /* ranks other than 0: news for rank 0; or NULL */
     void *arg;
 } td_exec_opts;
+
+enum { TD_EXEC_POLL_BYTES = 16384 };
 
 td_status td_exec_open(const td_exec_opts *o, td_exec **out);
 void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */
@@ -48,6 +51,8 @@ int td_exec_in_flight(const td_exec *x);
 /* To be called about once a second when nothing is in flight: proves that every rank is alive. */
 td_status td_exec_ping(td_exec *x);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
+/* Rank 0 asks every other rank for its news. */
+td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg);
 td_status td_exec_serve(td_exec *x);
 
 #endif

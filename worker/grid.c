@@ -85,6 +85,16 @@ bool td_grid_tree(const td_grid *g, const td_model_desc *d)
            (!experts || g->ep || slices(d->moe.F, g->tp));
 }
 
+/* Member i's rows of [v0, v0 + V), which n members cut into blocks of whole TD_VOCAB_STEPs. */
+static void vocabulary(int v0, int V, int n, int i, int *first, int *count)
+{
+    int per = (V + n - 1) / n;
+    if (n > 1) per = (per + TD_VOCAB_STEP - 1) / TD_VOCAB_STEP * TD_VOCAB_STEP;
+    int a = TD_MIN(i * per, V), b = TD_MIN(a + per, V);
+    *first = v0 + a;
+    *count = b - a;
+}
+
 td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)
 {
     td_coord c = td_grid_coord(g, rank);
@@ -93,10 +103,9 @@ td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)
     l.G = g->tp <= d->G ? d->G / g->tp : 1;
     l.g0 = g->tp <= d->G ? c.tp * l.G : c.tp * d->G / g->tp;
     l.F = d->F / g->tp, l.f0 = c.tp * l.F;
-    int per = (d->V + g->tp - 1) / g->tp;
-    if (g->tp > 1) per = (per + TD_VOCAB_STEP - 1) / TD_VOCAB_STEP * TD_VOCAB_STEP;
-    l.v0 = TD_MIN(c.tp * per, d->V);
-    l.V = TD_MIN(per, d->V - l.v0);
+    vocabulary(0, d->V, g->tp, c.tp, &l.v0, &l.V);
+    l.shards = g->fsdp ? g->dp * g->cp : 1, l.shard = g->fsdp ? c.dp * g->cp + c.cp : 0;
+    vocabulary(l.v0, l.V, l.shards, l.shard, &l.shard_v0, &l.shard_V);
     l.x0 = 0, l.X = d->moe.route.n_experts, l.moe_F = d->moe.F;
     if (g->ep) block(d->moe.route.n_experts, g->dp * g->cp * g->tp, (c.dp * g->cp + c.cp) * g->tp + c.tp, &l.x0, &l.X);
     else l.moe_F = d->moe.F / g->tp, l.moe_f0 = c.tp * l.moe_F;

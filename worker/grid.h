@@ -11,6 +11,7 @@
  *            3. Vocabulary: blocks of ceil(V / TP) rounded up to TD_VOCAB_STEP rows; the last ones may be short or empty.
  *            4. Sums over K of row-parallel matrices are a tree over TD_SLICES slices where K allows it; a rank holds
  *               TD_SLICES / TP neighbouring slices, so that every TP gives the same bits (kernels/ops.h, matrix law).
+ *               Fully sharded, each part is cut into such blocks again, one for each rank that shares it.
  *            5. Tokens: split u = t / S of a sequence's keys lies on CP rank u % CP (S: keys per attention split).
  * Threads:   pure.
  * Source:    DESIGN 5; Megatron-LM (Shoeybi et al. 2019) 3; algorithms notes 9.1-9.4. */
@@ -53,6 +54,8 @@ typedef struct td_local {
     int moe_F, moe_f0;                    /* columns of each expert: with EP all */
     int o_slices, down_slices, moe_slices; /* slices of this rank's part of the row-parallel matrices; 0: one chain */
     bool first, last;                     /* stage */
+    int shards, shard;                    /* fully sharded: ranks that share these weights, and which of them; else 1, 0 */
+    int shard_V, shard_v0;                /* the vocabulary rows kept here: of [v0, v0 + V) this shard's; else all of them */
 } td_local;
 /* Whether every sum over TP ranks is the tree of rule 4, so that the bits are those of one rank. */
 bool td_grid_tree(const td_grid *g, const td_model_desc *d);

@@ -3,6 +3,7 @@
  *
  * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or
  * SIGINT ends at once (1). */
+#include "common/buf.h"
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -35,6 +36,7 @@ typedef struct worker {
     td_ranks ranks;              /* of a worker of several ranks, of which this is rank 0 */
     bool many;
     char numerics[64];
+    td_buf bulk_ranks;           /* where its ranks receive pages; of one rank: nothing */
     td_boot boot;
     td_engine *engine;
     td_wengine *wengine;
@@ -100,16 +102,22 @@ static td_status load(worker *w)
     td_boot_numerics(&w->boot, w->numerics, sizeof w->numerics);
     if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0)
         return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
-    w->boot.opts.numerics = w->boot.ops->numerics;
+    w->boot.opts.numerics = w->numerics;
     td_status paused = td_fault_arm(c->fault); /* AGAIN: another fault, which ship reads */
     if (paused < 0) return paused;
     TD_TRY(td_engine_open(&w->boot.opts, &w->engine));
     uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
+    td_ship_grid grid = w->many ? td_ship_grid_of(&w->ranks.grid, (uint32_t)c->attention_split)
+                                : td_ship_grid_one(td_engine_descr(w->engine));
     td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs,
                           .credits = (uint32_t)c->credits, .trace = w->trace,
+                          .layer0 = grid.stage[0], .layer1 = grid.stage[1],
+                          .bulk_ranks = &w->bulk_ranks,
                           .wake_fd = td_control_thread_wake_fd(w->control)};
+    td_buf_init(&w->bulk_ranks, 0);
     w->wengine = td_wengine_open(&wo);
     td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
+                       .grid = &grid,
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
                        .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
                        .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
@@ -117,8 +125,12 @@ static td_status load(worker *w)
                        .fault = paused == TD_OK ? NULL : c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
     TD_TRY(td_ship_open(&so, &w->ship));
-    td_wengine_start(w->wengine, w->ship);
     td_ship_advertised(w->ship, c->bulk_advertise, w->endpoint, sizeof w->endpoint);
+    if (w->many) {
+        TD_TRY(td_rank_endpoints(&w->ranks, &grid, w->endpoint, &w->bulk_ranks)); /* all are loaded */
+        td_ranks_deadline(&w->ranks, (int64_t)c->rank_timeout_ms * 1000);
+    }
+    td_wengine_start(w->wengine, w->ship);
     fill_hello(w);
     td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
     TD_INFO("worker %s ready: %s, %lld KV tokens, %d sequences%s%s", w->name, c->role,
@@ -180,6 +192,7 @@ static void stop(worker *w)
     td_ship_close(w->ship);              /* nothing touches pages after this */
     td_engine_close(w->engine);
     td_boot_close(&w->boot);
+    td_buf_deinit(&w->bulk_ranks);
     td_rank_close(&w->ranks);
     td_zctx_close(w->z);
     td_trace_close(w->trace);

@@ -8,7 +8,9 @@
 #define TD_WORKER_RANK_H
 
 #include "common/conf.h"
+#include "common/buf.h"
 #include "worker/ranks.h"
+#include "worker/ship/ship.h"
 
 enum { TD_RANK_MEET_MS = 10000 }; /* ranks that do not meet within this time give up */
 
@@ -17,6 +19,8 @@ td_grid td_rank_grid(const td_conf *c);
 /* MPI, the agreement and the groups. Only for shapes of more than one rank. */
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out);
 void td_rank_close(td_ranks *r);
+/* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
+td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out);
 /* Ranks other than 0: model, pages, steps, until rank 0 ends it. */
 td_status td_rank_serve(const td_conf *c, td_ranks *r);
 

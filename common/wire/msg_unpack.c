@@ -12,8 +12,15 @@
 
 #define PB(name) Tandem__Control__V1__##name
 
-enum { WIRE_VERSION = 1, MAX_TEXT = 4096, MAX_SALT = 1024, MAX_RANKS_BYTES = 64 << 10, MAX_IDS = 4 << 20, MAX_RESUME_IDS = 4 << 20,
-       MAX_MODEL_NUMBER = 1 << 28 };
+enum {
+    WIRE_VERSION = 1,
+    MAX_TEXT = 4096,
+    MAX_SALT = 1024,
+    MAX_RANKS_BYTES = 64 << 10,
+    MAX_IDS = 4 << 20,
+    MAX_RESUME_IDS = 4 << 20,
+    MAX_MODEL_NUMBER = 1 << 28
+};
 
 #define BAD(...) return td_refuse(TD_EPROTO, __VA_ARGS__)
 
@@ -200,8 +207,13 @@ td_status td_msg_ranks_unpack(const void *p, size_t n, td_arena *arena, td_msg_r
     if (!m) BAD("list of ranks of %zu bytes", n);
     if (m->n_endpoint > TD_MSG_MAX_RANKS || m->n_stage > TD_MSG_MAX_RANKS + 1)
         BAD("%zu ranks, %zu stage bounds", m->n_endpoint, m->n_stage);
-    td_msg_ranks r = {.tp = m->tp, .pp = m->pp, .cp = m->cp, .token_kind = m->token_kind,
-                      .token_unit = m->token_unit, .n_stages = (uint32_t)m->n_stage, .n = (uint32_t)m->n_endpoint};
+    td_msg_ranks r = {.tp = m->tp,
+                      .pp = m->pp,
+                      .cp = m->cp,
+                      .token_kind = m->token_kind,
+                      .token_unit = m->token_unit,
+                      .n_stages = (uint32_t)m->n_stage,
+                      .n = (uint32_t)m->n_endpoint};
     for (uint32_t i = 0; i < r.n_stages; i++) r.stage[i] = m->stage[i];
     for (uint32_t i = 0; i < r.n; i++) TD_TRY(get_text(m->endpoint[i], "endpoint", &r.endpoint[i]));
     *out = r;

@@ -406,6 +406,8 @@ void core_start_prefill(td_core *c, td_request *r, const td_msg *reserved)
                                   .incarnation = d->incarnation,
                                   .hit_tokens = reserved->reserved.hit_tokens,
                                   .credits = reserved->reserved.credits,
+                                  .ranks = reserved->reserved.ranks,
+                                  .ranks_bytes = reserved->reserved.ranks_bytes,
                                   .has_key = d->has_bulk_key};
     memcpy(m->start.sink.public_key, d->bulk_key, sizeof d->bulk_key);
     td_request_go(r, TD_REQ_PREFILLING, c->now_us);

@@ -3,6 +3,9 @@
 #include "common/check.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+enum { HUGE = 2 << 20 };
 
 bool grid_nth(const td_model_desc *d, uint32_t i, uint32_t most, td_token_kind kind, uint32_t unit, td_ship_grid *out)
 {
@@ -29,7 +32,8 @@ void grid_open(grid_rank *r, const td_ship_grid *grid, const td_model_desc *d, u
         r->n_pages[g] = n;
         r->kv[g] = (td_kv){.dtype = TD_BF16, .n_pages = (int)total, .P = P, .G = r->part.n_heads[g], .D = d->group[g].D};
         r->bytes[g] = td_kv_page_bytes(&r->kv[g]) * total * r->part.n_slots[g];
-        r->kv[g].base = malloc(r->bytes[g] + 1);
+        r->kv[g].base = aligned_alloc(HUGE, (r->bytes[g] / HUGE + 1) * HUGE);
+        if (r->bytes[g] > HUGE) madvise(r->kv[g].base, (r->bytes[g] / HUGE + 1) * HUGE, MADV_HUGEPAGE); /* as the pool */
         memset(r->kv[g].base, fill, r->bytes[g]);
         int32_t *all = malloc(total * 4);
         for (uint32_t i = 0; i < total; i++) all[i] = (int32_t)i;

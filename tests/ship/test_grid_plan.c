@@ -55,6 +55,14 @@ static void test_part(void)
     T_OK(p.replica[0] == 1 && p.n_replicas[0] == 2);
     td_ship_part_of(&g, &d, 0, &p);
     T_OK(p.layer0 == 0 && p.layer1 == 3 && p.head0[0] == 0 && p.slot0[0] == 0 && p.n_slots[0] == 2 && p.n_slots[1] == 1);
+    td_grid wg = {.tp = 4, .pp = 2, .cp = 2, .dp = 1, .layer0 = {0, 3, 5}};
+    x = td_ship_grid_of(&wg, 4); /* as the worker's own grid says */
+    T_OK(td_ship_grid_check(&x, &d) == TD_OK && !memcmp(&x.tokens, &g.tokens, sizeof g.tokens) && !memcmp(x.stage, g.stage, 3 * sizeof g.stage[0]));
+    for (int r = 0; r < 16; r++) {
+        td_local l = td_grid_local(&wg, &d, r);
+        td_ship_part_of(&x, &d, (uint32_t)r, &p);
+        T_OK(l.g0 == p.head0[0] && l.G == p.n_heads[0] && l.layer0 == p.layer0 && l.layer1 == p.layer1, "rank %d", r);
+    }
     x = g;
     x.tp = 3;
     T_EQ(td_ship_grid_check(&x, &d), TD_EBADREQ);

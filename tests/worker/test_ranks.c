@@ -80,14 +80,16 @@ static void all_grids(const char *shape, int kv_heads, bool experts)
             for (int pp = 1; pp * tp <= ranks; pp *= 2) {
                 int cp = ranks / tp / pp;
                 if (pp > 4) continue; /* layers */
-                for (int ep = 0; ep <= experts; ep++) {
-                    o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = 1, .ep = ep};
+                for (int mode = 0; mode < 4; mode++) {
+                    bool ep = mode & 1, fsdp = mode & 2;
+                    if (ep > experts || (fsdp && cp == 1)) continue;
+                    o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = 1, .ep = ep, .fsdp = fsdp};
                     o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
                     o.cp_mode = (td_cp_mode)(count % 3);
                     o.depth = pp > 1 ? pp : 1 + count % 2;
                     o.engine.page_size = count % 2 ? 16 : 32;
-                    snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d%s, blocks from %d, keys %d, pages %d", shape, tp, pp,
-                             cp, ep ? ", experts" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
+                    snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d%s%s, blocks from %d, keys %d, pages %d", shape, tp, pp,
+                             cp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
                     check(o, what, false);
                     count++;
                     (void)kv_heads;

@@ -10,6 +10,7 @@
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
+#include "worker/model/shard.h"
 #include "worker/model/share.h"
 #include <string.h>
 
@@ -185,7 +186,9 @@ static td_status embed(forward *f)
         for (int t = 0; t < f->T; t++) mine[t] = all[t] - m->local.v0;
         ids = mine;
     }
-    if (m->weights.table.p)
+    if (m->local.shards > 1)
+        TD_TRY(td_shard_embed(m, all, f->T, to));
+    else if (m->weights.table.p)
         m->ops->embed_table(m->pool, &m->weights.table, ids, f->T, to, E);
     else
         m->ops->embed_packed(m->pool, &m->weights.head, ids, f->T, to, E);
@@ -196,10 +199,14 @@ static td_status head(forward *f, int T, float *logits)
 {
     td_model *m = f->m;
     bool shared = td_model_tp(m) > 1 || td_model_cp(m) > 1;
-    if (f->step->n_logits == 0) return TD_OK;
+    if (f->step->n_logits == 0) {
+        if (!td_shard_wants(m)) return TD_OK;
+        T = 0; /* others' rows need this rank's part of the vocabulary */
+    }
     TD_TRY(norm(m, m->weights.final_norm, T));
     float *to = shared ? td_share_room(&m->wire[4], (size_t)T * (size_t)m->local.V) : logits;
-    linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, to);
+    if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, to));
+    else linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, to);
     return shared ? td_share_logits(m, f->step, to, T, logits) : TD_OK;
 }
 
@@ -209,6 +216,7 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
     TD_TRY(td_model_check(m, step, kv));
     forward f = {.m = m, .step = step, .kv = kv};
     prepare(&f);
+    TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
     int T = f.T, end = m->desc.L;
     if (m->local.first) TD_TRY(embed(&f));
     for (int i = m->local.layer0; i < m->local.layer1; i++) {

@@ -3,6 +3,7 @@
 #include "worker/model/model.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/model/shard.h"
 #include "worker/model/share.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,13 +55,15 @@ static void fill(void *arg, uint8_t *data)
 
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
 {
-    td_image_key key = {m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, 0, 1, 0};
+    td_image_key key = {m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, (uint32_t)m->local.shard,
+                        (uint32_t)m->local.shards, 0};
     fill_call call = {plan, o};
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
     TD_TRY(td_image_open(&m->image, dir, &key, plan->image_bytes, o->pool, fill, &call));
     td_plan_attach(plan, m->image.data);
     m->row_bytes = td_plan_row_bytes(plan);
+    m->resident_bytes = td_plan_resident_bytes(plan);
     if (!td_plan_uses_files(plan)) {
         td_safetensors_close(m->files);
         m->files = NULL;
@@ -78,6 +81,7 @@ static td_status load_weights(td_model *m, const td_model_opts *o)
     settle_dtype(&m->desc, m->files);
     TD_TRY(td_plan_open(&plan, &m->desc, &m->local, m->ops, m->files, &m->weights));
     td_status st = open_image(m, &plan, o);
+    if (st >= 0) st = td_shard_open(m, &plan);
     td_plan_close(&plan);
     return st;
 }
@@ -207,6 +211,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
 void td_model_close(td_model *m)
 {
     if (!m) return;
+    td_shard_close(m);
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);
     td_share_close(m);
@@ -224,13 +229,11 @@ size_t td_model_weight_bytes(const td_model *m)
 {
     return m->row_bytes;
 }
-
-const td_layer *td_layer_acquire(td_model *m, int layer)
+size_t td_model_resident_bytes(const td_model *m)
 {
-    return &m->weights.layer[layer];
+    return m->resident_bytes + 2 * m->shard.buffer_bytes;
 }
-void td_layer_release(td_model *m, int layer)
+size_t td_model_unit_bytes(const td_model *m)
 {
-    (void)m;
-    (void)layer;
+    return m->shard.buffer_bytes;
 }

@@ -106,6 +106,18 @@ const td_model_desc *td_model_descr(const td_model *m);
  * a token goes to). */
 size_t td_model_weight_bytes(const td_model *m);
 
+/* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, and the buffers in which a
+ * fully sharded model's layers are put together. */
+size_t td_model_resident_bytes(const td_model *m);
+/* Fully sharded: bytes of the largest layer as it is gathered; 0: weights are whole. */
+size_t td_model_unit_bytes(const td_model *m);
+/* Fully sharded: layers gathered and their bytes, how long steps waited for them, and how long the gathers take when nothing
+ * else is done (measured at open). All 0: weights are whole. */
+typedef struct td_shard_stats { uint64_t gathers, bytes; int64_t waited_us, alone_us; } td_shard_stats;
+td_shard_stats td_model_shard_stats(const td_model *m);
+/* Part of the gathers' time that was hidden behind other work, 0 to 1. */
+double td_model_shard_overlap(const td_model *m);
+
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);
 

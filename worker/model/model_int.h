@@ -31,6 +31,25 @@ typedef struct td_share {
     int longest;                    /* tokens of the longest sequence */
 } td_share;
 
+/* Where a pointer of a layer's weights is, and to which place of the gathered unit it points. */
+typedef struct td_fix { const void **to; size_t offset; } td_fix;
+
+/* Fully sharded weights (shard.h). */
+typedef struct td_shard {
+    td_unit *unit;                  /* [layers]; NULL: weights are whole */
+    td_fix *fix;                    /* by layer */
+    size_t fix0[TD_MAX_LAYERS + 1]; /* the first of each layer */
+    uint8_t *buffer[2];
+    size_t buffer_bytes;
+    int layer[2];                   /* whose bytes are, or come, there; -1: nobody's */
+    bool pending[2];
+    size_t *table;                  /* [4][shards]: of an exchange */
+    int32_t *counts;                /* [shards][2]: rows that each rank embeds, and wants logits of */
+    int *v0;                        /* [shards + 1]: first vocabulary row of each */
+    double us_per_byte;             /* of a gather alone */
+    td_shard_stats stats;
+} td_shard;
+
 /* Activations of one step; T = max_rows. */
 typedef struct td_scratch {
     uint8_t *block;          /* everything below is in it */
@@ -54,7 +73,8 @@ struct td_model {
     td_safetensors *files; /* kept while something is read as stored */
     td_image image;
     td_weights weights;
-    size_t row_bytes;
+    size_t row_bytes, resident_bytes;
+    td_shard shard;
     td_rope rope;
     td_scratch scratch;
     /* this rank's part */

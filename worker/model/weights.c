@@ -19,7 +19,7 @@ typedef struct builder {
 static td_piece *add(builder *b, td_piece_kind kind, int K)
 {
     td_piece *e = &b->p->piece[b->p->n++];
-    *e = (td_piece){.kind = kind, .K = K, .src_K = K};
+    *e = (td_piece){.kind = kind, .K = K, .src_K = K, .unit = b->p->local.shards > 1 ? b->layer : -1};
     return e;
 }
 
@@ -130,6 +130,7 @@ static void add_expert(builder *b, const expert_names *n, int i, td_moe *to)
     int F = d->moe.F, rows = n->fused ? 2 * F : F;
     td_piece *e = add(b, TD_PIECE_MATRIX, d->E);
     e->read = TD_READ_EXPERT;
+    if (l->X < d->moe.route.n_experts) e->unit = -1; /* nobody else has it */
     e->weight = &to->gate_up[i];
     add_expert_part(b, e, n, n->gate, i, rows);
     take_rows(e, l->moe_f0, l->moe_F);
@@ -138,6 +139,7 @@ static void add_expert(builder *b, const expert_names *n, int i, td_moe *to)
     e = add(b, TD_PIECE_MATRIX, l->moe_F);
     take_columns(e, l->moe_f0, F, l->moe_slices);
     e->read = TD_READ_EXPERT;
+    if (l->X < d->moe.route.n_experts) e->unit = -1;
     e->weight = &to->down[i];
     add_expert_part(b, e, n, n->down, i, d->E);
 }
@@ -216,13 +218,13 @@ static void build(td_plan *p, td_weights *w)
         td_piece *e = add(&b, TD_PIECE_TABLE, d->E);
         e->read = TD_READ_LOOKUP;
         add_part(&b, e, "model.embed_tokens", ".weight", d->V);
-        take_rows(e, m->v0, m->V);
+        take_rows(e, m->shard_v0, m->shard_V);
         e->table = &w->table;
     }
     for (b.layer = m->layer0; b.layer < m->layer1; b.layer++) add_layer(&b, &w->layer[b.layer]);
     b.layer = -1;
     if (m->last) add_norm(&b, "model.norm", d->E, &w->final_norm);
-    const named_rows head[] = {{d->tied ? "model.embed_tokens" : "lm_head", d->V, m->v0, m->V}};
+    const named_rows head[] = {{d->tied ? "model.embed_tokens" : "lm_head", d->V, m->shard_v0, m->shard_V}};
     if (m->last || (d->tied && m->first)) add_linear(&b, head, 1, d->E, false, &w->head);
 }
 
@@ -332,9 +334,14 @@ static void bind_dummy(td_plan *p)
  * packed order is the stored one. */
 static bool usable_as_stored(const td_plan *p, const td_piece *e)
 {
-    if (!e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1 || e->K != e->src_K) return false;
+    if (e->unit >= 0 || !e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1 || e->K != e->src_K) return false;
     if (e->read != TD_READ_LOOKUP && strcmp(p->ops->family, "ref")) return false;
     return (uintptr_t)td_piece_data(e, 0) % td_dtype_bytes(e->from) == 0;
+}
+
+static size_t aligned(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
 }
 
 static void place(td_plan *p)
@@ -348,10 +355,17 @@ static void place(td_plan *p)
                 : e->kind == TD_PIECE_TABLE ? e->from
                                             : TD_F32;
         if (e->as_stored) continue;
-        e->offset = at;
         e->bytes = e->kind == TD_PIECE_MATRIX ? p->ops->packed_bytes(e->N, e->K, e->from)
                                               : elements * td_dtype_bytes(e->to);
-        at += (e->bytes + ALIGN - 1) / ALIGN * ALIGN;
+        size_t *in = e->unit < 0 ? &at : &p->unit[e->unit].bytes;
+        e->offset = *in;
+        *in += aligned(e->bytes, ALIGN);
+    }
+    for (int i = 0; i < p->desc->L; i++) {
+        td_unit *u = &p->unit[i];
+        u->bytes = aligned(u->bytes, (size_t)p->local.shards * ALIGN);
+        u->part = at;
+        at += u->bytes / (size_t)p->local.shards;
     }
     p->image_bytes = at;
 }
@@ -404,6 +418,16 @@ td_h128 td_plan_digest(const td_plan *p)
     return h;
 }
 
+size_t td_plan_resident_bytes(const td_plan *p)
+{
+    size_t bytes = p->image_bytes;
+    for (size_t i = 0; i < p->n; i++) {
+        const td_piece *e = &p->piece[i];
+        if (e->as_stored) bytes += (size_t)e->N * (size_t)e->K * td_dtype_bytes(e->to);
+    }
+    return bytes;
+}
+
 bool td_plan_uses_files(const td_plan *p)
 {
     for (size_t i = 0; i < p->n; i++)
@@ -428,8 +452,9 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
 {
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        const void *at =
-            e->as_stored ? (const void *)td_piece_data(e, 0) : (const void *)(image + e->offset);
+        const void *at = e->unit >= 0   ? NULL
+                         : e->as_stored ? (const void *)td_piece_data(e, 0)
+                                        : (const void *)(image + e->offset);
         switch (e->kind) {
         case TD_PIECE_VECTOR:
             *e->vector = at;

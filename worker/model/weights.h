@@ -14,10 +14,13 @@
  *            4. A rank's matrices are rows [row0, row0 + rows) and columns [k0, k0 + K) of the stored ones; vectors
  *               that all ranks of a row-parallel matrix add after their sum (its bias) are whole.
  *            5. A dummy's values depend on name, row and column alone: parts of it are parts of one model.
- *            6. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
+ *            6. Fully sharded: the pieces of a layer lie one after the other in a unit, padded to so many times 64 bytes as
+ *               ranks share it; a rank's image has what belongs to no layer, its experts where experts are parallel, and
+ *               its equal part of every unit. The embedding and output matrices have this rank's rows only.
+ *            7. The plan, and so the image, is a function of the descriptor, the stored dtypes and the
  *               family's layout
  *               and the part only.
- *            5. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of their own
+ *            8. Experts: one matrix gate and up [2F, E] and one down [E, F] each. On disk they are tensors of their own
  *               (experts.N.{w1,w3,w2} or .{gate,up,down}_proj) or, as transformers 5 keeps them in memory, one tensor
  *               of all: experts.gate_up_proj [n, 2F, E], experts.down_proj [n, E, F]; which, is seen per layer.
  * Ownership: names are in the plan; tensors are borrowed from td_safetensors.
@@ -73,11 +76,15 @@ typedef struct td_piece {
     td_dtype from, to;    /* as stored; as packed */
     bool as_stored;       /* read straight from the file */
     float dummy;          /* vectors of a dummy model: 1 for norms, 0 for biases */
-    size_t offset, bytes; /* in the image; 0 bytes if as_stored */
+    int unit;             /* the layer whose unit it is in; -1: it is in the image as it stands */
+    size_t offset, bytes; /* in the image or the unit; 0 bytes if as_stored */
     td_weight *weight;    /* what attach fills */
     const float **vector;
     td_table *table;
 } td_piece;
+
+/* A sharded layer: bytes of all ranks' parts together; where this rank's part is in the image. */
+typedef struct td_unit { size_t bytes, part; } td_unit;
 
 typedef struct td_plan {
     const td_model_desc *desc;
@@ -85,6 +92,7 @@ typedef struct td_plan {
     const td_ops *ops;
     td_piece *piece;
     size_t n, image_bytes;
+    td_unit unit[TD_MAX_LAYERS]; /* fully sharded: of the layers that are planned */
     const td_safetensors *files; /* NULL: dummy */
 } td_plan;
 
@@ -100,7 +108,10 @@ const uint8_t *td_piece_data(const td_piece *e, int part); /* first byte of a bo
 td_h128 td_plan_digest(const td_plan *p);  /* of every offset, size and dtype */
 bool td_plan_uses_files(const td_plan *p); /* some piece is read as stored */
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg);
+/* Pieces of units get everything but the address of their bytes. */
 void td_plan_attach(const td_plan *p, const uint8_t *image);
+/* Bytes that this rank keeps or maps for good: its image and what it reads as stored. */
+size_t td_plan_resident_bytes(const td_plan *p);
 /* Weight bytes read by one forward pass of one row: top_k of each layer's n_experts. A batch reads more of them. */
 size_t td_plan_row_bytes(const td_plan *p);
 

@@ -155,23 +155,55 @@ static void drop_part(const td_piece *e, int k)
     td_safetensors_drop(td_piece_data(e, k), elements * td_dtype_bytes(e->from));
 }
 
+/* The unit that is being packed; only this rank's part of it is kept. */
+typedef struct fill_unit {
+    int layer;
+    uint8_t *p;
+} fill_unit;
+
+static void keep_part(const td_plan *p, const fill_unit *u, uint8_t *image)
+{
+    if (u->layer < 0) return;
+    size_t part = p->unit[u->layer].bytes / (size_t)p->local.shards;
+    memcpy(image + p->unit[u->layer].part, u->p + (size_t)p->local.shard * part, part);
+}
+
+/* Where a piece is packed. Pieces of a unit follow each other in the list. */
+static uint8_t *place_of(const td_plan *p, const td_piece *e, fill_unit *u, uint8_t *image)
+{
+    if (e->unit < 0) return image + e->offset;
+    if (e->unit != u->layer) {
+        keep_part(p, u, image);
+        u->layer = e->unit;
+        memset(u->p, 0, p->unit[e->unit].bytes);
+    }
+    return u->p + e->offset;
+}
+
 void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_fn *progress, void *arg)
 {
     size_t n_random = p->files ? 0 : random_elements(p);
     uint8_t *random = p->files ? NULL : random_values(p->piece[0].from, n_random);
-    size_t done = 0;
+    size_t done = 0, all = 0, largest = 0;
+    for (size_t i = 0; i < p->n; i++) all += p->piece[i].bytes;
+    for (int i = 0; i < p->desc->L; i++) largest = TD_MAX(largest, p->unit[i].bytes);
+    fill_unit unit = {-1, aligned_alloc(64, TD_MAX(largest, (size_t)64))}; /* a multiple of 64 */
+    TD_CHECK(unit.p);
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
         if (e->bytes == 0) continue;
+        uint8_t *to = place_of(p, e, &unit, image);
         if (e->kind == TD_PIECE_VECTOR)
-            fill_vector(e, !p->files, image + e->offset);
+            fill_vector(e, !p->files, to);
         else {
-            fill_job j = {p, e, image + e->offset, strip_rows(e), random, n_random};
+            fill_job j = {p, e, to, strip_rows(e), random, n_random};
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
         for (int k = 0; k < e->n_parts && p->files; k++) drop_part(e, k);
         done += e->bytes;
-        if (progress) progress(arg, "packing weights", (double)done / (double)p->image_bytes);
+        if (progress) progress(arg, "packing weights", (double)done / (double)all);
     }
+    keep_part(p, &unit, image);
+    free(unit.p);
     free(random);
 }

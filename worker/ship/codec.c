@@ -50,7 +50,8 @@ static void walk(const td_codec_side *s, const int32_t *pages, uint32_t page0, c
     const td_kv *kv = s->kv;
     uint32_t P = (uint32_t)kv->P;
     size_t row = (size_t)kv->D * td_dtype_bytes(kv->dtype), head = row * picked(r, pick), off = 0;
-    size_t page_head = (size_t)P * row, skip = page_head * (size_t)(kv->G - r->n_heads); /* to the same head of V */
+    size_t page_head = (size_t)P * row,
+           skip = page_head * (size_t)(kv->G - r->n_heads); /* to the same head of V */
     for (stretch x = {.token = r->tok0}; next(s, r, pick, &x); off += x.n * row) {
         size_t at = off;
         for (int l = 0; l < r->n_layers; l++) {

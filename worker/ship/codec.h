@@ -1,13 +1,13 @@
 /* worker/ship/codec.h - a rectangle of one rank's pages to payload and back: the order on the wire is
  * [layer][k|v][head][token][D], whatever the page sizes, heads and tokens of the two ranks.
  *
- * A rectangle numbers slots, heads and tokens as the whole model and prompt do; td_codec_side says which of them lie
- * in these pages. The payload has the tokens of the rectangle's range that `pick` holds (the destination's set;
- * grid_plan.h), all of which the side must hold. `pages` is the page table from page `page0` on: the side's i-th
- * token lies in pages[i / P - page0].
+ * A rectangle numbers slots, heads and tokens as the whole model and prompt do; td_codec_side says which of
+ * them lie in these pages. The payload has the tokens of the rectangle's range that `pick` holds (the
+ * destination's set; grid_plan.h), all of which the side must hold. `pages` is the page table from page
+ * `page0` on: the side's i-th token lies in pages[i / P - page0].
  *
- * Rules:   1. A page of -1, or a slot, head or token that the side does not have, inside the rectangle is an error
- *             (false): nothing is touched.
+ * Rules:   1. A page of -1, or a slot, head or token that the side does not have, inside the rectangle is an
+ *             error (false): nothing is touched.
  *          2. gather(scatter(x)) == x for every pair of page sizes.
  * Threads: any; the pages must be held. */
 // SPDX-License-Identifier: Apache-2.0

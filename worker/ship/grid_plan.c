@@ -15,7 +15,8 @@ struct td_grid_plan {
     uint32_t n_src, n_dst;
     td_ship_part *src_part, *dst_part;
     uint32_t first[TD_MAX_GROUPS];
-    /* tokens to send, by (source CP rank, destination CP rank, turn); axes that do not matter have length 1 */
+    /* tokens to send, by (source CP rank, destination CP rank, turn); axes that do not matter have length 1
+     */
     uint32_t n_cs, n_cd, turns[TD_MAX_GROUPS];
     uint64_t *tokens[TD_MAX_GROUPS];
     pending *pend;               /* [n_dst][n_groups] */
@@ -26,6 +27,16 @@ td_ship_grid td_ship_grid_one(const td_model_desc *d)
 {
     return (td_ship_grid){.tp = 1, .pp = 1, .cp = 1, .stage = {0, (uint16_t)d->L},
                           .tokens = {.kind = TD_TOKENS_ALL, .n = 1}};
+}
+
+td_ship_grid td_ship_grid_of(const td_grid *g, uint32_t split)
+{
+    td_ship_grid x = {.tp = (uint16_t)TD_MIN(g->tp, UINT16_MAX), .pp = (uint16_t)TD_MIN(g->pp, UINT16_MAX),
+                      .cp = (uint16_t)TD_MIN(g->cp, UINT16_MAX)};
+    x.tokens = (td_token_map){x.cp > 1 ? TD_TOKENS_INTERLEAVE : TD_TOKENS_ALL, x.cp, split};
+    for (int s = 0; s <= g->pp && s <= TD_SHIP_MAX_RANKS && s <= TD_MAX_STAGES; s++)
+        x.stage[s] = (uint16_t)g->layer0[s];
+    return x; /* td_ship_grid_check refuses what is beyond its limits */
 }
 
 void td_ship_grid_stages(td_ship_grid *g, uint32_t L)
@@ -45,21 +56,26 @@ td_status td_ship_grid_check(const td_ship_grid *g, const td_model_desc *d)
         return td_refuse(TD_EBADREQ, "grid of %u x %u x %u ranks, not 1 to %d", g->tp, g->pp, g->cp,
                          TD_SHIP_MAX_RANKS);
     if (!td_token_map_ok(&g->tokens) || g->tokens.n != g->cp)
-        return td_refuse(TD_EBADREQ, "token map of kind %d over %u ranks in blocks of %u, for context parallel %u",
+        return td_refuse(TD_EBADREQ,
+                         "token map of kind %d over %u ranks in blocks of %u, for context parallel %u",
                          (int)g->tokens.kind, g->tokens.n, g->tokens.unit, g->cp);
     for (uint32_t s = 0; s < g->pp; s++)
         if (g->stage[s] >= g->stage[s + 1])
-            return td_refuse(TD_EBADREQ, "pipeline stage %u has layers %u to %u", s, g->stage[s], g->stage[s + 1]);
+            return td_refuse(TD_EBADREQ, "pipeline stage %u has layers %u to %u", s, g->stage[s],
+                             g->stage[s + 1]);
     if (g->stage[0] || g->stage[g->pp] != d->L)
-        return td_refuse(TD_EBADREQ, "stages cover layers %u to %u of %d", g->stage[0], g->stage[g->pp], d->L);
+        return td_refuse(TD_EBADREQ, "stages cover layers %u to %u of %d", g->stage[0], g->stage[g->pp],
+                         d->L);
     int next[TD_MAX_GROUPS] = {0};
     for (int l = 0; l < d->L; l++) /* contiguous layers must be contiguous slots */
         if (d->layer[l].slot != next[d->layer[l].group]++)
-            return td_refuse(TD_EBADREQ, "the slots of page group %d do not follow the layers", d->layer[l].group);
+            return td_refuse(TD_EBADREQ, "the slots of page group %d do not follow the layers",
+                             d->layer[l].group);
     for (int i = 0; i < d->n_groups; i++)
         if (d->group[i].G < 1 || (d->group[i].G % g->tp && g->tp % d->group[i].G))
-            return td_refuse(TD_EBADREQ, "tensor parallel %u neither divides nor is a multiple of %d KV heads",
-                             g->tp, d->group[i].G);
+            return td_refuse(TD_EBADREQ,
+                             "tensor parallel %u neither divides nor is a multiple of %d KV heads", g->tp,
+                             d->group[i].G);
     return TD_OK;
 }
 
@@ -189,7 +205,8 @@ td_status td_grid_plan_open(const td_grid_plan_opts *o, td_grid_plan **out)
     TD_TRY(td_ship_plan_open(&check, d, o->kv, o->hit, o->n_tokens));
     TD_TRY(td_ship_grid_check(o->src, d));
     TD_TRY(td_ship_grid_check(o->dst, d));
-    if (o->rank >= td_ship_grid_ranks(o->src)) return td_refuse(TD_EBADREQ, "no rank %u in the grid", o->rank);
+    if (o->rank >= td_ship_grid_ranks(o->src))
+        return td_refuse(TD_EBADREQ, "no rank %u in the grid", o->rank);
     td_grid_plan *p = td_xalloc(sizeof *p);
     p->o = *o;
     p->src = *o->src;
@@ -234,7 +251,8 @@ static void emit_cut(const td_ship_part *d, td_rect r, size_t token_bytes, const
     uint32_t n = held(d, r.tok0, r.tok0 + r.n_tok), per = (uint32_t)(TD_KVF_FRAME_BYTES / token_bytes);
     uint32_t pieces = (n + per - 1) / per, end = r.tok0 + r.n_tok, base = td_token_before(&d->tokens, r.tok0);
     for (uint32_t i = 1; i <= pieces; i++) {
-        uint32_t to = i == pieces ? end : td_token_at(&d->tokens, base + (uint32_t)((uint64_t)n * i / pieces));
+        uint32_t to =
+            i == pieces ? end : td_token_at(&d->tokens, base + (uint32_t)((uint64_t)n * i / pieces));
         r.n_tok = to - r.tok0;
         o->emit(o->arg, &r);
         r.tok0 = to;

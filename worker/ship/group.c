@@ -61,7 +61,8 @@ void td_ship_group_begin(td_ship_group *g, uint64_t key, bool sending)
     if (find(g, key)) return;
     entry *x = td_xalloc(sizeof *x);
     x->sending = sending;
-    if (!td_map_put(&g->keys, key, (uint64_t)(uintptr_t)x)) free(x); /* its words are dropped: never more keys */
+    if (!td_map_put(&g->keys, key, (uint64_t)(uintptr_t)x))
+        free(x); /* its words are dropped: never more keys */
 }
 
 static void put(td_ship_group *g, td_ship_event *e)

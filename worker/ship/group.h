@@ -1,13 +1,13 @@
-/* worker/ship/group.h - rank 0's book of hand-offs that all ranks of its worker take part in, as a pure machine: a key
- * is decided when every rank has said its last word about it.
+/* worker/ship/group.h - rank 0's book of hand-offs that all ranks of its worker take part in, as a pure
+ * machine: a key is decided when every rank has said its last word about it.
  *
- * Rules:   1. All ranks well: the key's own event goes out, with frames and bytes of all. One not: the failure goes
- *             out, with the reason of the rank that failed first.
- *          2. With the first failure the other ranks are recalled, once: RECALL asks the worker to close the key on
- *             every rank (rank 0's own ship is told by the caller). The decision still waits for all.
+ * Rules:   1. All ranks well: the key's own event goes out, with frames and bytes of all. One not: the
+ *             failure goes out, with the reason of the rank that failed first.
+ *          2. With the first failure the other ranks are recalled, once: RECALL asks the worker to close the
+ *             key on every rank (rank 0's own ship is told by the caller). The decision still waits for all.
  *          3. A second word of a rank about a key, and a word about no key, are dropped.
- * Ownership: events given are the group's, events taken the caller's. Threads: one owner (the engine thread). Limits:
- * as many keys as are opened; TD_SHIP_MAX_RANKS ranks. */
+ * Ownership: events given are the group's, events taken the caller's.
+ * Threads:   one owner (the engine thread). Limits: as many keys as are opened; TD_SHIP_MAX_RANKS ranks. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_GROUP_H
 #define TD_WORKER_SHIP_GROUP_H

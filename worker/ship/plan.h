@@ -15,8 +15,12 @@
 
 #include "worker/model/model.h"
 
-/* head0, n_heads: of the group's; dst: the destination's rank (grid_plan.h); one rank to one: all heads, 0. */
-typedef struct td_rect { uint16_t group, layer0, n_layers, head0, n_heads, dst; uint32_t tok0, n_tok; } td_rect;
+/* head0, n_heads: of the group's; dst: the destination's rank (grid_plan.h); one rank to one: all heads, 0.
+ */
+typedef struct td_rect {
+    uint16_t group, layer0, n_layers, head0, n_heads, dst;
+    uint32_t tok0, n_tok;
+} td_rect;
 typedef void td_rect_fn(void *arg, const td_rect *r);
 
 typedef struct td_ship_plan {

@@ -119,7 +119,8 @@ static void bits_set(uint64_t *w, uint64_t at, uint64_t n)
     }
 }
 
-/* All (slot, head, token) of a rectangle, of which n tokens are this rank's: are they missing, or take them. */
+/* All (slot, head, token) of a rectangle, of which n tokens are this rank's: are they missing, or take them.
+ */
 static bool cover(const td_receiver *r, td_epoch *e, const td_rect *x, uint32_t n, bool set)
 {
     const td_ship_part *p = &r->part;
@@ -127,7 +128,8 @@ static bool cover(const td_receiver *r, td_epoch *e, const td_rect *x, uint32_t 
     uint64_t tok = td_token_before(&p->tokens, x->tok0) - e->before[g];
     for (uint32_t s = x->layer0; s < (uint32_t)x->layer0 + x->n_layers; s++)
         for (uint32_t h = x->head0; h < (uint32_t)x->head0 + x->n_heads; h++) {
-            uint64_t at = ((uint64_t)(s - p->slot0[g]) * p->n_heads[g] + (h - p->head0[g])) * e->width[g] + tok;
+            uint64_t at =
+                ((uint64_t)(s - p->slot0[g]) * p->n_heads[g] + (h - p->head0[g])) * e->width[g] + tok;
             if (set) bits_set(e->have[g], at, n);
             else if (!bits_free(e->have[g], at, n)) return false;
         }
@@ -153,7 +155,8 @@ static const char *geometry(const td_receiver *r, const td_epoch *e, const td_kv
     if (!f->n_held || f->n_held != td_token_before(&p->tokens, f->tok0 + f->n_tok) -
                           td_token_before(&p->tokens, f->tok0))
         return "other tokens than this rank holds";
-    uint64_t bytes = 2ull * f->n_heads * f->head_dim * td_dtype_bytes(r->o.kv_dtype) * f->n_layers * f->n_held;
+    uint64_t bytes =
+        2ull * f->n_heads * f->head_dim * td_dtype_bytes(r->o.kv_dtype) * f->n_layers * f->n_held;
     if (bytes != f->payload_bytes || bytes > TD_KVF_FRAME_BYTES) return "payload size";
     if (f->index >= e->max_frames) return "frame index";
     return NULL;

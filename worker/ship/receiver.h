@@ -1,6 +1,6 @@
 /* worker/ship/receiver.h - the receiving end on one rank: the table of live epochs, as a pure machine.
  *
- *   OPEN --frame--> OPEN --COMMIT--> COMMITTED --all frames of all sources in, counts and digests equal--> LANDED
+ *   OPEN --frame--> OPEN --COMMIT--> COMMITTED --all sources' frames in, counts and digests equal--> LANDED
  *     |                                  |
  *     +--- bad frame, ABORT, deadline ---+----------------------------------------------> FAILED
  *
@@ -10,15 +10,16 @@
  * to a repeated COMMIT and nothing to a repeated frame.
  *
  * Rules:   1. A frame is written only if its epoch is live, its incarnation is ours, its geometry is the
- *             group's, its payload checksum is right, and every (slot, head, token) of it is still missing. The
- *             same index of the same source again is ignored. Anything else ends the epoch: it is recomputed.
- *          2. LANDED means: every (slot, head, token) that this rank holds of every group exactly once, a COMMIT of
- *             every source, as many frames as each says, equal digests, and on rank 0 one first token per choice
- *             or none (the decode side draws them itself). Frames and COMMITs may come in any order. A rank other
- *             than 0 that lacks nothing has LANDED when it is added.
+ *             group's, its payload checksum is right, and every (slot, head, token) of it is still missing.
+ *             The same index of the same source again is ignored. Anything else ends the epoch: it is
+ *             recomputed.
+ *          2. LANDED means: every (slot, head, token) that this rank holds of every group exactly once, a
+ *             COMMIT of every source, as many frames as each says, equal digests, and on rank 0 one first
+ *             token per choice or none (the decode side draws them itself). Frames and COMMITs may come in
+ *             any order. A rank other than 0 that lacks nothing has LANDED when it is added.
  *          3. An epoch that makes no progress for timeout_us FAILS, in every state.
- * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; TD_SHIP_MAX_RANKS sources; bitmaps of
- *          slots x heads x tokens bits per epoch. */
+ * Threads: one owner; no clock, socket or thread inside. Limits: max_epochs; TD_SHIP_MAX_RANKS sources;
+ *          bitmaps of slots x heads x tokens bits per epoch. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_RECEIVER_H
 #define TD_WORKER_SHIP_RECEIVER_H
@@ -54,7 +55,8 @@ typedef struct td_epoch {
     td_epoch_state state;
     void *user;                     /* the caller's */
     uint32_t n_tokens, first_tok[TD_MAX_GROUPS];
-    uint32_t before[TD_MAX_GROUPS], width[TD_MAX_GROUPS]; /* this rank's tokens: of [0, first_tok); that are due */
+    uint32_t before[TD_MAX_GROUPS],
+        width[TD_MAX_GROUPS];       /* this rank's tokens: of [0, first_tok); that are due */
     uint64_t *have[TD_MAX_GROUPS];  /* bit ((slot * heads + head) * width + own token - before) */
     uint64_t missing;               /* bits not set */
     td_epoch_src *src;              /* [n_src_seen], by rank */

@@ -78,10 +78,10 @@ static td_status sink_ranks(const td_ship *s, const td_msg_sink *sink, td_arena 
     }
     TD_TRY(td_msg_ranks_unpack(sink->ranks, sink->ranks_bytes, a, r));
     uint64_t n = (uint64_t)r->tp * r->pp * r->cp;
-    if (!n || r->tp > TD_SHIP_MAX_RANKS || r->pp > TD_SHIP_MAX_RANKS || r->cp > TD_SHIP_MAX_RANKS || n != r->n ||
-        r->n_stages != r->pp + 1)
-        return td_refuse(TD_EPROTO, "a grid of %u x %u x %u ranks with %u endpoints and %u stage bounds", r->tp, r->pp,
-                         r->cp, r->n, r->n_stages);
+    if (!n || r->tp > TD_SHIP_MAX_RANKS || r->pp > TD_SHIP_MAX_RANKS || r->cp > TD_SHIP_MAX_RANKS ||
+        n != r->n || r->n_stages != r->pp + 1)
+        return td_refuse(TD_EPROTO, "a grid of %u x %u x %u ranks with %u endpoints and %u stage bounds",
+                         r->tp, r->pp, r->cp, r->n, r->n_stages);
     *g = (td_ship_grid){.tp = (uint16_t)r->tp, .pp = (uint16_t)r->pp, .cp = (uint16_t)r->cp,
                         .tokens = {(td_token_kind)r->token_kind, r->cp, r->token_unit}};
     for (uint32_t i = 0; i < r->n_stages; i++) {
@@ -317,8 +317,8 @@ static td_status start(td_ship *s)
     td_loop_init(&s->loop);
     td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
     if (!s->o.bulk_bind) return TD_OK;
-    /* An answer that does not leave is a lost credit or ACK, so this queue holds all that can be due: one per frame in
-     * flight, and those are bounded by the credits of the open epochs, not by this number. */
+    /* An answer that does not leave is a lost credit or ACK, so this queue holds all that can be due: one per
+     * frame in flight, and those are bounded by the credits of the open epochs, not by this number. */
     td_sock_opts so = {.max_message_bytes = TD_KVF_FRAME_BYTES + 64 * 1024, .hwm = ANSWER_HWM,
                        .curve = s->o.curve};
     TD_TRY(td_sock_bind_router(s->o.z, s->o.bulk_bind, &so, s->endpoint, sizeof s->endpoint, &s->router));
@@ -379,6 +379,7 @@ static void destroy(td_ship *s)
     td_chan_close(s->commands);
     td_chan_close(s->events);
     td_receiver_free(s->receiver, NULL);
+    ship_stack_close(s->buffers);
     sem_destroy(&s->started);
     free(s);
 }
@@ -390,8 +391,8 @@ static td_status grid_fits(const td_ship_opts *o, const td_ship_grid *g, td_ship
     td_ship_part_of(g, o->desc, o->rank, part);
     for (int i = 0; i < o->desc->n_groups; i++)
         if (o->kv[i]->G != part->n_heads[i])
-            return td_refuse(TD_EBADREQ, "pages of %d KV heads on rank %u, the grid says %u", o->kv[i]->G, o->rank,
-                             part->n_heads[i]);
+            return td_refuse(TD_EBADREQ, "pages of %d KV heads on rank %u, the grid says %u", o->kv[i]->G,
+                             o->rank, part->n_heads[i]);
     return TD_OK;
 }
 
@@ -408,6 +409,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->part = part;
     s->o.grid = NULL;
     td_map_init(&s->plans, o->max_keys);
+    s->buffers = ship_stack_open();
     if (td_ship_grid_ranks(&grid) > 1 && !o->rank)
         s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
     s->fault = f;

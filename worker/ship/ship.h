@@ -7,13 +7,14 @@
  * holds (td_engine_hold) from the first command about a key until that key's last event: SENT for a sending
  * key; LANDED, LOST or CLOSED for a receiving one. Every key that was opened gets exactly one of these.
  *
- * Workers of several ranks: every rank opens a ship of its own with the worker's grid and its rank in it, and rank 0
- * tells the others' endpoints and the grid with its reservations (td_ship_ranks). Every command that rank 0's engine
- * gives is given on all ranks, with that rank's pages; each rank then sends and receives what grid_plan.h says. The
- * other ranks' events go to rank 0 as reports (td_ship_event_report there, td_ship_peer here), and rank 0's poll gives
- * the worker's: one last event a key, when all ranks have said theirs, and RECALL (not a last one) when one failed or
- * was cancelled: send_cancel(key, over ? 0 : 1, reason) or recv_close(key) is to be given on the other ranks. So
- * cancelling and closing need no mirroring of their own.
+ * Workers of several ranks: every rank opens a ship of its own with the worker's grid and its rank in it, and
+ * rank 0 tells the others' endpoints and the grid with its reservations (td_ship_ranks). Every command that
+ * rank 0's engine gives is given on all ranks, with that rank's pages; each rank then sends and receives what
+ * grid_plan.h says. The other ranks' events go to rank 0 as reports (td_ship_event_report there, td_ship_peer
+ * here), and rank 0's poll gives the worker's: one last event a key, when all ranks have said theirs, and
+ * RECALL (not a last one) when one failed or was cancelled: send_cancel(key, over ? 0 : 1, reason) or
+ * recv_close(key) is to be given on the other ranks. So cancelling and closing need no mirroring of their
+ * own.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
@@ -56,12 +57,19 @@ typedef struct td_ship_opts {
     const char *fault;
 } td_ship_opts;
 
-typedef enum { TD_SHIP_SENT, TD_SHIP_LANDED, TD_SHIP_LOST, TD_SHIP_CLOSED, TD_SHIP_RECALL } td_ship_event_type;
+typedef enum {
+    TD_SHIP_SENT,
+    TD_SHIP_LANDED,
+    TD_SHIP_LOST,
+    TD_SHIP_CLOSED,
+    TD_SHIP_RECALL
+} td_ship_event_type;
 typedef struct td_ship_event {
     td_ship_event_type type;
     uint64_t key;
     bool ok;                     /* SENT: acknowledged */
-    /* LOST: the other side says that the request is over; SENT, RECALL of a sending key: it was cancelled so */
+    /* LOST: the other side says that the request is over; SENT, RECALL of a sending key: it was cancelled so
+     */
     bool over;
     bool sending;                /* RECALL: a sending key */
     char reason[160];            /* SENT and not ok; LOST; RECALL */
@@ -90,12 +98,14 @@ const char *td_ship_endpoint(const td_ship *s); /* as bound; "" without bulk_bin
 /* What others are told: given, if not ""; else as bound, with this host's name for a wildcard address. */
 void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n);
 
-/* What Reserved carries for a worker of several ranks: BulkRanks of this grid, endpoints by rank. One rank: nothing. */
+/* What Reserved carries for a worker of several ranks: BulkRanks of this grid, endpoints by rank. One rank:
+ * nothing. */
 td_status td_ship_ranks(const td_ship_grid *g, const char *const *endpoint, td_buf *out);
 
 void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens);
-/* Layers [layer0, layer1) of tokens [tok0, tok1) of a sending key are computed on this rank (grid_plan.h rule 4):
- * frames go out as they become full. pages[g]: this rank's page table of group g, from its first page on. */
+/* Layers [layer0, layer1) of tokens [tok0, tok1) of a sending key are computed on this rank (grid_plan.h rule
+ * 4): frames go out as they become full. pages[g]: this rank's page table of group g, from its first page on.
+ */
 void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
                          const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
 /* One rectangle of the caller's own plan, from one rank to one (plan.h). */

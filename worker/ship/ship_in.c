@@ -47,6 +47,44 @@ static void tell(td_ship *s, const receiving *r, uint64_t epoch, const char *why
                    why ? TD_KVF_NACK : TD_KVF_ACK, 0, why);
 }
 
+/* One message gives back what a turn has read: fewer wake-ups when there is much, none held back when there
+ * is little. */
+static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
+{
+    r->peer[rank].owed += credits;
+    if (r->owes) return;
+    r->owes = true;
+    r->owed_next = s->owed;
+    s->owed = r;
+}
+
+static void pay(td_ship *s, receiving *r)
+{
+    for (uint32_t k = 0; k < r->n_peers; k++) {
+        if (r->peer[k].owed)
+            answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, r->key, s->o.incarnation, TD_KVF_CREDIT,
+                   r->peer[k].owed, NULL);
+        r->peer[k].owed = 0;
+    }
+}
+
+static void pay_all(td_ship *s)
+{
+    for (receiving *r; (r = s->owed);) {
+        s->owed = r->owed_next;
+        r->owes = false;
+        pay(s, r);
+    }
+}
+
+/* It ends: what it owes goes nowhere. */
+static void disown(td_ship *s, receiving *r)
+{
+    receiving **p = &s->owed;
+    while (*p && *p != r) p = &(*p)->owed_next;
+    if (*p) *p = r->owed_next;
+}
+
 static void remember(receiving *r, uint32_t rank, td_part id)
 {
     if (rank >= TD_SHIP_MAX_RANKS || id.n > sizeof r->peer->id) return;
@@ -59,8 +97,8 @@ static void remember(receiving *r, uint32_t rank, td_part id)
     r->peer[rank].bytes = id.n;
 }
 
-/* The epoch is over: tell the engine, take it out of the table, tell the sources but one. A COMMIT that cannot be read
- * turns LANDED into FAILED. */
+/* The epoch is over: tell the engine, take it out of the table, tell the sources but one. A COMMIT that
+ * cannot be read turns LANDED into FAILED. */
 static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
 {
     receiving *r = e->user;
@@ -88,6 +126,7 @@ static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
     }
     td_receiver_close(s->receiver, e);
     ship_emit(s, ev);
+    disown(s, r);
     tell(s, r, id, why, but);
     receiving_free(r);
 }
@@ -98,6 +137,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (!e) return; /* LANDED or LOST is on the way to the engine */
         tell(s, e->user, e->id, "the reservation was cancelled", -1);
+        disown(s, e->user);
         receiving_free(e->user);
         td_receiver_close(s->receiver, e);
         ship_emit(s, ship_event(TD_SHIP_CLOSED, c->key));
@@ -145,28 +185,29 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     if (a.write) {
         const receiving *r = a.epoch->user;
         const td_codec_side side = ship_side(s, a.rect.group);
-        if (!td_codec_scatter(&side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect, &side.tokens,
-                              part[1].p)) {
+        if (!td_codec_scatter(&side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
+                              &side.tokens, part[1].p)) {
             a.epoch->state = TD_EPOCH_FAILED;
             a.epoch->why = "a page of the reservation is missing";
         }
     }
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
         settle(s, a.epoch, now, f.type == TD_KVF_ABORT ? f.src_rank : -1);
+    else if (a.answer == TD_KVF_CREDIT && f.src_rank < ((receiving *)a.epoch->user)->n_peers)
+        owe(s, a.epoch->user, f.src_rank, a.credits);
     else if (a.answer)
         answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
 }
 
 bool ship_in_receive(td_ship *s, int64_t now)
 {
+    td_part id, part[2];
+    int n, k = 0;
     if (!s->router) return false;
-    for (int k = 0; k < RECV_PER_TURN; k++) {
-        td_part id, part[2];
-        int n;
-        if (td_sock_recv(s->router, &id, part, &n) != TD_OK) return false;
+    for (; k < RECV_PER_TURN && td_sock_recv(s->router, &id, part, &n) == TD_OK; k++)
         on_message(s, now, id, part);
-    }
-    return true;
+    pay_all(s);
+    return k == RECV_PER_TURN;
 }
 
 void ship_in_tick(td_ship *s, int64_t now)

@@ -80,15 +80,26 @@ typedef struct sending {
 } sending;
 
 /* Who sent the last message of a source for an epoch: told when it ends. */
-typedef struct peer { uint8_t id[32]; size_t bytes; } peer;
+typedef struct peer { uint8_t id[32]; size_t bytes; uint32_t owed; } peer;
 
 typedef struct receiving {
     uint64_t key;
     peer *peer;                  /* [n_peers], by source rank */
+    struct receiving *owed_next; /* list of those with credits to give back at the end of this turn */
+    bool owes;
     uint32_t n_peers;
     int32_t *pages[TD_MAX_GROUPS];
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
+
+/* Payload buffers of one size, kept for the next frame: fresh memory costs more than filling it. They come
+ * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. */
+typedef struct stack {
+    pthread_mutex_t mu;
+    uint32_t n, out;             /* kept; with ZeroMQ */
+    bool closed;
+    void *kept[32];
+} stack;
 
 typedef struct fault { enum { FAULT_NONE, FAULT_FLIP, FAULT_DROP,
                               FAULT_DELAY_COMMIT } what; int64_t n; } fault;
@@ -112,7 +123,9 @@ struct td_ship {
     td_loop loop;
     td_sock *router;
     td_receiver *receiver;
+    receiving *owed;
     dest dest[TD_SHIP_MAX_DESTS];
+    stack *buffers;
     sending *sendings;
     handoff *handoffs;
     atomic_uint_fast64_t frames_sent, frames_received, bytes_sent, bytes_received, frames_bad;
@@ -130,6 +143,8 @@ void ship_emit(td_ship *s, td_ship_event *e);
 td_ship_event *ship_event(td_ship_event_type type, uint64_t key);
 void ship_drain(td_ship *s, int64_t now);
 
+stack *ship_stack_open(void);
+void ship_stack_close(stack *b);
 void ship_out_command(td_ship *s, int64_t now, cmd *c);
 bool ship_out_pump(td_ship *s, int64_t now);     /* true: more could be done at once */
 void ship_out_receive(td_ship *s, int64_t now);

@@ -135,10 +135,50 @@ static void finish(td_ship *s, sending *x, int64_t now)
     if (!--h->left) handoff_end(s, h);
 }
 
-static void free_payload(void *p, void *hint)
+/* ---- payload buffers ---- */
+stack *ship_stack_open(void)
 {
-    (void)hint;
-    free(p);
+    stack *b = td_xalloc(sizeof *b);
+    pthread_mutex_init(&b->mu, NULL);
+    return b;
+}
+
+static void stack_free(stack *b)
+{
+    while (b->n) free(b->kept[--b->n]);
+    pthread_mutex_destroy(&b->mu);
+    free(b);
+}
+
+void ship_stack_close(stack *b)
+{
+    pthread_mutex_lock(&b->mu);
+    b->closed = true;
+    bool last = !b->out;
+    pthread_mutex_unlock(&b->mu);
+    if (last) stack_free(b);
+}
+
+static void *stack_take(stack *b)
+{
+    pthread_mutex_lock(&b->mu);
+    void *p = b->n ? b->kept[--b->n] : NULL;
+    b->out++;
+    pthread_mutex_unlock(&b->mu);
+    return p ? p : malloc(TD_KVF_FRAME_BYTES);
+}
+
+/* On any thread. */
+static void stack_give(void *p, void *hint)
+{
+    stack *b = hint;
+    pthread_mutex_lock(&b->mu);
+    bool keep = p && !b->closed && b->n < TD_COUNT(b->kept);
+    if (keep) b->kept[b->n++] = p;
+    bool last = !--b->out && b->closed;
+    pthread_mutex_unlock(&b->mu);
+    if (!keep) free(p);
+    if (last) stack_free(b);
 }
 
 static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_event *posted)
@@ -147,10 +187,14 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
     const td_kv *kv = side.kv;
     const rect_ref *ref = a->ref;
     size_t n = td_codec_bytes(kv, &a->rect, &x->tokens);
-    uint8_t *payload = malloc(n);
-    if (!payload) return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
+    TD_CHECK(n <= TD_KVF_FRAME_BYTES);
+    uint8_t *payload = stack_take(s->buffers);
+    if (!payload) {
+        stack_give(NULL, s->buffers);
+        return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
+    }
     if (!td_codec_gather(&side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload)) {
-        free(payload);
+        stack_give(payload, s->buffers);
         return td_fail(TD_EPROTO, "a page of tokens %u.. of group %u is not held", a->rect.tok0,
                        a->rect.group);
     }
@@ -162,11 +206,11 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
     int64_t number = (int64_t)s->frames_sent;
     if (s->fault.what == FAULT_FLIP && number == s->fault.n) payload[n / 2] ^= 1;
     if (s->fault.what == FAULT_DROP && number == s->fault.n) {
-        free(payload);
+        stack_give(payload, s->buffers);
         return TD_OK;
     }
     return td_sock_send_owned(x->to->sock, NULL, 0, (td_part){&a->head, sizeof a->head}, payload, n,
-                              free_payload, NULL);
+                              stack_give, s->buffers);
 }
 
 static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t now, td_send_event *posted)
@@ -326,7 +370,9 @@ void ship_out_command(td_ship *s, int64_t now, cmd *c)
         next = x->next;
         if (x->key != c->key) continue;
         if (c->type == CMD_SEND_COMMIT) on_commit(s, now, c, x);
-        else (void)pump(s, x, now, (td_send_event){.type = TD_SEND_CANCEL, .n = c->abort_index, .reason = c->text});
+        else
+            (void)pump(s, x, now,
+                       (td_send_event){.type = TD_SEND_CANCEL, .n = c->abort_index, .reason = c->text});
     }
 }
 

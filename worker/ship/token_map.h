@@ -2,8 +2,9 @@
  *
  *   all         every rank holds every token, at its own index
  *   interleave  blocks of `unit` tokens go round: owner(t) = (t / unit) % n
- *   zigzag      of every 2n blocks of `unit` tokens, rank r holds blocks r and 2n - 1 - r. With unit = a prompt's
- *               length / 2n, rounded up to attention splits, that is the balanced split of a causal prefill.
+ *   zigzag      of every 2n blocks of `unit` tokens, rank r holds blocks r and 2n - 1 - r. With unit = a
+ *               prompt's length / 2n, rounded up to attention splits, that is the balanced split of a causal
+ *               prefill.
  *
  * A rank keeps its tokens in ascending order, without holes: token t, if held, is its token number before(t).
  *

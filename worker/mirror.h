@@ -1,0 +1,41 @@
+/* worker/mirror.h - the hand-offs of a worker of several ranks, on its other ranks: what rank 0 tells its ship, they are told
+ * too, in order with the steps; what their ships say goes back to rank 0.
+ *
+ *   rank 0:  td_mirror_*() -> td_engine_command .. td_exec ..> on_command -> their td_ship
+ *            td_engine_poll <.. td_exec <.. on_poll <- their td_ship: td_ship_report
+ *
+ * Finished layers need no message: a step carries keys, positions and page tables, and on_layer tells the ship.
+ * A td_mirror is the other ranks' end. Threads: the rank's engine thread. Errors: a command that cannot be read is a fault of
+ * this build: EPROTO, which ends the worker. Limits: max_keys keys. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_MIRROR_H
+#define TD_WORKER_MIRROR_H
+
+#include "worker/engine.h"
+#include "worker/ship/ship.h"
+
+/* ---- rank 0: the same arguments as td_ship_*; nothing with one rank ---- */
+
+void td_mirror_send_open(td_engine *e, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens);
+/* Tokens [tok0, tok1) of all layers were there already (a prefix hit); pages of the whole context. */
+void td_mirror_send_hit(td_engine *e, uint64_t key, uint32_t tok0, uint32_t tok1, const int32_t *const pages[TD_MAX_GROUPS],
+                        const uint32_t n_pages[TD_MAX_GROUPS]);
+void td_mirror_send_commit(td_engine *e, uint64_t key);
+void td_mirror_send_cancel(td_engine *e, uint64_t key, uint32_t abort_index, const char *reason);
+void td_mirror_recv_open(td_engine *e, uint64_t key, uint32_t hit, uint32_t n_tokens, uint32_t n_first,
+                         const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
+void td_mirror_recv_close(td_engine *e, uint64_t key);
+
+/* ---- the other ranks ---- */
+
+typedef struct td_mirror td_mirror;
+td_mirror *td_mirror_open(td_ship *ship, const td_model_desc *d, int rank, int layer0, int layer1, uint32_t max_keys);
+void td_mirror_close(td_mirror *m);
+/* For td_exec_opts: arg is the td_mirror. */
+void td_mirror_on_layer(void *arg, const td_step *step, int layer);
+void td_mirror_on_command(void *arg, const void *p, size_t n);
+size_t td_mirror_on_poll(void *arg, void *out, size_t cap);
+/* Rank 0: what on_poll of another rank said. */
+void td_mirror_take(td_ship *ship, const void *p, size_t n);
+
+#endif

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+/* worker/model/shard.c - layers put together from their parts, and the vocabulary's ends of the model. */
+#include "worker/model/shard.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "worker/model/share.h"
+#include <stdlib.h>
+#include <string.h>
+
+static td_coll *group(const td_model *m) { return m->ranks->shard; }
+static size_t part_bytes(const td_model *m, int layer) { return m->shard.unit[layer].bytes / (size_t)m->local.shards; }
+
+/* ---- layers ---- */
+
+static td_status start(td_model *m, int layer, int buffer)
+{
+    td_shard *s = &m->shard;
+    s->layer[buffer] = layer;
+    s->pending[buffer] = true;
+    return td_coll_all_gather_start(group(m), buffer, m->image.data + s->unit[layer].part, s->buffer[buffer], part_bytes(m, layer));
+}
+
+static td_status finish(td_model *m, int buffer)
+{
+    td_shard *s = &m->shard;
+    if (!s->pending[buffer]) return TD_OK;
+    s->pending[buffer] = false;
+    return td_coll_all_gather_wait(group(m), buffer);
+}
+
+/* The layer's pointers into the bytes at p. */
+static void point(td_model *m, int layer, const uint8_t *p)
+{
+    const td_shard *s = &m->shard;
+    for (size_t i = s->fix0[layer]; i < s->fix0[layer + 1]; i++) *s->fix[i].to = p + s->fix[i].offset;
+}
+
+const td_layer *td_layer_acquire(td_model *m, int layer)
+{
+    td_shard *s = &m->shard;
+    if (!s->unit) return &m->weights.layer[layer];
+    int b = s->layer[0] == layer && s->pending[0] ? 0 : s->layer[1] == layer && s->pending[1] ? 1 : -1;
+    if (b < 0) { /* the first step of all */
+        b = 0;
+        if (start(m, layer, b) < 0) return NULL;
+    }
+    int64_t before = td_now_us();
+    if (finish(m, b) < 0) return NULL;
+    s->stats.waited_us += td_now_us() - before;
+    s->stats.gathers++;
+    s->stats.bytes += s->unit[layer].bytes;
+    int next = layer + 1 < m->local.layer1 ? layer + 1 : m->local.layer0;
+    if (start(m, next, 1 - b) < 0) return NULL;
+    point(m, layer, s->buffer[b]);
+    return &m->weights.layer[layer];
+}
+
+void td_layer_release(td_model *m, int layer)
+{
+    if (m->shard.unit) m->shard.layer[m->shard.layer[0] == layer && !m->shard.pending[0] ? 0 : 1] = -1;
+}
+
+/* ---- opening ---- */
+
+static const void **address_of(const td_piece *e)
+{
+    switch (e->kind) {
+    case TD_PIECE_VECTOR: return (const void **)(uintptr_t)e->vector;
+    case TD_PIECE_TABLE: return &e->table->p;
+    case TD_PIECE_MATRIX: break;
+    }
+    return &e->weight->p;
+}
+
+static void list_pointers(td_shard *s, const td_plan *plan)
+{
+    size_t n = 0;
+    s->fix = td_xalloc((plan->n + 1) * sizeof *s->fix);
+    for (int l = 0; l < plan->desc->L; l++) {
+        s->fix0[l] = n;
+        for (size_t i = 0; i < plan->n; i++)
+            if (plan->piece[i].unit == l) s->fix[n++] = (td_fix){address_of(&plan->piece[i]), plan->piece[i].offset};
+    }
+    s->fix0[plan->desc->L] = n;
+}
+
+/* What a gather takes when nothing else is done: against it the time spent waiting is held. */
+static td_status measure(td_model *m)
+{
+    enum { TRIES = 3 };
+    td_shard *s = &m->shard;
+    int layer = m->local.layer0;
+    int64_t best = INT64_MAX;
+    for (int i = 0; i < TRIES; i++) {
+        TD_TRY(td_coll_barrier(group(m)));
+        int64_t before = td_now_us();
+        TD_TRY(start(m, layer, 0));
+        TD_TRY(finish(m, 0));
+        best = TD_MIN(best, td_now_us() - before);
+    }
+    s->layer[0] = -1;
+    s->us_per_byte = (double)TD_MAX(best, 1) / (double)TD_MAX(s->unit[layer].bytes, (size_t)1);
+    return TD_OK;
+}
+
+td_status td_shard_open(td_model *m, const td_plan *plan)
+{
+    td_shard *s = &m->shard;
+    int n = m->local.shards;
+    if (n == 1) return TD_OK;
+    s->unit = td_xalloc(TD_MAX_LAYERS * sizeof *s->unit);
+    memcpy(s->unit, plan->unit, TD_MAX_LAYERS * sizeof *s->unit);
+    list_pointers(s, plan);
+    for (int i = 0; i < m->desc.L; i++) s->buffer_bytes = TD_MAX(s->buffer_bytes, s->unit[i].bytes);
+    for (int i = 0; i < 2; i++) {
+        s->layer[i] = -1;
+        s->buffer[i] = aligned_alloc(64, TD_MAX(s->buffer_bytes, (size_t)64));
+        if (!s->buffer[i]) return td_fail(TD_EFULL, "no memory for a layer of %zu bytes", s->buffer_bytes);
+    }
+    s->table = td_xalloc(4 * (size_t)n * sizeof *s->table);
+    s->counts = td_xalloc(2 * (size_t)n * sizeof *s->counts);
+    s->v0 = td_xalloc(((size_t)n + 1) * sizeof *s->v0);
+    td_grid g = m->ranks->grid;
+    for (int i = 0; i < n; i++) {
+        td_coord c = {m->ranks->at.tp, m->ranks->at.pp, i % g.cp, i / g.cp};
+        s->v0[i] = td_grid_local(&g, &m->desc, td_grid_rank(&g, c)).shard_v0;
+    }
+    s->v0[n] = m->local.v0 + m->local.V;
+    return measure(m);
+}
+
+void td_shard_close(td_model *m)
+{
+    td_shard *s = &m->shard;
+    for (int i = 0; i < 2; i++) {
+        if (s->unit) (void)finish(m, i); /* every rank has started it */
+        free(s->buffer[i]);
+    }
+    if (s->stats.gathers)
+        TD_INFO("fully sharded: %llu layers of %.1f MB gathered, %.0f %% of it beside other work", (unsigned long long)s->stats.gathers,
+                (double)s->stats.bytes / (double)s->stats.gathers / 1e6, 100 * td_model_shard_overlap(m));
+    free(s->unit), free(s->fix), free(s->table), free(s->counts), free(s->v0);
+}
+
+td_shard_stats td_model_shard_stats(const td_model *m)
+{
+    td_shard_stats s = m->shard.stats;
+    s.alone_us = (int64_t)((double)s.bytes * m->shard.us_per_byte);
+    return s;
+}
+
+double td_model_shard_overlap(const td_model *m)
+{
+    td_shard_stats s = td_model_shard_stats(m);
+    return s.alone_us > 0 ? TD_MAX(0.0, 1 - (double)s.waited_us / (double)s.alone_us) : 0;
+}
+
+/* ---- the ends of the model ---- */
+
+/* Per rank of the group: bytes it sends, where from, bytes it gets, where to. */
+static size_t *column(const td_model *m, int i) { return m->shard.table + (size_t)i * (size_t)m->local.shards; }
+static int rows_of(const td_model *m, int rank, int what) { return m->shard.counts[2 * rank + what]; }
+
+static size_t rows_of_all(const td_model *m, int what)
+{
+    size_t n = 0;
+    for (int r = 0; r < m->local.shards; r++) n += (size_t)rows_of(m, r, what);
+    return n;
+}
+
+td_status td_shard_begin(td_model *m, int n_embed, int n_head)
+{
+    int32_t mine[2] = {n_embed, n_head};
+    if (!m->shard.unit) return TD_OK;
+    return td_coll_all_gather(group(m), mine, m->shard.counts, sizeof mine);
+}
+
+bool td_shard_wants(const td_model *m)
+{
+    return m->shard.unit && rows_of_all(m, 1) > 0;
+}
+
+/* Blocks of `width` bytes a row of all ranks, one after the other. */
+static void row_blocks(const td_model *m, int what, size_t width, size_t *bytes, size_t *offset)
+{
+    size_t at = 0;
+    for (int r = 0; r < m->local.shards; r++) {
+        bytes[r] = (size_t)rows_of(m, r, what) * width;
+        offset[r] = at;
+        at += bytes[r];
+    }
+}
+
+static int owner_of(const td_model *m, int32_t id)
+{
+    int r = 0;
+    if (id < m->local.v0 || id >= m->local.v0 + m->local.V) return -1; /* another TP rank's */
+    while (id >= m->shard.v0[r + 1]) r++;
+    return r;
+}
+
+static void embed_own(td_model *m, const int32_t *ids, int n, float *out)
+{
+    if (m->weights.table.p) m->ops->embed_table(m->pool, &m->weights.table, ids, n, out, (size_t)m->desc.E);
+    else m->ops->embed_packed(m->pool, &m->weights.head, ids, n, out, (size_t)m->desc.E);
+}
+
+td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
+{
+    size_t all_rows = rows_of_all(m, 0), E = (size_t)m->desc.E, row = E * sizeof(float);
+    size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
+    int n = m->local.shards, me = m->local.shard, n_own = 0;
+    int32_t *all = (int32_t *)(void *)td_share_room(&m->wire[0], 2 * all_rows + 1), *own = all + all_rows;
+    row_blocks(m, 0, sizeof *ids, recv, to);
+    TD_TRY(td_coll_all_gatherv(group(m), ids, all, recv, to));
+    const int32_t *id = all;
+    for (int r = 0; r < n; r++) {
+        from[r] = (size_t)n_own * row;
+        for (int t = 0; t < rows_of(m, r, 0); t++, id++)
+            if (owner_of(m, *id) == me) own[n_own++] = *id - m->local.shard_v0;
+        send[r] = (size_t)n_own * row - from[r];
+        recv[r] = 0;
+    }
+    for (int t = 0; t < T; t++)
+        if (owner_of(m, ids[t]) >= 0) recv[owner_of(m, ids[t])] += row;
+    for (int r = 0; r < n; r++) to[r] = r ? to[r - 1] + recv[r - 1] : 0;
+    float *rows = td_share_room(&m->wire[1], (size_t)n_own * E + 1), *got = td_share_room(&m->wire[2], (size_t)T * E + 1);
+    embed_own(m, own, n_own, rows);
+    TD_TRY(td_coll_all_to_allv(group(m), rows, send, from, got, recv, to));
+    for (int t = 0; t < T; t++) { /* each rank's rows come in the order of the ids */
+        int r = owner_of(m, ids[t]);
+        if (r < 0) continue;
+        memcpy(out + (size_t)t * E, (const char *)got + to[r], row);
+        to[r] += row;
+    }
+    return TD_OK;
+}
+
+td_status td_shard_head(td_model *m, const float *h, int T, float *out)
+{
+    size_t rows = rows_of_all(m, 1), E = (size_t)m->desc.E, V = (size_t)m->local.V, own = (size_t)m->local.shard_V;
+    size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
+    float *all = td_share_room(&m->wire[0], rows * E + 1), *part = td_share_room(&m->wire[1], rows * own + 1);
+    float *got = td_share_room(&m->wire[2], (size_t)T * V + 1);
+    row_blocks(m, 1, E * sizeof(float), recv, to);
+    TD_TRY(td_coll_all_gatherv(group(m), h, all, recv, to));
+    for (size_t r = 0; r < rows && own; r += (size_t)m->max_rows) /* as many as the kernels' scratch is for */
+        m->ops->linear(m->pool, m->scratch.ops, &m->weights.head, all + r * E, E, (int)TD_MIN(rows - r, (size_t)m->max_rows),
+                       part + r * own, own, false);
+    row_blocks(m, 1, own * sizeof(float), send, from);
+    for (int r = 0, at = 0; r < m->local.shards; r++) {
+        int columns = m->shard.v0[r + 1] - m->shard.v0[r];
+        to[r] = (size_t)T * (size_t)at * sizeof(float);
+        recv[r] = (size_t)T * (size_t)columns * sizeof(float);
+        at += columns;
+    }
+    TD_TRY(td_coll_all_to_allv(group(m), part, send, from, got, recv, to));
+    for (int r = 0; r < m->local.shards; r++) {
+        size_t columns = (size_t)(m->shard.v0[r + 1] - m->shard.v0[r]);
+        const float *block = got + to[r] / sizeof(float);
+        float *at = out + m->shard.v0[r] - m->local.v0;
+        for (int t = 0; t < T; t++) memcpy(at + (size_t)t * V, block + (size_t)t * columns, columns * sizeof *at);
+    }
+    return TD_OK;
+}
