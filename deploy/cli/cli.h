@@ -7,6 +7,8 @@
 int cmd_logits(int argc, char **argv);
 int cmd_bench_engine(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_launch(int argc, char **argv);
+int cmd_rank(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_bench_serve(int argc, char **argv);
 

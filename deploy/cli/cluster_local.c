@@ -5,6 +5,8 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "deploy/cli/cluster_launch.h"
+#include "deploy/cli/cluster_shape.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -16,11 +18,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 128, DRAIN_US = 30 * 1000000 };
+enum { MAX_ARGS = 160, DRAIN_US = 30 * 1000000, KILL_US = 3 * 1000000 };
 
 typedef struct child {
     const char *role; /* "router", "prefill", "decode", "mixed" */
     int index;
+    td_shape shape;   /* more than one rank: below a launcher */
     pid_t pid;        /* 0: not running */
     int64_t started_us, restart_us, backoff_us;
 } child;
@@ -97,39 +100,74 @@ static void child_main(td_local *l, const child *k, char **argv)
     _exit(127);
 }
 
+/* Each adds words at argv[n] and returns the new n. */
+static int router_args(td_local *l, td_arena *a, char **argv, int n)
+{
+    if (l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT) {
+        argv[n++] = "--router-bind";
+        argv[n++] = arena_fmt(a, "ipc://%s/control", l->run_dir, 0);
+    }
+    argv[n++] = "--ready-fd";
+    argv[n++] = arena_fmt(a, "%s%d", "", l->ready_fd[1]);
+    return n;
+}
+
+static int worker_args(td_local *l, const child *k, td_arena *a, char **argv, int n)
+{
+    bool own = l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT;
+    argv[n++] = "--router";
+    argv[n++] = own ? arena_fmt(a, "ipc://%s/control", l->run_dir, 0) : (char *)(uintptr_t)l->conf->router_bind;
+    if (l->conf->source[TD_CONF_ID_bulk_bind] == TD_CONF_DEFAULT) {
+        argv[n++] = "--bulk-bind";
+        argv[n++] = arena_fmt(a, "ipc://%s/bulk%d", l->run_dir, k->index);
+    }
+    argv[n++] = "--role";
+    argv[n++] = arena_fmt(a, "%s", k->role, 0);
+    argv[n++] = "--name";
+    argv[n++] = arena_fmt(a, "%s-%d", k->role, k->index);
+    int ranks = (int)td_shape_ranks(&k->shape);
+    if (ranks > 1 && l->conf->threads) { /* auto: the cores are shared out where the ranks start */
+        argv[n++] = "--threads";
+        argv[n++] = arena_fmt(a, "%s%d", "", TD_MAX(1, l->conf->threads / ranks));
+    }
+    int words = td_shape_args(&k->shape, a, argv + n);
+    TD_CHECK(words >= 0);
+    return n + words;
+}
+
+static int launcher_args(td_local *l, td_arena *a, char **argv)
+{
+    int n = 0;
+    argv[n++] = "tandem";
+    argv[n++] = "launch-worker";
+    argv[n++] = "--no-restart"; /* this process starts it again */
+    argv[n++] = "--log-level";
+    argv[n++] = (char *)(uintptr_t)l->conf->log_level;
+    if (l->conf->mpi_args[0]) {
+        argv[n++] = "--mpi-args";
+        argv[n] = td_arena_strndup(a, l->conf->mpi_args, strlen(l->conf->mpi_args));
+        TD_CHECK(argv[n++]);
+    }
+    argv[n++] = "--";
+    return n;
+}
+
 static td_status child_start(td_local *l, child *k)
 {
     char *argv[MAX_ARGS];
     bool router = !strcmp(k->role, "router");
     td_arena a;
     td_arena_init(&a, 1 << 20);
-    argv[0] = router ? "tandem-router" : "tandem-worker";
-    int n = td_conf_to_argv(l->conf, router ? TD_CONF_ROUTER : TD_CONF_WORKER, &a, argv + 1, MAX_ARGS - 12);
-    if (n < 0) {
+    int n = 0;
+    if (!router && td_shape_ranks(&k->shape) > 1) n = launcher_args(l, &a, argv);
+    else argv[n++] = router ? "tandem-router" : "tandem-worker";
+    int words = td_conf_to_argv(l->conf, router ? TD_CONF_ROUTER : TD_CONF_WORKER, &a, argv + n, MAX_ARGS - 32);
+    if (words < 0) {
         td_arena_deinit(&a);
         return td_fail(TD_EFULL, "too many options for a child process");
     }
-    n++;
-    if (router) {
-        if (l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT) {
-            argv[n++] = "--router-bind";
-            argv[n++] = arena_fmt(&a, "ipc://%s/control", l->run_dir, 0);
-        }
-        argv[n++] = "--ready-fd";
-        argv[n++] = arena_fmt(&a, "%s%d", "", l->ready_fd[1]);
-    } else {
-        bool own = l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT;
-        argv[n++] = "--router";
-        argv[n++] = own ? arena_fmt(&a, "ipc://%s/control", l->run_dir, 0) : (char *)(uintptr_t)l->conf->router_bind;
-        if (l->conf->source[TD_CONF_ID_bulk_bind] == TD_CONF_DEFAULT) {
-            argv[n++] = "--bulk-bind";
-            argv[n++] = arena_fmt(&a, "ipc://%s/bulk%d", l->run_dir, k->index);
-        }
-        argv[n++] = "--role";
-        argv[n++] = arena_fmt(&a, "%s", k->role, 0);
-        argv[n++] = "--name";
-        argv[n++] = arena_fmt(&a, "%s-%d", k->role, k->index);
-    }
+    n += words;
+    n = router ? router_args(l, &a, argv, n) : worker_args(l, k, &a, argv, n);
     argv[n] = NULL;
     pid_t pid = fork();
     if (pid == 0) child_main(l, k, argv);
@@ -141,13 +179,48 @@ static td_status child_start(td_local *l, child *k)
     return TD_OK;
 }
 
-static void add_kids(td_local *l, const char *role, int n)
+static void add_kids(td_local *l, const char *role, int n, td_shape shape)
 {
     for (int i = 0; i < n; i++) {
         child *k = &l->kid[l->n_kid];
         k->role = role;
+        k->shape = shape;
         k->index = l->n_kid++;
     }
+}
+
+/* How the workers of one role divide the model, from --ROLE-ranks and --ROLE-parallel. */
+static td_status role_shape(const td_model_desc *d, const char *role, int ranks, const char *text, td_shape *out)
+{
+    char what[64];
+    snprintf(what, sizeof what, "%s-parallel", role);
+    TD_TRY(td_shape_parse(what, text, out));
+    snprintf(what, sizeof what, "%s-ranks", role);
+    return td_shape_settle(what, d, ranks, text[0] != 0, out);
+}
+
+static td_status add_workers(td_local *l)
+{
+    const td_conf *c = l->conf;
+    td_shape one = {.tp = 1, .pp = 1, .cp = 1, .dp = 1}, shape[3] = {one, one, one};
+    const struct { const char *role; int n, ranks; const char *parallel; } role[] = {
+        {"prefill", c->prefill, c->prefill_ranks, c->prefill_parallel},
+        {"decode", c->decode, c->decode_ranks, c->decode_parallel},
+        {"mixed", c->mixed, c->mixed_ranks, c->mixed_parallel}};
+    td_model_desc *d = NULL;
+    td_status s = TD_OK;
+    for (size_t i = 0; i < TD_COUNT(role) && s == TD_OK; i++) {
+        if (!role[i].n || (role[i].ranks < 2 && !role[i].parallel[0])) continue;
+        if (!d) {
+            d = td_xalloc(sizeof *d);
+            s = c->model[0] ? td_model_desc_read(c->model, d) : td_model_desc_shape(c->shape, d);
+        }
+        if (s == TD_OK) s = role_shape(d, role[i].role, role[i].ranks, role[i].parallel, &shape[i]);
+    }
+    free(d);
+    add_kids(l, "router", 1, one);
+    for (size_t i = 0; i < TD_COUNT(role); i++) add_kids(l, role[i].role, role[i].n, shape[i]);
+    return s;
 }
 
 td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
@@ -165,10 +238,7 @@ td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
         snprintf(l->run_dir, sizeof l->run_dir, "/tmp/tandem.XXXXXX"); /* short: a unix socket's path has at most 107 bytes */
         if (!mkdtemp(l->run_dir)) s = td_fail(TD_EIO, "cannot make a runtime directory: %s", strerror(errno));
     }
-    add_kids(l, "router", 1);
-    add_kids(l, "prefill", conf->prefill);
-    add_kids(l, "decode", conf->decode);
-    add_kids(l, "mixed", conf->mixed);
+    if (s == TD_OK) s = add_workers(l);
     for (int i = 0; i < l->n_kid && s == TD_OK; i++) s = child_start(l, &l->kid[i]);
     if (s < 0) {
         td_local_stop(l);
@@ -189,9 +259,7 @@ static void reap(td_local *l, bool stopping)
             k->pid = 0;
             if (stopping) break;
             int64_t now = td_now_us();
-            bool short_lived = now - k->started_us < 10 * 1000000;
-            k->backoff_us = short_lived && k->backoff_us ? TD_MIN(2 * k->backoff_us, 5000000) : 200000;
-            k->restart_us = now + k->backoff_us;
+            k->restart_us = now + td_launch_backoff(now - k->started_us, &k->backoff_us);
             if (WIFSIGNALED(status)) TD_WARN("%s-%d was ended by signal %d", k->role, k->index, WTERMSIG(status));
             else TD_WARN("%s-%d exited with status %d", k->role, k->index, WEXITSTATUS(status));
             if (!l->ready && WIFEXITED(status) && WEXITSTATUS(status)) l->failed = true; /* it cannot even start: say so, do not loop */
@@ -275,6 +343,8 @@ void td_local_stop(td_local *l)
     while (signal_kids(l, 0, true, false) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);
     signal_kids(l, SIGTERM, false, true);
     while (signal_kids(l, 0, false, true) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);
+    signal_kids(l, SIGTERM, false, true); /* launchers kill their ranks at the second one */
+    for (end = td_now_us() + KILL_US; signal_kids(l, 0, false, true) && td_now_us() < end;) turn(l, 200, true);
     signal_kids(l, SIGKILL, true, true);
     while (signal_kids(l, 0, true, true)) turn(l, 200, true);
     for (int i = 0; i <= l->n_kid; i++) { /* sockets that a killed child left */

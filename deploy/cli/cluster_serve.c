@@ -31,6 +31,9 @@ int cmd_serve(int argc, char **argv)
         s = td_local_wait_ready(local);
         status = s == TD_OK ? td_local_run(local) : s == TD_EGONE ? 0 : 1;
         td_local_stop(local);
+    } else {
+        fprintf(stderr, "tandem serve: %s\n", td_reason());
+        status = s == TD_EBADREQ ? 2 : 1;
     }
     td_conf_deinit(&conf);
     return status;

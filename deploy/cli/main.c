@@ -10,6 +10,8 @@ static const struct command {
     const char *help;
 } commands[] = {
     {"serve", NULL, cmd_serve, "start a local cluster (router and workers) on a model directory"},
+    {"launch-worker", NULL, cmd_launch, "start one worker of many ranks with mpirun, watch it, start it again"},
+    {"rank", NULL, cmd_rank, NULL},
     {"chat", NULL, cmd_chat, "talk to a server (--url) or to a model directory"},
     {"logits", NULL, cmd_logits, "logits of every position, from and to safetensors"},
     {"bench", "engine", cmd_bench_engine, "prefill and decode speed of the engine, with shares of the machine's limits"},
@@ -20,9 +22,11 @@ enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 static int usage(FILE *f, int status)
 {
     fprintf(f, "tandem %s: serve large language models from separate prefill and decode workers\n\n", TD_VERSION);
-    for (int i = 0; i < N_COMMANDS; i++)
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (!commands[i].help) continue;
         fprintf(f, "  tandem %s%s%-*s %s\n", commands[i].name, commands[i].sub ? " " : "",
-                (int)(14 - strlen(commands[i].name)), commands[i].sub ? commands[i].sub : "", commands[i].help);
+                (int)(16 - strlen(commands[i].name)) - (commands[i].sub != NULL), commands[i].sub ? commands[i].sub : "", commands[i].help);
+    }
     fprintf(f, "\n`tandem COMMAND --help` lists a command's options with defaults, ranges and units.\n");
     return status;
 }

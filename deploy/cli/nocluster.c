@@ -10,5 +10,7 @@ static int absent(const char *name)
 }
 
 int cmd_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("serve"); }
+int cmd_launch(int argc, char **argv) { return (void)argc, (void)argv, absent("launch-worker"); }
+int cmd_rank(int argc, char **argv) { return (void)argc, (void)argv, absent("rank"); }
 int cmd_chat(int argc, char **argv) { return (void)argc, (void)argv, absent("chat"); }
 int cmd_bench_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("bench serve"); }

@@ -137,7 +137,7 @@ void td_shard_close(td_model *m)
         if (s->unit) (void)finish(m, i); /* every rank has started it */
         free(s->buffer[i]);
     }
-    if (s->stats.gathers)
+    if (s->stats.gathers && !m->ranks->grid.rank)
         TD_INFO("fully sharded: %llu layers of %.1f MB gathered, %.0f %% of it beside other work", (unsigned long long)s->stats.gathers,
                 (double)s->stats.bytes / (double)s->stats.gathers / 1e6, 100 * td_model_shard_overlap(m));
     free(s->unit), free(s->fix), free(s->table), free(s->counts), free(s->v0);

@@ -1,0 +1,28 @@
+/* deploy/cli/cluster_procs.h - looking after processes that are not our children: ranks are children of mpirun.
+ *
+ * Rules:   1. td_procs_adopt once: orphans below us become our children, so that nothing escapes td_procs_kill_all.
+ *          2. td_procs_kill_all ends every descendant, stopped ones too, and reaps them.
+ * Threads: one. Errors: none; a process that the kernel does not let go in time is logged.
+ * Source:  prctl(2) PR_SET_CHILD_SUBREAPER, proc(5). */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_DEPLOY_CLI_CLUSTER_PROCS_H
+#define TD_DEPLOY_CLI_CLUSTER_PROCS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { TD_PROCS_MAX = 65536 };
+
+void td_procs_adopt(void);
+/* As in /proc/PID/stat: 'R', 'S', 'D', 'T' (stopped), 'Z' (ended, not reaped); 0: no such process. */
+char td_procs_state(pid_t pid);
+/* SIGKILL to all descendants until there are none, at most wait_us long. False: some are left. */
+bool td_procs_kill_all(int64_t wait_us);
+/* The OMPI_*, PMIX_* and PMI_* variables of a launcher that was itself started by mpirun: Open MPI would take its child
+ * for a part of that job. */
+void td_procs_clear_mpi(void);
+/* Removes a directory of ours and what is in it (not across file systems, not through links). */
+void td_procs_remove_tree(const char *dir);
+
+#endif
