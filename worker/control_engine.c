@@ -341,6 +341,7 @@ static void on_landed(td_wengine *w, wleg *l, const td_ship_event *e)
 
 static void on_sent(td_wengine *w, wleg *l, const td_ship_event *e)
 {
+    if (!e->ok && !l->cancelled) TD_DEBUG_LOG("hand-off of leg %llx failed: %s", (unsigned long long)l->id, e->reason);
     if (!l->in_engine) {
         set_end(l, TD_FINISH_NONE, TD_OK, e->reason, e->ok);
         return;

@@ -316,7 +316,8 @@ static td_status bind(td_plan *p)
 {
     for (size_t i = 0; i < p->n; i++)
         for (int k = 0; k < p->piece[i].n_parts; k++) TD_TRY(bind_part(p, &p->piece[i], k));
-    report_extra(p);
+    const td_local *l = &p->local; /* of a part of the model the rest is no surprise */
+    if (l->first && l->last && l->X == p->desc->moe.route.n_experts) report_extra(p);
     return TD_OK;
 }
 
