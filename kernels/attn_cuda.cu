@@ -151,7 +151,7 @@ static __global__ void __launch_bounds__(128) attn_merge_kernel(const attn_args 
     }
 }
 
-static attn_args args_of(const td_cuda_attn_args *a)
+attn_args attn_args_of(const td_cuda_attn_args *a)
 {
     const td_kv *kv = a->kv;
     attn_args r;
@@ -190,19 +190,24 @@ static attn_args args_of(const td_cuda_attn_args *a)
     return r;
 }
 
+long long attn_most_blocks(const td_cuda_attn_args *a)
+{
+    int rows = attn_block_rows(a->D);
+    long long n = (((long long)a->T * (a->H / a->G) + rows - 1) / rows + a->n_seq) * a->G;
+    return n < 1 << 30 ? n : 1 << 30;
+}
+
 int td_cuda_attention(void *stream, const td_cuda_attn_args *a)
 {
     if (a->n_seq <= 0 || a->T <= 0) return 0;
-    attn_args r = args_of(a);
+    attn_args r = attn_args_of(a);
     bool f16 = a->kv->dtype == TD_F16;
     int sms = 0, device = 0;
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     if (e != cudaSuccess) return (int)e;
     if (a->prompts) {
-        int rows = attn_block_rows(a->D);
-        long long blocks = ((long long)a->T * r.group + rows - 1) / rows + a->n_seq;
-        int err = attn_prompt(stream, r, f16, (int)(blocks * a->G < 1 << 30 ? blocks * a->G : 1 << 30));
+        int err = attn_prompt(stream, r, f16, (int)attn_most_blocks(a));
         if (err) return err;
     }
     if (!a->few) return 0;

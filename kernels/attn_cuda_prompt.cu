@@ -54,7 +54,7 @@ static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_
     TD_DYN_SMEM(unsigned char, smem);
     const int tid = (int)threadIdx.x, lane = tid & 31, warp = tid >> 5, item = (int)blockIdx.x;
     td_grid_wait();
-    if (item >= a.plan[PLAN_BLOCKS]) return;
+    if (item >= a.plan[PLAN_BLOCKS] || (a.redo && !a.redo[item])) return;
     const int si = plan_find(plan_blocks(a), a.n_seq, item);
     const td_cuda_attn_seq s = a.seq[si];
     const int rem = item - plan_blocks(a)[si], g = rem % a.G, n = s.n_rows * a.group,
@@ -96,6 +96,7 @@ static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_
         if (next % TD_CUDA_ATTN_SPLIT == 0 || next >= src.end) prompt_merge<DM, NW, L::STASH>(sum, stash, st);
     }
     td_cp_async_wait<0>();
+    if (a.redo && tid == 0) a.redo[item] = 0;
     td_grid_launch();
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -35,6 +35,8 @@ typedef struct attn_args {
     float scale2, softcap, cap_in, cap_out; /* base 2: scale2 = scale * log2(e) */
     const float *sinks;
     float *part_o, *part_ml;
+    int32_t
+        *redo; /* NULL, or a mark per block of the prompt kernel: marked ones are done, and unmarked again */
 } attn_args;
 
 /* The plan: three counts, then four prefix sums over the sequences, [n_seq + 1] each: warps' items (16 rows,

@@ -78,6 +78,10 @@ int td_cuda_gemm_pack(void *stream, void *dst, const void *src, int N, int K, in
 int td_cuda_gemm_embed(void *stream, const td_cuda_weight *w, const int32_t *ids, int T, float *out,
                        size_t ldo);
 int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a);
+/* Hopper's kernel (sm_90a; BF16 and E4M3_ROW; x f32 or bf16; T <= 65408): the same leaves and tree, but
+ * products whose inner sums are wgmma's, so its bits are its own. Not part of the shim; off by default until
+ * a run on a GPU is recorded. */
+int td_cuda_gemm_hopper(void *stream, const td_cuda_gemm_args *a);
 
 #ifdef __cplusplus
 }

@@ -40,7 +40,7 @@ size_t td_cuda_gemm_ws_bytes(int max_T, int max_N, int max_K)
     size_t k = (size_t)(max_K + 64 * GEMM_MAX_LEAVES + 63) / 64 * 64;
     int few = max_T < TD_CUDA_GEMM_FEW ? max_T : TD_CUDA_GEMM_FEW;
     size_t part = (size_t)(GEMM_MAX_LEAVES / 2) * (size_t)few * (size_t)row_blocks_of(max_N) * 16 * 4;
-    return TD_CUDA_GEMM_COUNTERS * 4 + up256((size_t)max_T * k * 2) + up256(part);
+    return TD_CUDA_GEMM_COUNTERS * 4 + up256((size_t)(max_T + 127) / 128 * 128 * k * 2) + up256(part);
 }
 
 /* The packed element (n, block, column in the block) comes from column `col` of row n, or is zero. */
@@ -184,13 +184,14 @@ static int copy_x(void *stream, void *out, const td_cuda_gemm_args *a, const gem
     return 0;
 }
 
-int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a)
+gemm_args gemm_args_of(const td_cuda_gemm_args *a)
 {
     const td_cuda_weight *w = a->w;
-    if (a->T <= 0) return 0;
     gemm_args g;
     memset(&g, 0, sizeof g);
     g.w = (const unsigned char *)w->p;
+    g.x = a->x;
+    g.ldx = a->ldx;
     g.y = a->y;
     g.ldy = a->ldy;
     g.bias = w->bias;
@@ -202,6 +203,14 @@ int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a)
     g.add = a->add;
     g.cut = g.x_cut = gemm_cut_of(w->K, w->slices, w->type);
     g.count = (unsigned *)a->ws;
+    return g;
+}
+
+int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a)
+{
+    const td_cuda_weight *w = a->w;
+    if (a->T <= 0) return 0;
+    gemm_args g = gemm_args_of(a);
     char *copy = (char *)a->ws + TD_CUDA_GEMM_COUNTERS * 4;
     bool few = a->kernel ? a->kernel == 1 : a->T <= TD_CUDA_GEMM_FEW;
     /* x is read where it is when 8 columns are 8 aligned columns of one leaf, and f32 only for the fewest
@@ -209,8 +218,6 @@ int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a)
     int cols = g.cut.slice_cols ? g.cut.slice_cols : w->K;
     bool aligned = cols % 8 == 0 && a->ldx % (a->x_is_f32 ? 4 : 8) == 0 && ((size_t)a->x & 15) == 0;
     bool direct = aligned && (!a->x_is_f32 || (few && a->T <= 8));
-    g.x = a->x;
-    g.ldx = a->ldx;
     if (!direct) {
         int e = copy_x(stream, copy, a, g.cut);
         if (e) return e;

@@ -2,7 +2,7 @@
 /* kernels/gemm_cuda_few.cu - up to 64 rows of x: weights are streamed once, straight from memory into
  * fragments.
  *
- * A warp takes MT row blocks of 16 weights, one leaf of K, and all tokens; loads run one group of U chunks
+ * A warp takes MT row blocks of 16 weights, one leaf of K, and all tokens; loads run U chunks
  * ahead of the products in registers, so that nothing waits for a barrier. Up to 16 tokens the 8 warps of a
  * CTA are the 8 leaves of the same rows and the tree is added in shared memory. Above, x would be read too
  * often: a CTA takes 4 times the rows and 2 leaves (its warps share x through L1), the pairs go through L2,
@@ -29,10 +29,11 @@ static TD_DEV void few_load_w(few_weights<W, MT> &f, const gemm_args &a, int rb0
     }
 }
 
+/* Eight columns of each token from column `col` of x on; past `end` is the leaf's padding. */
 template <bool F32, int NT>
-static TD_DEV void few_load_x(few_x<F32, NT> &f, const gemm_args &a, int chunk, int lane)
+static TD_DEV void few_load_x(few_x<F32, NT> &f, const gemm_args &a, int col, int end, int lane)
 {
-    int end, col = gemm_block_col(a.x_cut, chunk >> 1, &end) + (chunk & 1) * 32 + (lane & 3) * 8;
+    col += (lane & 3) * 8;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         int t = n * 8 + (lane >> 2);
@@ -57,47 +58,47 @@ template <class OP, bool F32> static TD_DEV void few_x_step(const uint4 *v, int 
     }
 }
 
-/* Sums of one leaf: acc[m][n] is the product's fragment of row block m and tokens 8n .. 8n + 7. */
-template <class W, bool F32, int MT, int NT, int U>
+/* Sums of one leaf: acc[m][n] is the product's fragment of row block m and tokens 8n .. 8n + 7. U chunks of
+ * weights and XU of x are under way; a chunk's registers are loaded again as soon as its products are queued.
+ */
+template <class W, bool F32, int MT, int NT, int U, int XU>
 static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0, int leaf, int lane)
 {
+    static_assert(U % XU == 0, "the buffers of x repeat within those of the weights");
     const int c0 = 2 * gemm_leaf_begin(a.cut, leaf), c1 = 2 * gemm_leaf_begin(a.cut, leaf + 1);
-    few_weights<W, MT> w[2][U];
-    few_x<F32, NT> x[2][U];
+    if (c0 == c1) return;
+    int x_end;
+    const int x_col =
+        gemm_block_col(a.x_cut, c0 / 2, &x_end) - c0 * 32; /* column of chunk 0, were it in this leaf */
+    few_weights<W, MT> w[U];
+    few_x<F32, NT> x[XU];
     float sum[W::BLOCK_SCALE ? MT : 1][NT][4] = {};
 #pragma unroll
-    for (int u = 0; u < U; u++)
-        if (c0 + u < c1) {
-            few_load_w<W, MT>(w[0][u], a, rb0, c0 + u, lane);
-            few_load_x<F32, NT>(x[0][u], a, c0 + u, lane);
-        }
-    for (int c = c0; c < c1; c += 2 * U) {
+    for (int u = 0; u < U; u++) {
+        if (c0 + u < c1) few_load_w<W, MT>(w[u], a, rb0, c0 + u, lane);
+        if (u < XU && c0 + u < c1) few_load_x<F32, NT>(x[u], a, x_col + (c0 + u) * 32, x_end, lane);
+    }
+    for (int c = c0; c < c1; c += U) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
+        for (int u = 0; u < U; u++) {
+            const int chunk = c + u;
+            if (chunk >= c1) continue;
 #pragma unroll
-            for (int u = 0; u < U; u++)
-                if (c + (h + 1) * U + u < c1) {
-                    few_load_w<W, MT>(w[1 - h][u], a, rb0, c + (h + 1) * U + u, lane);
-                    few_load_x<F32, NT>(x[1 - h][u], a, c + (h + 1) * U + u, lane);
+            for (int j = 0; j < 2; j++) {
+                uint32_t b[NT][2], f[4];
+#pragma unroll
+                for (int n = 0; n < NT; n++) few_x_step<typename W::op, F32>(x[u % XU].v[n], j, b[n]);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    W::step(w[u].v[m], j, f);
+#pragma unroll
+                    for (int n = 0; n < NT; n++) W::op::mma(acc[m][n], f, b[n]);
                 }
-#pragma unroll
-            for (int u = 0; u < U; u++) {
-                const int chunk = c + h * U + u;
-                if (chunk >= c1) continue;
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    uint32_t b[NT][2], f[4];
-#pragma unroll
-                    for (int n = 0; n < NT; n++) few_x_step<typename W::op, F32>(x[h][u].v[n], j, b[n]);
-#pragma unroll
-                    for (int m = 0; m < MT; m++) {
-                        W::step(w[h][u].v[m], j, f);
-#pragma unroll
-                        for (int n = 0; n < NT; n++) W::op::mma(acc[m][n], f, b[n]);
-                    }
-                }
-                if constexpr (W::BLOCK_SCALE) {
-                    if (!(chunk & 1) || !gemm_scale_ends(a, chunk >> 1, c1 >> 1)) continue;
+            }
+            if (chunk + U < c1) few_load_w<W, MT>(w[u], a, rb0, chunk + U, lane);
+            if (chunk + XU < c1) few_load_x<F32, NT>(x[u % XU], a, x_col + (chunk + XU) * 32, x_end, lane);
+            if constexpr (W::BLOCK_SCALE) {
+                if ((chunk & 1) && gemm_scale_ends(a, chunk >> 1, c1 >> 1)) {
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
                         float s =
@@ -125,8 +126,8 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
 
 /* grid: (row blocks / (groups * MT), leaves >> lw); block: groups << lw warps; lw: log2 of the leaves in a
  * CTA. */
-// limits: regs 240, spill 0, smem 128
-template <class W, bool F32, int MT, int NT, int U>
+// limits: regs 255, spill 0, smem 128
+template <class W, bool F32, int MT, int NT, int U, int XU>
 static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel(const gemm_args a, int lw)
 {
     constexpr int ROWS = MT * 16, TOKENS = NT * 8, STRIDE = ROWS + 4; /* + 4: no two lanes meet in a bank */
@@ -137,7 +138,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
     const int rb0 = ((int)blockIdx.x * groups + (warp >> lw)) * MT;
     float acc[MT][NT][4] = {};
     td_grid_wait();
-    few_leaf<W, F32, MT, NT, U>(acc, a, rb0, (int)blockIdx.y * n_leaf + (warp & (n_leaf - 1)), lane);
+    few_leaf<W, F32, MT, NT, U, XU>(acc, a, rb0, (int)blockIdx.y * n_leaf + (warp & (n_leaf - 1)), lane);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -188,7 +189,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
     if (threadIdx.x == 0) a.count[blockIdx.x] = 0;
 }
 
-template <class W, bool F32, int MT, int NT, int U>
+template <class W, bool F32, int MT, int NT, int U, int XU>
 static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta)
 {
     int lw = 0, sms = 0, device = 0;
@@ -202,19 +203,20 @@ static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta)
     int per = groups * MT;
     dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)parts);
     size_t smem = sizeof(float) * (size_t)(groups << lw) * NT * 8 * (MT * 16 + 4);
-    return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U>, grid, dim3((unsigned)(32 * groups << lw)),
-                              smem, (cudaStream_t)stream, a, lw);
+    return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U, XU>, grid,
+                              dim3((unsigned)(32 * groups << lw)), smem, (cudaStream_t)stream, a, lw);
 }
 
 template <class W> static int few_by_tokens(void *stream, const gemm_args &a, bool x_is_f32)
 {
+    constexpr int U = W::V == 1 ? 8 : 4; /* chunks of two row blocks that fill 64 registers */
     if (a.T <= 8) {
-        if (x_is_f32) return few_launch < W, true, 1, 1, W::V == 1 ? 4 : 3 > (stream, a, 8);
-        return few_launch<W, false, 1, 1, 4>(stream, a, 8);
+        if (x_is_f32) return few_launch<W, true, 1, 1, 8, 2>(stream, a, 8);
+        return few_launch<W, false, 1, 1, 8, 4>(stream, a, 8);
     }
-    if (a.T <= 16) return few_launch<W, false, 2, 2, 2>(stream, a, 8);
-    if (a.T <= 32) return few_launch<W, false, 2, 4, 2>(stream, a, 2);
-    return few_launch<W, false, 2, 8, 1>(stream, a, 2);
+    if (a.T <= 16) return few_launch<W, false, 2, 2, U, 2>(stream, a, 8);
+    if (a.T <= 32) return few_launch<W, false, 2, 4, U, 2>(stream, a, 2);
+    return few_launch<W, false, 2, 8, U, 1>(stream, a, 2);
 }
 
 int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32)

@@ -172,6 +172,7 @@ static TD_DEV void gemm_end(const gemm_args &a, int n, int t, float v)
     *y = a.add ? *y + v : v;
 }
 
+gemm_args gemm_args_of(const td_cuda_gemm_args *a);
 /* Launchers of the two kernels; x is f32 only for few rows. */
 int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32);
 int gemm_many(void *stream, const gemm_args &a, td_cuda_wtype type, int tokens);

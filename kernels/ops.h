@@ -110,6 +110,9 @@ typedef struct td_sample_out {
     td_top top[TD_MAX_TOP_LOGPROBS];
 } td_sample_out;
 
+typedef struct td_vocab td_vocab; /* draw.h */
+typedef struct td_draw td_draw;
+
 /* Which experts a token goes to, and with which weights: everything in f32 from the router's product on.
  *   SOFTMAX      softmax over all experts; the top_k largest, ties to the lower id; renormalise: their sum is
  *                made 1
@@ -191,12 +194,17 @@ typedef struct td_ops {
      * x86: one chain of fused multiply-adds from 0, then one addition to out. */
     void (*moe_combine)(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
                         int T, int top_k, int E, float *out, size_t ldo);
-    /* One token per row from logits [n, V] (modified). Order of operations: common/sampling.h. */
+    /* One token per row from logits [n, V] (may be changed). Order of operations: common/sampling.h. */
     void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
                    td_sample_out *out);
     /* Log probabilities of given tokens: out[i] as sample's, for token ids[i] under the raw logits row i. */
     void (*score)(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids,
                   int n_alternatives, int n, td_sample_out *out);
+    /* The same when the vocabulary lies in parts on several ranks: draw.h. NULL: this family has it not. */
+    void (*draw_say)(td_pool *pool, const td_vocab *v, td_draw *d, int n, uint8_t *message);
+    /* messages: of all ranks in their order, `each` bytes apart. */
+    void (*draw_hear)(td_pool *pool, const td_vocab *v, td_draw *d, int n, const uint8_t *messages,
+                      size_t each);
 } td_ops;
 
 /* "auto": the best family this CPU has; or one by name. ENOSUP names what is missing. The table is

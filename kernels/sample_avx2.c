@@ -7,5 +7,7 @@ void td_sample_fill_avx2(td_ops *t)
 {
     t->sample = sample;
     t->score = score;
+    t->draw_say = draw_say;
+    t->draw_hear = draw_hear;
 }
 #endif

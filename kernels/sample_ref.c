@@ -6,4 +6,6 @@ void td_sample_fill_ref(td_ops *t)
 {
     t->sample = sample;
     t->score = score;
+    t->draw_say = draw_say;
+    t->draw_hear = draw_hear;
 }

@@ -1,25 +1,31 @@
 /* kernels/sample_tile.h - choosing tokens; one text compiled once per instruction set by sample_ref.c and
  * sample_avx*.c.
  *
- * Every result is defined by exactly rounded scalar operations and fixed 16-lane sums, so all families give
- * the same bits.
+ * Every result is defined by exactly rounded scalar operations, maxima and integer sums, so all families give
+ * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one part.
  *   raw logits -> (log probabilities) -> mask, bias, penalties -> greedy,
  *   or: /T -> top_k -> top_p -> min_p -> exponential race
  * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over
  *             order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN logits count as
  *             -inf; a +inf logit wins as under greedy.
  *          3. Tokens whose logit plus the largest possible noise cannot beat the best so far draw no noise.
- * Memory:  12 bytes x V per thread that ever samples, allocated at its first call, freed with the thread.
- * Source:  algorithms notes 13. */
+ *          4. A mass is exp(x - max) to the nearest 2^-44, an integer: V < 2^20 of them fit 64 bits, and no
+ *             order of addition or cut of the vocabulary shows in a sum. top_p keeps tokens until their sum is
+ *             floor(top_p * total); a log probability is x - (max + log(sum)) in double.
+ * Memory:  4 bytes x V per thread that ever draws other than plain greedy, allocated at its first such call,
+ *          freed with the thread.
+ * Source:  algorithms notes 9.2, 13. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/rng.h"
+#include "kernels/draw.h"
 #include "kernels/family.h"
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { LANES = 16, CHUNK = 64, BINS = 2048 };
+enum { LANES = 16, CHUNK = 64, BINS = TD_DRAW_BINS };
 #define NOISE_MAX 23.0f /* -log(2^-33) = 22.88 */
 #define GREEDY_BELOW 1e-5f
 
@@ -27,9 +33,7 @@ enum { LANES = 16, CHUNK = 64, BINS = 2048 };
 
 typedef struct space {
     int V;
-    float *x;      /* processed logits */
-    float *w;      /* exp(x - max) */
-    uint32_t *ids; /* members of the bin under refinement */
+    float *x; /* processed logits */
 } space;
 
 static pthread_key_t space_key;
@@ -39,8 +43,6 @@ static void space_free(void *p)
 {
     space *s = p;
     free(s->x);
-    free(s->w);
-    free(s->ids);
     free(s);
 }
 
@@ -49,7 +51,7 @@ static void space_init(void)
     TD_CHECK(pthread_key_create(&space_key, space_free) == 0);
 }
 
-static space *space_of_thread(int V)
+static float *space_of_thread(int V)
 {
     pthread_once(&space_once, space_init);
     space *s = pthread_getspecific(space_key);
@@ -57,13 +59,11 @@ static space *space_of_thread(int V)
         s = td_xalloc(sizeof *s);
         TD_CHECK(pthread_setspecific(space_key, s) == 0);
     }
-    if (s->V >= V) return s;
-    size_t n = (size_t)V;
-    s->x = td_xrealloc(s->x, n * sizeof *s->x);
-    s->w = td_xrealloc(s->w, n * sizeof *s->w);
-    s->ids = td_xrealloc(s->ids, n * sizeof *s->ids);
-    s->V = V;
-    return s;
+    if (s->V < V) {
+        s->x = td_xrealloc(s->x, (size_t)V * sizeof *s->x);
+        s->V = V;
+    }
+    return s->x;
 }
 
 /* ---- scans: loops of 16 lanes that the compiler turns into vectors ---- */
@@ -100,7 +100,8 @@ static inline float canonical(float v)
     return v == v ? v + 0.0f : -INFINITY;
 }
 
-static void scan_copy(float *restrict out, const float *restrict x, int n)
+/* out may be x. */
+static void scan_copy(float *out, const float *x, int n)
 {
     for (int i = 0; i < n; i++) out[i] = canonical(x[i]);
 }
@@ -130,34 +131,50 @@ static inline float exp_neg(float x)
     return x >= -87.0f ? p * scale : 0.0f; /* false for NaN too */
 }
 
-/* out[i] = exp(x[i] - max), or 0 below `floor` (or where it is NaN); returns the sum over 16 lanes in double.
- * out may be NULL. */
-static double scan_exp(float *out, const float *x, int n, float max, float floor)
+/* A mass in units of 2^-44, to nearest even, plus MASS_ZERO: the bits of e + 256, whose last place that is. */
+#define MASS_ZERO UINT64_C(0x4070000000000000)
+static inline uint64_t mass_bits(float e)
 {
-    double s[LANES] = {0};
-    for (int i = 0; i < n; i += LANES) {
-        float e[LANES] = {0};
-        int c = n - i < LANES ? n - i : LANES;
-        if (c == LANES)
-            for (int j = 0; j < LANES; j++) e[j] = x[i + j] >= floor ? exp_neg(x[i + j] - max) : 0.0f;
-        else
-            for (int j = 0; j < c; j++) e[j] = x[i + j] >= floor ? exp_neg(x[i + j] - max) : 0.0f;
-        for (int j = 0; j < LANES; j++) s[j] += (double)e[j];
-        if (out) memcpy(out + i, e, (size_t)c * sizeof *e);
+    double d = (double)e + 256.0;
+    uint64_t u;
+    memcpy(&u, &d, 8);
+    return u;
+}
+static inline uint64_t mass_of(float e)
+{
+    return mass_bits(e) - MASS_ZERO;
+}
+
+/* The sum of the masses of exp(x - max), NaN left out. */
+static uint64_t scan_mass(const float *x, int n, float max)
+{
+    uint64_t s[LANES] = {0}, sum = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        float e[LANES];
+        for (int j = 0; j < LANES; j++) e[j] = exp_neg(x[i + j] - max);
+        for (int j = 0; j < LANES; j++) s[j] += mass_bits(e[j]);
     }
-    for (int step = LANES / 2; step; step /= 2)
-        for (int j = 0; j < step; j++) s[j] += s[j + step];
-    return s[0];
+    for (int j = 0; i + j < n; j++) s[j] += mass_bits(exp_neg(x[i + j] - max));
+    for (int j = 0; j < LANES; j++) sum += s[j];
+    return sum - (uint64_t)n * MASS_ZERO; /* modulo 2^64, and the sum of the masses is below that */
 }
 
 /* ---- log probabilities of the raw logits ---- */
 
-static bool before(float a, uint32_t ia, float b, uint32_t ib)
+/* Into a list of `have` of at most n, descending, ties to the lower id; the last one falls out of a full list. */
+static int insert(td_top *top, int have, int n, td_top t)
 {
-    return a > b || (a == b && ia < ib);
+    int at = have;
+    while (at > 0 && (t.logprob > top[at - 1].logprob || (t.logprob == top[at - 1].logprob && t.id < top[at - 1].id))) {
+        if (at < n) top[at] = top[at - 1];
+        at--;
+    }
+    if (at < n) top[at] = t;
+    return have < n ? have + 1 : n;
 }
 
-/* The n largest, descending, ties to the lower id. The list is short: insertion behind a threshold. */
+/* The n largest, descending. The list is short: insertion behind a threshold. */
 static int top_n(const float *x, int V, int n, td_top *top)
 {
     int have = 0;
@@ -166,81 +183,169 @@ static int top_n(const float *x, int V, int n, td_top *top)
         if (have == n && !(scan_max(x + i0, c) > top[n - 1].logprob)) continue;
         for (int i = i0; i < i0 + c; i++) {
             if (x[i] != x[i] || (have == n && !(x[i] > top[n - 1].logprob))) continue;
-            int at = have < n ? have++ : n - 1;
-            while (at > 0 && before(x[i], (uint32_t)i, top[at - 1].logprob, top[at - 1].id)) {
-                top[at] = top[at - 1];
-                at--;
-            }
-            top[at] = (td_top){(uint32_t)i, x[i]};
+            have = insert(top, have, n, (td_top){(uint32_t)i, x[i]});
         }
     }
     return have;
 }
 
-static double log_sum_exp(const float *x, int V)
-{
-    float max = scan_max(x, V);
-    if (isinf(max)) return (double)max;
-    return (double)max + log(scan_exp(NULL, x, V, max, -INFINITY));
-}
+/* ---- logits processors, on the tokens [v0, v0 + n) ---- */
 
-static void report(const float *raw, int V, int n, td_sample_out *out)
+static void apply_mask(float *x, const td_vocab *v, const uint32_t *mask)
 {
-    double lse = log_sum_exp(raw, V);
-    out->n_top = top_n(raw, V, TD_MIN(n, TD_MAX_TOP_LOGPROBS), out->top);
-    for (int i = 0; i < out->n_top; i++) out->top[i].logprob = (float)((double)out->top[i].logprob - lse);
-    if (out->token >= 0 && out->token < V) out->logprob = (float)((double)raw[out->token] - lse);
-}
-
-/* ---- logits processors ---- */
-
-static void apply_mask(float *x, int V, const uint32_t *mask)
-{
-    for (int i0 = 0; i0 < V; i0 += 32) {
+    mask += v->v0 / 32;
+    for (int i0 = 0; i0 < v->n; i0 += 32) {
         uint32_t bits = mask[i0 / 32];
         if (bits == UINT32_MAX) continue;
-        int c = V - i0 < 32 ? V - i0 : 32;
+        int c = v->n - i0 < 32 ? v->n - i0 : 32;
         for (int j = 0; j < c; j++)
             if (!(bits >> j & 1)) x[i0 + j] = -INFINITY;
     }
 }
 
-static void apply_bias(float *x, int V, const td_sample_row *r)
+static void apply_bias(float *x, const td_vocab *v, const td_sample_row *r)
 {
-    for (uint32_t i = 0; i < r->n_bias; i++)
-        if (r->bias[i].id < (uint32_t)V) x[r->bias[i].id] = canonical(x[r->bias[i].id] + r->bias[i].add);
-}
-
-static void apply_penalties(float *x, int V, const td_sample_row *r)
-{
-    for (uint32_t i = 0; i < r->n_pen; i++) {
-        const td_penalty *p = &r->pen[i];
-        if (p->id >= (uint32_t)V) continue;
-        float v = x[p->id];
-        if (p->n_out || p->in_prompt) v = v > 0 ? v / r->repetition_penalty : v * r->repetition_penalty;
-        if (p->n_out) v -= r->presence_penalty + r->frequency_penalty * (float)p->n_out;
-        x[p->id] = canonical(v);
+    for (uint32_t i = 0; i < r->n_bias; i++) {
+        uint32_t at = r->bias[i].id - (uint32_t)v->v0;
+        if (at < (uint32_t)v->n) x[at] = canonical(x[at] + r->bias[i].add);
     }
 }
 
-/* ---- the cut of top_k and top_p ---- */
+static void apply_penalties(float *x, const td_vocab *v, const td_sample_row *r)
+{
+    for (uint32_t i = 0; i < r->n_pen; i++) {
+        const td_penalty *p = &r->pen[i];
+        uint32_t at = p->id - (uint32_t)v->v0;
+        if (at >= (uint32_t)v->n) continue;
+        float l = x[at];
+        if (p->n_out || p->in_prompt) l = l > 0 ? l / r->repetition_penalty : l * r->repetition_penalty;
+        if (p->n_out) l -= r->presence_penalty + r->frequency_penalty * (float)p->n_out;
+        x[at] = canonical(l);
+    }
+}
 
-typedef struct cut {
-    uint32_t key;
-    int id;
-} cut;
+/* ---- START: the largest logits ---- */
+
+enum { START, CUT, END };
+
+typedef struct start_msg {
+    float max, raw_max;
+    int32_t first; /* the lowest id of max; INT32_MAX: this part is empty */
+    int32_t live;  /* some processed logit is above -inf */
+} start_msg;
+
+typedef struct end_msg {
+    float best, raw; /* of the race; the raw logit of token, where it is owned */
+    int32_t token, owned, n_top, pad_;
+    uint64_t mass; /* of the raw logits */
+} end_msg;
+
+_Static_assert(sizeof(start_msg) == TD_DRAW_START_BYTES && sizeof(td_top) == 8, "messages");
+_Static_assert(sizeof(end_msg) + TD_MAX_TOP_LOGPROBS * sizeof(td_top) <= TD_DRAW_MAX_BYTES, "messages");
+
+static bool greedy(const td_draw *d)
+{
+    return d->row.temperature < GREEDY_BELOW;
+}
+
+static bool wants_report(const td_draw *d)
+{
+    return d->score >= 0 || d->row.logprobs >= 0;
+}
+
+static void say_start(const td_vocab *v, td_draw *d, uint8_t *to)
+{
+    start_msg m = {.max = -INFINITY, .raw_max = -INFINITY, .first = INT32_MAX};
+    bool plain = td_draw_plain(&d->row);
+    int n = v->n;
+    if (wants_report(d) || plain) m.raw_max = scan_max(d->raw, n);
+    if (d->score < 0) {
+        const float *x = plain ? d->raw : d->x;
+        m.max = m.raw_max;
+        if (!plain) {
+            scan_copy(d->x, d->raw, n);
+            if (d->row.mask) apply_mask(d->x, v, d->row.mask);
+            apply_bias(d->x, v, &d->row);
+            apply_penalties(d->x, v, &d->row);
+            m.max = scan_max(d->x, n);
+        }
+        m.live = m.max > -INFINITY;
+        if (!greedy(d)) {
+            scan_divide(d->x, n, d->row.temperature);
+            m.max = m.max / d->row.temperature + 0.0f; /* division keeps the order */
+        }
+        int at = m.live || !greedy(d) ? scan_find(x, n, m.max) : -1;
+        if (at >= 0) m.first = v->v0 + at;
+    }
+    memcpy(to, &m, sizeof m);
+}
+
+static void go_on(td_draw *d, int stage, size_t bytes)
+{
+    d->stage = stage;
+    d->bytes = bytes;
+}
+
+static int alternatives(const td_draw *d)
+{
+    return TD_MIN(TD_MAX(d->row.logprobs, 0), TD_MAX_TOP_LOGPROBS);
+}
+
+static void go_to_end(td_draw *d)
+{
+    size_t bytes = sizeof(end_msg) + (size_t)alternatives(d) * sizeof(td_top);
+    bool over = d->score < 0 && d->token != INT32_MAX && !wants_report(d);
+    *d->out = (td_sample_out){.token = d->token};
+    go_on(d, END, over ? 0 : bytes);
+}
+
+static void go_to_cut(td_draw *d, bool by_mass)
+{
+    d->by_mass = by_mass;
+    d->pass = 0;
+    d->key = 0;
+    d->before = 0;
+    d->target = by_mass ? 0 : (uint64_t)d->row.top_k;
+    go_on(d, CUT, BINS * sizeof(uint64_t));
+}
+
+static void hear_start(const td_vocab *v, td_draw *d, const uint8_t *all, size_t each)
+{
+    bool live = false;
+    d->max = d->raw_max = d->floor = -INFINITY;
+    d->first = INT32_MAX;
+    for (int r = 0; r < v->ranks; r++) {
+        start_msg m;
+        memcpy(&m, all + (size_t)r * each, sizeof m);
+        live |= m.live != 0;
+        if (m.raw_max > d->raw_max) d->raw_max = m.raw_max;
+        if (m.max > d->max || (m.max == d->max && m.first < d->first)) {
+            d->max = m.max;
+            d->first = m.first;
+        }
+    }
+    const td_sample_row *row = &d->row;
+    bool by_k = row->top_k > 0 && row->top_k < v->V, by_p = row->top_p < 1.0f;
+    d->key = 0;
+    d->id = v->V;
+    d->filtered = by_k || by_p || row->min_p > 0;
+    d->token = INT32_MAX; /* to be drawn */
+    if (d->score >= 0) d->token = d->score;
+    else if (!live) d->token = -1;
+    else if (greedy(d) || isinf(d->max)) d->token = d->first;
+    if (d->token != INT32_MAX || (!by_k && !by_p)) go_to_end(d);
+    else go_to_cut(d, !by_k);
+}
+
+/* ---- CUT: where top_k and top_p end ---- */
+
+enum { TOP_SHIFT = 21, MID_SHIFT = 10 };
 
 static inline uint32_t key_of(float x)
 {
     uint32_t u;
     memcpy(&u, &x, 4);
     return u ^ (u >> 31 ? UINT32_MAX : UINT32_C(0x80000000));
-}
-
-static inline bool kept(cut c, float x, int id)
-{
-    uint32_t k = key_of(x);
-    return k > c.key || (k == c.key && id <= c.id);
 }
 
 static inline float value_of(uint32_t key)
@@ -251,15 +356,126 @@ static inline float value_of(uint32_t key)
     return x;
 }
 
-/* The descending bin in which the weight reaches `target`; *before: the weight of the bins above it. -1: no
- * weight at all. */
-static int crossing_bin(const double *mass, int bins, double target, double *before)
+static bool any_within(const float *x, int n, float lo, float hi)
+{
+    int any = 0;
+    if (n % LANES) return true;
+    for (int i = 0; i < n; i += LANES)
+        for (int j = 0; j < LANES; j++) any |= (x[i + j] >= lo) & (x[i + j] <= hi);
+    return any != 0;
+}
+
+/* Neighbours add to two histograms: equal bins would wait for each other's store. */
+static void add_to_bins(const uint32_t *bin, const uint64_t *w, int n, uint64_t *even, uint64_t *odd)
+{
+    int i = 0;
+    for (; i + 2 <= n; i += 2) {
+        even[bin[i]] += w[i];
+        odd[bin[i + 1]] += w[i + 1];
+    }
+    if (i < n) even[bin[i]] += w[i];
+}
+
+/* A lower bound of the k-th largest: of the chunks' largest the k-th, or less. */
+static float bound_of_kth(const float *x, int n, int k)
+{
+    uint32_t count[BINS] = {0};
+    int b = BINS - 1, sum = 0;
+    if (n / CHUNK < k) return -INFINITY;
+    for (int i0 = 0; i0 + CHUNK <= n; i0 += CHUNK) count[key_of(scan_max(x + i0, CHUNK)) >> TOP_SHIFT]++;
+    while ((sum += (int)count[b]) < k) b--;
+    float bound = value_of((uint32_t)b << TOP_SHIFT);
+    return bound == bound ? bound : -INFINITY;
+}
+
+/* Values that surely are below the k-th are not counted: the bins above it are complete, and so is its own from
+ * the bound on. */
+static void count_all(const float *x, int n, int k, uint64_t *mass)
+{
+    float bound = bound_of_kth(x, n, k);
+    for (int i0 = 0; i0 < n; i0 += LANES) {
+        int c = n - i0 < LANES ? n - i0 : LANES;
+        if (!any_within(x + i0, c, bound, INFINITY)) continue;
+        for (int i = i0; i < i0 + c; i++)
+            if (x[i] >= bound) mass[key_of(x[i]) >> TOP_SHIFT]++;
+    }
+}
+
+static void weigh_all(const float *x, int n, float max, float floor, uint64_t *mass)
+{
+    uint64_t odd[BINS] = {0}, w[CHUNK];
+    uint32_t bin[CHUNK];
+    for (int i0 = 0; i0 < n; i0 += CHUNK) {
+        int c = n - i0 < CHUNK ? n - i0 : CHUNK;
+        float e[CHUNK];
+        if (c < CHUNK) {
+            for (int k = 0; k < c; k++) e[k] = x[i0 + k] >= floor ? exp_neg(x[i0 + k] - max) : 0.0f;
+            for (int k = 0; k < c; k++) w[k] = mass_of(e[k]), bin[k] = key_of(x[i0 + k]) >> TOP_SHIFT;
+        } else {
+            if (floor > -INFINITY && !any_within(x + i0, CHUNK, floor, INFINITY)) continue;
+            for (int k = 0; k < CHUNK; k++) e[k] = x[i0 + k] >= floor ? exp_neg(x[i0 + k] - max) : 0.0f;
+            for (int k = 0; k < CHUNK; k++) w[k] = mass_of(e[k]);
+            for (int k = 0; k < CHUNK; k++) bin[k] = key_of(x[i0 + k]) >> TOP_SHIFT;
+        }
+        add_to_bins(bin, w, c, mass, odd);
+    }
+    for (int b = 0; b < BINS; b++) mass[b] += odd[b];
+}
+
+/* The values whose keys begin as d->key does in the bits above `shift`, and are above the floor. */
+static void range_of(const td_draw *d, int shift, float *lo, float *hi)
+{
+    *lo = value_of(d->key);
+    *hi = value_of(d->key | ((1u << shift) - 1));
+    if (*lo != *lo) *lo = -INFINITY; /* the outermost bins begin or end among NaN patterns */
+    if (*hi != *hi) *hi = INFINITY;
+    if (*lo < d->floor) *lo = d->floor;
+}
+
+static void count_members(const td_draw *d, int n, uint64_t *mass)
+{
+    uint32_t shift = d->pass == 1 ? MID_SHIFT : 0, low = (d->pass == 1 ? BINS : BINS / 2) - 1, bin[CHUNK];
+    uint64_t odd[BINS] = {0}, w[CHUNK];
+    float lo, hi, in[CHUNK], e[CHUNK];
+    range_of(d, d->pass == 1 ? TOP_SHIFT : MID_SHIFT, &lo, &hi);
+    for (int i0 = 0; i0 < n; i0 += CHUNK) {
+        int c = n - i0 < CHUNK ? n - i0 : CHUNK, m = 0;
+        const float *x = d->x + i0;
+        if (!any_within(x, c, lo, hi)) continue;
+        for (int j = 0; j < c; j++) {
+            in[m] = x[j];
+            m += (x[j] >= lo) & (x[j] <= hi);
+        }
+        for (int j = 0; j < m; j++) bin[j] = key_of(in[j]) >> shift & low;
+        if (d->by_mass) {
+            for (int j = 0; j < m; j++) e[j] = exp_neg(in[j] - d->max);
+            for (int j = 0; j < m; j++) w[j] = mass_of(e[j]);
+        } else {
+            for (int j = 0; j < m; j++) w[j] = 1;
+        }
+        add_to_bins(bin, w, m, mass, odd);
+    }
+    for (int b = 0; b < BINS; b++) mass[b] += odd[b];
+}
+
+static void say_cut(const td_vocab *v, const td_draw *d, uint8_t *to)
+{
+    uint64_t *mass = (uint64_t *)(void *)to;
+    memset(mass, 0, BINS * sizeof *mass);
+    if (d->pass > 0) count_members(d, v->n, mass);
+    else if (d->by_mass) weigh_all(d->x, v->n, d->max, d->floor, mass);
+    else count_all(d->x, v->n, d->row.top_k, mass);
+}
+
+/* The descending bin in which the mass reaches `target`; *before: the mass of the bins above it. -1: no mass
+ * at all. */
+static int crossing_bin(const uint64_t *mass, uint64_t target, uint64_t *before)
 {
     int crossing = -1;
-    double sum = *before;
-    for (int b = bins - 1; b >= 0; b--) {
+    uint64_t sum = *before;
+    for (int b = BINS - 1; b >= 0; b--) {
         if (mass[b] == 0) continue;
-        crossing = b; /* the last bin with weight, when rounding keeps the sum below the target */
+        crossing = b;
         *before = sum;
         sum += mass[b];
         if (sum >= target) break;
@@ -267,160 +483,237 @@ static int crossing_bin(const double *mass, int bins, double target, double *bef
     return crossing;
 }
 
-/* Walks descending keys until the weight before a token reaches `target`: the last token with less weight
- * before it is the cut. The weight of i is w ? w[i] : 1, of those >= floor. Radix passes over 11, 11 and 10
- * key bits, each over the crossing bin of the one before; after the third its members are equal and follow
- * each other by id. */
-static cut find_cut(space *s, int V, const float *w, double target, float floor)
+/* The id of the m-th token here (from 1) with the cut's value, in ascending order. */
+static int nth_member(const td_vocab *v, const td_draw *d, uint64_t m)
 {
-    enum { TOP_SHIFT = 21, MID_SHIFT = 10, MID_BINS = 1 << 11, LOW_BINS = 1 << 10 };
-    double before = 0, mass[BINS] = {0};
-    const float *x = s->x;
-    for (int i = 0; i < V; i++)
-        if (x[i] >= floor) mass[key_of(x[i]) >> TOP_SHIFT] += w ? (double)w[i] : 1.0;
-    int top = crossing_bin(mass, BINS, target, &before), n = 0;
-    if (top < 0) return (cut){0, V};
-    float lo = value_of((uint32_t)top << TOP_SHIFT),
-          hi = value_of(((uint32_t)top << TOP_SHIFT) | ((1u << TOP_SHIFT) - 1));
-    if (lo != lo) lo = -INFINITY; /* the outermost bins begin or end among NaN patterns */
-    if (hi != hi) hi = INFINITY;
-    if (lo < floor) lo = floor;
-    for (int i0 = 0; i0 < V; i0 += LANES) {
-        int c = V - i0 < LANES ? V - i0 : LANES, any = 0;
-        if (c == LANES)
-            for (int j = 0; j < LANES; j++) any |= (x[i0 + j] >= lo) & (x[i0 + j] <= hi);
-        else any = 1;
-        for (int i = i0; any && i < i0 + c; i++)
-            if (x[i] >= lo && x[i] <= hi) s->ids[n++] = (uint32_t)i;
-    }
-    uint32_t prefix = (uint32_t)top << TOP_SHIFT;
-    for (int pass = 0; pass < 2; pass++) {
-        int shift = pass ? 0 : MID_SHIFT, bins = pass ? LOW_BINS : MID_BINS, m = 0;
-        memset(mass, 0, sizeof mass);
-        for (int i = 0; i < n; i++)
-            mass[key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)] += w ? (double)w[s->ids[i]] : 1.0;
-        int bin = crossing_bin(mass, bins, target, &before);
-        if (bin < 0) return (cut){0, V};
-        for (int i = 0; i < n; i++)
-            if ((key_of(x[s->ids[i]]) >> shift & (uint32_t)(bins - 1)) == (uint32_t)bin)
-                s->ids[m++] = s->ids[i];
-        n = m;
-        prefix |= (uint32_t)bin << shift;
-    }
-    int last = 0;
-    for (int i = 0; i < n && (i == 0 || before < target); i++) {
-        last = (int)s->ids[i];
-        before += w ? (double)w[s->ids[i]] : 1.0;
-    }
-    return (cut){prefix, last};
+    float value = value_of(d->key);
+    for (int i = 0; i < v->n; i++)
+        if (d->x[i] == value && --m == 0) return v->v0 + i;
+    return v->V;
 }
 
-/* ---- the race ---- */
+/* All bits of the key are known, and `bin` of the last pass: how many of the equal tokens stay, which follow
+ * each other by id, one rank's after the other's. */
+static void settle_ties(const td_vocab *v, td_draw *d, int bin, const uint8_t *all, size_t each)
+{
+    uint64_t one = mass_of(exp_neg(value_of(d->key) - d->max));
+    uint64_t left = d->target > d->before ? d->target - d->before : 0, want = left ? (left + one - 1) / one : 1;
+    for (int r = 0; r < v->ranks; r++) {
+        const uint64_t *mass = (const uint64_t *)(const void *)(all + (size_t)r * each);
+        uint64_t here = mass[bin] / one;
+        if (r == v->rank) d->id = want == 0 ? -1 : want >= here ? v->V : nth_member(v, d, want);
+        want -= TD_MIN(want, here);
+    }
+}
+
+static void hear_cut(const td_vocab *v, td_draw *d, const uint8_t *all, size_t each)
+{
+    uint64_t joined[BINS];
+    const uint64_t *mass = (const uint64_t *)(const void *)all;
+    if (v->ranks > 1) {
+        memcpy(joined, mass, sizeof joined);
+        for (int r = 1; r < v->ranks; r++) {
+            const uint64_t *more = (const uint64_t *)(const void *)(all + (size_t)r * each);
+            for (int b = 0; b < BINS; b++) joined[b] += more[b];
+        }
+        mass = joined;
+    }
+    if (d->by_mass && d->pass == 0) {
+        uint64_t total = 0;
+        for (int b = 0; b < BINS; b++) total += mass[b];
+        d->target = (uint64_t)((double)d->row.top_p * (double)total);
+    }
+    int bin = crossing_bin(mass, d->target, &d->before);
+    TD_CHECK(bin >= 0); /* the likeliest token is in it */
+    d->key |= (uint32_t)bin << (d->pass == 0 ? TOP_SHIFT : d->pass == 1 ? MID_SHIFT : 0);
+    if (++d->pass < 3) return;
+    d->floor = value_of(d->key);
+    d->id = v->V; /* ties with the k-th stay */
+    if (d->by_mass) settle_ties(v, d, bin, all, each);
+    if (!d->by_mass && d->row.top_p < 1.0f) go_to_cut(d, true);
+    else go_to_end(d);
+}
+
+/* ---- END: the race, log probabilities ---- */
 
 typedef struct race {
-    const td_sample_row *row;
-    const float *x;
-    float max, floor_w; /* floor_w: min_p */
-    float floor;        /* no candidate lies below */
-    cut cut;
-    bool filtered;
+    const td_draw *d;
+    int v0;
+    float floor; /* no candidate lies below */
     float best;
     int token;
 } race;
 
 static bool candidate(const race *r, int i)
 {
-    float x = r->x[i];
+    const td_draw *d = r->d;
+    float x = d->x[i];
     if (!(x > -INFINITY)) return false;
-    if (!r->filtered) return true;
-    return kept(r->cut, x, i) && (r->floor_w <= 0 || exp_neg(x - r->max) >= r->floor_w);
+    if (!d->filtered) return true;
+    uint32_t key = key_of(x);
+    if (key < d->key || (key == d->key && r->v0 + i > d->id)) return false;
+    return d->row.min_p <= 0 || exp_neg(x - d->max) >= d->row.min_p;
 }
 
 static void offer(race *r, int i, float noise)
 {
-    float v = r->x[i] + noise;
-    if (v > r->best || (v == r->best && i < r->token) || r->token < 0) {
+    float v = r->d->x[i] + noise;
+    if (v > r->best || (v == r->best && r->v0 + i < r->token)) {
         r->best = v;
-        r->token = i;
+        r->token = r->v0 + i;
     }
 }
 
 static void run_chunk(race *r, int i0, int n)
 {
     float noise[CHUNK];
-    const td_sample_row *s = r->row;
+    const td_sample_row *s = &r->d->row;
+    const float *x = r->d->x;
     int open[CHUNK], count = 0;
     for (int i = i0; i < i0 + n; i++)
-        if (r->x[i] >= r->floor && r->x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
+        if (x[i] >= r->floor && x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
     if (count > CHUNK / 8) {
-        td_gumbel_row(s->seed, s->position, s->stream, (uint32_t)i0, (uint32_t)n, noise);
+        td_gumbel_row(s->seed, s->position, s->stream, (uint32_t)(r->v0 + i0), (uint32_t)n, noise);
         for (int k = 0; k < count; k++) offer(r, open[k], noise[open[k] - i0]);
         return;
     }
     for (int k = 0; k < count; k++) {
-        td_gumbel4(s->seed, s->position, s->stream, (uint32_t)open[k] / 4, noise);
-        offer(r, open[k], noise[open[k] % 4]);
+        int id = r->v0 + open[k];
+        td_gumbel4(s->seed, s->position, s->stream, (uint32_t)id / 4, noise);
+        offer(r, open[k], noise[id % 4]);
     }
 }
 
-static int run_race(race *r, int V, int first)
+/* The likeliest token, on whichever rank it is, sets a bar that most others cannot reach. */
+static void run_race(const td_vocab *v, const td_draw *d, end_msg *m)
 {
     float noise[4];
-    td_gumbel4(r->row->seed, r->row->position, r->row->stream, (uint32_t)first / 4, noise);
-    offer(r, first, noise[first % 4]); /* the likeliest token sets a bar that most others cannot reach */
-    for (int i0 = 0; i0 < V; i0 += CHUNK) {
-        int n = V - i0 < CHUNK ? V - i0 : CHUNK;
-        float top = scan_max(r->x + i0, n);
-        if (top >= r->floor && top + NOISE_MAX >= r->best) run_chunk(r, i0, n);
-    }
-    return r->token;
-}
-
-static int choose_random(space *s, int V, const td_sample_row *row, float max)
-{
-    race r = {.row = row, .x = s->x, .floor_w = row->min_p, .cut = {0, V}, .best = -INFINITY, .token = -1};
-    scan_divide(s->x, V, row->temperature);
-    r.max = scan_max(s->x, V);
-    int first = scan_find(s->x, V, r.max);
-    if (isinf(max) || isinf(r.max)) return first;
-    bool by_k = row->top_k > 0 && row->top_k < V, by_p = row->top_p < 1.0f;
-    r.filtered = by_k || by_p || row->min_p > 0;
-    r.floor = -INFINITY;
-    if (by_k) {
-        r.cut = find_cut(s, V, NULL, (double)row->top_k, r.floor);
-        r.cut.id = V; /* ties with the k-th stay */
-        r.floor = value_of(r.cut.key);
-    }
-    if (by_p) {
-        double total = scan_exp(s->w, s->x, V, r.max, r.floor);
-        r.cut = find_cut(s, V, s->w, (double)row->top_p * total, r.floor);
-        r.floor = value_of(r.cut.key);
-    }
-    if (row->min_p > 0) { /* a bound that is surely below the exact test's */
-        float bound = r.max + logf(row->min_p) - 0.01f;
+    race r = {.d = d, .v0 = v->v0, .floor = d->floor, .token = d->first};
+    td_gumbel4(d->row.seed, d->row.position, d->row.stream, (uint32_t)d->first / 4, noise);
+    r.best = d->max + noise[d->first % 4];
+    if (d->row.min_p > 0) { /* a bound that is surely below the exact test's */
+        float bound = d->max + logf(d->row.min_p) - 0.01f;
         if (bound > r.floor) r.floor = bound;
     }
-    return run_race(&r, V, first);
-}
-
-static int choose(const float *raw, int V, const td_sample_row *row)
-{
-    bool greedy = row->temperature < GREEDY_BELOW;
-    if (greedy && !row->mask && !row->n_bias && !row->n_pen) {
-        float max = scan_max(raw, V);
-        return max > -INFINITY ? scan_find(raw, V, max) : -1;
+    for (int i0 = 0; i0 < v->n; i0 += CHUNK) {
+        int n = v->n - i0 < CHUNK ? v->n - i0 : CHUNK;
+        float top = scan_max(d->x + i0, n);
+        if (top >= r.floor && top + NOISE_MAX >= r.best) run_chunk(&r, i0, n);
     }
-    space *s = space_of_thread(V);
-    scan_copy(s->x, raw, V);
-    if (row->mask) apply_mask(s->x, V, row->mask);
-    apply_bias(s->x, V, row);
-    apply_penalties(s->x, V, row);
-    float max = scan_max(s->x, V);
-    if (!(max > -INFINITY)) return -1;
-    return greedy ? scan_find(s->x, V, max) : choose_random(s, V, row, max);
+    m->best = r.best;
+    m->token = r.token;
 }
 
-/* ---- the two entries ---- */
+static void say_end(const td_vocab *v, const td_draw *d, uint8_t *to)
+{
+    end_msg m = {.token = d->token};
+    td_top top[TD_MAX_TOP_LOGPROBS] = {0};
+    if (d->token == INT32_MAX) run_race(v, d, &m);
+    if (wants_report(d)) {
+        int n = alternatives(d), at = m.token - v->v0;
+        m.owned = m.token >= 0 && at >= 0 && at < v->n;
+        if (m.owned) m.raw = d->raw[at];
+        m.n_top = top_n(d->raw, v->n, n, top);
+        for (int i = 0; i < m.n_top; i++) top[i].id += (uint32_t)v->v0;
+        if (!isinf(d->raw_max)) m.mass = scan_mass(d->raw, v->n, d->raw_max);
+        memcpy(to + sizeof m, top, (size_t)n * sizeof *top);
+    }
+    memcpy(to, &m, sizeof m);
+}
+
+static void hear_end(const td_vocab *v, td_draw *d, const uint8_t *all, size_t each)
+{
+    td_sample_out *out = d->out;
+    end_msg best = {0};
+    uint64_t mass = 0;
+    int n = alternatives(d);
+    for (int r = 0; r < v->ranks; r++) {
+        end_msg m;
+        memcpy(&m, all + (size_t)r * each, sizeof m);
+        mass += m.mass;
+        bool better = r == 0 || m.best > best.best || (m.best == best.best && m.token < best.token);
+        if (better || (m.token == best.token && m.owned)) best = m;
+        for (int i = 0; i < m.n_top; i++) {
+            td_top t;
+            memcpy(&t, all + (size_t)r * each + sizeof m + (size_t)i * sizeof t, sizeof t);
+            out->n_top = insert(out->top, out->n_top, n, t);
+        }
+    }
+    out->token = best.token;
+    go_on(d, END, 0);
+    if (!wants_report(d)) return;
+    double lse = (double)d->raw_max;
+    if (!isinf(d->raw_max)) lse += log((double)mass * 0x1p-44);
+    for (int i = 0; i < out->n_top; i++) out->top[i].logprob = (float)((double)out->top[i].logprob - lse);
+    if (best.owned) out->logprob = (float)((double)best.raw - lse);
+}
+
+/* ---- the entries ---- */
+
+static void say(const td_vocab *v, td_draw *d, uint8_t *to)
+{
+    switch (d->stage) {
+    case START: say_start(v, d, to); break;
+    case CUT: say_cut(v, d, to); break;
+    default: say_end(v, d, to);
+    }
+}
+
+static void hear(const td_vocab *v, td_draw *d, const uint8_t *all, size_t each)
+{
+    switch (d->stage) {
+    case START: hear_start(v, d, all, each); break;
+    case CUT: hear_cut(v, d, all, each); break;
+    default: hear_end(v, d, all, each);
+    }
+}
+
+typedef struct draw_job {
+    const td_vocab *v;
+    td_draw *d;
+    uint8_t *to;
+    const uint8_t *all;
+    size_t each;
+} draw_job;
+
+static void say_one(void *arg, int i, int member)
+{
+    (void)member;
+    const draw_job *j = arg;
+    if (j->d[i].bytes) say(j->v, &j->d[i], j->to + j->d[i].at);
+}
+
+static void hear_one(void *arg, int i, int member)
+{
+    (void)member;
+    const draw_job *j = arg;
+    if (j->d[i].bytes) hear(j->v, &j->d[i], j->all + j->d[i].at, j->each);
+}
+
+static void draw_say(td_pool *pool, const td_vocab *v, td_draw *d, int n, uint8_t *message)
+{
+    draw_job j = {.v = v, .d = d, .to = message};
+    td_pool_for(pool, n, say_one, &j);
+}
+
+static void draw_hear(td_pool *pool, const td_vocab *v, td_draw *d, int n, const uint8_t *messages, size_t each)
+{
+    draw_job j = {.v = v, .d = d, .all = messages, .each = each};
+    td_pool_for(pool, n, hear_one, &j);
+}
+
+/* All stages of a row whose whole vocabulary is here. */
+static void run_alone(int V, td_sample_row row, int score, const float *raw, td_sample_out *out)
+{
+    _Alignas(8) uint8_t message[TD_DRAW_MAX_BYTES];
+    td_vocab v = {.V = V, .n = V, .ranks = 1};
+    float *x = score >= 0 || td_draw_plain(&row) ? NULL : space_of_thread(V);
+    td_draw d = td_draw_open(row, score, raw, x, out);
+    while (d.bytes) {
+        say(&v, &d, message);
+        hear(&v, &d, message, 0);
+    }
+}
 
 typedef struct sample_job {
     const float *logits;
@@ -435,10 +728,7 @@ static void sample_row(void *arg, int i, int member)
 {
     (void)member;
     const sample_job *j = arg;
-    const float *raw = j->logits + (size_t)i * j->ld;
-    td_sample_out *out = &j->out[i];
-    *out = (td_sample_out){.token = choose(raw, j->V, &j->rows[i])};
-    if (j->rows[i].logprobs >= 0) report(raw, j->V, j->rows[i].logprobs, out);
+    run_alone(j->V, j->rows[i], -1, j->logits + (size_t)i * j->ld, &j->out[i]);
 }
 
 static void sample(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
@@ -452,8 +742,8 @@ static void score_row(void *arg, int i, int member)
 {
     (void)member;
     const sample_job *j = arg;
-    j->out[i] = (td_sample_out){.token = j->ids[i]};
-    report(j->logits + (size_t)i * j->ld, j->V, j->n_alternatives, &j->out[i]);
+    td_sample_row row = {.logprobs = j->n_alternatives};
+    run_alone(j->V, row, j->ids[i], j->logits + (size_t)i * j->ld, &j->out[i]);
 }
 
 static void score(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids,

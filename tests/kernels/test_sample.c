@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Token choice of every family against a plain oracle with a sort in double; ties, masks, penalties, NaN; the
- * distribution by chi-square. */
+ * distribution by chi-square; the same bytes when the vocabulary is cut into parts. */
 #include "common/rng.h"
+#include "kernels/draw.h"
 #include "tests/kernels/case_sample.h"
 #include "tests/kernels/support.h"
 
@@ -238,12 +239,112 @@ static void distribution(const td_ops *o)
     }
 }
 
+/* ---- a vocabulary in parts ---- */
+
+enum { MAX_PARTS = 8, PART_ROWS = 2 * TD_COUNT(sample_cases) * 5 };
+
+typedef struct parts {
+    const td_ops *o;
+    const float *x; /* [PART_ROWS][V] */
+    int V, n;
+    const td_sample_row *row;
+    const int32_t *score;
+} parts;
+
+/* What part `r` of n ranks has, as the grid deals it: the last parts may be short or empty. */
+static td_vocab part_of(int V, int r, int n)
+{
+    int block = ((V + n - 1) / n + 31) / 32 * 32, v0 = TD_MIN(r * block, V);
+    return (td_vocab){V, v0, TD_MIN(block, V - v0), r, n};
+}
+
+/* All ranks' ends in one thread. out: of the last rank; the others' must be the same. */
+static void draw_in_parts(const parts *p, td_sample_out *out)
+{
+    static td_draw d[MAX_PARTS][PART_ROWS];
+    static td_sample_out others[MAX_PARTS][PART_ROWS];
+    size_t bytes = PART_ROWS * (size_t)TD_DRAW_MAX_BYTES;
+    uint8_t *all = aligned_alloc(64, bytes * (size_t)p->n);
+    float *raw[MAX_PARTS], *x[MAX_PARTS];
+    td_vocab v[MAX_PARTS];
+    int stages = 0;
+    for (int r = 0; r < p->n; r++) {
+        v[r] = part_of(p->V, r, p->n);
+        size_t n = (size_t)v[r].n;
+        raw[r] = malloc(n * PART_ROWS * 4 + 1), x[r] = malloc(n * PART_ROWS * 4 + 1); /* exactly: a sanitizer sees more */
+        for (size_t i = 0; i < PART_ROWS; i++) {
+            memcpy(raw[r] + i * n, p->x + i * (size_t)p->V + v[r].v0, n * 4);
+            bool in_place = p->score[i] < 0 && p->row[i].logprobs < 0 && i % 2;
+            d[r][i] = td_draw_open(p->row[i], p->score[i], raw[r] + i * n, (in_place ? raw : x)[r] + i * n,
+                                   r == p->n - 1 ? &out[i] : &others[r][i]);
+        }
+    }
+    for (;; stages++) {
+        size_t used = 0;
+        for (size_t i = 0; i < PART_ROWS; i++) {
+            for (int r = 0; r < p->n; r++) {
+                T_EQ(d[r][i].bytes, d[0][i].bytes);
+                d[r][i].at = used;
+            }
+            used += d[0][i].bytes;
+        }
+        if (!used) break;
+        for (int r = 0; r < p->n; r++)
+            p->o->draw_say(team(1 + r % 2), &v[r], d[r], PART_ROWS, all + (size_t)r * used);
+        for (int r = 0; r < p->n; r++) p->o->draw_hear(team(1 + r % 2), &v[r], d[r], PART_ROWS, all, used);
+    }
+    T_OK(stages <= 8, "%d messages", stages);
+    for (int r = 0; r < p->n; r++) {
+        if (r < p->n - 1) T_OK(!memcmp(others[r], out, sizeof others[r]), "rank %d of %d differs", r, p->n);
+        free(raw[r]), free(x[r]);
+    }
+    free(all);
+}
+
+static void in_parts(const td_ops *o, int V)
+{
+    float *x = malloc((size_t)V * PART_ROWS * sizeof *x);
+    uint32_t *mask = calloc(((size_t)V + 31) / 32, 4), *none = calloc(((size_t)V + 31) / 32, 4);
+    static td_sample_row row[PART_ROWS];
+    static int32_t score[PART_ROWS];
+    static td_sample_out want[PART_ROWS], got[PART_ROWS];
+    td_bias bias[] = {{0, -2}, {(uint32_t)V - 1, 5}, {(uint32_t)V / 2, -INFINITY}, {(uint32_t)V - 1, 0.5f}};
+    td_penalty pen[] = {{0, 2, 1}, {(uint32_t)V / 2, 0, 3}, {(uint32_t)V - 1, 1, 0}};
+    for (int i = 0; i < (V + 31) / 32; i++) mask[i] = 0x5a5a5a5bu + (uint32_t)i * 0x01030507u;
+    for (size_t i = 0; i < PART_ROWS; i++) {
+        size_t c = i / 10;
+        int kind = (int)(i % 5), extra = (int)(i / 5 % 7);
+        float *to = x + i * (size_t)V;
+        fill(to, V, kind % 4, i + 1);
+        for (int k = 0; k < V && kind == 4; k++) to[k] = i % 2 ? NAN : k % 9 == 8 ? INFINITY : to[k];
+        row[i] = row_of(sample_cases[c], i * 77, (uint32_t)i);
+        row[i].repetition_penalty = 1.3f, row[i].presence_penalty = 0.4f, row[i].frequency_penalty = 0.2f;
+        if (extra % 2) row[i].bias = bias, row[i].n_bias = 4, row[i].pen = pen, row[i].n_pen = 3;
+        if (extra > 3) row[i].mask = extra == 6 && kind == 0 ? none : mask;
+        row[i].logprobs = i % 3 == 0 ? -1 : i % 3 == 1 ? 0 : 20;
+        score[i] = i % 11 == 7 ? (int32_t)(i * 131 % (size_t)V) : -1;
+        if (score[i] >= 0) row[i].logprobs = (int)(i % 4) * 7;
+        if (score[i] >= 0)
+            o->score(team(1), to, (size_t)V, V, &score[i], row[i].logprobs, 1, &want[i]);
+        else
+            o->sample(team(1), to, (size_t)V, V, &row[i], 1, &want[i]);
+    }
+    for (int n = 1; n <= MAX_PARTS; n += n < 4 ? 1 : 4) {
+        draw_in_parts(&(parts){o, x, V, n, row, score}, got);
+        for (size_t i = 0; i < PART_ROWS; i++)
+            T_OK(!memcmp(&got[i], &want[i], sizeof got[i]), "%s V=%d in %d parts, row %zu (case %zu): %d, alone %d",
+                 o->family, V, n, i, i / 10, got[i].token, want[i].token);
+    }
+    free(x), free(mask), free(none);
+}
+
 int main(void)
 {
     const td_ops *o;
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(sample_V); i++)
             against_oracle(o, sample_V[i]), log_probabilities(o, sample_V[i]);
+        for (int V = 1; o->draw_say && V < 4000; V = V * 3 + V % 7 + 1) in_parts(o, V);
         edges(o);
         distribution(o);
     }
