@@ -30,6 +30,8 @@ typedef struct wleg {
     td_status status;
     char reason[256];
     uint32_t n_choices, n_ctx;       /* n_ctx: tokens whose KV is shipped */
+    bool reserved_due;               /* RESERVED waits until every rank has opened the epoch */
+    uint32_t reserved_hit;
     uint32_t *base;                  /* [n_choices]: index of the first new token of each choice */
     td_first *first;                 /* [n_choices], PREFILL; token TD_KVF_NO_TOKEN: none yet */
     td_top (*top)[TD_MAX_TOP_LOGPROBS];
@@ -217,6 +219,17 @@ static tables tables_of(const td_wengine *w, uint64_t id)
     return t;
 }
 
+static void say_reserved(td_wengine *w, wleg *l)
+{
+    td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_RESERVED);
+    l->reserved_due = false;
+    m->reserved.epoch = l->id;
+    m->reserved.hit_tokens = l->reserved_hit;
+    m->reserved.credits = w->o.credits;
+    m->reserved.endpoint = "";   /* Hello's bulk endpoint */
+    if (w->o.bulk_ranks) m->reserved.ranks = w->o.bulk_ranks->p, m->reserved.ranks_bytes = (uint32_t)w->o.bulk_ranks->len;
+}
+
 static void on_reserve(td_wengine *w, td_wcmd *c)
 {
     td_leg d = describe(c, TD_LEG_DECODE, &c->arena);
@@ -236,12 +249,9 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     tables t = tables_of(w, l->id);
     td_ship_recv_open(w->ship, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
     td_mirror_recv_open(w->o.engine, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
-    td_msg *m = td_wbatch_event(w->batch, l->id, TD_MSG_RESERVED);
-    m->reserved.epoch = l->id;
-    m->reserved.hit_tokens = hit;
-    m->reserved.credits = w->o.credits;
-    m->reserved.endpoint = "";   /* Hello's bulk endpoint */
-    if (w->o.bulk_ranks) m->reserved.ranks = w->o.bulk_ranks->p, m->reserved.ranks_bytes = (uint32_t)w->o.bulk_ranks->len;
+    l->reserved_hit = hit;
+    if (td_engine_many(w->o.engine)) l->reserved_due = true, w->poll_us = 0;
+    else say_reserved(w, l);
 }
 
 static void on_cancel(td_wengine *w, uint64_t id)
@@ -562,7 +572,13 @@ static bool poll_ranks(td_wengine *w)
     while (!any && td_map_next(&w->legs, &it, &k, &v)) any = ((wleg *)(uintptr_t)v)->in_ship;
     if (!any || now - w->poll_us < POLL_US) return any;
     w->poll_us = now;
-    if (td_engine_poll(w->o.engine, take_news, w->ship) < 0) TD_ERROR("the other ranks do not answer: %s", td_reason());
+    if (td_engine_poll(w->o.engine, take_news, w->ship) < 0) {
+        TD_ERROR("the other ranks do not answer: %s", td_reason());
+        return any;
+    }
+    /* They answer in order, so what they were told before is done. */
+    for (it = 0; td_map_next(&w->legs, &it, &k, &v);)
+        if (((wleg *)(uintptr_t)v)->reserved_due) say_reserved(w, (wleg *)(uintptr_t)v);
     return any;
 }
 

@@ -124,6 +124,7 @@ static td_status load(worker *w)
                        .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, 
                        .fault = paused == TD_OK ? NULL : c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
+    if (w->many) TD_TRY(td_rank_incarnation(&w->ranks, &w->incarnation));
     TD_TRY(td_ship_open(&so, &w->ship));
     td_ship_advertised(w->ship, c->bulk_advertise, w->endpoint, sizeof w->endpoint);
     if (w->many) {

@@ -6,11 +6,9 @@
 #include "common/chan.h"
 #include "worker/kvpool.h"
 #include "worker/mirror.h"
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 td_grid td_rank_grid(const td_conf *c)
@@ -73,6 +71,11 @@ void td_rank_close(td_ranks *r)
     td_coll_close(world);
 }
 
+td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation)
+{
+    return td_coll_bcast(r->world, incarnation, sizeof *incarnation, 0);
+}
+
 td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out)
 {
     enum { BYTES = 256 };
@@ -111,14 +114,14 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
 {
     td_ship_grid grid = td_ship_grid_of(&r->grid, (uint32_t)c->attention_split);
     char where[300], endpoint[256] = "";
-    uint64_t incarnation;
-    if (getrandom(&incarnation, sizeof incarnation, 0) != sizeof incarnation) return td_fail(TD_EIO, "getrandom: %s", strerror(errno));
+    uint64_t incarnation = 0;
+    TD_TRY(td_rank_incarnation(r, &incarnation));
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
     if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
     td_ship_opts so = {.z = o->z, .desc = td_model_descr(o->boot.model), .grid = &grid, .rank = (uint32_t)r->grid.rank,
-                       .incarnation = incarnation | 1, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
+                       .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)o->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = o->wake_fd};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = &o->kv[g];
