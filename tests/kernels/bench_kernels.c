@@ -2,7 +2,8 @@
 /* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|slices|attn|rows|sample|all]
  * [threads] [part of the name] Each line: best of many short calls; bytes and flops; share of the roofline
  * max(bytes / read stream, flops / dot product loop), the two limits being measured right before the group
- * (the machine's bandwidth changes by the minute). */
+ * (the machine's bandwidth changes by the minute). One thread: processor time, which others on the machine do not
+ * touch. */
 #include "tests/kernels/bench_probe.h"
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/case_gemm.h"
@@ -12,7 +13,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
-#include <time.h>
 
 static probe limits;
 static td_pool *pool;
@@ -48,9 +48,9 @@ static double best_of(void (*fn)(void *, int), void *arg)
 {
     double best = 1e9, until = probe_now() + budget_s;
     for (int i = 0; i < 3 || (probe_now() < until && i < 4000); i++) {
-        double t = probe_now();
+        double t = probe_clock(pool);
         fn(arg, i);
-        t = probe_now() - t;
+        t = probe_clock(pool) - t;
         if (t < best) best = t;
     }
     return best;
@@ -103,21 +103,11 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Processor time: what another program's turn on the CPU does not touch. */
-static double cpu_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Eight slices of K against one chain, call by call in turn, where ranks add: o_proj and down_proj of 1b. One
- * thread: processor time. */
+/* Eight slices of K against one chain, call by call in turn, where ranks add: o_proj and down_proj of 1b. */
 static void bench_slices(const td_ops *o)
 {
     enum { CALLS = 4000 };
     static double t[2][CALLS];
-    double (*now)(void) = td_pool_size(pool) == 1 ? cpu_now : probe_now;
     gemm_bench b = gemm_open(o);
     for (size_t c = 0; c < 2; c++)
         for (b.M = 1; b.M <= 512; b.M = b.M == 1 ? 8 : b.M * 64) {
@@ -127,9 +117,9 @@ static void bench_slices(const td_ops *o)
             for (double until = probe_now() + (b.M > 8 ? 40 : 10) * budget_s; n < 8 || (n < CALLS && probe_now() < until); n++)
                 for (int s = 0; s < 2; s++) {
                     b.slices = s ? 8 : 1;
-                    double from = now();
+                    double from = probe_clock(pool);
                     gemm_call(&b, 2 * n + s);
-                    t[s][n] = now() - from;
+                    t[s][n] = probe_clock(pool) - from;
                 }
             for (int s = 0; s < 2; s++) qsort(t[s], (size_t)n, sizeof t[s][0], by_value);
             printf("N=%d K=%d M=%-3d  one chain: least %8.1f quartile %8.1f us   8 slices: %+5.2f %% %+5.2f %%\n",

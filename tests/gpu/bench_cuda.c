@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+/* tests/gpu/bench_cuda.c - speed of the CUDA kernels beside the two ceilings of the same run. One JSON object a line:
+ *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger, "goal":...}
+ * Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events, each of enough launches for
+ * 2 ms. usage: bench_cuda [part of a case's name] */
+#include "kernels/cuda.h"
+#include "kernels/cuda_attn.h"
+#include "kernels/cuda_gemm.h"
+#include "tests/gpu/ceiling.h"
+#include "tests/simt/support.h"
+
+enum { SAMPLES = 9, COLD_BYTES = 384 << 20, READ_BYTES = 1 << 30 };
+static const char *only = "";
+static double read_s, product_s; /* bytes and operations a second */
+
+static td_stream stream(void)
+{
+    return dev()->stream[TD_STREAM_COMPUTE];
+}
+
+static void must(int code, const char *what)
+{
+    if (!code) return;
+    printf("{\"error\":\"%s: code %d\"}\n", what, code);
+    exit(1);
+}
+
+static void sync(void)
+{
+    if (dev()->sync(dev(), TD_STREAM_COMPUTE) != TD_OK) must(1, td_reason());
+}
+
+typedef int call_fn(void *arg, int i);
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double sample_us(call_fn *fn, void *arg, int n, int *at)
+{
+    static td_event *from, *to;
+    double us = 0;
+    if (!from) TD_CHECK(dev()->event_open(dev(), &from) == TD_OK && dev()->event_open(dev(), &to) == TD_OK);
+    dev()->record(dev(), TD_STREAM_COMPUTE, from);
+    for (int i = 0; i < n; i++) must(fn(arg, (*at)++), "launch");
+    dev()->record(dev(), TD_STREAM_COMPUTE, to);
+    sync();
+    TD_CHECK(dev()->elapsed_us(dev(), from, to, &us) == TD_OK);
+    return us / n;
+}
+
+static double median_us(call_fn *fn, void *arg)
+{
+    int at = 0, n = 1;
+    double us[SAMPLES], once = sample_us(fn, arg, 1, &at);
+    once = sample_us(fn, arg, 3, &at);
+    if (once * n < 2000) n = (int)(2000 / (once + 0.5)) + 1;
+    for (int i = 0; i < SAMPLES; i++) us[i] = sample_us(fn, arg, n, &at);
+    qsort(us, SAMPLES, sizeof *us, ascending);
+    return us[SAMPLES / 2];
+}
+
+static bool wanted(const char *name)
+{
+    return strstr(name, only) != NULL;
+}
+
+static double report(const char *name, double us, double bytes, double flops, double goal)
+{
+    double of_read = bytes / (us * 1e-6) / read_s, of_product = product_s > 0 ? flops / (us * 1e-6) / product_s : 0;
+    printf("{\"case\":\"%s\",\"us\":%.2f,\"gb_s\":%.1f,\"tflop_s\":%.2f,\"of_read\":%.3f,\"of_product\":%.3f,\"share\":%.3f", name,
+           us, bytes / us * 1e-3, flops / us * 1e-6, of_read, of_product, fmax(of_read, of_product));
+    if (goal > 0) printf(",\"goal\":%.2f", goal);
+    printf("}\n");
+    fflush(stdout);
+    return us;
+}
+
+/* Device memory of bf16 values of about 1: 16 MiB of them, repeated. */
+static void *values(size_t bytes)
+{
+    static uint16_t *host;
+    const size_t piece = 16 << 20;
+    if (!host) {
+        host = block_alloc(piece);
+        uint64_t s = 1;
+        for (size_t i = 0; i < piece / 2; i++) host[i] = (uint16_t)(0x3f00u + (rnd_next(&s) & 0x80ffu));
+    }
+    char *p = dev_new(bytes);
+    for (size_t at = 0; at < bytes; at += piece) {
+        size_t n = bytes - at < piece ? bytes - at : piece;
+        TD_CHECK(dev()->upload(dev(), TD_STREAM_COMPUTE, p + at, host, n) == TD_OK);
+    }
+    sync();
+    return p;
+}
+
+/* ---- ceilings ---- */
+
+typedef struct stream_arg {
+    char *p;
+    unsigned *out;
+} stream_arg;
+
+static int stream_call(void *arg, int i)
+{
+    stream_arg *a = arg;
+    (void)i;
+    return ceiling_read(stream(), a->p, READ_BYTES, a->out);
+}
+
+static int product_call(void *arg, int i)
+{
+    (void)i;
+    return ceiling_product_run(arg);
+}
+
+static void ceilings(const char *when)
+{
+    enum { N = 8192 };
+    stream_arg a = {values(READ_BYTES), dev_new(64)};
+    double r = READ_BYTES / (median_us(stream_call, &a) * 1e-6), m = 0;
+    void *x = values((size_t)N * N * 2), *w = values((size_t)N * N * 2), *y = dev_new((size_t)N * N * 2);
+    ceiling_product *p = NULL;
+    if (ceiling_product_open(stream(), N, N, N, x, w, y, 8, &p) == 0) {
+        m = 2.0 * N * N * N / (median_us(product_call, p) * 1e-6);
+        ceiling_product_close(p);
+    }
+    read_s = fmax(read_s, r), product_s = fmax(product_s, m);
+    printf("{\"ceiling\":\"%s\",\"read_gb_s\":%.1f,\"product_tflop_s\":%.1f}\n", when, r * 1e-9, m * 1e-12);
+    fflush(stdout);
+    dev_done();
+}
+
+/* ---- products ---- */
+
+typedef struct gemm_arg {
+    td_cuda_weight w;
+    td_cuda_gemm_args a;
+    char *packed;
+    size_t stride;
+    int copies;
+} gemm_arg;
+
+static int gemm_call(void *arg, int i)
+{
+    gemm_arg *g = arg;
+    g->w.p = g->packed + (size_t)(i % g->copies) * g->stride;
+    return td_cuda_gemm(stream(), &g->a);
+}
+
+static void bench_gemm(const char *what, int N, int K, td_cuda_wtype type, int T)
+{
+    char name[96];
+    snprintf(name, sizeof name, "gemm %s %s T=%d", what, type == TD_CUDA_W_BF16 ? "bf16" : "fp8", T);
+    if (!wanted(name)) return;
+    gemm_arg g = {.w = {.N = N, .K = K, .type = type}};
+    g.stride = (td_cuda_gemm_packed_bytes(N, K, 0, type) + 255) / 256 * 256;
+    g.copies = (int)((size_t)COLD_BYTES / g.stride) + 1;
+    g.packed = values(g.stride * (size_t)g.copies);
+    float *scale = floats((size_t)N);
+    for (int i = 0; i < N; i++) scale[i] = 1;
+    if (type != TD_CUDA_W_BF16) g.w.scale = dev_put(scale, (size_t)N * 4);
+    free(scale);
+    size_t ws = td_cuda_gemm_ws_bytes(T, N, K);
+    g.a = (td_cuda_gemm_args){.w = &g.w, .x = values((size_t)T * (size_t)K * 4), .x_is_f32 = true, .ldx = (size_t)K, .T = T,
+                              .y = dev_new((size_t)T * (size_t)N * 4), .ldy = (size_t)N, .ws = dev_new(ws)};
+    dev()->fill(dev(), TD_STREAM_COMPUTE, g.a.ws, 0, TD_CUDA_GEMM_COUNTERS * 4);
+    double bytes = (double)N * K * (type == TD_CUDA_W_BF16 ? 2 : 1) + 4.0 * T * (N + K), flops = 2.0 * N * K * T;
+    report(name, median_us(gemm_call, &g), bytes, flops, T <= 16 ? (type == TD_CUDA_W_BF16 ? 0.90 : 0.85) : 0);
+    dev_done();
+}
+
+static void bench_cublas(const char *what, int N, int K, int T)
+{
+    char name[96];
+    snprintf(name, sizeof name, "cublasLt %s bf16 T=%d", what, T);
+    if (!wanted(name)) return;
+    ceiling_product *p = NULL;
+    void *x = values((size_t)T * (size_t)K * 2), *w = values((size_t)N * (size_t)K * 2), *y = dev_new((size_t)T * (size_t)N * 2);
+    if (ceiling_product_open(stream(), T, N, K, x, w, y, 1, &p) == 0) {
+        report(name, median_us(product_call, p), (double)N * K * 2 + 2.0 * T * (N + K), 2.0 * N * K * T, 0);
+        ceiling_product_close(p);
+    }
+    dev_done();
+}
+
+static void products(void)
+{
+    static const struct { const char *name; int N, K; } shapes[] = {
+        {"qkv 6144x4096", 6144, 4096}, {"o 4096x4096", 4096, 4096}, {"gate_up 28672x4096", 28672, 4096},
+        {"down 4096x14336", 4096, 14336}};
+    static const int few[] = {1, 8, 16, 32, 64}, many[] = {256, 1024, 4096};
+    for (size_t i = 0; i < TD_COUNT(shapes); i++) {
+        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_BF16, few[k]);
+        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_E4M3_ROW, few[k]);
+        for (size_t k = 0; k < TD_COUNT(many); k++) {
+            bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_BF16, many[k]);
+            bench_cublas(shapes[i].name, shapes[i].N, shapes[i].K, many[k]);
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+enum { HEADS = 32, KV_HEADS = 8, DIM = 128 };
+
+static int attn_call(void *arg, int i)
+{
+    (void)i;
+    return td_cuda_attention(stream(), arg);
+}
+
+/* n sequences with `rows` new rows each; sequence i has len(i) tokens, the first one `longest`. */
+static double bench_attn(const char *name, int n, int rows, int longest, int others, int P, double goal)
+{
+    if (!wanted(name)) return 0;
+    td_cuda_attn_seq *seq = td_xalloc((size_t)n * sizeof *seq);
+    size_t pages = 0, slots = 0, tokens = 0;
+    double flops = 0;
+    for (int i = 0; i < n; i++) {
+        int len = i ? others : longest;
+        seq[i] = (td_cuda_attn_seq){i * rows, rows, len - rows, (int32_t)pages};
+        pages += (size_t)(len + P - 1) / (size_t)P;
+        tokens += (size_t)len;
+        slots += td_cuda_attn_slots(rows, len - rows, 0, HEADS);
+        flops += 4.0 * HEADS * DIM * rows * (len - (rows - 1) * 0.5);
+    }
+    bool few = rows * (HEADS / KV_HEADS) <= TD_CUDA_ATTN_FEW;
+    int32_t *table = td_xalloc(pages * sizeof *table);
+    for (size_t i = 0; i < pages; i++) table[i] = (int32_t)(i * 7919 % pages);
+    if (pages % 7919 == 0)
+        for (size_t i = 0; i < pages; i++) table[i] = (int32_t)(pages - 1 - i);
+    td_kv kv = {NULL, TD_BF16, (int)pages, P, KV_HEADS, DIM};
+    kv.base = values(pages * td_kv_page_bytes(&kv));
+    size_t width = HEADS * DIM, T = (size_t)(n * rows), max_slots = few ? slots : 1;
+    td_cuda_attn_args a = {.q = values(T * width * 4), .ldq = width, .out = dev_new(T * width * 4), .ldo = width,
+                           .out_dtype = TD_F32, .kv = &kv, .seq = dev_put(seq, (size_t)n * sizeof *seq), .n_seq = n,
+                           .pages = dev_put(table, pages * sizeof *table), .H = HEADS, .G = KV_HEADS, .D = DIM,
+                           .scale = 0.088388f, .T = (int)T, .prompts = !few, .few = few, .max_slots = max_slots};
+    void *plan = dev_new(td_cuda_attn_plan_bytes(n));
+    a.plan = plan, a.ws = dev_new(td_cuda_attn_ws_bytes(max_slots, DIM));
+    must(td_cuda_attn_plan(stream(), a.seq, n, HEADS, KV_HEADS, DIM, 0, max_slots, TD_CUDA_ATTN_FEW, plan), "plan");
+    double us = report(name, median_us(attn_call, &a), (double)tokens * 2 * KV_HEADS * DIM * 2, flops, goal);
+    free(seq), free(table);
+    dev_done();
+    return us;
+}
+
+static void attention(void)
+{
+    double p16 = bench_attn("decode attention B=32 ctx 4k page 16", 32, 1, 4096, 4096, 16, 0.90);
+    double flat = bench_attn("decode attention B=32 ctx 4k contiguous", 32, 1, 4096, 4096, 4096, 0);
+    bench_attn("decode attention B=1 ctx 32k page 16", 1, 1, 32768, 0, 16, 0.80);
+    double skew = bench_attn("decode attention 1x128k + 31x4k page 16", 32, 1, 131072, 4096, 16, 0);
+    double even = bench_attn("decode attention B=32 ctx 8k page 16", 32, 1, 8064, 8064, 16, 0); /* as many tokens */
+    bench_attn("prompt attention 16k causal page 16", 1, 16384, 16384, 0, 16, 0.75);
+    bench_attn("prompt attention chunk 512 of 32k page 16", 1, 512, 32768, 0, 16, 0.68);
+    if (p16 > 0 && flat > 0) printf("{\"ratio\":\"page 16 to contiguous, speed\",\"value\":%.3f,\"goal\":0.97}\n", flat / p16);
+    if (skew > 0 && even > 0) printf("{\"ratio\":\"skewed to uniform, time\",\"value\":%.3f,\"goal_at_most\":1.15}\n", skew / even);
+}
+
+/* ---- rows, tokens, pages ---- */
+
+typedef struct row_arg {
+    float *x, *y, *w, *cs;
+    int32_t *ids, *pages;
+    td_sample_row *rows;
+    td_sample_out *out;
+    void *ws;
+    td_kv kv;
+} row_arg;
+
+enum { ROWS = 4096, E = 4096, F = 14336, V = 128256, BATCH = 64 };
+
+static int norm_call(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    return td_cuda_add_rmsnorm(stream(), r->x, E, r->y, E, r->w, 1e-5f, ROWS, E, r->ws, TD_BF16, E);
+}
+static int norm_one(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    return td_cuda_add_rmsnorm(stream(), r->x, E, r->y, E, r->w, 1e-5f, 1, E, r->ws, TD_BF16, E);
+}
+static int act_call(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    return td_cuda_act_mul(stream(), TD_ACT_SILU, r->x, 2 * F, ROWS, F, r->ws, TD_BF16, F);
+}
+static int rope_call(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    td_rope_args a = {.qkv = r->x, .ld = 6144, .T = ROWS, .cs = r->cs, .norm_eps = 1e-5f, .H = 32, .G = 8, .D = 128,
+                      .rot_dim = 128, .kv = &r->kv, .row_page = r->pages, .row_in_page = r->ids};
+    return td_cuda_rope_append(stream(), &a);
+}
+static int sample_call(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    return td_cuda_sample(stream(), r->x, V, V, r->rows, BATCH, false, r->ws, r->out);
+}
+static int gather_call(void *arg, int i)
+{
+    row_arg *r = arg;
+    (void)i;
+    td_cuda_rect rect = {0, 1, 0, ROWS, 0};
+    return td_cuda_kv_gather(stream(), &r->kv, r->pages, &rect, r->ws);
+}
+
+static void bench_sample(const char *name, float temperature, float top_p, int top_k)
+{
+    if (!wanted(name)) return;
+    td_sample_row rows[BATCH];
+    for (int i = 0; i < BATCH; i++)
+        rows[i] = (td_sample_row){.temperature = temperature, .top_p = top_p, .top_k = top_k, .repetition_penalty = 1,
+                                  .seed = 5, .position = (uint32_t)i, .stream = 256, .logprobs = -1};
+    float *x = floats((size_t)BATCH * V);
+    rnd_fill(x, (size_t)BATCH * V, 3, 3);
+    row_arg r = {.x = dev_put(x, (size_t)BATCH * V * 4), .rows = dev_put(rows, sizeof rows),
+                 .out = dev_new(BATCH * sizeof(td_sample_out)), .ws = dev_new(td_cuda_sample_bytes(BATCH, V))};
+    free(x);
+    report(name, median_us(sample_call, &r), 4.0 * BATCH * V, 0, 0);
+    dev_done();
+}
+
+static void rows(void)
+{
+    row_arg r = {.x = values((size_t)ROWS * 2 * F * 4), .y = values((size_t)ROWS * E * 4), .w = values(E * 4),
+                 .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * F * 2)};
+    int32_t *page = td_xalloc(ROWS * sizeof *page), *in = td_xalloc(ROWS * sizeof *in);
+    r.kv = (td_kv){values((size_t)ROWS * 2 * 8 * 128 * 2), TD_BF16, ROWS / 16, 16, 8, 128};
+    for (int i = 0; i < ROWS; i++) page[i] = i / 16, in[i] = i % 16;
+    r.pages = dev_put(page, ROWS * sizeof *page), r.ids = dev_put(in, ROWS * sizeof *in);
+    if (wanted("residual + norm 4096 rows")) report("residual + norm 4096 rows", median_us(norm_call, &r), 14.0 * ROWS * E, 0, 0);
+    if (wanted("residual + norm 1 row")) report("residual + norm 1 row", median_us(norm_one, &r), 14.0 * E, 0, 0);
+    if (wanted("silu 4096 rows")) report("silu 4096 rows", median_us(act_call, &r), 10.0 * ROWS * F, 0, 0);
+    if (wanted("rope + append 4096 rows"))
+        report("rope + append 4096 rows", median_us(rope_call, &r), ROWS * (8.0 * 40 * 128 + 4.0 * 8 * 128 + 4.0 * 8 * 128 + 512), 0, 0);
+    for (int i = 0; i < ROWS; i++) page[i] = i / 16 == i ? i : ROWS / 16 - 1 - i % (ROWS / 16);
+    r.pages = dev_put(page, ROWS * sizeof *page);
+    if (wanted("gather 4096 tokens")) report("gather 4096 tokens", median_us(gather_call, &r), 2.0 * ROWS * 2 * 8 * 128 * 2, 0, 0);
+    free(page), free(in);
+    dev_done();
+    bench_sample("sample 64 x 128256 greedy", 0, 1, 0);
+    bench_sample("sample 64 x 128256 temperature 1", 1, 1, 0);
+    bench_sample("sample 64 x 128256 top-k 50 top-p 0.9", 0.8f, 0.9f, 50);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) only = argv[1];
+    td_dev *d = dev();
+    printf("{\"device\":\"%s\",\"arch\":%d,\"sm\":%d,\"memory_gib\":%.1f}\n", d->name, d->arch, d->n_sm,
+           (double)d->total_bytes / (1 << 30));
+    ceilings("before");
+    products();
+    attention();
+    rows();
+    ceilings("after");
+    (void)t_passed, (void)t_failed;
+    return 0;
+}
