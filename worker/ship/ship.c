@@ -6,12 +6,16 @@
 #include "common/log.h"
 #include "worker/ship/ship_int.h"
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { ANSWER_HWM = 1 << 20, MAX_WAIT_US = 500000 };
+/* Frames come and go by the hundred: their memory stays with the process, or each would be mapped and cleared
+ * anew. */
+enum { KEEP_BELOW = 8 * TD_KVF_FRAME_BYTES, KEEP_FREE = 256 * TD_KVF_FRAME_BYTES };
 
 /* ---- engine thread ---- */
 static cmd *command(cmd_type type, uint64_t key)
@@ -314,6 +318,8 @@ static void loop(td_ship *s)
 
 static td_status start(td_ship *s)
 {
+    (void)mallopt(M_MMAP_THRESHOLD, KEEP_BELOW);
+    (void)mallopt(M_TRIM_THRESHOLD, KEEP_FREE);
     td_loop_init(&s->loop);
     td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
     if (!s->o.bulk_bind) return TD_OK;
