@@ -66,11 +66,16 @@ static void check(tr_opts o, const char *what, bool first)
     T_OK(!memcmp(got_logits.row, want_logits.row, 64 * sizeof got_logits.row[0]), "%s: logits", what);
 }
 
-static void all_grids(const char *shape, int kv_heads, bool experts)
+static tr_opts base_opts(const char *shape)
 {
-    tr_opts o = {.shape = shape, .ops = ops, .attn_split = 64, .depth = 1,
-                 .engine = {.page_size = 16, .kv_pages = PAGES, .max_batched_tokens = 96, .max_seqs = 16, .max_legs = 32,
-                            .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}}};
+    return (tr_opts){.shape = shape, .ops = ops, .attn_split = 64, .depth = 1,
+                     .engine = {.page_size = 16, .kv_pages = PAGES, .max_batched_tokens = 96, .max_seqs = 16, .max_legs = 32,
+                                .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}}};
+}
+
+static void all_grids(const char *shape, bool experts)
+{
+    tr_opts o = base_opts(shape);
     char what[160];
     int count = 0;
     o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
@@ -92,21 +97,44 @@ static void all_grids(const char *shape, int kv_heads, bool experts)
                              cp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
                     check(o, what, false);
                     count++;
-                    (void)kv_heads;
                 }
             }
 }
 
-int main(void)
+/* test_ranks mpi SHAPE TP PP CP EP FSDP, started by mpirun: one grid over processes (tests/coll/test_ranks_mpi.py). Rank 0 knows
+ * what one rank makes. */
+static void over_mpi(int argc, char **argv)
+{
+    td_coll *world;
+    char what[160];
+    T_OK(td_coll_mpi_open(&argc, &argv, &world) == TD_OK, "%s", td_reason());
+    tr_opts o = base_opts(argv[2]);
+    o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+    if (td_coll_rank(world) == 0) check(o, "one rank", true);
+    o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = 1, .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
+    o.depth = o.grid.pp;
+    o.block_rows = 8;
+    tr_world = world;
+    snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp);
+    if (td_coll_rank(world) == 0) check(o, what, false);
+    else T_OK(tr_run(&o, run_all, NULL), "%s", what);
+    td_coll_close(world);
+}
+
+int main(int argc, char **argv)
 {
     td_log_open("test", TD_LOG_ERROR);
     want_logits.row = calloc(64, sizeof *want_logits.row);
     got_logits.row = calloc(64, sizeof *got_logits.row);
     make_specs();
     T_OK(td_ops_open("auto", &ops) == TD_OK);
-    all_grids("ranks-tiny", 2, false);
-    all_grids("ranks-mqa", 1, false);
-    all_grids("moe-tiny", 2, true);
+    if (argc == 8 && !strcmp(argv[1], "mpi")) {
+        over_mpi(argc, argv);
+    } else {
+        all_grids("ranks-tiny", false);
+        all_grids("ranks-mqa", false); /* one kv head */
+        all_grids("moe-tiny", true);
+    }
     for (int i = 0; i < N; i++) te_result_free(&want[i]), te_result_free(&got[i]);
     free(want_logits.row), free(got_logits.row);
     return T_DONE();
