@@ -239,6 +239,45 @@ static void test_refused(void)
     worker_close(&b);
 }
 
+/* The list of ranks as the router gets it from one worker and gives it to the other. */
+static void test_messages(void)
+{
+    td_ship_grid ga, gb;
+    grids(&shapes[3], &ga, &gb);
+    const char *ends[4] = {"ipc:///a", "tcp://host:1", "c", "d"};
+    td_buf ranks, b;
+    td_buf_init(&ranks, 0);
+    td_buf_init(&b, 0);
+    td_arena a;
+    td_arena_init(&a, 1 << 20);
+    T_EQ(td_ship_ranks(&gb, ends, &ranks), TD_OK);
+    td_msg m = {.type = TD_MSG_RESERVED, .sender = 1}, got, start = {.type = TD_MSG_START, .sender = 1};
+    m.reserved.epoch = 3;
+    m.reserved.endpoint = "";
+    m.reserved.ranks = ranks.p;
+    m.reserved.ranks_bytes = (uint32_t)ranks.len;
+    T_EQ(td_msg_pack(&m, &b), TD_OK);
+    T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
+    uint32_t prompt = 1;
+    start.start.work = (td_msg_work){.prompt = {&prompt, 1}, .sampling = {.n = 1, .max_tokens = 1, .top_p = 1, .repetition_penalty = 1}};
+    start.start.has_sink = true;
+    start.start.sink = (td_msg_sink){.endpoint = "x", .credits = 1, .ranks = got.reserved.ranks, .ranks_bytes = got.reserved.ranks_bytes};
+    td_buf_reset(&b);
+    T_EQ(td_msg_pack(&start, &b), TD_OK);
+    T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
+    T_OK(got.start.sink.ranks_bytes == ranks.len && !memcmp(got.start.sink.ranks, ranks.p, ranks.len));
+    td_msg_ranks r;
+    T_EQ(td_msg_ranks_unpack(got.start.sink.ranks, got.start.sink.ranks_bytes, &a, &r), TD_OK);
+    T_OK(r.n == 4 && r.tp == 2 && r.pp == 1 && r.cp == 2 && r.token_kind == TD_TOKENS_INTERLEAVE && r.token_unit == 16 && r.n_stages == 2 && r.stage[1] == 6);
+    T_STR(r.endpoint[1], "tcp://host:1");
+    for (size_t cut = 0; cut < ranks.len; cut++) (void)td_msg_ranks_unpack(ranks.p, cut, &a, &r); /* no crash */
+    r.n = TD_MSG_MAX_RANKS + 1;
+    T_EQ(td_msg_ranks_pack(&r, &b), TD_EFULL);
+    td_arena_deinit(&a);
+    td_buf_deinit(&b);
+    td_buf_deinit(&ranks);
+}
+
 int main(void)
 {
     z = td_zctx_open();
@@ -259,6 +298,7 @@ int main(void)
         if (i % 3 == 0) test_fault(&shapes[i], "delay-commit:3000", (uint32_t)i, "in time");
     }
     test_refused();
+    test_messages();
     td_zctx_close(z);
     return T_DONE();
 }
