@@ -92,7 +92,7 @@ typedef struct receiving {
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
 
-/* A frame for a reservation that rank 0 has told the world of and this rank not yet: kept until it is told. */
+/* A frame for a reservation that rank 0 has told the world of, and this rank not yet: kept until it is. */
 typedef struct early {
     struct early *next;
     int64_t until_us;
