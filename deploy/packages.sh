@@ -1,9 +1,10 @@
+# shellcheck shell=bash disable=SC2034
 # What the project installs, by Debian 12 name; sourced by deploy/build and tests/run.
 # SPDX-License-Identifier: Apache-2.0
 TD_BUILD_PACKAGES=(gcc libc6-dev cmake ninja-build ccache pkg-config libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libevent-dev
   libssl-dev libnghttp2-dev libpcre2-dev libutf8proc-dev libsodium-dev libcurl4-openssl-dev
   libopenmpi-dev openmpi-bin)
-TD_TEST_PACKAGES=(g++ binutils python3 python3-venv git curl)
+TD_TEST_PACKAGES=(g++ binutils python3 python3-venv git curl shellcheck iproute2 procps)
 TD_TEST_PYTHON=(numpy safetensors grpcio grpcio-health-checking grpcio-tools openai jinja2)
 
 need_packages() {

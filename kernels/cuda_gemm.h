@@ -38,7 +38,7 @@ typedef enum {
     TD_CUDA_W_E4M3_BLOCK,
     TD_CUDA_W_TYPES
 } td_cuda_wtype;
-enum { TD_CUDA_GEMM_COUNTERS = 8192, TD_CUDA_GEMM_FEW = 64 };
+enum { TD_CUDA_GEMM_COUNTERS = 8192, TD_CUDA_GEMM_FEW = 64, TD_CUDA_GEMM_GROUPS = 512 };
 
 typedef struct td_cuda_weight {
     int N, K;
@@ -78,6 +78,27 @@ int td_cuda_gemm_pack(void *stream, void *dst, const void *src, int N, int K, in
 int td_cuda_gemm_embed(void *stream, const td_cuda_weight *w, const int32_t *ids, int T, float *out,
                        size_t ldo);
 int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a);
+
+/* Products of one shape, the rows' owners known on the device only (experts): rows row0[e] .. row0[e + 1] - 1
+ * of x and y belong to weight e. Each row's bits are those of td_cuda_gemm with that weight. */
+typedef struct td_cuda_grouped_args {
+    td_cuda_weight shape;      /* N, K, slices, type of all; its pointers are not read */
+    int n;                     /* weights, at most TD_CUDA_GEMM_GROUPS */
+    const void *const *p;      /* device, [n] packed weights */
+    const float *const *bias;  /* device, [n], or NULL */
+    const float *const *scale; /* device, [n]; FP8 only */
+    const int32_t *row0;       /* device, [n + 1], ascending */
+    int max_rows;              /* row0[n] is at most this */
+    const void *x;
+    bool x_is_f32;
+    size_t ldx;
+    float *y;
+    size_t ldy;
+    void *ws;   /* td_cuda_gemm_ws_bytes(max_rows, N, K) */
+    int kernel; /* 0: by max_rows / n; tests: 1 and 2 tiles of 8 and 16 rows, 3 of 64 */
+} td_cuda_grouped_args;
+int td_cuda_gemm_grouped(void *stream, const td_cuda_grouped_args *a);
+
 /* Hopper's kernel (sm_90a; BF16 and E4M3_ROW; x f32 or bf16; T <= 65408): the same leaves and tree, but
  * products whose inner sums are wgmma's, so its bits are its own. Not part of the shim; off by default until
  * a run on a GPU is recorded. */

@@ -4,6 +4,8 @@
 #include "kernels/gemm_cuda_tile.h"
 #include <string.h>
 
+enum { GROUP_BYTES = 4 * (TD_CUDA_GEMM_GROUPS + 64) };
+
 static bool is_fp8(td_cuda_wtype type)
 {
     return type == TD_CUDA_W_E4M3_ROW || type == TD_CUDA_W_E4M3_BLOCK;
@@ -40,7 +42,8 @@ size_t td_cuda_gemm_ws_bytes(int max_T, int max_N, int max_K)
     size_t k = (size_t)(max_K + 64 * GEMM_MAX_LEAVES + 63) / 64 * 64;
     int few = max_T < TD_CUDA_GEMM_FEW ? max_T : TD_CUDA_GEMM_FEW;
     size_t part = (size_t)(GEMM_MAX_LEAVES / 2) * (size_t)few * (size_t)row_blocks_of(max_N) * 16 * 4;
-    return TD_CUDA_GEMM_COUNTERS * 4 + up256((size_t)(max_T + 127) / 128 * 128 * k * 2) + up256(part);
+    return TD_CUDA_GEMM_COUNTERS * 4 + GROUP_BYTES + up256((size_t)(max_T + 127) / 128 * 128 * k * 2) +
+           up256(part);
 }
 
 /* The packed element (n, block, column in the block) comes from column `col` of row n, or is zero. */
@@ -144,11 +147,13 @@ int td_cuda_gemm_embed(void *stream, const td_cuda_weight *w, const int32_t *ids
  * grid: (, T). */
 // limits: regs 40, spill 0, smem 0
 template <class OP, bool F32>
-static __global__ void gemm_x_kernel(uint4 *out, const void *x, size_t ldx, gemm_cut c)
+static __global__ void gemm_x_kernel(uint4 *out, const void *x, size_t ldx, gemm_cut c, const int32_t *row0,
+                                     int n_groups, int t0)
 {
     int i = (int)(blockIdx.x * 256 + threadIdx.x), t = (int)blockIdx.y;
     if (i >= c.n_blocks * 8) return;
     td_grid_wait();
+    if (row0 && (t0 + t < row0[0] || t0 + t >= row0[n_groups])) return;
     int end, col = gemm_block_col(c, i / 8, &end) + i % 8 * 8;
     uint32_t r[4];
     for (int k = 0; k < 4; k++) {
@@ -166,22 +171,33 @@ static __global__ void gemm_x_kernel(uint4 *out, const void *x, size_t ldx, gemm
     td_grid_launch();
 }
 
-static int copy_x(void *stream, void *out, const td_cuda_gemm_args *a, const gemm_cut &c)
+/* Rows of x [T] as operands, padded like the weight; with groups only rows that have an owner. */
+static int copy_x(void *stream, void *out, gemm_args &g, bool x_is_f32, bool f16)
 {
-    typedef void (*kernel)(uint4 *, const void *, size_t, gemm_cut);
-    bool f16 = a->w->type == TD_CUDA_W_F16;
-    kernel k = !a->x_is_f32 ? (kernel)gemm_x_kernel<gemm_bf16, false>
-               : f16        ? (kernel)gemm_x_kernel<gemm_f16, true>
-                            : (kernel)gemm_x_kernel<gemm_bf16, true>;
-    for (int t = 0; t < a->T; t += 65535) { /* the grid's second dimension */
-        int n = a->T - t < 65535 ? a->T - t : 65535;
-        const char *x = (const char *)a->x + (size_t)t * a->ldx * (a->x_is_f32 ? 4 : 2);
+    typedef void (*kernel)(uint4 *, const void *, size_t, gemm_cut, const int32_t *, int, int);
+    kernel k = !x_is_f32 ? (kernel)gemm_x_kernel<gemm_bf16, false>
+               : f16     ? (kernel)gemm_x_kernel<gemm_f16, true>
+                         : (kernel)gemm_x_kernel<gemm_bf16, true>;
+    const gemm_cut c = g.cut;
+    for (int t = 0; t < g.T; t += 65535) { /* the grid's second dimension */
+        int n = g.T - t < 65535 ? g.T - t : 65535;
+        const char *x = (const char *)g.x + (size_t)t * g.ldx * (x_is_f32 ? 4 : 2);
         int e = (int)td_launch(k, dim3((unsigned)((c.n_blocks * 8 + 255) / 256), (unsigned)n), dim3(256), 0,
                                (cudaStream_t)stream, (uint4 *)out + (size_t)t * (size_t)(c.n_blocks * 8),
-                               (const void *)x, a->ldx, c);
+                               (const void *)x, g.ldx, c, g.row0, g.n_groups, t);
         if (e) return e;
     }
+    g.x = out;
+    g.ldx = (size_t)c.n_blocks * 64;
+    g.x_cut.K = c.n_blocks * 64;
+    g.x_cut.slice_blocks = g.x_cut.slice_cols = 0;
     return 0;
+}
+/* x is read where it is when 8 columns are 8 aligned columns of one leaf. */
+static bool x_aligned(const gemm_args &g, bool x_is_f32)
+{
+    int cols = g.cut.slice_cols ? g.cut.slice_cols : g.cut.K;
+    return cols % 8 == 0 && g.ldx % (x_is_f32 ? 4 : 8) == 0 && ((size_t)g.x & 15) == 0;
 }
 
 gemm_args gemm_args_of(const td_cuda_gemm_args *a)
@@ -213,21 +229,73 @@ int td_cuda_gemm(void *stream, const td_cuda_gemm_args *a)
     gemm_args g = gemm_args_of(a);
     char *copy = (char *)a->ws + TD_CUDA_GEMM_COUNTERS * 4;
     bool few = a->kernel ? a->kernel == 1 : a->T <= TD_CUDA_GEMM_FEW;
-    /* x is read where it is when 8 columns are 8 aligned columns of one leaf, and f32 only for the fewest
-     * rows. */
-    int cols = g.cut.slice_cols ? g.cut.slice_cols : w->K;
-    bool aligned = cols % 8 == 0 && a->ldx % (a->x_is_f32 ? 4 : 8) == 0 && ((size_t)a->x & 15) == 0;
-    bool direct = aligned && (!a->x_is_f32 || (few && a->T <= 8));
+    bool direct =
+        x_aligned(g, a->x_is_f32) && (!a->x_is_f32 || (few && a->T <= 8)); /* f32 only for the fewest rows */
     if (!direct) {
-        int e = copy_x(stream, copy, a, g.cut);
+        int e = copy_x(stream, copy, g, a->x_is_f32, w->type == TD_CUDA_W_F16);
         if (e) return e;
-        g.x = copy;
-        g.ldx = (size_t)g.cut.n_blocks * 64;
-        g.x_cut.K = g.cut.n_blocks * 64;
-        g.x_cut.slice_blocks = g.x_cut.slice_cols = 0;
         copy += up256((size_t)a->T * g.ldx * 2);
     }
     g.part = (float *)copy;
     if (few) return gemm_few(stream, g, w->type, direct && a->x_is_f32);
     return gemm_many(stream, g, w->type, a->kernel == 2 || (!a->kernel && a->T <= 256) ? 64 : 128);
+}
+
+/* tile0[e]: tiles of `tokens` rows of the groups before e. One block. */
+// limits: regs 32, spill 0, smem 2048
+static __global__ void __launch_bounds__(512)
+    gemm_tiles_kernel(const int32_t *row0, int n, int tokens, int32_t *tile0)
+{
+    __shared__ int s[TD_CUDA_GEMM_GROUPS];
+    const int e = (int)threadIdx.x;
+    td_grid_wait();
+    const int mine = e < n ? (row0[e + 1] - row0[e] + tokens - 1) / tokens : 0;
+    s[e] = mine;
+    __syncthreads();
+    for (int step = 1; step < TD_CUDA_GEMM_GROUPS; step *= 2) {
+        const int add = e >= step ? s[e - step] : 0;
+        __syncthreads();
+        s[e] += add;
+        __syncthreads();
+    }
+    if (e < n) tile0[e + 1] = s[e];
+    if (e == 0) tile0[0] = 0;
+}
+
+int td_cuda_gemm_grouped(void *stream, const td_cuda_grouped_args *a)
+{
+    if (a->max_rows <= 0 || a->n <= 0) return 0;
+    if (a->n > TD_CUDA_GEMM_GROUPS) return (int)cudaErrorInvalidValue;
+    td_cuda_gemm_args one;
+    memset(&one, 0, sizeof one);
+    one.w = &a->shape;
+    one.x = a->x;
+    one.ldx = a->ldx;
+    one.T = a->max_rows;
+    one.y = a->y;
+    one.ldy = a->ldy;
+    one.ws = a->ws;
+    gemm_args g = gemm_args_of(&one);
+    int32_t *tile0 = (int32_t *)((char *)a->ws + TD_CUDA_GEMM_COUNTERS * 4);
+    char *copy = (char *)tile0 + GROUP_BYTES;
+    g.bias = g.scale = NULL;
+    g.n_groups = a->n;
+    g.row0 = a->row0;
+    g.tile0 = tile0;
+    g.group_w = a->p;
+    g.group_bias = a->bias;
+    g.group_scale = a->scale;
+    const int mean = (a->max_rows + a->n - 1) / a->n;
+    const int kernel = a->kernel ? a->kernel : mean <= 8 ? 1 : mean <= 24 ? 2 : 3;
+    const int tokens = kernel == 1 ? 8 : kernel == 2 ? 16 : 64;
+    const int tiles = a->max_rows / tokens + a->n < a->max_rows ? a->max_rows / tokens + a->n : a->max_rows;
+    if (tiles > 65535) return (int)cudaErrorInvalidValue;
+    int e = (int)td_launch(gemm_tiles_kernel, dim3(1), dim3(TD_CUDA_GEMM_GROUPS), 0, (cudaStream_t)stream,
+                           a->row0, a->n, tokens, tile0);
+    if (e) return e;
+    const bool direct = x_aligned(g, a->x_is_f32) && (!a->x_is_f32 || kernel == 1);
+    if (!direct && (e = copy_x(stream, copy, g, a->x_is_f32, a->shape.type == TD_CUDA_W_F16))) return e;
+    g.T = tokens;
+    if (kernel < 3) return gemm_few(stream, g, a->shape.type, direct && a->x_is_f32, tiles);
+    return gemm_many(stream, g, a->shape.type, tokens, tiles);
 }

@@ -124,11 +124,11 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
                 for (int i = 0; i < 4; i++) acc[m][n][i] = sum[m][n][i];
 }
 
-/* grid: (row blocks / (groups * MT), leaves >> lw); block: groups << lw warps; lw: log2 of the leaves in a
- * CTA. */
+/* grid: (row blocks / (groups * MT), leaves >> lw, tiles of groups' rows); block: groups << lw warps; lw:
+ * log2 of the leaves in a CTA. */
 // limits: regs 255, spill 0, smem 128
 template <class W, bool F32, int MT, int NT, int U, int XU>
-static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel(const gemm_args a, int lw)
+static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel(gemm_args a, int lw)
 {
     constexpr int ROWS = MT * 16, TOKENS = NT * 8, STRIDE = ROWS + 4; /* + 4: no two lanes meet in a bank */
     TD_DYN_SMEM(float, red);                                          /* [warp][token][row] */
@@ -138,6 +138,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
     const int rb0 = ((int)blockIdx.x * groups + (warp >> lw)) * MT;
     float acc[MT][NT][4] = {};
     td_grid_wait();
+    if (!gemm_enter(a, TOKENS, F32 ? 4 : 2)) return;
     few_leaf<W, F32, MT, NT, U, XU>(acc, a, rb0, (int)blockIdx.y * n_leaf + (warp & (n_leaf - 1)), lane);
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -190,7 +191,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
 }
 
 template <class W, bool F32, int MT, int NT, int U, int XU>
-static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta)
+static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta, int tiles)
 {
     int lw = 0, sms = 0, device = 0;
     cudaError_t e = cudaGetDevice(&device);
@@ -198,38 +199,38 @@ static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta)
     if (e != cudaSuccess) return (int)e;
     while (1 << (lw + 1) <= leaves_in_cta && 1 << (lw + 1) <= a.cut.leaves) lw++;
     int groups = 8 >> lw, parts = a.cut.leaves >> lw;
-    while (groups > 1 && a.row_blocks * parts < sms * groups * MT)
+    while (groups > 1 && a.row_blocks * parts * tiles < sms * groups * MT)
         groups /= 2; /* no SM without a CTA; same bits */
     int per = groups * MT;
-    dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)parts);
+    dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)parts, (unsigned)tiles);
     size_t smem = sizeof(float) * (size_t)(groups << lw) * NT * 8 * (MT * 16 + 4);
     return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U, XU>, grid,
                               dim3((unsigned)(32 * groups << lw)), smem, (cudaStream_t)stream, a, lw);
 }
 
-template <class W> static int few_by_tokens(void *stream, const gemm_args &a, bool x_is_f32)
+template <class W> static int few_by_tokens(void *stream, const gemm_args &a, bool x_is_f32, int tiles)
 {
     constexpr int U = W::V == 1 ? 8 : 4; /* chunks of two row blocks that fill 64 registers */
     if (a.T <= 8) {
-        if (x_is_f32) return few_launch<W, true, 1, 1, 8, 2>(stream, a, 8);
-        return few_launch<W, false, 1, 1, 8, 4>(stream, a, 8);
+        if (x_is_f32) return few_launch<W, true, 1, 1, 8, 2>(stream, a, 8, tiles);
+        return few_launch<W, false, 1, 1, 8, 4>(stream, a, 8, tiles);
     }
-    if (a.T <= 16) return few_launch<W, false, 2, 2, U, 2>(stream, a, 8);
-    if (a.T <= 32) return few_launch<W, false, 2, 4, U, 2>(stream, a, 2);
-    return few_launch<W, false, 2, 8, U, 1>(stream, a, 2);
+    if (a.T <= 16) return few_launch<W, false, 2, 2, U, 2>(stream, a, 8, tiles);
+    if (a.T <= 32) return few_launch<W, false, 2, 4, U, 2>(stream, a, 2, tiles);
+    return few_launch<W, false, 2, 8, U, 1>(stream, a, 2, tiles);
 }
 
-int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32)
+int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32, int tiles)
 {
     switch (type) {
     case TD_CUDA_W_BF16:
-        return few_by_tokens<gemm_w16<gemm_bf16>>(stream, a, x_is_f32);
+        return few_by_tokens<gemm_w16<gemm_bf16>>(stream, a, x_is_f32, tiles);
     case TD_CUDA_W_F16:
-        return few_by_tokens<gemm_w16<gemm_f16>>(stream, a, x_is_f32);
+        return few_by_tokens<gemm_w16<gemm_f16>>(stream, a, x_is_f32, tiles);
     case TD_CUDA_W_E4M3_ROW:
-        return few_by_tokens<gemm_e4m3<false>>(stream, a, x_is_f32);
+        return few_by_tokens<gemm_e4m3<false>>(stream, a, x_is_f32, tiles);
     case TD_CUDA_W_E4M3_BLOCK:
-        return few_by_tokens<gemm_e4m3<true>>(stream, a, x_is_f32);
+        return few_by_tokens<gemm_e4m3<true>>(stream, a, x_is_f32, tiles);
     default:
         return (int)cudaErrorInvalidValue;
     }

@@ -81,10 +81,10 @@ static TD_DEV void many_block(float (&acc)[many_shape<W, TOKENS>::MT][many_shape
     }
 }
 
-/* grid: (tiles of tokens, tiles of 128 weights). */
+/* grid: (tiles of tokens, tiles of 128 weights, 1), with groups (1, tiles of weights, tiles of groups' rows).
+ */
 // limits: regs 255, spill 0, smem 0
-template <class W, int TOKENS>
-static __global__ void __launch_bounds__(256) gemm_many_kernel(const gemm_args a)
+template <class W, int TOKENS> static __global__ void __launch_bounds__(256) gemm_many_kernel(gemm_args a)
 {
     typedef many_shape<W, TOKENS> S;
     TD_DYN_SMEM(unsigned char, smem); /* stages, then up to two levels of the tree */
@@ -94,6 +94,7 @@ static __global__ void __launch_bounds__(256) gemm_many_kernel(const gemm_args a
     float acc[S::MT][S::NT][4] = {}, low[S::MT][S::NT][4] = {},
           sum[W::BLOCK_SCALE ? S::MT : 1][S::NT][4] = {};
     td_grid_wait();
+    if (!gemm_enter(a, TOKENS, 2)) return;
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < blocks) many_load<W, TOKENS>(smem + s * S::STAGE, a, rb0, t0, s);
@@ -167,11 +168,12 @@ static __global__ void __launch_bounds__(256) gemm_many_kernel(const gemm_args a
             }
 }
 
-template <class W, int TOKENS> static int many_launch(void *stream, const gemm_args &a)
+template <class W, int TOKENS> static int many_launch(void *stream, const gemm_args &a, int tiles)
 {
     typedef many_shape<W, TOKENS> S;
     int levels = a.cut.leaves == 8 ? 2 : a.cut.leaves == 4 ? 1 : 0;
-    dim3 grid((unsigned)((a.T + TOKENS - 1) / TOKENS), (unsigned)((a.row_blocks + 7) / 8));
+    dim3 grid(a.n_groups ? 1u : (unsigned)((a.T + TOKENS - 1) / TOKENS), (unsigned)((a.row_blocks + 7) / 8),
+              (unsigned)tiles);
     return (int)td_launch_big(gemm_many_kernel<W, TOKENS>, grid, dim3(MANY_THREADS),
                               (size_t)STAGES * S::STAGE + (size_t)levels * S::LEVEL_FLOATS * 4,
                               (cudaStream_t)stream, a);
@@ -190,24 +192,24 @@ static bool fits_large()
     return bytes >= 224 * 1024;
 }
 
-template <class W> static int many_by_tokens(void *stream, const gemm_args &a, int tokens)
+template <class W> static int many_by_tokens(void *stream, const gemm_args &a, int tokens, int tiles)
 {
     if constexpr (!W::BLOCK_SCALE)
-        if (tokens == 128 && fits_large()) return many_launch<W, 128>(stream, a);
-    return many_launch<W, 64>(stream, a);
+        if (tokens == 128 && fits_large()) return many_launch<W, 128>(stream, a, tiles);
+    return many_launch<W, 64>(stream, a, tiles);
 }
 
-int gemm_many(void *stream, const gemm_args &a, td_cuda_wtype type, int tokens)
+int gemm_many(void *stream, const gemm_args &a, td_cuda_wtype type, int tokens, int tiles)
 {
     switch (type) {
     case TD_CUDA_W_BF16:
-        return many_by_tokens<gemm_w16<gemm_bf16>>(stream, a, tokens);
+        return many_by_tokens<gemm_w16<gemm_bf16>>(stream, a, tokens, tiles);
     case TD_CUDA_W_F16:
-        return many_by_tokens<gemm_w16<gemm_f16>>(stream, a, tokens);
+        return many_by_tokens<gemm_w16<gemm_f16>>(stream, a, tokens, tiles);
     case TD_CUDA_W_E4M3_ROW:
-        return many_by_tokens<gemm_e4m3<false>>(stream, a, tokens);
+        return many_by_tokens<gemm_e4m3<false>>(stream, a, tokens, tiles);
     case TD_CUDA_W_E4M3_BLOCK:
-        return many_by_tokens<gemm_e4m3<true>>(stream, a, tokens);
+        return many_by_tokens<gemm_e4m3<true>>(stream, a, tokens, tiles);
     default:
         return (int)cudaErrorInvalidValue;
     }

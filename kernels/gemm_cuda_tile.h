@@ -78,7 +78,36 @@ typedef struct gemm_args {
     gemm_cut x_cut; /* of x: the same, or that of a copy that is padded like the weight */
     float *part;
     unsigned *count;
+    int n_groups;                /* 0: one weight; else blockIdx.z is a tile of some group's rows: */
+    const int32_t *row0, *tile0; /* [n_groups + 1]: its rows, its tiles */
+    const void *const *group_w;
+    const float *const *group_bias, *const *group_scale;
 } gemm_args;
+
+/* With groups: the arguments of this block's tile, as if it were a product of its own. False: no such tile.
+ */
+static TD_DEV bool gemm_enter(gemm_args &a, int tokens, int x_bytes)
+{
+    if (!a.n_groups) return true;
+    const int z = (int)blockIdx.z;
+    if (z >= a.tile0[a.n_groups]) return false;
+    int lo = 0, hi = a.n_groups - 1;
+    while (lo < hi) {
+        int mid = (lo + hi + 1) / 2;
+        if (a.tile0[mid] <= z)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    const int row = a.row0[lo] + (z - a.tile0[lo]) * tokens;
+    a.T = min(tokens, a.row0[lo + 1] - row);
+    a.w = (const unsigned char *)a.group_w[lo];
+    if (a.group_bias) a.bias = a.group_bias[lo];
+    if (a.group_scale) a.scale = a.group_scale[lo];
+    a.x = (const unsigned char *)a.x + (size_t)row * a.ldx * (size_t)x_bytes;
+    a.y += (size_t)row * a.ldy;
+    return true;
+}
 
 struct gemm_bf16 {
     static TD_DEV uint32_t pack(float lo, float hi)
@@ -174,7 +203,7 @@ static TD_DEV void gemm_end(const gemm_args &a, int n, int t, float v)
 
 gemm_args gemm_args_of(const td_cuda_gemm_args *a);
 /* Launchers of the two kernels; x is f32 only for few rows. */
-int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32);
-int gemm_many(void *stream, const gemm_args &a, td_cuda_wtype type, int tokens);
+int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32, int tiles = 1);
+int gemm_many(void *stream, const gemm_args &a, td_cuda_wtype type, int tokens, int tiles = 1);
 
 #endif

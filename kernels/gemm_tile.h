@@ -286,14 +286,18 @@ static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const 
     td_pool_for(pool, j.n_chunks, panels_item, &j);
 }
 
-enum { HOT_BYTES = 3 << 19 }; /* packed x that stays close while every panel passes over it */
+enum {
+    HOT_BYTES = 3 << 19,   /* packed x that stays close while every panel passes over it */
+    PART_LEAST = 96 / XD   /* rows: below, reading the weights would take 2.5 GB/s and more of each core */
+};
 
 /* Rows in parts of whole blocks: reading the weights once more for each costs less than x from far away. */
 static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                    float *y, size_t ldy, bool add)
 {
-    size_t blocks = HOT_BYTES / (td_pairs(w->K) * XD * 4 * MR_MAX);
-    int each = blocks > 1 ? blocks < (size_t)T ? (int)blocks * MR_MAX : T : MR_MAX;
+    size_t blocks = HOT_BYTES / (td_pairs(w->K) * XD * 4 * MR_MAX), least = (PART_LEAST + MR_MAX - 1) / MR_MAX;
+    if (blocks < least) blocks = least;
+    int each = blocks < (size_t)T ? (int)blocks * MR_MAX : T;
     for (int t = 0; t < T; t += each)
         linear_part(pool, scratch, w, x + (size_t)t * ldx, ldx, T - t < each ? T - t : each,
                     y + (size_t)t * ldy, ldy, add);

@@ -194,7 +194,7 @@ static void child_main(launcher *l, char **argv)
     signal(SIGPIPE, SIG_DFL);
     int null = open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, 0);
-    td_procs_clear_mpi();
+    td_procs_clear_mpi(!remote(&l->conf));
     if (l->ranks > 1) setenv("TANDEM_LAUNCH_DIR", l->run_dir, 1);
     execvp(argv[0], argv);
     if (l->ranks > 1 && errno == ENOENT) fprintf(stderr, "tandem launch-worker: no mpirun on this host: install openmpi-bin\n");

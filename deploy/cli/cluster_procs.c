@@ -102,12 +102,12 @@ bool td_procs_kill_all(int64_t wait_us)
     }
 }
 
-void td_procs_clear_mpi(void)
+void td_procs_clear_mpi(bool alone)
 {
-    static const char *const prefix[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_"};
+    static const char *const prefix[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_"};
     for (size_t i = 0; environ && environ[i];) {
         bool drop = false;
-        for (size_t k = 0; k < TD_COUNT(prefix); k++) drop |= !strncmp(environ[i], prefix[k], strlen(prefix[k]));
+        for (size_t k = 0; k < TD_COUNT(prefix) - !alone; k++) drop |= !strncmp(environ[i], prefix[k], strlen(prefix[k]));
         char name[256];
         size_t n = strcspn(environ[i], "=");
         if (!drop || n >= sizeof name) {

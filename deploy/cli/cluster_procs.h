@@ -19,9 +19,9 @@ void td_procs_adopt(void);
 char td_procs_state(pid_t pid);
 /* SIGKILL to all descendants until there are none, at most wait_us long. False: some are left. */
 bool td_procs_kill_all(int64_t wait_us);
-/* The OMPI_*, PMIX_* and PMI_* variables of a launcher that was itself started by mpirun: Open MPI would take its child
- * for a part of that job. */
-void td_procs_clear_mpi(void);
+/* Unsets what another mpirun left in the environment (OMPI_*, PMIX_*, PMI_*, PRTE_*), by which Open MPI would take a child
+ * for a part of that job; with `alone` also SLURM_*, by which it would spread over the hosts of an allocation. */
+void td_procs_clear_mpi(bool alone);
 /* Removes a directory of ours and what is in it (not across file systems, not through links). */
 void td_procs_remove_tree(const char *dir);
 

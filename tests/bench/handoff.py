@@ -1,10 +1,12 @@
 """What the hand-off costs, and how fast a cluster starts.
 
-    python tests/bench/handoff.py [--rounds 7] [--shape 1b] [--only start|handoff]
+    python tests/bench/handoff.py [--rounds 7] [--shape 1b] [--only start|handoff|grid]
 
 start:   from exec of `tandem serve` on the demo model (built, page cache warm) to the first streamed byte of a request sent at once: < 1 s.
 handoff: time to the second token, disaggregated minus mixed, on an idle machine, 512 and 2,048 tokens of the shape: <= 5 % of TTFT;
          transfer_exposed_ms <= 10 % of transfer_ms. (second_token_ms counts from the first token, which the prefill worker sends at once.) Interleaved: one request to each cluster in turn.
+grid:    the KV of a 2,048-token prompt of the 1b shape from one rank to two (TP 2) over ipc and loopback tcp, against the sockets alone in the same run: frames of
+         the same number and size, sent as they lie in the pages and dropped on arrival. MB/s, ratio of alternating rounds (>= 0.85 is the goal), CPU time of both.
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -22,7 +24,7 @@ from support.cluster import BIN, DEMO, ROOT, Cluster, free_port  # noqa: E402
 p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=7)
 p.add_argument("--dir", default=os.path.join(ROOT, "build", "bench", "1b"))
-p.add_argument("--only", choices=["start", "handoff"])
+p.add_argument("--only", choices=["start", "handoff", "grid"])
 p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
 a = p.parse_args()
 report = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --rounds %d" % a.rounds}
@@ -44,6 +46,26 @@ def first_byte(port):
         except ConnectionRefusedError:
             time.sleep(0.002)
 
+
+def save(name, new):
+    os.makedirs(a.out, exist_ok=True)
+    path = os.path.join(a.out, name)
+    old = json.load(open(path)) if os.path.exists(path) else {}
+    old.update(new)
+    with open(path, "w") as f:
+        json.dump(old, f, indent=1)
+        f.write("\n")
+
+
+if a.only == "grid":
+    tool = os.path.join(os.path.dirname(BIN), "tests", "ship_test_grid_speed")
+    grid = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --only grid --rounds %d" % a.rounds, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    for transport in ("tcp", "ipc"):
+        r = json.loads(subprocess.run([tool, str(a.rounds), "2048", "1b", transport], stdout=subprocess.PIPE, check=True, text=True).stdout)
+        grid[transport] = r
+        print("{transport}: {ship_mb_s} MB/s of {raw_mb_s}: {ratio}; best of {rounds}: {ship_best_mb_s} of {raw_best_mb_s}; CPU {ship_cpu_ms} against {raw_cpu_ms} ms".format(**r))
+    save("ship_grid.json", grid)
+    sys.exit(0)
 
 if a.only != "handoff":
     times = []
@@ -80,8 +102,4 @@ if a.only != "start":
             report[f"handoff_{n}"] = {"disaggregated": med["dis"], "mixed": med["mix"], "second_token_extra_ms": round(extra_ms, 2), "of_ttft": round(share, 4), "exposed_of_transfer": round(exposed, 4)}
             print(f"{n} tokens: second token {med['dis']['second_token_ms']:.1f} ms disaggregated, {med['mix']['second_token_ms']:.1f} ms mixed: {extra_ms:+.1f} ms = {100 * share:.1f} % of TTFT; "
                   f"transfer {med['dis']['transfer_ms']:.1f} ms, exposed {med['dis']['transfer_exposed_ms']:.1f} ms = {100 * exposed:.1f} %")
-os.makedirs(a.out, exist_ok=True)
-path = os.path.join(a.out, "handoff.json")
-old = json.load(open(path)) if os.path.exists(path) else {}
-old.update(report)
-json.dump(old, open(path, "w"), indent=1)
+save("handoff.json", report)

@@ -206,12 +206,15 @@ static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
 /* So long a K that the rows go in several parts: each row as alone, residual included. */
 static void parts(const td_ops *o)
 {
-    enum { N = 35, M = 30 };
-    problem p = problem_open(o, (gemm_case){N, 40000}, TD_BF16, 1);
+    enum { N = 35, M = 101, K = 20000 };
+    problem p = problem_open(o, (gemm_case){N, K}, TD_BF16, 1);
     float *y = floats(M * N), *alone = floats(M * N);
+    free(p.x), free(p.scratch);
+    rnd_fill(p.x = floats((size_t)M * K), (size_t)M * K, 4, 1);
+    p.scratch = block_alloc(o->scratch_bytes(M, K, 16, MAX_TEAM));
     for (int i = 0; i < M * N; i++) y[i] = alone[i] = (float)(i % 7);
     run(o, &p, 2, p.x, M, y, N, true);
-    for (int m = 0; m < M; m++) run(o, &p, 1, p.x + (size_t)m * 40000, 1, alone + m * N, N, true);
+    for (int m = 0; m < M; m++) run(o, &p, 1, p.x + (size_t)m * K, 1, alone + m * N, N, true);
     T_OK(!memcmp(y, alone, M * N * 4), "%s", o->family);
     free(y), free(alone);
     problem_close(&p);

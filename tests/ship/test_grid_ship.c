@@ -205,6 +205,37 @@ static void test_fault(const pair_of_grids *s, const char *fault, uint32_t at, c
     worker_close(&b);
 }
 
+/* The other ranks hear of the reservation late: what came before is not lost; never: it is refused after a while. */
+static void test_early(const pair_of_grids *s, bool ever)
+{
+    td_ship_grid ga, gb;
+    worker a, b;
+    const uint32_t n = 200;
+    grids(s, &ga, &gb);
+    worker_open(&a, &ga, false, 16, n, 0xAA, 5000, NULL);
+    worker_open(&b, &gb, true, 8, n, 0x55, 5000, NULL);
+    for (uint32_t r = 0; r < a.n; r++) grid_tag(&a.rank[r], &d, n);
+    td_ship_recv_open(b.ship[0], 5, 0, n, 2, (const int32_t *const *)b.rank[0].pages, b.rank[0].n_pages);
+    send_open(&a, &b, 6, 5, 0, n);
+    compute(&a, 6, n, 64);
+    commit(&a, 6, 2);
+    for (int64_t end = td_now_us() + 150000; td_now_us() < end; usleep(1000)) worker_turn(&a), worker_turn(&b);
+    T_OK(!a.n_last && !b.n_last, "%s: decided without the other ranks", s->what);
+    for (uint32_t r = 1; r < b.n && ever; r++)
+        td_ship_recv_open(b.ship[r], 5, 0, n, 2, (const int32_t *const *)b.rank[r].pages, b.rank[r].n_pages);
+    if (ever) {
+        uint64_t wrong = 0;
+        T_OK(until_done(&a, &b, 20000) && a.last->ok && b.last->type == TD_SHIP_LANDED, "%s: %s", s->what, a.last ? a.last->reason : "");
+        for (uint32_t r = 0; r < b.n; r++) wrong += grid_wrong(&b.rank[r], &d, 0, n, 0x55);
+        T_EQ(wrong, 0);
+    } else {
+        for (int i = 0; i < 10000 && !a.n_last; i++, usleep(1000)) worker_turn(&a), worker_turn(&b);
+        T_OK(a.n_last && !a.last->ok && strstr(a.last->reason, "the epoch is not live"), "%s: %s", s->what, a.last ? a.last->reason : "no end");
+    }
+    worker_close(&a);
+    worker_close(&b);
+}
+
 static void test_refused(void)
 {
     td_ship_grid ga, gb;
@@ -239,6 +270,45 @@ static void test_refused(void)
     worker_close(&b);
 }
 
+/* The list of ranks as the router gets it from one worker and gives it to the other. */
+static void test_messages(void)
+{
+    td_ship_grid ga, gb;
+    grids(&shapes[3], &ga, &gb);
+    const char *ends[4] = {"ipc:///a", "tcp://host:1", "c", "d"};
+    td_buf ranks, b;
+    td_buf_init(&ranks, 0);
+    td_buf_init(&b, 0);
+    td_arena a;
+    td_arena_init(&a, 1 << 20);
+    T_EQ(td_ship_ranks(&gb, ends, &ranks), TD_OK);
+    td_msg m = {.type = TD_MSG_RESERVED, .sender = 1}, got, start = {.type = TD_MSG_START, .sender = 1};
+    m.reserved.epoch = 3;
+    m.reserved.endpoint = "";
+    m.reserved.ranks = ranks.p;
+    m.reserved.ranks_bytes = (uint32_t)ranks.len;
+    T_EQ(td_msg_pack(&m, &b), TD_OK);
+    T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
+    uint32_t prompt = 1;
+    start.start.work = (td_msg_work){.prompt = {&prompt, 1}, .sampling = {.n = 1, .max_tokens = 1, .top_p = 1, .repetition_penalty = 1}};
+    start.start.has_sink = true;
+    start.start.sink = (td_msg_sink){.endpoint = "x", .credits = 1, .ranks = got.reserved.ranks, .ranks_bytes = got.reserved.ranks_bytes};
+    td_buf_reset(&b);
+    T_EQ(td_msg_pack(&start, &b), TD_OK);
+    T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
+    T_OK(got.start.sink.ranks_bytes == ranks.len && !memcmp(got.start.sink.ranks, ranks.p, ranks.len));
+    td_msg_ranks r;
+    T_EQ(td_msg_ranks_unpack(got.start.sink.ranks, got.start.sink.ranks_bytes, &a, &r), TD_OK);
+    T_OK(r.n == 4 && r.tp == 2 && r.pp == 1 && r.cp == 2 && r.token_kind == TD_TOKENS_INTERLEAVE && r.token_unit == 16 && r.n_stages == 2 && r.stage[1] == 6);
+    T_STR(r.endpoint[1], "tcp://host:1");
+    for (size_t cut = 0; cut < ranks.len; cut++) (void)td_msg_ranks_unpack(ranks.p, cut, &a, &r); /* no crash */
+    r.n = TD_MSG_MAX_RANKS + 1;
+    T_EQ(td_msg_ranks_pack(&r, &b), TD_EFULL);
+    td_arena_deinit(&a);
+    td_buf_deinit(&b);
+    td_buf_deinit(&ranks);
+}
+
 int main(void)
 {
     z = td_zctx_open();
@@ -258,7 +328,10 @@ int main(void)
         if (i % 3 == 1) test_fault(&shapes[i], "gone", 0, "");
         if (i % 3 == 0) test_fault(&shapes[i], "delay-commit:3000", (uint32_t)i, "in time");
     }
+    for (size_t i = 2; i < TD_COUNT(shapes); i++) test_early(&shapes[i], true);
+    test_early(&shapes[2], false);
     test_refused();
+    test_messages();
     td_zctx_close(z);
     return T_DONE();
 }

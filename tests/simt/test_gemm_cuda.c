@@ -300,6 +300,68 @@ static void test_nan(void)
     dev_done();
 }
 
+/* Experts: each row as if its expert's product had been called with it alone; rows without an owner stay as
+ * they are. */
+static void test_grouped(td_cuda_wtype type, int K, int slices)
+{
+    enum { E = 6, N = 40, ROWS = 120 };
+    static const int32_t row0[E + 1] = {2, 2, 5, 25, 26, 96, 110};
+    gemm_case c = {N, K, slices, type, true};
+    weight w[E];
+    const void *p[E];
+    const float *bias[E], *scale[E];
+    for (int e = 0; e < E; e++) {
+        weight_make(&w[e], &c, 40 + (uint64_t)e);
+        p[e] = w[e].dev.p;
+        bias[e] = w[e].dev.bias;
+        scale[e] = w[e].dev.scale;
+    }
+    float *x = floats(ROWS * (size_t)K), *want = floats(ROWS * N), *y = floats(ROWS * N);
+    rnd_fill(x, ROWS * (size_t)K, 50, 1);
+    rnd_fill(want, ROWS * N, 51, 1);
+    void *ws = workspace(ROWS, N, K);
+    float *dx = dev_put(x, ROWS * (size_t)K * 4), *dy = dev_put(want, ROWS * N * 4);
+    for (int e = 0; e < E; e++) {
+        td_cuda_gemm_args a = {&w[e].dev,
+                               dx + (size_t)row0[e] * (size_t)K,
+                               true,
+                               (size_t)K,
+                               row0[e + 1] - row0[e],
+                               dy + row0[e] * N,
+                               N,
+                               false,
+                               ws,
+                               0};
+        T_EQ(td_cuda_gemm(dev()->stream[0], &a), 0);
+    }
+    T_OK(dev_get(y, dy, ROWS * N * 4));
+    td_cuda_grouped_args g = {.shape = w[0].dev,
+                              .n = E,
+                              .p = dev_put(p, sizeof p),
+                              .bias = dev_put(bias, sizeof bias),
+                              .scale = fp8(type) ? dev_put(scale, sizeof scale) : NULL,
+                              .row0 = dev_put(row0, sizeof row0),
+                              .max_rows = ROWS,
+                              .x = dx,
+                              .x_is_f32 = true,
+                              .ldx = (size_t)K,
+                              .ldy = N,
+                              .ws = ws};
+    for (g.kernel = 0; g.kernel <= 3; g.kernel++) {
+        float *again = floats(ROWS * N);
+        g.y = dev_put(want, ROWS * N * 4);
+        T_EQ(td_cuda_gemm_grouped(dev()->stream[0], &g), 0);
+        T_OK(dev_get(again, g.y, ROWS * N * 4));
+        T_OK(!memcmp(again, y, ROWS * N * 4), "kernel %d type %d K %d", g.kernel, type, K);
+        free(again);
+    }
+    free(x);
+    free(want);
+    free(y);
+    for (int e = 0; e < E; e++) weight_free(&w[e]);
+    dev_done();
+}
+
 static void test_embed(void)
 {
     for (int s = 0; s <= 4; s += 4) {
@@ -337,6 +399,10 @@ int main(void)
     test_ranks(TD_CUDA_W_BF16);
     test_ranks(TD_CUDA_W_E4M3_ROW);
     test_nan();
+    test_grouped(TD_CUDA_W_BF16, 72, 0);
+    test_grouped(TD_CUDA_W_F16, 2050, 0);
+    test_grouped(TD_CUDA_W_E4M3_BLOCK, 520, 0);
+    test_grouped(TD_CUDA_W_E4M3_ROW, 80, 8);
     test_embed();
     test_refused();
     return T_DONE();

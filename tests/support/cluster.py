@@ -42,6 +42,30 @@ def free_port():
         return s.getsockname()[1]
 
 
+def rank_pids(above):
+    """{rank: process} of the MPI ranks below a process."""
+    parent, rank = {}, {}
+    for p in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{p}/stat") as f:
+                parent[int(p)] = int(f.read().rsplit(")", 1)[1].split()[1])
+            with open(f"/proc/{p}/environ", "rb") as f:
+                m = re.search(rb"(?:^|\0)OMPI_COMM_WORLD_RANK=(\d+)", f.read())
+            if m:
+                rank[int(p)] = int(m[1])
+        except (OSError, IndexError):
+            pass
+
+    def below(p):
+        while p in parent:
+            if p == above:
+                return True
+            p = parent[p]
+        return False
+
+    return {r: p for p, r in rank.items() if below(p)}
+
+
 def skip(reason):
     print("SKIP:", reason)
     sys.exit(77)
@@ -64,12 +88,14 @@ class Error(Exception):
 
 class Cluster:
     def __init__(self, model=DEMO, prefill=1, decode=1, mixed=0, extra=(), router_extra=(), prefill_extra=(),
-                 decode_extra=(), mixed_extra=(), name="demo", tcp=False, ready=True, threads=1):
+                 decode_extra=(), mixed_extra=(), name="demo", tcp=False, ready=True, threads=1, ranks=None):
+        """ranks: {role: number}: such workers are started by `tandem launch-worker --no-restart`."""
         self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
         self.port, self.grpc_port = free_port(), free_port()
         self.model, self.extra, self.name, self.tcp, self.threads = model, list(extra), name, tcp, threads
         self.control = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{self.dir}/control"
         self.procs, self.n_started = {}, 0
+        self.ranks = ranks or {}
         self.role_extra = {"prefill": prefill_extra, "decode": decode_extra, "mixed": mixed_extra}
         self.router_extra = router_extra
         self.start_router()
@@ -96,7 +122,10 @@ class Cluster:
         label = f"{role}{self.n_started}"
         self.n_started += 1
         bulk = "tcp://127.0.0.1:*" if self.tcp else f"ipc://{self.dir}/bulk{self.n_started}"
-        argv = ["tandem-worker", "--model", self.model, "--role", role, "--router", self.control]
+        argv = ["tandem-worker"]
+        if self.ranks.get(role, 1) > 1:
+            argv = ["tandem", "launch-worker", "--no-restart", "--ranks", str(self.ranks[role]), "--"]
+        argv += ["--model", self.model, "--role", role, "--router", self.control]
         argv += ["--bulk-bind", bulk, "--name", label, "--threads", str(self.threads)]
         argv += ["--cache-dir", os.path.join(BUILD, "test-cache"), *self.extra, *self.role_extra[role]]
         self._spawn(label, argv)
@@ -229,6 +258,10 @@ class Cluster:
             if m:
                 total += float(m.group(2))
         return total
+
+    def rank_pids(self, label):
+        """{rank: process} of a worker of many ranks."""
+        return rank_pids(self.procs[label].pid)
 
     def kill(self, label, sig=signal.SIGKILL):
         self.procs[label].send_signal(sig)

@@ -100,7 +100,10 @@ static inline void *tr_thread(void *arg)
     return NULL;
 }
 
-/* All ranks from start to end. True: none failed. */
+/* This process is one rank of `world` (MPI); NULL: the ranks are threads. */
+static td_coll *tr_world;
+
+/* All ranks from start to end. True: none failed, as far as this process knows. */
 static inline bool tr_run(const tr_opts *o, void (*fn)(td_engine *e, void *arg), void *arg)
 {
     static tr_group g;
@@ -108,6 +111,11 @@ static inline bool tr_run(const tr_opts *o, void (*fn)(td_engine *e, void *arg),
     int n = td_grid_ranks(&o->grid);
     bool ok = true;
     g.o = *o, g.fn = fn, g.arg = arg;
+    if (tr_world) {
+        g.rank[0] = (tr_rank){.group = &g, .rank = td_coll_rank(tr_world), .world = tr_world};
+        tr_thread(&g.rank[0]);
+        return g.rank[0].status >= 0;
+    }
     T_OK(td_coll_threads_open(n, end) == TD_OK);
     for (int i = 0; i < n; i++) {
         g.rank[i] = (tr_rank){.group = &g, .rank = i, .world = end[i]};

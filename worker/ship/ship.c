@@ -6,12 +6,16 @@
 #include "common/log.h"
 #include "worker/ship/ship_int.h"
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { ANSWER_HWM = 1 << 20, MAX_WAIT_US = 500000 };
+/* Frames come and go by the hundred: their memory stays with the process, or each would be mapped and cleared
+ * anew. */
+enum { KEEP_BELOW = 8 * TD_KVF_FRAME_BYTES, KEEP_FREE = 256 * TD_KVF_FRAME_BYTES };
 
 /* ---- engine thread ---- */
 static cmd *command(cmd_type type, uint64_t key)
@@ -292,7 +296,7 @@ void ship_drain(td_ship *s, int64_t now)
 
 static int64_t wait_us(const td_ship *s, int64_t now)
 {
-    int64_t due = TD_MIN(td_receiver_deadline(s->receiver), ship_out_deadline(s, now));
+    int64_t due = TD_MIN(ship_in_deadline(s), ship_out_deadline(s, now));
     if (due == INT64_MAX) return -1;
     return due <= now ? 0 : TD_MIN(due - now, (int64_t)MAX_WAIT_US);
 }
@@ -314,6 +318,8 @@ static void loop(td_ship *s)
 
 static td_status start(td_ship *s)
 {
+    (void)mallopt(M_MMAP_THRESHOLD, KEEP_BELOW);
+    (void)mallopt(M_TRIM_THRESHOLD, KEEP_FREE);
     td_loop_init(&s->loop);
     td_loop_add_fd(&s->loop, td_chan_fd(s->commands));
     if (!s->o.bulk_bind) return TD_OK;
@@ -410,6 +416,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->o.grid = NULL;
     td_map_init(&s->plans, o->max_keys);
     s->buffers = ship_stack_open();
+    s->early_last = &s->early_first;
     if (td_ship_grid_ranks(&grid) > 1 && !o->rank)
         s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
     s->fault = f;
