@@ -196,14 +196,16 @@ static void plan_ranks(const td_eplb_shape *s, const uint64_t *load, const int32
 {
     part t = {.s = s, .ids = ids, .n = n, .r0 = r0, .ranks = ranks, .slots = s->slot0[r0 + ranks] - s->slot0[r0]};
     int shift = shift_of(load, s->experts), extra = t.slots - n, step = (extra + TRIES - 1) / TRIES;
-    uint64_t *own = td_xalloc((size_t)n * sizeof *own), least = UINT64_MAX;
+    uint64_t *own = td_xalloc((size_t)n * sizeof *own), least = UINT64_MAX, even = 0;
     for (int e = 0; e < n; e++) own[e] = load[ids[e]] >> shift;
     t.load = own;
     t.count = td_xalloc((size_t)n * sizeof *t.count), t.room = td_xalloc((size_t)ranks * sizeof *t.room);
     t.items = td_xalloc((size_t)t.slots * sizeof *t.items);
     for (int r = 0; r < ranks; r++) t.room[r] = s->slot0[r0 + r + 1] - s->slot0[r0 + r];
+    for (int e = 0; e < n; e++) even += own[e] << FRACTION;
+    even = even / (uint64_t)ranks / 100 * 101; /* good enough */
     try_copies(&t, extra, &least, map);
-    for (int useful = extra - step; step && useful >= 0; useful -= step) try_copies(&t, useful, &least, map);
+    for (int useful = extra - step; step && useful >= 0 && least > even; useful -= step) try_copies(&t, useful, &least, map);
     free(own), free(t.count), free(t.room), free(t.items);
 }
 

@@ -197,6 +197,8 @@ static double measured(const uint64_t *rows, int ranks, size_t stride)
     return all ? (double)most * ranks / (double)all : 1;
 }
 
+static bool gains(double old, double planned) { return old * 100 > planned * (100 + LEAST_GAIN); }
+
 /* On the stage's first rank: counts [ranks][words] of all -> maps [layers][all slots]. */
 static void plan_all(td_model *m, const uint64_t *counts, bool force, int32_t *maps)
 {
@@ -215,11 +217,13 @@ static void plan_all(td_model *m, const uint64_t *counts, bool force, int32_t *m
             load[e] = 0;
             for (int r = 0; r < ranks; r++) load[e] += counts[(size_t)r * words + e];
         }
-        td_eplb_plan(&x->shape, load, maps);
-        td_eplb_settle(&x->shape, l->map, maps);
-        double old = td_eplb_balance(&x->shape, load, l->map), planned = td_eplb_balance(&x->shape, load, maps);
-        bool better = old * 100 > planned * (100 + LEAST_GAIN);
-        if (uneven || !(force || better)) {
+        double old = td_eplb_balance(&x->shape, load, l->map), planned = old;
+        if (!uneven && (force || gains(old, 1))) {
+            td_eplb_plan(&x->shape, load, maps);
+            td_eplb_settle(&x->shape, l->map, maps);
+            planned = td_eplb_balance(&x->shape, load, maps);
+        }
+        if (uneven || !(force || gains(old, planned))) {
             memcpy(maps, l->map, (size_t)x->all * sizeof *maps);
             planned = old;
         }
