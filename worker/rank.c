@@ -6,6 +6,7 @@
 #include "common/chan.h"
 #include "worker/kvpool.h"
 #include "worker/mirror.h"
+#include "worker/profile.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,22 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
     return td_ranks_agree(world, text);
 }
 
+/* Layers are dealt by measured time: rank 0 measures while the others wait, and all take its figure. */
+static td_status measure_head(const td_conf *c, td_coll *world, const td_model_desc *d, td_grid *grid)
+{
+    const td_ops *ops;
+    int cost = 0;
+    if (td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
+        td_pool *pool = td_pool_open(c->threads ? (int)c->threads : td_boot_cores());
+        cost = td_profile_head_cost(pool, ops, d, grid->tp);
+        td_pool_close(pool);
+        TD_INFO("the output matrix takes as long as %d.%d layers", cost / 10, cost % 10);
+    }
+    TD_TRY(td_coll_bcast(world, &cost, sizeof cost, 0));
+    grid->head_cost = cost;
+    return TD_OK;
+}
+
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 {
     td_grid grid = td_rank_grid(c);
@@ -50,6 +67,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
     td_status s = describe(c, &d);
     if (s >= 0) s = agree(c, world, &d);
+    if (s >= 0 && grid.pp > 1) s = measure_head(c, world, &d, &grid);
     if (s >= 0) s = td_grid_check(&grid, &d);
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
