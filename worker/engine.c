@@ -72,7 +72,11 @@ static void open_tables(td_engine *e)
         f->cap_draw = seqs + (uint32_t)e->max_logits;
         f->draw = td_xalloc(f->cap_draw * sizeof *f->draw);
         f->res = td_xalloc(f->cap_draw * sizeof *f->res);
-        f->build = td_step_build_open(e->desc->n_groups, o->page_size, td_model_kvmap(o->model));
+        f->build = td_xalloc(e->n_replicas * sizeof *f->build);
+        f->step = td_xalloc(e->n_replicas * sizeof *f->step);
+        f->logits = td_xalloc(e->n_replicas * sizeof *f->logits);
+        for (uint32_t r = 0; r < e->n_replicas; r++)
+            f->build[r] = td_step_build_open(e->desc->n_groups, o->page_size, td_model_kvmap(o->model));
     }
 }
 
@@ -80,8 +84,8 @@ static void close_flights(td_engine *e)
 {
     for (int i = 0; e->flight && i <= e->depth; i++) {
         td_engine_flight *f = &e->flight[i];
-        free(f->item), free(f->draw), free(f->res);
-        td_step_build_close(f->build);
+        for (uint32_t r = 0; f->build && r < e->n_replicas; r++) td_step_build_close(f->build[r]);
+        free(f->item), free(f->draw), free(f->res), free(f->build), free(f->step), free(f->logits);
     }
     free(e->flight);
 }
@@ -89,8 +93,8 @@ static void close_flights(td_engine *e)
 /* Copy on write is part of the step that is being planned, so that every rank does it at the same point. */
 static void copy_page(void *arg, int group, int32_t from, int32_t to)
 {
-    td_engine *e = arg;
-    td_step_build_copy(td_engine_flight_at(e, e->n_flights)->build, group, from, to);
+    const td_engine_replica *r = arg;
+    td_step_build_copy(td_engine_flight_at(r->engine, r->engine->n_flights)->build[r->index], group, from, to);
 }
 
 static void layer_written(void *arg, const td_step *step, int layer)
@@ -102,7 +106,7 @@ static void layer_written(void *arg, const td_step *step, int layer)
 static td_status open_exec(td_engine *e)
 {
     td_kv kv[TD_MAX_GROUPS];
-    for (int g = 0; g < e->desc->n_groups; g++) kv[g] = *td_kvpool_kv(e->pool, g);
+    for (int g = 0; g < e->desc->n_groups; g++) kv[g] = *td_kvpool_kv(td_engine_any_pool(e), g);
     td_exec_opts x = {.model = e->o.model,
                       .ops = e->o.ops,
                       .pool = e->o.pool,
@@ -116,6 +120,25 @@ static td_status open_exec(td_engine *e)
     return td_exec_open(&x, &e->exec);
 }
 
+/* The books of every replica's pages, and memory for those of this rank's own. */
+static td_status open_replicas(td_engine *e, td_kvpool_opts k)
+{
+    e->replica = td_xalloc(e->n_replicas * sizeof *e->replica);
+    for (uint32_t r = 0; r < e->n_replicas; r++) {
+        e->replica[r] = (td_engine_replica){.engine = e, .index = r};
+        k.copy_arg = &e->replica[r];
+        for (int g = 0; g < k.n_groups && r; g++) k.group[g].n_slots = 0; /* that replica's ranks have the memory */
+        TD_TRY(td_kvpool_open(&k, &e->replica[r].pool));
+    }
+    return TD_OK;
+}
+
+static void close_replicas(td_engine *e)
+{
+    for (uint32_t r = 0; e->replica && r < e->n_replicas; r++) td_kvpool_close(e->replica[r].pool);
+    free(e->replica);
+}
+
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)
 {
     const td_model_desc *d = td_model_descr(o->model);
@@ -126,6 +149,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->desc = d;
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
     e->depth = o->depth > 0 ? o->depth : 1;
+    e->n_replicas = o->ranks ? (uint32_t)o->ranks->grid.dp : 1;
     int64_t pages = td_engine_choose_pages(o);
     td_kvmap map = td_model_kvmap(o->model);
     int64_t least = td_kvmap_most(map, (uint32_t)TD_MAX(o->max_model_len, 2)) / (uint32_t)o->page_size + 2;
@@ -150,12 +174,12 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
                         .kv_dtype = o->ops->kv_dtype,
                         .prefix_cache = o->prefix_cache,
                         .hash_key = o->hash_key,
-                        .copy = copy_page,
-                        .copy_arg = e};
+                        .copy = copy_page};
     k.kvmap = td_model_kvmap(o->model);
     memcpy(k.group, td_model_groups(o->model), sizeof k.group);
-    td_status s = td_kvpool_open(&k, &e->pool);
+    td_status s = open_replicas(e, k);
     if (s < 0) {
+        close_replicas(e);
         free(e);
         return s;
     }
@@ -180,7 +204,7 @@ void td_engine_close(td_engine *e)
     if (!e) return;
     while (e->n_leg) {
         td_seq *q = e->leg[e->n_leg - 1];
-        for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+        for (uint32_t c = 0; c < q->d.sampling.n; c++) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
         td_seq_close(q);
         e->n_leg--;
     }
@@ -192,7 +216,7 @@ void td_engine_close(td_engine *e)
     }
     td_exec_close(e->exec);
     close_flights(e);
-    td_kvpool_close(e->pool);
+    close_replicas(e);
     td_map_deinit(&e->by_key);
     free(e->leg), free(e->cand), free(e->sched), free(e->ids);
     free(e);
@@ -285,10 +309,10 @@ td_seq *td_engine_find(const td_engine *e, uint64_t key)
 
 void td_engine_drop_tables(td_engine *e, td_seq *q)
 {
-    if (q->state == TD_LEG_RUNNING || q->state == TD_LEG_RESERVED) e->slots -= td_seq_slots(q);
+    if (q->state == TD_LEG_RUNNING || q->state == TD_LEG_RESERVED) td_engine_free_slots(e, q);
     if (q->flying) return; /* steps in flight write these pages */
     /* A transfer reads the prompt's pages, which are the trunk's (choice 0); forks go back at once. */
-    for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++) td_kvseq_release(e->pool, &q->choice[c].kv);
+    for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 static void forget(td_engine *e, td_seq *q)
@@ -315,19 +339,19 @@ void td_engine_landed(td_engine *e, td_seq *q)
     if (q->flying) return;
     if (q->state == TD_LEG_ENDED) {
         for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++)
-            td_kvseq_release(e->pool, &q->choice[c].kv);
+            td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
         if (!q->holds) forget(e, q);
         return;
     }
     for (uint32_t c = q->holds ? 1 : 0; q->forked && c < q->d.sampling.n; c++)
-        if (q->choice[c].done) td_kvseq_release(e->pool, &q->choice[c].kv); /* cancelled meanwhile */
+        if (q->choice[c].done) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv); /* cancelled meanwhile */
 }
 
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
     /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
-    if (q->forked && !q->flying && (c || !q->holds)) td_kvseq_release(e->pool, &q->choice[c].kv);
+    if (q->forked && !q->flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -409,10 +433,10 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
         return td_refuse(TD_EBADREQ, "%llu tokens are more than the %d that fit", (unsigned long long)most,
                          e->max_len);
     uint64_t len = TD_MIN((uint64_t)leg->n_prompt + s->max_tokens, (uint64_t)e->max_len);
-    uint64_t prompt_pages = (uint64_t)td_kvpool_whole_pages(e->pool, leg->n_prompt);
-    uint64_t each = (uint64_t)td_kvpool_pages(e->pool, (uint32_t)len) - prompt_pages + 1;
+    uint64_t prompt_pages = (uint64_t)td_kvpool_whole_pages(td_engine_any_pool(e), leg->n_prompt);
+    uint64_t each = (uint64_t)td_kvpool_pages(td_engine_any_pool(e), (uint32_t)len) - prompt_pages + 1;
     td_kv_ledger l;
-    td_kvpool_ledger(e->pool, 0, &l);
+    td_kvpool_ledger(td_engine_any_pool(e), 0, &l);
     if (leg->kind != TD_LEG_PREFILL && prompt_pages + s->n * each > (uint64_t)l.total + (s->n == 1))
         return td_refuse(TD_EBADREQ,
                          "%u choices of up to %llu tokens need more than the %lld KV pages there are", s->n,
@@ -475,7 +499,7 @@ td_status td_engine_reserve(td_engine *e, const td_leg *leg, uint32_t *out_hit)
         return s;
     }
     q->state = TD_LEG_RESERVED;
-    e->slots += td_seq_slots(q);
+    td_engine_use_slots(e, q);
     *out_hit = q->choice[0].computed; /* of one choice's resumed tokens too */
     return TD_OK;
 }
@@ -511,7 +535,7 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
      * arrived of a window group (what arrived is for the row after it): then all of it is computed here. */
     bool again = !n, short_by_one = again && window_begins(e, length) > hit;
     trunk->computed = trunk->planned = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
-    td_kvseq_landed(e->pool, &trunk->kv, hit, short_by_one ? 0 : length);
+    td_kvseq_landed(td_engine_pool(e, q), &trunk->kv, hit, short_by_one ? 0 : length);
     if (settle_resumed(e, q)) return TD_OK;
     for (uint32_t c = 0; c < n; c++) {
         if (q->choice[c].done) continue;
@@ -534,7 +558,7 @@ td_status td_engine_recompute(td_engine *e, uint64_t key)
         return td_refuse(TD_EGONE, "no reserved leg %llx", (unsigned long long)key);
     q->state = TD_LEG_RUNNING;
     q->d.kind = TD_LEG_MIXED;
-    td_kvseq_landed(e->pool, &q->choice[0].kv, 0, 0); /* nothing came: all of it is computed here */
+    td_kvseq_landed(td_engine_pool(e, q), &q->choice[0].kv, 0, 0); /* nothing came: all of it is computed here */
     settle_resumed(e, q);
     return TD_OK;
 }
@@ -570,11 +594,11 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        if (q->forked && q->choice[0].done && !q->flying) td_kvseq_release(e->pool, &q->choice[0].kv);
+        if (q->forked && q->choice[0].done && !q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
         return;
     }
     if (q->flying) return; /* td_engine_landed does it */
-    td_kvseq_release(e->pool, &q->choice[0].kv);
+    td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
     forget(e, q);
 }
 
@@ -597,12 +621,12 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
     *out = (td_engine_out){0};
     end_overdue(e);
     td_status s = td_engine_step(e, &out->step);
-    TD_CHECK(td_kvpool_balanced(e->pool)); /* rule 4 */
+    for (uint32_t r = 0; r < e->n_replicas; r++) TD_CHECK(td_kvpool_balanced(e->replica[r].pool)); /* rule 4 */
     const td_engine_news *n = &e->news[e->filling];
     bool told = n->n_tokens || n->n_prompt || n->n_end;
     hand_out(e, out);
 #ifdef TD_DEBUG
-    TD_CHECK(td_kvpool_check(e->pool));
+    for (uint32_t r = 0; r < e->n_replicas; r++) TD_CHECK(td_kvpool_check(e->replica[r].pool));
 #endif
     return s < 0 ? s : s == TD_AGAIN && !told ? TD_AGAIN : TD_OK;
 }
@@ -648,7 +672,7 @@ void td_engine_on_logits(td_engine *e, void (*fn)(void *, uint64_t, uint32_t, co
 }
 const td_kv *td_engine_kv(const td_engine *e, int group)
 {
-    return td_kvpool_kv(e->pool, group);
+    return td_kvpool_kv(td_engine_any_pool(e), group);
 }
 const td_model_desc *td_engine_descr(const td_engine *e)
 {
@@ -668,13 +692,14 @@ const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint
 
 int64_t td_engine_capacity_tokens(const td_engine *e)
 {
-    return tokens_of_pages(&e->o, td_engine_kv(e, 0)->n_pages);
+    return tokens_of_pages(&e->o, td_engine_kv(e, 0)->n_pages) * e->n_replicas;
 }
 
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
 {
     *out = e->stats;
-    out->evictions = td_kvpool_evictions(e->pool);
+    out->evictions = 0;
+    for (uint32_t r = 0; r < e->n_replicas; r++) out->evictions += td_kvpool_evictions(e->replica[r].pool);
     out->legs_waiting = out->legs_running = out->seqs_running = 0;
     out->waiting_tokens = 0;
     int64_t pinned = 0;
@@ -689,14 +714,13 @@ void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
         if (q->holds) pinned += q->choice[0].kv.n_pages;
     }
     for (int g = 0; g < e->desc->n_groups; g++) {
-        td_kv_ledger l;
-        td_kvpool_ledger(e->pool, g, &l);
-        out->ledger[g] = (td_engine_ledger_row){.total = l.total,
-                                                .free = l.free,
-                                                .private_ = l.private_,
-                                                .shared = l.shared,
-                                                .cached = l.cached,
-                                                .in_transit = l.transit,
-                                                .pinned = pinned};
+        td_engine_ledger_row *row = &out->ledger[g];
+        *row = (td_engine_ledger_row){.pinned = pinned};
+        for (uint32_t r = 0; r < e->n_replicas; r++) {
+            td_kv_ledger l;
+            td_kvpool_ledger(e->replica[r].pool, g, &l);
+            row->total += l.total, row->free += l.free, row->private_ += l.private_, row->shared += l.shared;
+            row->cached += l.cached, row->in_transit += l.transit;
+        }
     }
 }

@@ -27,17 +27,18 @@ typedef struct td_engine_news {
 /* A sequence's part in the step being computed. */
 typedef struct td_engine_item {
     td_seq *q;
-    uint32_t c, pos0, n_rows;
+    uint32_t c, pos0, n_rows, row0;  /* row0: in its replica's step */
     bool ends;                       /* its last row completes the log: draw from it */
 } td_engine_item;
 
 /* score_at: prompt position, -1: a draw */
 typedef struct td_engine_draw { uint32_t item, c; int32_t score_at; } td_engine_draw;
 
-/* A step from its planning until it is collected. */
+/* A step from its planning until it is collected: one of each replica, items and draws replica after replica. */
 typedef struct td_engine_flight {
-    td_step_build *build;
-    const td_step *step;
+    td_step_build **build;           /* [replicas] */
+    const td_step **step;            /* [replicas] */
+    const float **logits;            /* [replicas] */
     td_engine_item *item;            /* [max_seqs] */
     td_engine_draw *draw;
     td_sample_out *res;              /* [cap_draw] */
@@ -45,10 +46,19 @@ typedef struct td_engine_flight {
     int64_t submitted_us;
 } td_engine_flight;
 
+/* The ranks that keep one part of the sequences (data parallel): their pages' books. Without data parallel there is one. */
+typedef struct td_engine_replica {
+    struct td_engine *engine;
+    td_kvpool *pool;
+    uint32_t index, slots;           /* slots: sequences in use here */
+    bool tried;                      /* while a place for a leg is looked for */
+} td_engine_replica;
+
 struct td_engine {
     td_engine_opts o;
     const td_model_desc *desc;
-    td_kvpool *pool;
+    td_engine_replica *replica;      /* [n_replicas] */
+    uint32_t n_replicas;
     td_exec *exec;
     int max_len, max_logits, depth;
     td_seq **leg;                    /* in order of arrival, live and held ones */
@@ -63,7 +73,7 @@ struct td_engine {
     td_sched_item *sched;            /* [max_seqs] */
     uint32_t *ids;                   /* [max_len + 1]: a log, or a unit of it, as one array */
     /* the first waiting leg did not fit then: no new try until something changes */
-    struct { uint64_t changes, key; uint32_t slots; } blocked;
+    struct { uint64_t changes, key; uint32_t slots; } blocked; /* changes: of all pools */
     td_engine_news news[2];
     int filling;
     uint64_t step;
@@ -82,7 +92,21 @@ void td_engine_drop_tables(td_engine *e, td_seq *q);
 void td_engine_tell_tokens(td_engine *e, const td_seq *q, uint32_t c, const td_sample_out *drawn, td_finish
                            finish);
 void td_engine_tell_prompt(td_engine *e, td_seq *q);
-/* Pages for the leg's log (hits taken first) and what its first step needs. EFULL: not now, nothing taken. */
+/* The books of the pages that a leg has; of replicas, any one's for what is the same for all. */
+static inline td_kvpool *td_engine_pool(const td_engine *e, const td_seq *q) { return e->replica[q->replica].pool; }
+static inline td_kvpool *td_engine_any_pool(const td_engine *e) { return e->replica[0].pool; }
+/* Sequences of a leg come into use, or go out of it. */
+static inline void td_engine_use_slots(td_engine *e, const td_seq *q)
+{
+    e->slots += td_seq_slots(q);
+    e->replica[q->replica].slots += td_seq_slots(q);
+}
+static inline void td_engine_free_slots(td_engine *e, const td_seq *q)
+{
+    e->slots -= td_seq_slots(q);
+    e->replica[q->replica].slots -= td_seq_slots(q);
+}
+/* A replica for the leg, pages for its log (hits taken first) and what its first step needs. EFULL: not now, nothing taken. */
 td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit);
 /* Once the prompt of several choices is here, each gets tables of its own. */
 void td_engine_fork(td_engine *e, td_seq *q);

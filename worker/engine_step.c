@@ -14,35 +14,74 @@
 
 /* ---- pages ---- */
 
-td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
+/* e->ids[0, length): the leg's log. */
+static td_status take_pages_of(td_engine *e, td_engine_replica *r, td_seq *q, bool fresh, bool in_transit)
 {
     td_choice *trunk = &q->choice[0];
-    uint32_t length = td_seq_length(q, 0);
-    TD_TRY(td_kvseq_begin(e->pool, &trunk->kv, q->root));
-    uint32_t hit = 0;
-    bool fresh = q->score || q->d.all_logits; /* every row has to be computed */
-    if (!fresh) {
-        for (uint32_t i = 0; i < length; i++) e->ids[i] = td_seq_token(q, 0, i);
-        hit = td_kvseq_match(e->pool, &trunk->kv, e->ids, length);
-    }
+    uint32_t length = td_seq_length(q, 0), hit = 0;
+    TD_TRY(td_kvseq_begin(r->pool, &trunk->kv, q->root));
+    if (!fresh) hit = td_kvseq_match(r->pool, &trunk->kv, e->ids, length);
     trunk->kv.in_transit = in_transit;
     /* The log, the next token's page, and for several choices a copied last page and a new one each. A leg
      * that is alone needs no such margin: check_leg knows that it fits to its end. */
-    int64_t each = 1 + td_kvpool_pages(e->pool, length) - td_kvpool_whole_pages(e->pool, length), more = 0;
-    if (e->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1) more = TD_MAX(each, 2) * (int64_t)q->d.sampling.n;
-    int64_t pages = (int64_t)td_kvpool_pages(e->pool, length + 1) - trunk->kv.n_pages;
-    td_status s = pages + more > td_kvpool_available(e->pool)
+    int64_t each = 1 + td_kvpool_pages(r->pool, length) - td_kvpool_whole_pages(r->pool, length), more = 0;
+    if (r->slots && q->d.kind != TD_LEG_PREFILL && q->d.sampling.n > 1) more = TD_MAX(each, 2) * (int64_t)q->d.sampling.n;
+    int64_t pages = (int64_t)td_kvpool_pages(r->pool, length + 1) - trunk->kv.n_pages;
+    td_status s = pages + more > td_kvpool_available(r->pool)
                       ? td_refuse(TD_EFULL, "%lld KV pages wanted", (long long)(pages + more))
-                      : td_kvseq_ensure(e->pool, &trunk->kv, length + 1);
+                      : td_kvseq_ensure(r->pool, &trunk->kv, length + 1);
     if (s < 0) {
-        td_kvseq_release(e->pool, &trunk->kv);
+        td_kvseq_release(r->pool, &trunk->kv);
         return s;
     }
+    q->replica = r->index;
     trunk->computed = trunk->planned = hit;
     if (!q->prompt_told) q->hit = TD_MIN(hit, q->d.n_prompt);
     e->stats.query_tokens += length;
     e->stats.hit_tokens += hit;
     return TD_OK;
+}
+
+/* Where the leg goes: where most of its log is already, unless that replica has its share of the sequences; else where
+ * least runs. Not to those that were tried. */
+static td_engine_replica *choose_replica(td_engine *e, const td_seq *q, bool fresh, bool may_fill)
+{
+    uint32_t length = td_seq_length(q, 0), share = TD_MAX((uint32_t)e->o.max_seqs / e->n_replicas, 1), best_hit = 0;
+    td_engine_replica *best = NULL;
+    for (uint32_t i = 0; i < e->n_replicas; i++) {
+        td_engine_replica *r = &e->replica[i];
+        /* Room to grow for those that run already, so that a newcomer is not preempted at once. */
+        if (r->tried || (!may_fill && r->slots && td_kvpool_available(r->pool) < r->slots)) continue;
+        bool full = e->n_replicas == 1 || fresh || r->slots + td_seq_slots(q) > share;
+        uint32_t hit = full ? 0 : td_kvpool_peek(r->pool, q->root, e->ids, length);
+        bool better = !best || hit > best_hit || (hit == best_hit && r->slots < best->slots) ||
+                      (hit == best_hit && r->slots == best->slots && td_kvpool_available(r->pool) > td_kvpool_available(best->pool));
+        if (better) best = r, best_hit = hit;
+    }
+    return best;
+}
+
+td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
+{
+    bool fresh = q->score || q->d.all_logits; /* every row has to be computed */
+    uint32_t length = td_seq_length(q, 0);
+    td_status s = td_refuse(TD_EFULL, "no replica has KV pages to spare");
+    td_engine_replica *r;
+    for (uint32_t i = 0; i < length && !fresh; i++) e->ids[i] = td_seq_token(q, 0, i);
+    for (uint32_t i = 0; i < e->n_replicas; i++) e->replica[i].tried = false;
+    while (s < 0 && (r = choose_replica(e, q, fresh, in_transit))) {
+        r->tried = true;
+        s = take_pages_of(e, r, q, fresh, in_transit);
+    }
+    return s;
+}
+
+/* Goes up whenever some replica has more room or more to hit. */
+static uint64_t all_changes(const td_engine *e)
+{
+    uint64_t n = 0;
+    for (uint32_t r = 0; r < e->n_replicas; r++) n += td_kvpool_changes(e->replica[r].pool);
+    return n;
 }
 
 static void preempt(td_engine *e, td_seq *q)
@@ -55,10 +94,10 @@ static void preempt(td_engine *e, td_seq *q)
 }
 
 /* The youngest running leg whose pages nobody else touches: no transfer, no step in flight. */
-static td_seq *victim(td_engine *e)
+static td_seq *victim(td_engine *e, uint32_t replica)
 {
     for (uint32_t i = e->n_leg; i-- > 0;)
-        if (e->leg[i]->state == TD_LEG_RUNNING && !e->leg[i]->holds && !e->leg[i]->flying)
+        if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica && !e->leg[i]->holds && !e->leg[i]->flying)
             return e->leg[i];
     return NULL;
 }
@@ -69,10 +108,10 @@ static bool grow(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
     for (;;) {
-        if (td_kvseq_ensure(e->pool, &x->kv, td_seq_length(q, c)) == TD_OK &&
-            td_kvseq_writable(e->pool, &x->kv, x->planned) == TD_OK)
+        if (td_kvseq_ensure(td_engine_pool(e, q), &x->kv, td_seq_length(q, c)) == TD_OK &&
+            td_kvseq_writable(td_engine_pool(e, q), &x->kv, x->planned) == TD_OK)
             return true;
-        td_seq *v = victim(e);
+        td_seq *v = victim(e, q->replica);
         if (!v) return false;
         preempt(e, v);
         if (v == q) return false;
@@ -95,19 +134,17 @@ static void admit(td_engine *e)
         td_seq *q = e->leg[i];
         if (q->state != TD_LEG_WAITING) continue;
         if (e->slots + td_seq_slots(q) > (uint32_t)e->o.max_seqs) return;
-        /* Room to grow for those that run already, so that a newcomer is not preempted at once. */
-        if (e->slots && td_kvpool_available(e->pool) < e->slots) return;
-        uint64_t changes = td_kvpool_changes(e->pool);
+        uint64_t changes = all_changes(e);
         if (e->blocked.changes == changes && e->blocked.key == q->d.key && e->blocked.slots == e->slots)
             return;
         if (td_engine_take_pages(e, q, false) < 0) {
-            e->blocked.changes = td_kvpool_changes(e->pool); /* putting its own hits back is no change */
+            e->blocked.changes = all_changes(e); /* putting its own hits back is no change */
             e->blocked.key = q->d.key;
             e->blocked.slots = e->slots;
             return;
         }
         q->state = TD_LEG_RUNNING;
-        e->slots += td_seq_slots(q);
+        td_engine_use_slots(e, q);
         shipped_hit(e, q);
     }
 }
@@ -131,23 +168,23 @@ static void grow_decodes(td_engine *e)
     }
 }
 
-/* With several steps in flight the sequences are dealt out among them. */
-static uint32_t share_of_flight(const td_engine *e)
+/* With several steps in flight the replica's sequences are dealt out among them. */
+static uint32_t share_of_flight(const td_engine *e, uint32_t replica)
 {
     uint32_t running = 0;
     for (uint32_t i = 0; i < e->n_leg && e->depth > 1; i++)
-        if (e->leg[i]->state == TD_LEG_RUNNING)
+        if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica)
             running += e->leg[i]->forked ? td_seq_slots(e->leg[i]) : 1;
     uint32_t share = (running + (uint32_t)e->depth - 1) / (uint32_t)e->depth;
     return e->depth > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
 }
 
-static uint32_t list_candidates(td_engine *e)
+static uint32_t list_candidates(td_engine *e, uint32_t replica)
 {
-    uint32_t n = 0, most = TD_MIN(share_of_flight(e), (uint32_t)e->o.max_seqs);
+    uint32_t n = 0, most = TD_MIN(share_of_flight(e, replica), (uint32_t)e->o.max_seqs);
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n && n < most; c++) {
+        for (uint32_t c = 0; c < q->d.sampling.n && n < most && q->replica == replica; c++) {
             if (!choice_runs(q, c) || !q->choice[c].ready) continue;
             const td_choice *x = &q->choice[c];
             uint32_t want = td_seq_length(q, c) - x->planned;
@@ -179,10 +216,11 @@ static void add_end_draws(td_engine_flight *f, uint32_t i, uint32_t row)
     bool trunk = !q->forked;
     if (trunk && q->d.kind == TD_LEG_PREFILL && td_seq_resumes(q))
         return; /* the decode side goes on from the logs it has */
-    uint32_t logit = td_step_build_logit(f->build, row), position = td_seq_length(q, it->c);
+    td_step_build *build = f->build[q->replica];
+    uint32_t logit = td_step_build_logit(build, row), position = td_seq_length(q, it->c);
     for (uint32_t c = trunk ? 0 : it->c; c < (trunk ? q->d.sampling.n : it->c + 1); c++) {
         if (q->choice[c].done || (trunk && q->choice[c].n_out)) continue;
-        td_step_build_draw(f->build, q, c, logit, position);
+        td_step_build_draw(build, q, c, logit, position);
         add_draw(f, i, c, -1);
     }
 }
@@ -190,20 +228,21 @@ static void add_end_draws(td_engine_flight *f, uint32_t i, uint32_t row)
 static void scored_rows(td_engine_flight *f, uint32_t i, uint32_t row0, bool *last_has_logit)
 {
     td_engine_item *it = &f->item[i];
-    if (it->q->d.all_logits) td_step_build_want_logits(f->build);
+    td_step_build *build = f->build[it->q->replica];
+    if (it->q->d.all_logits) td_step_build_want_logits(build);
     for (uint32_t k = 0; k < it->n_rows; k++) {
         uint32_t pos = it->pos0 + k;
         bool last = it->ends && k + 1 == it->n_rows;
         if (pos >= it->q->d.n_prompt || (last && !it->q->d.all_logits))
             break; /* the end's draw makes its own */
-        uint32_t logit = td_step_build_logit(f->build, row0 + k);
+        uint32_t logit = td_step_build_logit(build, row0 + k);
         if (it->q->score && pos + 1 < it->q->d.n_prompt) {
-            td_step_build_score(f->build, it->q, logit, pos + 1);
+            td_step_build_score(build, it->q, logit, pos + 1);
             add_draw(f, i, 0, (int32_t)pos + 1);
         }
         if (last) { /* all_logits: one row of logits serves both */
             *last_has_logit = true;
-            td_step_build_draw(f->build, it->q, it->c, logit, td_seq_length(it->q, it->c));
+            td_step_build_draw(build, it->q, it->c, logit, td_seq_length(it->q, it->c));
             add_draw(f, i, it->c, -1);
         }
     }
@@ -220,29 +259,34 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
     it->n_rows = s->rows;
     it->ends = it->pos0 + it->n_rows == td_seq_length(it->q, it->c);
     if (!it->q->first_row_us) it->q->first_row_us = td_now_us();
-    uint32_t row0 = td_step_build_rows(f->build, it->q, it->c, &x->kv, it->pos0, it->n_rows);
+    uint32_t row0 = it->row0 = td_step_build_rows(f->build[it->q->replica], it->q, it->c, &x->kv, it->pos0, it->n_rows);
     if (s->all_logits) scored_rows(f, n, row0, &done);
     if (it->ends && !done) add_end_draws(f, n, row0 + it->n_rows - 1);
     x->planned = it->pos0 + it->n_rows;
     it->q->flying++;
 }
 
-/* The next flight of the ring; NULL: there are no rows. */
-static td_engine_flight *plan(td_engine *e)
+static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
 {
-    td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
-    f->n_draw = f->n_item = 0;
-    td_step_build_begin(f->build, e->step + 1); /* before pages are taken: copies go into it */
-    admit(e);
-    grow_decodes(e);
-    uint32_t n = list_candidates(e);
+    uint32_t n = list_candidates(e, replica);
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
                                   (uint32_t)e->max_logits});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
+}
+
+/* The next flight of the ring; NULL: there are no rows. A replica without rows has a step without rows. */
+static td_engine_flight *plan(td_engine *e)
+{
+    td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
+    f->n_draw = f->n_item = 0;
+    for (uint32_t r = 0; r < e->n_replicas; r++) td_step_build_begin(f->build[r], e->step + 1); /* before pages are taken: copies go into it */
+    admit(e);
+    grow_decodes(e);
+    for (uint32_t r = 0; r < e->n_replicas; r++) plan_replica(e, f, r);
     if (!f->n_item) return NULL;
-    f->step = td_step_build_finish(f->build);
+    for (uint32_t r = 0; r < e->n_replicas; r++) f->step[r] = td_step_build_finish(f->build[r]);
     return f;
 }
 
@@ -252,7 +296,7 @@ static td_engine_flight *plan(td_engine *e)
 static const td_engine_flight *flight_of(td_engine *e, const td_step *step)
 {
     for (int i = e->n_flights; i >= 0; i--)
-        if (td_engine_flight_at(e, i)->step && td_engine_flight_at(e, i)->step->number == step->number)
+        if (td_engine_flight_at(e, i)->step[0] && td_engine_flight_at(e, i)->step[0]->number == step->number)
             return td_engine_flight_at(e, i);
     return NULL;
 }
@@ -264,7 +308,7 @@ void td_engine_layer_written(td_engine *e, const td_step *step, int layer)
         const td_engine_item *it = &f->item[i];
         uint32_t from = TD_MAX(it->pos0, TD_MAX(it->q->d.hit_tokens, it->q->kv_told)),
                  to = it->pos0 + it->n_rows;
-        if (it->q->d.kind == TD_LEG_PREFILL && from < to)
+        if (it->q->d.kind == TD_LEG_PREFILL && it->q->replica == 0 && from < to) /* of this rank */
             e->on_kv(e->kv_arg, it->q->d.key, layer, layer + 1, from, to);
     }
 }
@@ -282,7 +326,8 @@ static void unplan(td_engine *e, td_engine_flight *f)
 
 static td_status submit(td_engine *e, td_engine_flight *f)
 {
-    if (e->on_step) e->on_step(e->step_arg, f->step);
+    for (uint32_t r = 0; r < e->n_replicas && e->on_step; r++)
+        if (f->step[r]->n_rows) e->on_step(e->step_arg, f->step[r]);
     f->submitted_us = td_now_us();
     e->computing = true;
     td_status s = td_exec_submit(e->exec, f->step);
@@ -297,10 +342,11 @@ static td_status submit(td_engine *e, td_engine_flight *f)
 static void publish(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
-    uint32_t unit = (uint32_t)td_kvpool_unit(e->pool);
-    for (uint32_t at; (at = td_kvseq_unpublished(e->pool, &x->kv, x->computed)) != UINT32_MAX;) {
+    td_kvpool *pool = td_engine_pool(e, q);
+    uint32_t unit = (uint32_t)td_kvpool_unit(pool);
+    for (uint32_t at; (at = td_kvseq_unpublished(pool, &x->kv, x->computed)) != UINT32_MAX;) {
         for (uint32_t i = 0; i < unit; i++) e->ids[i] = td_seq_token(q, c, at + i);
-        td_kvseq_publish_unit(e->pool, &x->kv, e->ids);
+        td_kvseq_publish_unit(pool, &x->kv, e->ids);
     }
 }
 
@@ -309,12 +355,12 @@ void td_engine_fork(td_engine *e, td_seq *q)
     if (q->forked || q->d.kind == TD_LEG_PREFILL || q->choice[0].computed < q->d.n_prompt) return;
     for (uint32_t c = 1; c < q->d.sampling.n; c++) {
         if (q->choice[c].done) continue;
-        td_status s = td_kvseq_fork(e->pool, &q->choice[0].kv, &q->choice[c].kv, q->d.n_prompt);
+        td_status s = td_kvseq_fork(td_engine_pool(e, q), &q->choice[0].kv, &q->choice[c].kv, q->d.n_prompt);
         TD_CHECK(s == TD_OK); /* the pool has as many sequences as slots were counted */
         q->choice[c].computed = q->choice[c].planned = q->d.n_prompt;
     }
     q->forked = true;
-    if (q->choice[0].done && !q->holds && !q->flying) td_kvseq_release(e->pool, &q->choice[0].kv);
+    if (q->choice[0].done && !q->holds && !q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
 }
 
 static void take_draw(td_engine *e, const td_engine_flight *f, const td_engine_draw *d,
@@ -353,7 +399,8 @@ static void settle(td_engine *e, const td_engine_item *it)
 
 static void note_speed(td_engine *e, const td_engine_flight *f, int64_t us)
 {
-    uint64_t decode = 0, rows = f->step->n_rows;
+    uint64_t decode = 0, rows = 0;
+    for (uint32_t r = 0; r < e->n_replicas; r++) rows += f->step[r]->n_rows;
     for (uint32_t i = 0; i < f->n_item; i++) decode += f->item[i].n_rows == 1 && f->item[i].ends;
     td_engine_stats *s = &e->stats;
     double *rate = decode * 2 > rows ? &s->decode_tok_s : &s->prefill_tok_s,
@@ -366,16 +413,17 @@ static void note_speed(td_engine *e, const td_engine_flight *f, int64_t us)
     s->prompt_rows += rows - decode;
 }
 
-static void tell_logits(td_engine *e, const td_engine_flight *f, const float *logits)
+static void tell_logits(td_engine *e, const td_engine_flight *f)
 {
-    const int32_t *row = td_step_logit_rows(f->step);
     for (uint32_t i = 0; i < f->n_item; i++) {
         const td_engine_item *it = &f->item[i];
-        uint32_t row0 = td_step_seqs(f->step)[i].row0;
-        if (it->q->state == TD_LEG_ENDED || !it->q->d.all_logits) continue;
-        for (uint32_t k = 0; k < f->step->n_logits; k++)
-            if ((uint32_t)row[k] >= row0 && (uint32_t)row[k] < row0 + it->n_rows)
-                e->on_logits(e->logits_arg, it->q->d.key, it->pos0 + (uint32_t)row[k] - row0,
+        const td_step *step = f->step[it->q->replica];
+        const float *logits = f->logits[it->q->replica];
+        const int32_t *row = td_step_logit_rows(step);
+        if (it->q->state == TD_LEG_ENDED || !it->q->d.all_logits || !logits) continue;
+        for (uint32_t k = 0; k < step->n_logits; k++)
+            if ((uint32_t)row[k] >= it->row0 && (uint32_t)row[k] < it->row0 + it->n_rows)
+                e->on_logits(e->logits_arg, it->q->d.key, it->pos0 + (uint32_t)row[k] - it->row0,
                              logits + (size_t)k * (size_t)e->desc->V);
     }
 }
@@ -394,8 +442,7 @@ static void land_rows(td_engine *e, const td_engine_item *it)
 static td_status collect(td_engine *e)
 {
     td_engine_flight *f = td_engine_flight_at(e, 0);
-    const float *logits = NULL;
-    td_status st = td_exec_collect(e->exec, f->res, &logits);
+    td_status st = td_exec_collect(e->exec, f->res, f->logits);
     int64_t now = td_now_us();
     e->first = (e->first + 1) % (e->depth + 1);
     e->n_flights--;
@@ -403,7 +450,7 @@ static td_status collect(td_engine *e)
         unplan(e, f);
         return st;
     }
-    if (logits && e->on_logits) tell_logits(e, f, logits);
+    if (e->on_logits) tell_logits(e, f);
     for (uint32_t i = 0; i < f->n_item; i++) land_rows(e, &f->item[i]);
     for (uint32_t i = 0; i < f->n_draw; i++) take_draw(e, f, &f->draw[i], &f->res[i]);
     for (uint32_t i = 0; i < f->n_item; i++) {
@@ -412,7 +459,7 @@ static td_status collect(td_engine *e)
         td_choice *x = &q->choice[it->c];
         q->flying--; /* a leg is freed by its last item at the earliest */
         if (x->kv.is_open && !q->holds && !x->done && q->state != TD_LEG_ENDED)
-            td_kvseq_trim(e->pool, &x->kv, x->computed);
+            td_kvseq_trim(td_engine_pool(e, q), &x->kv, x->computed);
         if (i + 1 < f->n_item && f->item[i + 1].q == q) continue;
         q->flying++; /* it stays while it is settled */
         settle(e, it);
@@ -432,7 +479,7 @@ td_status td_engine_step(td_engine *e, uint64_t *collected)
         TD_TRY(submit(e, f));
     }
     if (!e->n_flights) return TD_AGAIN;
-    uint64_t number = td_engine_flight_at(e, 0)->step->number;
+    uint64_t number = td_engine_flight_at(e, 0)->step[0]->number;
     TD_TRY(collect(e));
     *collected = number;
     return TD_OK;

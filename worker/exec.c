@@ -1,4 +1,4 @@
-/* A step's way: rank 0 -> the ranks of stage 0 -> each stage's ranks to the same place in the next stage, with the
+/* A step's way: rank 0 -> all steps to the ranks of stage 0 -> each stage's ranks to the same place in the next stage, with the
  * hidden rows -> the last stage draws -> rank 0. With one rank, or one stage, the ways are empty. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/exec.h"
@@ -13,9 +13,9 @@ enum { STEP = 1, COMMAND, PING, POLL, STOP };
 /* bytes of the payload and of the hidden rows after it */
 typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
 
-typedef struct slot { /* a step in flight on rank 0 */
+typedef struct slot { /* a replica's step in flight on rank 0 */
     uint32_t n_samples, n_logits, want_logits;
-    float *logits;                 /* of a step that wanted them, when they were computed here; owned */
+    float *logits;                 /* of a step that wanted them; owned */
 } slot;
 
 typedef struct out_buf { /* what goes to the next stage */
@@ -31,35 +31,41 @@ struct td_exec {
     td_kv kv[TD_MAX_GROUPS];
     td_sampler *sampler;
     float *logits;                 /* [max_logits][V] */
-    slot *flight;                  /* [depth], a ring */
+    slot *flight;                  /* [depth][replicas], a ring of steps */
     int first, n;
     td_sample_out *res;            /* of steps that are computed at once: [depth][cap_res] */
     size_t cap_res;
     uint8_t *in;                   /* a step on another rank than 0 */
     size_t cap_in;
-    out_buf next[2];
-    int turn;
+    out_buf next[2], back[TD_EXEC_MAX_DEPTH];
+    int turn, back_turn;
 };
 
 static int stages(const td_exec *x) { return x->o.ranks ? x->o.ranks->grid.pp : 1; }
+static int replicas(const td_exec *x) { return x->o.ranks ? x->o.ranks->grid.dp : 1; }
+static slot *slots_at(td_exec *x, int i) { return x->flight + (size_t)i * (size_t)replicas(x); }
 static bool is_first(const td_exec *x) { return !x->o.ranks || x->o.ranks->at.pp == 0; }
 static bool is_last(const td_exec *x) { return !x->o.ranks || x->o.ranks->at.pp == stages(x) - 1; }
 static bool alone(const td_exec *x) { return !x->o.ranks || td_grid_ranks(&x->o.ranks->grid) == 1; }
-/* The rank that draws: of the last stage, the first. */
+/* The rank that draws: of a replica's last stage, the first. */
 static bool draws(const td_exec *x) { return is_last(x) && (!x->o.ranks || (!x->o.ranks->at.tp && !x->o.ranks->at.cp)); }
-static int drawing_rank(const td_exec *x)
+static int drawing_rank(const td_exec *x, int replica)
 {
     const td_grid *g = &x->o.ranks->grid;
-    return td_grid_rank(g, (td_coord){.pp = g->pp - 1});
+    return td_grid_rank(g, (td_coord){.pp = g->pp - 1, .dp = replica});
 }
 
 td_status td_exec_open(const td_exec_opts *o, td_exec **out)
 {
     td_exec *x = td_xalloc(sizeof *x);
     x->o = *o;
+    if (replicas(x) > 1 && stages(x) == 1 && o->depth > TD_EXEC_MAX_DEPTH) {
+        free(x);
+        return td_fail(TD_EBADREQ, "%d steps in flight: at most %d with data parallel ranks of one stage", o->depth, TD_EXEC_MAX_DEPTH);
+    }
     x->desc = td_model_descr(o->model);
     for (int g = 0; g < x->desc->n_groups; g++) x->kv[g] = o->kv[g];
-    x->flight = td_xalloc((size_t)o->depth * sizeof *x->flight);
+    x->flight = td_xalloc((size_t)o->depth * (size_t)replicas(x) * sizeof *x->flight);
     x->cap_res = 1;
     x->res = td_xalloc((size_t)o->depth * x->cap_res * sizeof *x->res);
     x->logits = malloc((size_t)o->max_logits * (size_t)x->desc->V * sizeof(float));
@@ -143,15 +149,55 @@ static void room_for(td_exec *x, uint32_t n_samples)
     x->cap_res = cap;
 }
 
-/* The last stage: draws, and the results' way back. */
+static size_t logit_bytes(const td_exec *x, uint32_t n_logits) { return (size_t)n_logits * (size_t)x->desc->V * sizeof(float); }
+
+/* A message to rank 0 of this size. Rank 0 may be busy with a later step that needs this rank too: so nobody waits for it to
+ * be taken until as many more are under way. */
+static td_status back_open(td_exec *x, size_t bytes, out_buf **out)
+{
+    out_buf *b = &x->back[x->back_turn];
+    if (b->busy) TD_TRY(td_coll_send_wait(x->o.ranks->back, x->back_turn));
+    b->busy = false;
+    if (b->cap < bytes) {
+        b->cap = bytes;
+        b->p = td_xrealloc(b->p, b->cap);
+    }
+    *out = b;
+    return TD_OK;
+}
+
+static td_status back_send(td_exec *x, out_buf *b, size_t bytes)
+{
+    int i = x->back_turn;
+    if (!bytes) return TD_OK;
+    b->busy = true;
+    x->back_turn = (i + 1) % TD_EXEC_MAX_DEPTH;
+    return td_coll_send_start(x->o.ranks->back, i, 0, b->p, bytes);
+}
+
+/* The last stage: draws, and the way back of logits that were asked for and of the results. */
 static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
 {
+    size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, results = step->n_samples * sizeof *out;
+    out_buf *b = NULL;
     if (!draws(x)) return TD_OK;
-    bool here = !x->o.ranks || x->o.ranks->grid.rank == 0;
-    if (!here && step->want_logits)
-        TD_TRY(td_coll_send(x->o.ranks->back, 0, x->logits, (size_t)step->n_logits * (size_t)x->desc->V * sizeof(float)));
+    if (x->o.ranks && x->o.ranks->grid.rank) TD_TRY(back_open(x, logits + results, &b));
+    if (b && logits) memcpy(b->p, x->logits, logits); /* the draws change them */
     td_sampler_run(x->sampler, step, x->logits, out);
-    return here ? TD_OK : td_coll_send(x->o.ranks->back, 0, out, step->n_samples * sizeof *out);
+    if (!b) return TD_OK;
+    if (results) memcpy(b->p + logits, out, results);
+    return back_send(x, b, logits + results);
+}
+
+static uint8_t *room_in(td_exec *x, size_t n)
+{
+    if (x->cap_in < n) {
+        x->cap_in = n;
+        free(x->in);
+        x->in = aligned_alloc(64, (n + 63) / 64 * 64);
+        TD_CHECK(x->in);
+    }
+    return x->in;
 }
 
 /* An error after the ranks have heard of a step: they are no longer together. */
@@ -170,48 +216,68 @@ static td_status tell_stage(td_exec *x, head h, const void *payload)
     return td_coll_bcast(x->o.ranks->stage, (void *)(uintptr_t)payload, h.bytes, 0);
 }
 
-static td_status submit(td_exec *x, const td_step *step)
+/* All replicas' steps, one after the other. */
+static td_status tell_steps(td_exec *x, const td_step *const *step)
+{
+    if (replicas(x) == 1) return tell_stage(x, (head){STEP, step[0]->bytes, 0}, step[0]);
+    size_t bytes = 0;
+    for (int i = 0; i < replicas(x); i++) bytes += step[i]->bytes;
+    if (bytes > UINT32_MAX) return td_fail(TD_EFULL, "%zu bytes of steps", bytes);
+    uint8_t *all = room_in(x, bytes);
+    for (int i = 0; i < replicas(x); all += step[i++]->bytes) memcpy(all, step[i], step[i]->bytes);
+    return tell_stage(x, (head){STEP, (uint32_t)bytes, 0}, x->in);
+}
+
+static td_status submit(td_exec *x, const td_step *const *steps)
 {
     int at = (x->first + x->n) % x->o.depth;
-    head h = {STEP, step->bytes, 0};
-    TD_TRY(tell_stage(x, h, step));
+    const td_step *step = steps[0]; /* of this rank's replica */
+    TD_TRY(tell_steps(x, steps));
     room_for(x, step->n_samples);
     TD_TRY(compute(x, step));
     size_t hidden_bytes = 0;
     const void *hidden = td_model_hidden(x->o.model, step, x->kv, &hidden_bytes);
-    TD_TRY(pass_on(x, h, step, hidden, hidden_bytes));
-    slot *f = &x->flight[at];
-    free(f->logits);
-    *f = (slot){.n_samples = step->n_samples, .n_logits = step->n_logits, .want_logits = step->want_logits};
-    size_t bytes = (size_t)step->n_logits * (size_t)x->desc->V * sizeof(float);
-    if (is_last(x) && step->want_logits) f->logits = memcpy(td_xalloc(bytes), x->logits, bytes);
+    TD_TRY(pass_on(x, (head){STEP, step->bytes, 0}, step, hidden, hidden_bytes));
+    for (int i = 0; i < replicas(x); i++) {
+        slot *f = &slots_at(x, at)[i];
+        free(f->logits);
+        *f = (slot){.n_samples = steps[i]->n_samples, .n_logits = steps[i]->n_logits, .want_logits = steps[i]->want_logits};
+        size_t bytes = logit_bytes(x, f->n_logits);
+        if (!f->want_logits) continue;
+        f->logits = td_xalloc(bytes + f->n_samples * sizeof(td_sample_out)); /* as it comes from another rank */
+        if (i == 0 && is_last(x)) memcpy(f->logits, x->logits, bytes);
+    }
     if (is_last(x)) TD_TRY(finish(x, step, results_at(x, at)));
     x->n++;
     return TD_OK;
 }
 
-td_status td_exec_submit(td_exec *x, const td_step *step)
+td_status td_exec_submit(td_exec *x, const td_step *const *steps)
 {
     TD_CHECK(x->n < x->o.depth);
-    TD_TRY(td_model_check(x->o.model, step, x->kv)); /* before any rank has heard of it */
-    return broken(x, submit(x, step));
+    for (int i = 0; i < replicas(x); i++) TD_TRY(td_model_check(x->o.model, steps[i], x->kv)); /* before any rank has heard of it */
+    return broken(x, submit(x, steps));
 }
 
 static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
 {
     int at = x->first;
-    slot s = x->flight[at];
     x->first = (x->first + 1) % x->o.depth;
     x->n--;
-    if (is_last(x)) {
-        memcpy(out, results_at(x, at), s.n_samples * sizeof *out);
-    } else {
-        if (s.want_logits)
-            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x), x->logits,
-                                (size_t)s.n_logits * (size_t)x->desc->V * sizeof(float)));
-        TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x), out, s.n_samples * sizeof *out));
+    for (int i = 0; i < replicas(x); i++) {
+        slot *s = &slots_at(x, at)[i];
+        size_t bytes = s->n_samples * sizeof *out, before = s->want_logits ? logit_bytes(x, s->n_logits) : 0;
+        logits[i] = s->logits;
+        if (i == 0 && is_last(x)) {
+            if (bytes) memcpy(out, results_at(x, at), bytes);
+        } else if (s->want_logits) {
+            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), s->logits, before + bytes));
+            if (bytes) memcpy(out, (const char *)s->logits + before, bytes);
+        } else {
+            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), out, bytes));
+        }
+        out += s->n_samples;
     }
-    *logits = !s.want_logits ? NULL : s.logits ? s.logits : x->logits;
     return TD_OK;
 }
 
@@ -278,17 +344,6 @@ td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t
 
 /* ---- the other ranks ---- */
 
-static uint8_t *room_in(td_exec *x, size_t n)
-{
-    if (x->cap_in < n) {
-        x->cap_in = n;
-        free(x->in);
-        x->in = aligned_alloc(64, (n + 63) / 64 * 64);
-        TD_CHECK(x->in);
-    }
-    return x->in;
-}
-
 static td_status hear(td_exec *x, head *h)
 {
     const td_ranks *r = x->o.ranks;
@@ -311,14 +366,31 @@ static td_status hear_payload(td_exec *x, head h)
     return TD_OK;
 }
 
+/* This replica's step: rank 0 tells all of them, stages pass on their own. */
+static td_status own_step(const td_exec *x, head h, const td_step **out)
+{
+    int n = is_first(x) ? replicas(x) : 1, mine = is_first(x) ? x->o.ranks->at.dp : 0;
+    const uint8_t *p = x->in;
+    size_t left = h.bytes;
+    for (int i = 0; i < n; i++) {
+        const td_step *s = (const td_step *)(const void *)p;
+        if (left < sizeof *s || s->bytes < sizeof *s || s->bytes > left || s->bytes % 8)
+            return td_fail(TD_EPROTO, "a step of %zu bytes", left);
+        if (i == mine) *out = s;
+        p += s->bytes;
+        left -= s->bytes;
+    }
+    return left ? td_fail(TD_EPROTO, "%zu bytes after the steps", left) : TD_OK;
+}
+
 static td_status do_step(td_exec *x, head h)
 {
-    const td_step *step = (const td_step *)(const void *)x->in;
-    if (h.bytes < sizeof *step || step->bytes != h.bytes) return td_fail(TD_EPROTO, "a step of %u bytes", h.bytes);
+    const td_step *step = NULL;
+    TD_TRY(own_step(x, h, &step));
     TD_TRY(compute(x, step));
     size_t bytes = 0;
     const void *hidden = td_model_hidden(x->o.model, step, x->kv, &bytes);
-    TD_TRY(pass_on(x, h, step, hidden, bytes));
+    TD_TRY(pass_on(x, (head){STEP, step->bytes, 0}, step, hidden, bytes));
     room_for(x, step->n_samples);
     return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;
 }
@@ -369,7 +441,11 @@ void td_exec_close(td_exec *x)
         if (!alone(x)) (void)wait_out(x, i);
         free(x->next[i].p);
     }
-    for (int i = 0; i < x->o.depth; i++) free(x->flight[i].logits);
+    for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++) {
+        if (x->back[i].busy) (void)td_coll_send_wait(x->o.ranks->back, i);
+        free(x->back[i].p);
+    }
+    for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
     td_sampler_close(x->sampler);
     free(x->in), free(x->flight), free(x->res), free(x->logits);
     free(x);

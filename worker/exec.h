@@ -7,18 +7,24 @@
  * on with its hidden rows. A stage works on its step while the one before works on the next. With one rank the same
  * calls compute at once.
  *
+ * Data parallel: every replica has a step of its own, possibly without rows, and all are submitted together: rank 0 gives
+ * the first stage all of them, each rank takes its replica's, and each replica's last stage answers rank 0.
+ *
  * Rules:     1. Steps are executed in order on every rank; page copies of a step before its rows.
  *            2. Ranks decide nothing: what a step does is in the step.
  *            3. An error on any rank but a refused step ends the worker (td_coll_abort): ranks never go apart.
  *            4. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
  * Ownership: a step is copied by submit. model, ops, pool and ranks are borrowed.
- * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight.
+ * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight; with several replicas of one
+ *            stage at most TD_EXEC_MAX_DEPTH.
  * Source:    DESIGN 3 (submit/collect), 5. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_EXEC_H
 #define TD_WORKER_EXEC_H
 
 #include "worker/model/model.h"
+
+enum { TD_EXEC_MAX_DEPTH = 4 };
 
 typedef struct td_exec td_exec;
 typedef struct td_ranks td_ranks;
@@ -41,10 +47,10 @@ enum { TD_EXEC_POLL_BYTES = 16384 };
 td_status td_exec_open(const td_exec_opts *o, td_exec **out);
 void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */
 
-/* EPROTO: the step is outside the model's limits: nothing was computed anywhere. */
-td_status td_exec_submit(td_exec *x, const td_step *step);
-/* Results of the oldest step in flight: out[n_samples]. *logits: [n_logits][V] when the step asked for them
- * (want_logits), else NULL; valid until the next submit. */
+/* step[i]: of replica i. EPROTO: a step is outside the model's limits: nothing was computed anywhere. */
+td_status td_exec_submit(td_exec *x, const td_step *const *step);
+/* Results of the oldest step in flight: out[n_samples], replica after replica. logits[i]: [n_logits][V] when replica i's
+ * step asked for them (want_logits), else NULL; valid until the next submit. */
 td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits);
 int td_exec_in_flight(const td_exec *x);
 

@@ -37,6 +37,7 @@ typedef struct td_seq {             /* a leg in the engine's table */
     td_choice *choice;              /* [d.sampling.n] */
     bool forked;                    /* choices have tables of their own (always with n = 1) */
     bool prompt_told;
+    uint32_t replica;               /* whose pages it has, once it has some (data parallel) */
     uint32_t holds, hit;
     uint32_t flying;                /* items of steps in flight: the tables stay until they are collected */
     uint32_t kv_told;               /* tokens whose layers on_kv was told of: not again after a preemption */

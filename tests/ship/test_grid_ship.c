@@ -205,6 +205,37 @@ static void test_fault(const pair_of_grids *s, const char *fault, uint32_t at, c
     worker_close(&b);
 }
 
+/* The other ranks hear of the reservation late: what came before is not lost; never: it is refused after a while. */
+static void test_early(const pair_of_grids *s, bool ever)
+{
+    td_ship_grid ga, gb;
+    worker a, b;
+    const uint32_t n = 200;
+    grids(s, &ga, &gb);
+    worker_open(&a, &ga, false, 16, n, 0xAA, 5000, NULL);
+    worker_open(&b, &gb, true, 8, n, 0x55, 5000, NULL);
+    for (uint32_t r = 0; r < a.n; r++) grid_tag(&a.rank[r], &d, n);
+    td_ship_recv_open(b.ship[0], 5, 0, n, 2, (const int32_t *const *)b.rank[0].pages, b.rank[0].n_pages);
+    send_open(&a, &b, 6, 5, 0, n);
+    compute(&a, 6, n, 64);
+    commit(&a, 6, 2);
+    for (int64_t end = td_now_us() + 150000; td_now_us() < end; usleep(1000)) worker_turn(&a), worker_turn(&b);
+    T_OK(!a.n_last && !b.n_last, "%s: decided without the other ranks", s->what);
+    for (uint32_t r = 1; r < b.n && ever; r++)
+        td_ship_recv_open(b.ship[r], 5, 0, n, 2, (const int32_t *const *)b.rank[r].pages, b.rank[r].n_pages);
+    if (ever) {
+        uint64_t wrong = 0;
+        T_OK(until_done(&a, &b, 20000) && a.last->ok && b.last->type == TD_SHIP_LANDED, "%s: %s", s->what, a.last ? a.last->reason : "");
+        for (uint32_t r = 0; r < b.n; r++) wrong += grid_wrong(&b.rank[r], &d, 0, n, 0x55);
+        T_EQ(wrong, 0);
+    } else {
+        for (int i = 0; i < 10000 && !a.n_last; i++, usleep(1000)) worker_turn(&a), worker_turn(&b);
+        T_OK(a.n_last && !a.last->ok && strstr(a.last->reason, "the epoch is not live"), "%s: %s", s->what, a.last ? a.last->reason : "no end");
+    }
+    worker_close(&a);
+    worker_close(&b);
+}
+
 static void test_refused(void)
 {
     td_ship_grid ga, gb;
@@ -297,6 +328,8 @@ int main(void)
         if (i % 3 == 1) test_fault(&shapes[i], "gone", 0, "");
         if (i % 3 == 0) test_fault(&shapes[i], "delay-commit:3000", (uint32_t)i, "in time");
     }
+    for (size_t i = 2; i < TD_COUNT(shapes); i++) test_early(&shapes[i], true);
+    test_early(&shapes[2], false);
     test_refused();
     test_messages();
     td_zctx_close(z);

@@ -1,4 +1,5 @@
-/* Every way to cut 1, 2, 4 and 8 ranks into tensor x pipeline x context parallel (and expert parallel), against one rank:
+/* Every way to cut 1, 2, 4 and 8 ranks into tensor x pipeline x context parallel (and expert parallel, and with weights fully
+ * sharded, and into replicas), against one rank:
  * tokens, log probabilities and logits, byte for byte. Prompts of odd lengths, an odd vocabulary, 2 and 1 kv heads, experts;
  * small attention splits, so that short prompts lie on several ranks. */
 // SPDX-License-Identifier: Apache-2.0
@@ -6,7 +7,7 @@
 #include "tests/worker/support_engine.h"
 #include "tests/worker/support_ranks.h"
 
-enum { N = 9, V = 509, PAGES = 400 };
+enum { N = 9, V = 509, PAGES = 400, FEW_PAGES = 40 };
 
 static te_spec spec[N];
 static te_result want[N], got[N];
@@ -81,27 +82,26 @@ static void all_grids(const char *shape, bool experts)
     o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
     check(o, "one rank", true);
     for (int ranks = 1; ranks <= 8; ranks *= 2)
-        for (int tp = 1; tp <= ranks; tp *= 2)
-            for (int pp = 1; pp * tp <= ranks; pp *= 2) {
-                int cp = ranks / tp / pp;
-                if (pp > 4) continue; /* layers */
-                for (int mode = 0; mode < 4; mode++) {
-                    bool ep = mode & 1, fsdp = mode & 2;
-                    if (ep > experts || (fsdp && cp == 1)) continue;
-                    o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = 1, .ep = ep, .fsdp = fsdp};
-                    o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
-                    o.cp_mode = (td_cp_mode)(count % 3);
-                    o.depth = pp > 1 ? pp : 1 + count % 2;
-                    o.engine.page_size = count % 2 ? 16 : 32;
-                    snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d%s%s, blocks from %d, keys %d, pages %d", shape, tp, pp,
-                             cp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
-                    check(o, what, false);
-                    count++;
-                }
+        for (int cut = 0; cut < 64; cut++)
+            for (int mode = 0; mode < 4; mode++) {
+                int tp = 1 << (cut & 3), pp = 1 << (cut >> 2 & 3), cp = 1 << (cut >> 4), dp = ranks / tp / pp / cp;
+                bool ep = mode & 1, fsdp = mode & 2;
+                if (tp * pp * cp * dp != ranks || pp > 4 || ep > experts || (fsdp && cp * dp == 1)) continue; /* 4 layers */
+                if (dp > 1 && !experts && (cut + mode) % 4) continue; /* replicas meet where there are experts: there all */
+                o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
+                o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
+                o.cp_mode = (td_cp_mode)(count % 3);
+                o.depth = pp > 1 ? pp : 1 + count % 2;
+                o.engine.page_size = count % 2 ? 16 : 32;
+                o.engine.kv_pages = dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
+                snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d", shape,
+                         tp, pp, cp, dp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
+                check(o, what, false);
+                count++;
             }
 }
 
-/* test_ranks mpi SHAPE TP PP CP EP FSDP, started by mpirun: one grid over processes (tests/coll/test_ranks_mpi.py). Rank 0 knows
+/* test_ranks mpi SHAPE TP PP CP EP FSDP [DP], started by mpirun: one grid over processes (tests/coll/test_ranks_mpi.py). Rank 0 knows
  * what one rank makes. */
 static void over_mpi(int argc, char **argv)
 {
@@ -111,11 +111,12 @@ static void over_mpi(int argc, char **argv)
     tr_opts o = base_opts(argv[2]);
     o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
     if (td_coll_rank(world) == 0) check(o, "one rank", true);
-    o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = 1, .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
+    o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = argc > 8 ? atoi(argv[8]) : 1,
+                       .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
     o.depth = o.grid.pp;
     o.block_rows = 8;
     tr_world = world;
-    snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp);
+    snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);
     if (td_coll_rank(world) == 0) check(o, what, false);
     else T_OK(tr_run(&o, run_all, NULL), "%s", what);
     td_coll_close(world);
@@ -128,7 +129,7 @@ int main(int argc, char **argv)
     got_logits.row = calloc(64, sizeof *got_logits.row);
     make_specs();
     T_OK(td_ops_open("auto", &ops) == TD_OK);
-    if (argc == 8 && !strcmp(argv[1], "mpi")) {
+    if ((argc == 8 || argc == 9) && !strcmp(argv[1], "mpi")) {
         over_mpi(argc, argv);
     } else {
         all_grids("ranks-tiny", false);

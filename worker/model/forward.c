@@ -217,19 +217,18 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
     forward f = {.m = m, .step = step, .kv = kv};
     prepare(&f);
     TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
-    int T = f.T, end = m->desc.L;
+    int T = f.T;
     if (m->local.first) TD_TRY(embed(&f));
     for (int i = m->local.layer0; i < m->local.layer1; i++) {
         const td_layer *l = td_layer_acquire(m, i);
         if (!l) return TD_EGONE;
-        TD_TRY(append_keys(&f, l, i));
-        if (on_layer) on_layer(arg, i);
-        bool last = i == end - 1;
-        if (!last || step->n_logits > 0) {
-            TD_TRY(attend(&f, i));
-            if (last) TD_TRY(keep_wanted(&f, &T));
-            TD_TRY(feed_forward(m, l, T, m->desc.layer[i].moe));
-        }
+        bool last = i == m->desc.L - 1, rows = m->share.T > 0, goes_on = rows && (!last || step->n_logits > 0);
+        if (rows) TD_TRY(append_keys(&f, l, i));
+        if (on_layer && rows) on_layer(arg, i);
+        if (goes_on) TD_TRY(attend(&f, i));
+        if (goes_on && last) TD_TRY(keep_wanted(&f, &T));
+        if (goes_on) TD_TRY(feed_forward(m, l, T, m->desc.layer[i].moe));
+        else if (m->desc.layer[i].moe && td_model_meets(m)) TD_TRY(td_moe_forward(m, l, 0));
         td_layer_release(m, i);
     }
     return m->local.last ? head(&f, T, logits) : TD_OK;

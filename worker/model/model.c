@@ -152,7 +152,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
     if (X) {
-        int rows = m->max_rows * d->moe.route.top_k;
+        int rows = m->max_rows * d->moe.route.top_k * (td_model_meets(m) ? m->ranks->grid.dp : 1); /* all may come here */
         ops = TD_MAX(ops, td_moe_scratch_bytes(m->ops, rows, TD_MAX(d->E, d->moe.F), members));
     }
     return at + padded(ops);

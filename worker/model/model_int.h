@@ -92,6 +92,8 @@ struct td_model {
 };
 
 static inline int td_model_tp(const td_model *m) { return m->ranks ? m->ranks->grid.tp : 1; }
+/* Experts serve several replicas: a rank without rows takes part in their exchanges too. */
+static inline bool td_model_meets(const td_model *m) { return m->ranks && m->ranks->grid.ep && m->ranks->grid.dp > 1; }
 static inline int td_model_cp(const td_model *m) { return m->ranks ? m->ranks->grid.cp : 1; }
 /* This rank's block of T rows. */
 static inline void td_model_block(const td_model *m, int T, int *r0, int *r1)

@@ -18,9 +18,10 @@ static td_status bad_step(const td_step *s, const char *what, long long value)
 static td_status check_shape(const td_model *m, const td_step *s)
 {
     if (s->bytes < sizeof *s) return bad_step(s, "too short", s->bytes);
-    if (s->n_rows < 1 || s->n_rows > (uint32_t)m->max_rows)
+    bool idle = !s->n_rows && !s->n_seqs && m->ranks && m->ranks->grid.dp > 1; /* a replica without work */
+    if ((s->n_rows < 1 && !idle) || s->n_rows > (uint32_t)m->max_rows)
         return bad_step(s, "rows out of range", s->n_rows);
-    if (s->n_seqs < 1 || s->n_seqs > s->n_rows) return bad_step(s, "sequences out of range", s->n_seqs);
+    if ((s->n_seqs < 1 && !idle) || s->n_seqs > s->n_rows) return bad_step(s, "sequences out of range", s->n_seqs);
     if (s->n_logits > (uint32_t)m->max_logits || s->n_logits > s->n_rows)
         return bad_step(s, "logit rows out of range", s->n_logits);
     if (s->n_groups != (uint32_t)m->desc.n_groups)

@@ -296,7 +296,7 @@ void ship_drain(td_ship *s, int64_t now)
 
 static int64_t wait_us(const td_ship *s, int64_t now)
 {
-    int64_t due = TD_MIN(td_receiver_deadline(s->receiver), ship_out_deadline(s, now));
+    int64_t due = TD_MIN(ship_in_deadline(s), ship_out_deadline(s, now));
     if (due == INT64_MAX) return -1;
     return due <= now ? 0 : TD_MIN(due - now, (int64_t)MAX_WAIT_US);
 }
@@ -416,6 +416,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->o.grid = NULL;
     td_map_init(&s->plans, o->max_keys);
     s->buffers = ship_stack_open();
+    s->early_last = &s->early_first;
     if (td_ship_grid_ranks(&grid) > 1 && !o->rank)
         s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
     s->fault = f;

@@ -14,7 +14,7 @@
  * here), and rank 0's poll gives the worker's: one last event a key, when all ranks have said theirs, and
  * RECALL (not a last one) when one failed or was cancelled: send_cancel(key, over ? 0 : 1, reason) or
  * recv_close(key) is to be given on the other ranks. So cancelling and closing need no mirroring of their
- * own.
+ * own. A frame may come to another rank before it is told of the reservation: it waits two seconds.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RECV_PER_TURN = 32 };
+enum { RECV_PER_TURN = 32, MAX_EARLY = 128, EARLY_US = 2000000 };
 static const char BAD_FIRST[] = "COMMIT's first tokens are malformed";
 
 static void receiving_free(receiving *r)
@@ -131,6 +131,57 @@ static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
     receiving_free(r);
 }
 
+static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload);
+
+/* ---- frames that are earlier than their reservation ---- */
+static bool keep_early(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload)
+{
+    bool frame = f->type == TD_KVF_FRAME || f->type == TD_KVF_COMMIT || f->type == TD_KVF_ABORT;
+    if (!s->o.rank || !frame || f->incarnation != s->o.incarnation || f->epoch <= s->newest ||
+        s->n_early == MAX_EARLY || id.n > sizeof s->early_first->id)
+        return false;
+    early *e = td_xalloc(sizeof *e + payload.n);
+    e->until_us = now + EARLY_US;
+    memcpy(e->id, id.p, id.n);
+    e->id_bytes = id.n;
+    e->head = *f;
+    e->n = payload.n;
+    if (payload.n) memcpy(e->payload, payload.p, payload.n);
+    *s->early_last = e;
+    s->early_last = &e->next;
+    s->n_early++;
+    return true;
+}
+
+static early *take_early(td_ship *s, early **at)
+{
+    early *e = *at;
+    *at = e->next;
+    if (!e->next) s->early_last = at;
+    s->n_early--;
+    return e;
+}
+
+static void handle_early(td_ship *s, int64_t now, early *e)
+{
+    handle(s, now, (td_part){e->id, e->id_bytes}, &e->head, (td_part){e->payload, e->n});
+    free(e);
+}
+
+static void replay_early(td_ship *s, int64_t now, uint64_t epoch)
+{
+    for (early **p = &s->early_first; *p;) {
+        if ((*p)->head.epoch == epoch) handle_early(s, now, take_early(s, p));
+        else p = &(*p)->next;
+    }
+}
+
+int64_t ship_in_deadline(const td_ship *s)
+{
+    int64_t due = td_receiver_deadline(s->receiver);
+    return s->early_first ? TD_MIN(due, s->early_first->until_us) : due;
+}
+
 void ship_in_command(td_ship *s, int64_t now, cmd *c)
 {
     if (c->type == CMD_RECV_CLOSE) {
@@ -145,6 +196,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     }
     receiving *r = td_xalloc(sizeof *r);
     r->key = c->key;
+    s->newest = TD_MAX(s->newest, c->key);
     for (int g = 0; g < TD_MAX_GROUPS; g++) {
         r->pages[g] = c->pages[g];
         r->n_pages[g] = c->n_pages[g];
@@ -153,6 +205,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     if (td_receiver_add(s->receiver, now, c->key, c->hit, c->n_tokens, c->n_first, r) == TD_OK) {
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (e->state == TD_EPOCH_LANDED) settle(s, e, now, -1); /* this rank lacks nothing */
+        replay_early(s, now, c->key);
         return;
     }
     receiving_free(r);
@@ -171,32 +224,37 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     }
     /* Its reservation may still be in the ring: the router told the sender of it before we looked. */
     if (!td_receiver_find(s->receiver, f.epoch)) ship_drain(s, now);
-    td_recv_action a = td_receiver_message(s->receiver, now, &f, part[1].p);
     if (f.type == TD_KVF_FRAME) {
         s->frames_received++;
         s->bytes_received += part[1].n;
     }
+    if (!keep_early(s, now, id, &f, part[1])) handle(s, now, id, &f, part[1]);
+}
+
+static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload)
+{
+    td_recv_action a = td_receiver_message(s->receiver, now, f, payload.p);
     if (a.bad) {
         s->frames_bad++;
-        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f.epoch,
+        TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f->epoch,
                 a.why ? a.why : "message for a sender");
     }
-    if (a.epoch) remember(a.epoch->user, f.src_rank, id);
+    if (a.epoch) remember(a.epoch->user, f->src_rank, id);
     if (a.write) {
         const receiving *r = a.epoch->user;
         const td_codec_side side = ship_side(s, a.rect.group);
         if (!td_codec_scatter(&side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
-                              &side.tokens, part[1].p)) {
+                              &side.tokens, payload.p)) {
             a.epoch->state = TD_EPOCH_FAILED;
             a.epoch->why = "a page of the reservation is missing";
         }
     }
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
-        settle(s, a.epoch, now, f.type == TD_KVF_ABORT ? f.src_rank : -1);
-    else if (a.answer == TD_KVF_CREDIT && f.src_rank < ((receiving *)a.epoch->user)->n_peers)
-        owe(s, a.epoch->user, f.src_rank, a.credits);
+        settle(s, a.epoch, now, f->type == TD_KVF_ABORT ? f->src_rank : -1);
+    else if (a.answer == TD_KVF_CREDIT && f->src_rank < ((receiving *)a.epoch->user)->n_peers)
+        owe(s, a.epoch->user, f->src_rank, a.credits);
     else if (a.answer)
-        answer(s, id, f.epoch, f.incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
+        answer(s, id, f->epoch, f->incarnation, a.answer, a.credits, a.answer == TD_KVF_NACK ? a.why : NULL);
 }
 
 bool ship_in_receive(td_ship *s, int64_t now)
@@ -212,6 +270,8 @@ bool ship_in_receive(td_ship *s, int64_t now)
 
 void ship_in_tick(td_ship *s, int64_t now)
 {
+    while (s->early_first && s->early_first->until_us <= now) /* nobody tells of it any more: refused */
+        handle_early(s, now, take_early(s, &s->early_first));
     td_epoch *e;
     while ((e = td_receiver_tick(s->receiver, now))) {
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)e->id, e->why);
@@ -221,6 +281,7 @@ void ship_in_tick(td_ship *s, int64_t now)
 
 void ship_in_close(td_ship *s)
 {
+    while (s->early_first) free(take_early(s, &s->early_first));
     td_receiver_free(s->receiver, drop_user);
     s->receiver = NULL;
 }

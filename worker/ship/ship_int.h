@@ -92,6 +92,16 @@ typedef struct receiving {
     uint32_t n_pages[TD_MAX_GROUPS];
 } receiving;
 
+/* A frame for a reservation that rank 0 has told the world of, and this rank not yet: kept until it is. */
+typedef struct early {
+    struct early *next;
+    int64_t until_us;
+    uint8_t id[32];
+    size_t id_bytes, n;
+    td_kvframe head;
+    uint8_t payload[];
+} early;
+
 /* Payload buffers of one size, kept for the next frame: fresh memory costs more than filling it. They come
  * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. */
 typedef struct stack {
@@ -124,6 +134,9 @@ struct td_ship {
     td_sock *router;
     td_receiver *receiver;
     receiving *owed;
+    early *early_first, **early_last;
+    uint32_t n_early;
+    uint64_t newest;             /* epoch that was opened: keys of a worker only grow */
     dest dest[TD_SHIP_MAX_DESTS];
     stack *buffers;
     sending *sendings;
@@ -154,6 +167,7 @@ void ship_out_close(td_ship *s);
 void ship_in_command(td_ship *s, int64_t now, cmd *c);
 bool ship_in_receive(td_ship *s, int64_t now);   /* true: more may be there */
 void ship_in_tick(td_ship *s, int64_t now);
+int64_t ship_in_deadline(const td_ship *s);
 void ship_in_close(td_ship *s);
 
 #endif
