@@ -77,7 +77,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     }
     TD_INFO("rank %d of %d: tensor %d, pipeline %d, context %d, data %d", grid.rank = out->grid.rank, td_grid_ranks(&grid), out->at.tp,
             out->at.pp, out->at.cp, out->at.dp);
-    td_ranks_deadline(out, 0); /* loading takes what it takes; a rank that fails ends all */
+    td_ranks_deadline(out, 0); /* loading and steps take what they take: that the ranks are alive is told by beats */
     return TD_OK;
 }
 
@@ -87,6 +87,27 @@ void td_rank_close(td_ranks *r)
     if (!world) return;
     td_ranks_close(r);
     td_coll_close(world);
+}
+
+td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out)
+{
+    enum { BYTES = 256 };
+    char where[BYTES] = "", bound[BYTES] = "";
+    const char *bulk = c->bulk_bind, *colon = strrchr(bulk, ':');
+    /* Beside the bulk sockets: a port of its own on their address, or a path beside theirs. */
+    if (!strncmp(bulk, "ipc:", 4)) snprintf(where, sizeof where, "%s.beat", bulk);
+    else snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    td_beat_opts o = {.z = z, .rank = r->grid.rank, .n_ranks = td_coll_size(r->world), .curve = curve,
+                      .timeout_us = (int64_t)c->rank_timeout_ms * 1000};
+    td_status s = TD_OK;
+    o.endpoint = where;
+    if (o.rank == 0) {
+        s = td_beat_open(&o, bound, sizeof bound, out);
+        if (s < 0) td_coll_abort(r->world, td_reason());
+    }
+    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
+    o.endpoint = bound;
+    return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
 }
 
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation)
@@ -125,6 +146,7 @@ typedef struct other { /* a rank that is not 0 */
     td_curve curve;
     td_ship *ship;
     td_mirror *mirror;
+    td_beat *beat;
     int wake_fd;
 } other;
 
@@ -135,7 +157,6 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
     uint64_t incarnation = 0;
     TD_TRY(td_rank_incarnation(r, &incarnation));
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
-    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
     td_ship_opts so = {.z = o->z, .desc = td_model_descr(o->boot.model), .grid = &grid, .rank = (uint32_t)r->grid.rank,
@@ -151,10 +172,13 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
 
 static td_status serve(const td_conf *c, td_ranks *r, other *o)
 {
+    bool keys = c->curve_secret_file[0];
+    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+    o->z = td_zctx_open();
+    TD_TRY(td_rank_beat(c, r, o->z, keys ? &o->curve : NULL, &o->beat));
     TD_TRY(td_boot_open(c, c->model, 0, r, &o->boot));
     const td_engine_opts *e = &o->boot.opts;
     td_exec *x;
-    o->z = td_zctx_open();
     TD_TRY(td_kvmem_open(td_model_groups(o->boot.model), td_model_descr(o->boot.model)->n_groups, (int)e->kv_pages, e->page_size,
                          o->boot.ops->kv_dtype, o->kv));
     TD_TRY(open_ship(c, r, o));
@@ -162,7 +186,6 @@ static td_status serve(const td_conf *c, td_ranks *r, other *o)
                        .max_rows = e->max_batched_tokens, .max_logits = e->max_logits, .kv = o->kv, .on_layer = td_mirror_on_layer,
                        .on_command = td_mirror_on_command, .on_poll = td_mirror_on_poll, .arg = o->mirror};
     TD_TRY(td_exec_open(&xo, &x));
-    td_ranks_deadline(r, (int64_t)c->rank_timeout_ms * 1000);
     td_status s = td_exec_serve(x);
     td_exec_close(x);
     return s;
@@ -177,6 +200,7 @@ td_status td_rank_serve(const td_conf *c, td_ranks *r)
     td_mirror_close(o.mirror);
     if (o.boot.model) td_kvmem_close(td_model_groups(o.boot.model), td_model_descr(o.boot.model)->n_groups, o.kv);
     td_boot_close(&o.boot);
+    td_beat_close(o.beat);
     if (o.z) td_zctx_close(o.z);
     if (o.wake_fd >= 0) close(o.wake_fd);
     return s;
