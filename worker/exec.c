@@ -30,7 +30,9 @@ struct td_exec {
     const td_model_desc *desc;
     td_kv kv[TD_MAX_GROUPS];
     td_sampler *sampler;
-    float *logits;                 /* [max_logits][V] */
+    float *logits;                 /* last stage: [max_logits][this rank's part of V] */
+    float *whole;                  /* of a step that wants them: [n_logits][V] */
+    size_t cap_whole;
     slot *flight;                  /* [depth][replicas], a ring of steps */
     int first, n;
     td_sample_out *res;            /* of steps that are computed at once: [depth][cap_res] */
@@ -55,6 +57,25 @@ static int drawing_rank(const td_exec *x, int replica)
     return td_grid_rank(g, (td_coord){.pp = g->pp - 1, .dp = replica});
 }
 
+static void free_all(td_exec *x)
+{
+    for (int i = 0; i < 2; i++) free(x->next[i].p);
+    for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++) free(x->back[i].p);
+    for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
+    td_sampler_close(x->sampler);
+    free(x->in), free(x->flight), free(x->res), free(x->logits), free(x->whole);
+    free(x);
+}
+
+static td_status open_head(td_exec *x)
+{
+    int v0, n;
+    td_model_vocab(x->o.model, &v0, &n);
+    x->logits = malloc((size_t)x->o.max_logits * (size_t)n * sizeof(float) + 1);
+    if (!x->logits) return td_fail(TD_EFULL, "no memory for %d rows of logits", x->o.max_logits);
+    return td_sampler_open(x->o.ops, x->o.pool, x->desc->V, v0, n, x->o.ranks, &x->sampler);
+}
+
 td_status td_exec_open(const td_exec_opts *o, td_exec **out)
 {
     td_exec *x = td_xalloc(sizeof *x);
@@ -68,11 +89,10 @@ td_status td_exec_open(const td_exec_opts *o, td_exec **out)
     x->flight = td_xalloc((size_t)o->depth * (size_t)replicas(x) * sizeof *x->flight);
     x->cap_res = 1;
     x->res = td_xalloc((size_t)o->depth * x->cap_res * sizeof *x->res);
-    x->logits = malloc((size_t)o->max_logits * (size_t)x->desc->V * sizeof(float));
-    x->sampler = td_sampler_open(o->ops, o->pool, x->desc->V);
-    if (!x->logits) {
-        td_exec_close(x);
-        return td_fail(TD_EFULL, "no memory for %d rows of logits", o->max_logits);
+    td_status s = is_last(x) ? open_head(x) : TD_OK;
+    if (s < 0) {
+        free_all(x);
+        return s;
     }
     *out = x;
     return TD_OK;
@@ -175,16 +195,27 @@ static td_status back_send(td_exec *x, out_buf *b, size_t bytes)
     return td_coll_send_start(x->o.ranks->back, i, 0, b->p, bytes);
 }
 
-/* The last stage: draws, and the way back of logits that were asked for and of the results. */
+static float *room_whole(td_exec *x, uint32_t n_logits)
+{
+    size_t bytes = logit_bytes(x, n_logits);
+    if (x->cap_whole < bytes) {
+        x->cap_whole = bytes;
+        x->whole = td_xrealloc(x->whole, bytes);
+    }
+    return x->whole;
+}
+
+/* The last stage: all of its ranks draw, each over its rows and its part of the vocabulary; the first one sends the results
+ * back. Logits that are wanted (x->whole) are put together first: draws change them. */
 static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
 {
     size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, results = step->n_samples * sizeof *out;
     out_buf *b = NULL;
-    if (!draws(x)) return TD_OK;
-    if (x->o.ranks && x->o.ranks->grid.rank) TD_TRY(back_open(x, logits + results, &b));
-    if (b && logits) memcpy(b->p, x->logits, logits); /* the draws change them */
-    td_sampler_run(x->sampler, step, x->logits, out);
-    if (!b) return TD_OK;
+    if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
+    TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, out));
+    if (!draws(x) || !x->o.ranks || !x->o.ranks->grid.rank) return TD_OK;
+    TD_TRY(back_open(x, logits + results, &b));
+    if (logits) memcpy(b->p, x->whole, logits);
     if (results) memcpy(b->p + logits, out, results);
     return back_send(x, b, logits + results);
 }
@@ -245,9 +276,9 @@ static td_status submit(td_exec *x, const td_step *const *steps)
         size_t bytes = logit_bytes(x, f->n_logits);
         if (!f->want_logits) continue;
         f->logits = td_xalloc(bytes + f->n_samples * sizeof(td_sample_out)); /* as it comes from another rank */
-        if (i == 0 && is_last(x)) memcpy(f->logits, x->logits, bytes);
     }
     if (is_last(x)) TD_TRY(finish(x, step, results_at(x, at)));
+    if (is_last(x) && step->want_logits) memcpy(slots_at(x, at)->logits, x->whole, logit_bytes(x, step->n_logits));
     x->n++;
     return TD_OK;
 }
@@ -437,16 +468,9 @@ void td_exec_close(td_exec *x)
 {
     if (!x) return;
     if (!alone(x) && x->o.ranks->grid.rank == 0) (void)tell_all(x, (head){STOP, 0, 0}, NULL);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         if (!alone(x)) (void)wait_out(x, i);
-        free(x->next[i].p);
-    }
-    for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++) {
+    for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++)
         if (x->back[i].busy) (void)td_coll_send_wait(x->o.ranks->back, i);
-        free(x->back[i].p);
-    }
-    for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
-    td_sampler_close(x->sampler);
-    free(x->in), free(x->flight), free(x->res), free(x->logits);
-    free(x);
+    free_all(x);
 }

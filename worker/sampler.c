@@ -1,33 +1,91 @@
-/* Scores go first (they need the raw logits), then draws. Consecutive samples with logits of their own run as
- * one call. */
+/* One tensor-parallel rank: scores go first (they need the raw logits), then draws; consecutive samples with logits of
+ * their own run as one call. Several: all samples of this context rank's rows go through their stages together, one
+ * exchange a stage. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/sampler.h"
 #include "common/check.h"
+#include "kernels/draw.h"
+#include "worker/ranks.h"
 #include <stdlib.h>
 #include <string.h>
 
 struct td_sampler {
     const td_ops *ops;
     td_pool *pool;
-    size_t V;
+    td_vocab v;
+    const td_ranks *ranks;
+    size_t width;                /* tokens of a row here */
+    uint32_t *own, *users;       /* [n_samples]: this rank's samples, ascending; [n_logits]: samples of a row */
     td_sample_row *row;
-    float *copy; /* rows of logits that several samples share */
-    size_t n_row, n_copy;
+    td_draw *draw;
+    td_sample_out *packed;       /* results of all context ranks */
+    size_t n_row, n_users;
+    float *copy;                 /* rows of logits that are processed beside the raw ones */
+    uint8_t *wire;               /* [ranks][message] */
+    size_t n_copy, n_wire;
 };
 
-td_sampler *td_sampler_open(const td_ops *ops, td_pool *pool, int V)
+td_status td_sampler_open(const td_ops *ops, td_pool *pool, int V, int v0, int n, const td_ranks *ranks,
+                          td_sampler **out)
 {
+    bool parts = ranks && ranks->grid.tp > 1;
+    if (parts && !ops->draw_say)
+        return td_fail(TD_ENOSUP, "kernels %s cannot draw over a vocabulary in parts: tensor parallel must be 1",
+                       ops->family);
     td_sampler *s = td_xalloc(sizeof *s);
-    *s = (td_sampler){.ops = ops, .pool = pool, .V = (size_t)V};
-    return s;
+    *s = (td_sampler){.ops = ops, .pool = pool, .ranks = ranks, .width = (size_t)n};
+    s->v = (td_vocab){V, v0, n, parts ? ranks->at.tp : 0, parts ? ranks->grid.tp : 1};
+    *out = s;
+    return TD_OK;
 }
 
 void td_sampler_close(td_sampler *s)
 {
     if (!s) return;
-    free(s->row);
-    free(s->copy);
+    free(s->own), free(s->users), free(s->row), free(s->draw), free(s->packed), free(s->copy), free(s->wire);
     free(s);
+}
+
+static void room(td_sampler *s, const td_step *step)
+{
+    size_t n = step->n_samples;
+    if (s->n_row < n) {
+        s->n_row = n;
+        s->own = td_xrealloc(s->own, n * sizeof *s->own);
+        s->row = td_xrealloc(s->row, n * sizeof *s->row);
+        s->draw = td_xrealloc(s->draw, n * sizeof *s->draw);
+        s->packed = td_xrealloc(s->packed, n * sizeof *s->packed);
+    }
+    if (s->n_users < step->n_logits) {
+        s->n_users = step->n_logits;
+        s->users = td_xrealloc(s->users, s->n_users * sizeof *s->users);
+    }
+}
+
+static float *copies(td_sampler *s, size_t n)
+{
+    if (s->n_copy < n) {
+        s->n_copy = n;
+        s->copy = td_xrealloc(s->copy, n * s->width * sizeof(float) + 1);
+    }
+    return s->copy;
+}
+
+/* What all of a run's functions look at. */
+typedef struct run {
+    td_sampler *s;
+    const td_step *step;
+    const td_step_sample *d;
+    const td_logit_place *place;
+    float *logits;
+    td_sample_out *out;
+    uint32_t n_own;
+} run;
+
+static float *logits_of(const run *r, uint32_t i)
+{
+    uint32_t k = r->d[i].logit;
+    return r->logits + (r->place ? (size_t)r->place[k].row : k) * r->s->width;
 }
 
 static td_sample_row row_of(const td_step *step, const td_step_sample *d)
@@ -50,54 +108,143 @@ static td_sample_row row_of(const td_step *step, const td_step_sample *d)
                            .mask = d->n_mask ? TD_STEP_AT(step, uint32_t, d->mask) : NULL};
 }
 
-static void run_scores(td_sampler *s, const td_step *step, const float *logits, td_sample_out *out)
-{
-    const td_step_sample *d = td_step_samples(step);
-    for (uint32_t i = 0; i < step->n_samples; i++)
-        if (d[i].score >= 0)
-            s->ops->score(s->pool, logits + d[i].logit * s->V, s->V, (int)s->V, &d[i].score, d[i].logprobs, 1,
-                          &out[i]);
-}
+/* ---- the whole vocabulary is here ---- */
 
-/* A run of draws [first, end) whose logits are consecutive rows, used by no other draw: in place. */
-static void run_group(td_sampler *s, const td_step *step, float *logits, uint32_t first, uint32_t end,
-                      td_sample_out *out)
+static void run_scores(const run *r)
 {
-    const td_step_sample *d = td_step_samples(step);
-    for (uint32_t i = first; i < end; i++) s->row[i - first] = row_of(step, &d[i]);
-    s->ops->sample(s->pool, logits, s->V, (int)s->V, s->row, (int)(end - first), out + first);
-}
-
-void td_sampler_run(td_sampler *s, const td_step *step, float *logits, td_sample_out *out)
-{
-    const td_step_sample *d = td_step_samples(step);
-    uint32_t n = step->n_samples;
-    if (s->n_row < n) {
-        s->n_row = n;
-        s->row = td_xrealloc(s->row, n * sizeof *s->row);
+    td_sampler *s = r->s;
+    for (uint32_t i = 0; i < r->n_own; i++) {
+        const td_step_sample *d = &r->d[s->own[i]];
+        if (d->score >= 0)
+            s->ops->score(s->pool, logits_of(r, s->own[i]), s->width, s->v.V, &d->score, d->logprobs, 1,
+                          &r->out[s->own[i]]);
     }
-    run_scores(s, step, logits, out);
-    for (uint32_t i = 0; i < n;) {
-        if (d[i].score >= 0) {
-            i++;
-            continue;
-        }
-        uint32_t end = i + 1;
-        if (end < n && d[end].score < 0 && d[end].logit == d[i].logit) { /* n choices of one row */
-            while (end < n && d[end].score < 0 && d[end].logit == d[i].logit) end++;
-            if (s->n_copy < end - i) {
-                s->n_copy = end - i;
-                s->copy = td_xrealloc(s->copy, s->n_copy * s->V * sizeof(float));
-            }
-            for (uint32_t k = i; k < end; k++)
-                memcpy(s->copy + (k - i) * s->V, logits + d[i].logit * s->V, s->V * sizeof(float));
-            run_group(s, step, s->copy, i, end, out);
+}
+
+/* Own samples [first, end), draws which follow each other in the step, of consecutive rows used by no other draw: in place. */
+static void run_group(const run *r, float *logits, uint32_t first, uint32_t end)
+{
+    td_sampler *s = r->s;
+    for (uint32_t i = first; i < end; i++) s->row[i - first] = row_of(r->step, &r->d[s->own[i]]);
+    s->ops->sample(s->pool, logits, s->width, s->v.V, s->row, (int)(end - first), r->out + s->own[first]);
+}
+
+/* Own sample i is a draw that follows the one before it in the step, `rows` rows of logits behind. */
+static bool follows(const run *r, uint32_t i, ptrdiff_t rows)
+{
+    const uint32_t *own = r->s->own;
+    return i < r->n_own && own[i] == own[i - 1] + 1 && r->d[own[i]].score < 0 &&
+           logits_of(r, own[i]) - logits_of(r, own[i - 1]) == rows * (ptrdiff_t)r->s->width;
+}
+
+static void run_draws(const run *r)
+{
+    td_sampler *s = r->s;
+    for (uint32_t i = 0, end; i < r->n_own; i = end) {
+        float *logits = logits_of(r, s->own[i]);
+        end = i + 1;
+        if (r->d[s->own[i]].score >= 0) continue;
+        if (follows(r, end, 0)) { /* n choices of one row */
+            while (follows(r, end, 0)) end++;
+            float *copy = copies(s, end - i);
+            for (uint32_t k = i; k < end; k++) memcpy(copy + (k - i) * s->width, logits, s->width * sizeof(float));
+            run_group(r, copy, i, end);
         } else {
-            while (end < n && d[end].score < 0 && d[end].logit == d[end - 1].logit + 1 &&
-                   (end + 1 == n || d[end + 1].logit != d[end].logit))
-                end++;
-            run_group(s, step, logits + d[i].logit * s->V, i, end, out);
+            while (follows(r, end, 1) && !follows(r, end + 1, 0)) end++;
+            run_group(r, logits, i, end);
         }
-        i = end;
     }
+}
+
+/* ---- parts of it on several ranks ---- */
+
+/* Every rank counts and opens the same. Draws that leave their row's raw logits alone get a copy to work in. */
+static void open_draws(const run *r)
+{
+    td_sampler *s = r->s;
+    size_t n = 0;
+    memset(s->users, 0, r->step->n_logits * sizeof *s->users);
+    for (uint32_t i = 0; i < r->n_own; i++) s->users[r->d[s->own[i]].logit]++;
+    for (uint32_t i = 0; i < r->n_own; i++) {
+        const td_step_sample *d = &r->d[s->own[i]];
+        td_sample_row row = row_of(r->step, d);
+        float *raw = logits_of(r, s->own[i]);
+        bool beside = d->score < 0 && !td_draw_plain(&row) && (d->logprobs >= 0 || s->users[d->logit] > 1);
+        s->draw[i] = td_draw_open(row, d->score, raw, beside ? NULL : raw, &r->out[s->own[i]]);
+        n += beside;
+    }
+    float *copy = copies(s, n);
+    for (uint32_t i = 0; i < r->n_own; i++) {
+        if (s->draw[i].x) continue;
+        s->draw[i].x = copy;
+        copy += s->width;
+    }
+}
+
+static uint8_t *wire(td_sampler *s, size_t bytes)
+{
+    size_t n = bytes * (size_t)s->v.ranks;
+    if (s->n_wire < n) {
+        s->n_wire = n;
+        free(s->wire);
+        s->wire = aligned_alloc(64, (n + 63) / 64 * 64);
+        TD_CHECK(s->wire);
+    }
+    return s->wire;
+}
+
+static td_status draw_together(const run *r)
+{
+    td_sampler *s = r->s;
+    open_draws(r);
+    for (;;) {
+        size_t bytes = 0;
+        for (uint32_t i = 0; i < r->n_own; i++) {
+            s->draw[i].at = bytes;
+            bytes += s->draw[i].bytes;
+        }
+        if (!bytes) return TD_OK;
+        uint8_t *all = wire(s, bytes), *mine = all + (size_t)s->v.rank * bytes;
+        s->ops->draw_say(s->pool, &s->v, s->draw, (int)r->n_own, mine);
+        TD_TRY(td_coll_all_gather(s->ranks->tp, mine, all, bytes));
+        s->ops->draw_hear(s->pool, &s->v, s->draw, (int)r->n_own, all, bytes);
+    }
+}
+
+/* ---- rows on several context ranks ---- */
+
+/* Their results go to context rank 0, each rank's packed. */
+static td_status gather_results(const run *r)
+{
+    td_sampler *s = r->s;
+    int me = s->ranks->at.cp, R = s->ranks->grid.cp;
+    size_t bytes[TD_MAX_RANKS] = {0}, offset[TD_MAX_RANKS], next[TD_MAX_RANKS], at = 0;
+    for (uint32_t i = 0; i < r->step->n_samples; i++) bytes[r->place[r->d[i].logit].cp] += sizeof *r->out;
+    for (int c = 0; c < R; at += bytes[c++]) {
+        offset[c] = at;
+        next[c] = at / sizeof *r->out;
+    }
+    td_sample_out *mine = s->packed + next[me]; /* context rank 0: where gathering wants them */
+    for (uint32_t i = 0; i < r->n_own; i++) mine[i] = r->out[s->own[i]];
+    TD_TRY(td_coll_gatherv(s->ranks->cp, mine, s->packed, bytes, offset, 0));
+    for (uint32_t i = 0; me == 0 && i < r->step->n_samples; i++)
+        r->out[i] = s->packed[next[r->place[r->d[i].logit].cp]++];
+    return TD_OK;
+}
+
+td_status td_sampler_run(td_sampler *s, const td_step *step, const td_logit_place *place, float *logits,
+                         td_sample_out *out)
+{
+    run r = {s, step, td_step_samples(step), place, logits, out, 0};
+    if (!step->n_samples) return TD_OK;
+    room(s, step);
+    for (uint32_t i = 0; i < step->n_samples; i++)
+        if (!place || place[r.d[i].logit].cp == s->ranks->at.cp) s->own[r.n_own++] = i;
+    if (s->v.ranks > 1) {
+        TD_TRY(draw_together(&r));
+    } else {
+        run_scores(&r);
+        run_draws(&r);
+    }
+    return place && s->ranks->at.tp == 0 ? gather_results(&r) : TD_OK;
 }

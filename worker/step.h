@@ -18,6 +18,9 @@
 
 enum { TD_MAX_GROUPS = 4 };
 
+/* Where a row of logits lies: which context-parallel rank computes it, and where among that rank's rows. */
+typedef struct td_logit_place { int32_t cp, row; } td_logit_place;
+
 typedef struct td_step_seq {
     uint64_t key;                       /* whose rows these are (trace and hooks only; arithmetic never reads it) */
     uint32_t row0, n_rows, pos0;

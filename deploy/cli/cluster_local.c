@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "deploy/cli/cluster_launch.h"
+#include "deploy/cli/cluster_procs.h"
 #include "deploy/cli/cluster_shape.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -347,13 +348,7 @@ void td_local_stop(td_local *l)
     for (end = td_now_us() + KILL_US; signal_kids(l, 0, false, true) && td_now_us() < end;) turn(l, 200, true);
     signal_kids(l, SIGKILL, true, true);
     while (signal_kids(l, 0, true, true)) turn(l, 200, true);
-    for (int i = 0; i <= l->n_kid; i++) { /* sockets that a killed child left */
-        char path[128];
-        if (i < l->n_kid) snprintf(path, sizeof path, "%s/bulk%d", l->run_dir, i);
-        else snprintf(path, sizeof path, "%s/control", l->run_dir);
-        unlink(path);
-    }
-    if (l->run_dir[0]) rmdir(l->run_dir);
+    td_procs_remove_tree(l->run_dir); /* with the sockets that killed children left */
     for (int i = 0; i < 2; i++)
         if (l->ready_fd[i] >= 0) close(l->ready_fd[i]);
     free(l->kid);

@@ -61,7 +61,7 @@ td_shape td_shape_of_conf(const td_conf *c)
 /* What td_grid_check will say of tensor parallelism, without its log line: a choice tries many. */
 static bool divides(const td_model_desc *d, int tp)
 {
-    return d->H % tp == 0 && d->F % tp == 0 && (tp <= d->G ? d->G % tp == 0 : tp % d->G == 0) &&
+    return (tp & (tp - 1)) == 0 && d->H % tp == 0 && d->F % tp == 0 && (tp <= d->G ? d->G % tp == 0 : tp % d->G == 0) &&
            (!d->moe.route.n_experts || d->moe.F % tp == 0);
 }
 

@@ -191,7 +191,7 @@ def ends():
 def refused():
     for own, worker, words in (
         (["--ranks", "2"], ["--model", MODEL, "--tensor-parallel-size", "4"], "2 ranks, but tensor 4"),
-        ([], ["--model", MODEL, "--tensor-parallel-size", "3"], "cannot be divided among tensor-parallel-size 3"),
+        ([], ["--model", MODEL, "--tensor-parallel-size", "16"], "cannot be divided among tensor-parallel-size 16"),
         (["--ranks", "4"], ["--model", "/nowhere"], "cannot be read here"),
         (["--ranks", "x"], ["--model", MODEL], "not a whole number"),
         (["--rank", "2"], ["--model", MODEL], "did you mean --ranks"),

@@ -52,10 +52,13 @@ static void settle(void)
     T_EQ(td_shape_settle("ranks", NULL, 4, false, &s), TD_EBADREQ); /* no model to choose by */
     s.tp = 3;
     T_EQ(td_shape_settle("x", &tiny, 0, true, &s), TD_EBADREQ);
+    T_OK(strstr(td_reason(), "x: tensor-parallel-size 3 is no power of two"), "%s", td_reason());
+    s.tp = 16;
+    T_EQ(td_shape_settle("x", &tiny, 0, true, &s), TD_EBADREQ);
     T_OK(strstr(td_reason(), "query heads 8 cannot be divided"), "%s", td_reason());
     T_EQ(td_shape_settle("x", NULL, 0, true, &s), TD_OK); /* the worker will tell */
     T_EQ(td_shape_settle("x", NULL, 4, true, &s), TD_EBADREQ);
-    T_OK(strstr(td_reason(), "4 ranks, but tensor 3"), "%s", td_reason());
+    T_OK(strstr(td_reason(), "4 ranks, but tensor 16"), "%s", td_reason());
     s = (td_shape){.tp = 2, .pp = 1, .cp = 1, .dp = 1, .ep = true};
     T_EQ(td_shape_settle("x", &tiny, 2, true, &s), TD_EBADREQ); /* no experts */
     T_EQ(td_shape_settle("x", &moe, 2, true, &s), TD_OK);

@@ -278,6 +278,8 @@ static const td_ops *open_staged(void)
     staged.moe_combine = moe_combine;
     staged.sample = sample;
     staged.score = score;
+    staged.draw_say = cuda->draw_say;
+    staged.draw_hear = cuda->draw_hear;
     return &staged;
 }
 

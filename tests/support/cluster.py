@@ -63,7 +63,7 @@ def rank_pids(above):
             p = parent[p]
         return False
 
-    return {r: p for p, r in rank.items() if below(p)}
+    return {r: p for p, r in rank.items() if p != above and below(p)}
 
 
 def skip(reason):

@@ -69,6 +69,21 @@ const td_group_desc *td_model_groups(const td_model *m)
 {
     return m->desc.group;
 }
+void td_model_vocab(const td_model *m, int *v0, int *n)
+{
+    *v0 = 0;
+    *n = m->desc.V;
+}
+const td_logit_place *td_model_logit_places(const td_model *m)
+{
+    (void)m;
+    return NULL;
+}
+td_status td_model_join_logits(td_model *m, const td_step *s, const float *part, float *logits)
+{
+    memcpy(logits, part, s->n_logits * (size_t)m->desc.V * sizeof *logits);
+    return TD_OK;
+}
 td_kvmap td_model_kvmap(const td_model *m)
 {
     (void)m;

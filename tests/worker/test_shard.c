@@ -42,6 +42,7 @@ static td_step *make_step(const ts_kv *kv, const td_model_desc *d, int dp, int k
 
 static td_status steps(td_model *m, int dp, const td_ops *ops, float *logits)
 {
+    float *part = calloc((size_t)ROWS * (size_t)td_model_descr(m)->V, sizeof *part);
     td_model_desc local = *td_model_descr(m), *d = &local;
     td_status st = TD_OK;
     ts_kv kv;
@@ -49,10 +50,12 @@ static td_status steps(td_model *m, int dp, const td_ops *ops, float *logits)
     ts_kv_open(&kv, d, ops, P, TOKENS, 2);
     for (int k = 0; k < STEPS && st >= 0; k++) {
         td_step *s = make_step(&kv, d, dp, k);
-        st = td_model_forward(m, s, kv.kv, logits + (size_t)k * ROWS * (size_t)d->V, NULL, NULL);
+        st = td_model_forward(m, s, kv.kv, part, NULL, NULL);
+        if (st >= 0) st = td_model_join_logits(m, s, part, logits + (size_t)k * ROWS * (size_t)d->V);
         free(s);
     }
     ts_kv_close(&kv);
+    free(part);
     return st;
 }
 

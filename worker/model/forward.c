@@ -195,19 +195,35 @@ static td_status embed(forward *f)
     return whole ? TD_OK : td_share_embed(m, to, all, f->T, m->scratch.x, m->blocks);
 }
 
+/* This rank's rows and part of the vocabulary. */
 static td_status head(forward *f, int T, float *logits)
 {
     td_model *m = f->m;
-    bool shared = td_model_tp(m) > 1 || td_model_cp(m) > 1;
     if (f->step->n_logits == 0) {
         if (!td_shard_wants(m)) return TD_OK;
         T = 0; /* others' rows need this rank's part of the vocabulary */
     }
     TD_TRY(norm(m, m->weights.final_norm, T));
-    float *to = shared ? td_share_room(&m->wire[4], (size_t)T * (size_t)m->local.V) : logits;
-    if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, to));
-    else linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, to);
-    return shared ? td_share_logits(m, f->step, to, T, logits) : TD_OK;
+    if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, logits));
+    else if (m->local.V > 0) linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, logits);
+    if (td_model_cp(m) > 1) td_share_places(m, f->step);
+    return TD_OK;
+}
+
+void td_model_vocab(const td_model *m, int *v0, int *n)
+{
+    *v0 = m->local.v0;
+    *n = m->local.V;
+}
+
+const td_logit_place *td_model_logit_places(const td_model *m)
+{
+    return td_model_cp(m) > 1 ? m->share.place : NULL;
+}
+
+td_status td_model_join_logits(td_model *m, const td_step *step, const float *part, float *logits)
+{
+    return step->n_logits ? td_share_logits(m, step, part, logits) : TD_OK;
 }
 
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,

@@ -121,12 +121,21 @@ double td_model_shard_overlap(const td_model *m);
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);
 
-/* Run this rank's part of one step; of several ranks, all run it. kv[g] for each group. logits: [step->n_logits, V] f32,
- * caller's; complete on every rank of the last pipeline stage. on_layer(arg, layer) is
- * called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
+/* Run this rank's part of one step; of several ranks, all run it. kv[g] for each group. logits: caller's, f32,
+ * written on ranks of the last pipeline stage: of the step's rows of logits those that this rank computes
+ * (td_model_logit_places), of the vocabulary its part (td_model_vocab); one rank: [step->n_logits, V].
+ * on_layer(arg, layer) is called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
  * EPROTO as td_model_check: nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
+
+/* This rank's tokens: [v0, v0 + n). */
+void td_model_vocab(const td_model *m, int *v0, int *n);
+/* Of the step of the last forward: [n_logits]. NULL: all rows are here, in the step's order. */
+const td_logit_place *td_model_logit_places(const td_model *m);
+/* What forward wrote on each rank of the last stage -> [step->n_logits, V] on all of them. Tools only: draws need
+ * no whole row. */
+td_status td_model_join_logits(td_model *m, const td_step *step, const float *part, float *logits);
 
 /* Between pipeline stages: this rank's rows of the residual after its layers (or, before a forward, where those of the
  * stage before must be); bytes is a function of the step. */

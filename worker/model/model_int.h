@@ -28,6 +28,7 @@ typedef struct td_share {
     int own_seq0, n_own_seqs;       /* own pieces among seq */
     int32_t *want;                  /* [n_want]: own rows (0: own0) whose logits are wanted, ascending */
     int n_want;
+    td_logit_place *place;          /* [n_logits] of the step */
     int longest;                    /* tokens of the longest sequence */
 } td_share;
 

@@ -27,6 +27,7 @@ td_status td_share_open(td_model *m)
     s->pos = td_xalloc(T * sizeof *s->pos);
     s->local_ids = td_xalloc(T * sizeof *s->local_ids);
     s->want = td_xalloc(T * sizeof *s->want);
+    s->place = td_xalloc(T * sizeof *s->place);
     s->page = td_xalloc(G * T * sizeof *s->page);
     s->in_page = td_xalloc(G * T * sizeof *s->in_page);
     s->seq = td_xalloc(G * T * sizeof *s->seq);
@@ -36,7 +37,7 @@ td_status td_share_open(td_model *m)
 void td_share_close(td_model *m)
 {
     td_share *s = &m->share;
-    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want), free(s->page), free(s->in_page), free(s->seq);
+    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want), free(s->place), free(s->page), free(s->in_page), free(s->seq);
     for (size_t i = 0; i < TD_COUNT(m->wire); i++) free(m->wire[i].p);
 }
 
@@ -88,7 +89,8 @@ static void add_rank(td_model *m, const td_step *step, const td_kv *kv, int c, i
     }
 }
 
-static bool wanted(const td_step *step, int row)
+/* Which of the step's rows of logits a row is; -1: none. */
+static int wanted(const td_step *step, int row)
 {
     const int32_t *w = td_step_logit_rows(step);
     int lo = 0, hi = (int)step->n_logits;
@@ -97,7 +99,7 @@ static bool wanted(const td_step *step, int row)
         if (w[mid] < row) lo = mid + 1;
         else hi = mid;
     }
-    return lo < (int)step->n_logits && w[lo] == row;
+    return lo < (int)step->n_logits && w[lo] == row ? lo : -1;
 }
 
 void td_share_rows(td_model *m, const td_step *step, const td_kv *kv)
@@ -115,7 +117,7 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv)
     s->own0 = s->rank_row0[me];
     s->n_own = s->rank_row0[me + 1] - s->own0;
     for (int i = 0; i < s->n_own; i++)
-        if (wanted(step, s->row[s->own0 + i])) s->want[s->n_want++] = i;
+        if (wanted(step, s->row[s->own0 + i]) >= 0) s->want[s->n_want++] = i;
     const td_step_seq *q = td_step_seqs(step);
     for (uint32_t i = 0; i < step->n_seqs; i++) s->longest = TD_MAX(s->longest, (int)(q[i].pos0 + q[i].n_rows));
     m->blocks = td_model_tp(m) > 1 && (m->ranks->grid.ep || s->n_own >= m->block_rows);
@@ -224,33 +226,43 @@ static td_status join_vocabulary(td_model *m, const float *part, int T, float *o
 /* Rows of all CP ranks, each in its own order, to the order of the step. */
 static td_status join_rows(td_model *m, const td_step *step, const float *own, float *logits)
 {
-    const td_share *s = &m->share;
-    int R = td_model_cp(m);
-    size_t V = (size_t)m->desc.V, bytes[TD_MAX_RANKS], offset[TD_MAX_RANKS], at = 0;
-    for (int c = 0; c < R; c++) {
-        size_t n = 0;
-        for (int i = s->rank_row0[c]; i < s->rank_row0[c + 1]; i++) n += wanted(step, s->row[i]);
-        bytes[c] = n * V * sizeof(float);
+    const td_logit_place *place = m->share.place;
+    size_t V = (size_t)m->desc.V, bytes[TD_MAX_RANKS] = {0}, offset[TD_MAX_RANKS], at = 0;
+    for (uint32_t k = 0; k < step->n_logits; k++) bytes[place[k].cp] += V * sizeof(float);
+    for (int c = 0; c < td_model_cp(m); c++) {
         offset[c] = at;
         at += bytes[c];
     }
     float *all = td_share_room(&m->wire[2], (size_t)step->n_logits * V);
     TD_TRY(td_coll_all_gatherv(m->ranks->cp, own, all, bytes, offset));
-    const int32_t *w = td_step_logit_rows(step);
-    for (int i = 0; i < s->T; i++) {
-        if (!wanted(step, s->row[i])) continue;
-        uint32_t k = 0;
-        while (w[k] != s->row[i]) k++;
-        memcpy(logits + (size_t)k * V, all, V * sizeof *logits);
-        all += V;
-    }
+    for (uint32_t k = 0; k < step->n_logits; k++)
+        memcpy(logits + k * V, all + offset[place[k].cp] / sizeof(float) + (size_t)place[k].row * V, V * sizeof *logits);
     return TD_OK;
 }
 
-td_status td_share_logits(td_model *m, const td_step *step, const float *part, int T, float *logits)
+void td_share_places(td_model *m, const td_step *step)
 {
+    td_share *s = &m->share;
+    for (int c = 0; c < td_model_cp(m); c++) {
+        int32_t n = 0;
+        for (int i = s->rank_row0[c]; i < s->rank_row0[c + 1]; i++) {
+            int k = wanted(step, s->row[i]);
+            if (k >= 0) s->place[k] = (td_logit_place){c, n++};
+        }
+    }
+}
+
+td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits)
+{
+    int T = m->share.n_want;
+    size_t V = (size_t)m->desc.V;
+    if (td_model_cp(m) == 1 && td_model_tp(m) == 1) {
+        memcpy(logits, part, (size_t)T * V * sizeof *logits);
+        return TD_OK;
+    }
     if (td_model_cp(m) == 1) return join_vocabulary(m, part, T, logits);
-    float *own = td_share_room(&m->wire[3], (size_t)T * (size_t)m->desc.V);
+    if (td_model_tp(m) == 1) return join_rows(m, step, part, logits);
+    float *own = td_share_room(&m->wire[3], (size_t)T * V);
     TD_TRY(join_vocabulary(m, part, T, own));
     return join_rows(m, step, own, logits);
 }

@@ -30,8 +30,10 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 td_status td_share_sum(td_model *m, float *part, int T, const float *bias, float *x, bool blocks);
 /* Blocks of [T, E] on each TP rank -> all rows on all. */
 td_status td_share_gather(td_model *m, const float *block, int T, float *out);
-/* logits [T, V_local] on each rank -> [T, V] on all ranks, CP ranks' rows in the order the step asked for. */
-td_status td_share_logits(td_model *m, const td_step *step, const float *part, int T, float *logits);
+/* Fills m->share.place for the step whose rows are at hand. */
+void td_share_places(td_model *m, const td_step *step);
+/* Own rows' logits [n_want, V_local] on each rank -> [n_logits, V] on all ranks, in the order the step asked for. */
+td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits);
 
 /* x = the embeddings, of which each TP rank has those of its part of the vocabulary in `part`. */
 td_status td_share_embed(td_model *m, float *part, const int32_t *ids, int T, float *x, bool blocks);

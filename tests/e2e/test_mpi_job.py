@@ -1,0 +1,127 @@
+"""A whole cluster as one MPI job (deploy/mpi/cluster): router, a prefill worker of 2 ranks and a decode worker of 2 ranks,
+under one outer mpirun. The same text as of one worker; parts die and come back while the job goes on; SIGTERM drains.
+SPDX-License-Identifier: Apache-2.0
+"""
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from support.cluster import BUILD, DEMO, ROOT, Cluster, free_port, questions, rank_pids, skip
+
+if not shutil.which("mpirun"):
+    skip("no mpirun (install openmpi-bin)")
+passed = 0
+CONF = """# a comment, and a blank line
+
+all --log-level info
+router 127.0.0.1 --served-model-name demo --port {port} --grpc-port {grpc}
+prefill localhost:2 --tensor-parallel-size 2 --threads 1 --served-model-name demo {cache}
+decode localhost:2 --pipeline-parallel-size 2 --threads 1 --page-size 8 --served-model-name demo {cache}
+"""
+
+
+def ok(what):
+    global passed
+    passed += 1
+    print("ok", what, flush=True)
+
+
+def tagged(mark):
+    """Processes with this in their environment, with their arguments."""
+    found = {}
+    for p in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{p}/environ", "rb") as f:
+                env = f.read()
+            with open(f"/proc/{p}/cmdline", "rb") as f:
+                args = f.read().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if mark.encode() in env:
+            found[int(p)] = args
+    return found
+
+
+class Job(Cluster):
+    def __init__(self):
+        self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
+        self.port, self.grpc_port, self.name, self.model = free_port(), free_port(), "demo", DEMO
+        self.procs, self.workers = {}, ["prefill", "decode"]
+        self.mark = "TANDEM_CONTROL_PORT=" + str(free_port())
+        conf = os.path.join(self.dir, "job.conf")
+        with open(conf, "w") as f:
+            f.write(CONF.format(port=self.port, grpc=self.grpc_port,
+                                cache="--cache-dir " + os.path.join(BUILD, "test-cache")))
+        name, value = self.mark.split("=")
+        log = open(os.path.join(self.dir, "job.log"), "ab")
+        self.procs["job"] = subprocess.Popen([os.path.join(ROOT, "deploy", "mpi", "cluster"), conf, DEMO], stdout=log,
+                                             stderr=log, stdin=subprocess.DEVNULL,
+                                             env=dict(os.environ, TANDEM_BUILD=BUILD, **{name: value}))
+        log.close()
+        self.wait_ready()
+
+    def part(self, *words):
+        """The process whose arguments hold all these words, mpirun and wrappers excepted."""
+        return next((p for p, args in tagged(self.mark).items()
+                     if all(w in args for w in words) and os.path.basename(args[0]) not in ("mpirun", "bash")), None)
+
+    def is_back(self):
+        return sorted(w["role"].lower() for w in self.ledger()["workers"] if w["state"] == "READY") == ["decode", "prefill"]
+
+
+def wrong_files():
+    for text, words in (("prefill localhost\n", "the router's line comes first"), ("router h\n", "at least one worker"),
+                        ("router h\nrouter i\n", "more than one router"), ("router h\nprefil i\n", "is none of")):
+        with tempfile.NamedTemporaryFile("w", suffix=".conf") as f:
+            f.write(text)
+            f.flush()
+            r = subprocess.run([os.path.join(ROOT, "deploy", "mpi", "cluster"), f.name, DEMO], capture_output=True, text=True,
+                               env=dict(os.environ, TANDEM_BUILD=BUILD), timeout=20)
+        assert r.returncode == 2 and words in r.stderr, (text, r)
+    ok("wrong files are refused")
+
+
+wrong_files()
+BODY = [dict(prompt=q["prompt_ids"], max_tokens=40, temperature=0.7, seed=i) for i, q in enumerate(questions()[::40])]
+with Cluster(prefill=0, decode=0, mixed=1) as c:
+    want = [c.complete(**b)["choices"][0]["token_ids"] for b in BODY]
+
+
+def same(c):
+    got = [c.complete(**b)["choices"][0]["token_ids"] for b in BODY]
+    assert got == want, (got, want)
+
+
+with Job() as c:
+    same(c)
+    assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
+    ok("the same text as of one worker")
+    launcher = c.part("launch-worker", "decode")
+    ranks = rank_pids(launcher)
+    assert set(ranks) == {0, 1}, ranks
+    os.kill(ranks[1], signal.SIGKILL)
+    c.until("the rank's worker is gone", 5, lambda: not any(os.path.exists(f"/proc/{p}") for p in ranks.values()))
+    c.until("the worker is back", 30, lambda: set(rank_pids(launcher)) == {0, 1} and c.is_back())
+    same(c)
+    ok("a rank is killed: its launcher starts the worker again")
+    os.kill(c.part("--router-bind"), signal.SIGKILL)
+    time.sleep(0.5)
+    c.until("the router is back", 30, c.is_back)
+    same(c)
+    ok("the router is killed: started again, the workers join it")
+    launcher, ranks = c.part("launch-worker", "decode"), rank_pids(c.part("launch-worker", "decode"))
+    os.kill(launcher, signal.SIGKILL)
+    c.until("its ranks are gone", 5, lambda: not any(os.path.exists(f"/proc/{p}") for p in ranks.values()))
+    c.until("the router knows", 10, lambda: not c.is_back())
+    same(c)  # on the prefill worker
+    assert c.procs["job"].poll() is None
+    ok("a launcher is killed: the job goes on with what is left")
+    c.procs["job"].terminate()
+    status = c.procs["job"].wait(20)
+    left = tagged(c.mark)
+    assert status == 0 and not left, (status, left, c.log("job")[-3000:])
+    ok("SIGTERM drains the job, nothing is left")
+print(f"{passed} passed, 0 failed")

@@ -1,0 +1,271 @@
+"""Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or hangs takes its
+worker along, not its requests; ranks that do not belong together stop at start.
+
+    python tests/e2e/test_ranks.py [--part same|handoff|death|start|data]
+SPDX-License-Identifier: Apache-2.0
+"""
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from support.cluster import BIN, DEMO, Cluster, Error, questions, rank_pids, sanitized, skip
+from support.models import with_tokenizer
+from support.serve import Serve
+
+p = argparse.ArgumentParser()
+p.add_argument("--part", action="append")
+a = p.parse_args()
+parts = a.part or ["same", "handoff", "death", "start"]
+if not shutil.which("mpirun"):
+    skip("no mpirun (install openmpi-bin)")
+passed = 0
+
+
+def ok(what):
+    global passed
+    passed += 1
+    print("ok", what, flush=True)
+
+
+# ---- the same tokens ----
+
+def jobs(model):
+    """Bodies: greedy and seeded, short and long, with log probabilities."""
+    if model == DEMO:
+        qs = questions()[::20]
+        story = max(questions(), key=lambda q: len(q["prompt_ids"]))
+        prompts = [q["prompt_ids"] for q in qs] + [(story["prompt_ids"] + story["answer_ids"][:-1])[:331]]
+    else:
+        prompts = [[5 + (7 * i + k * k) % 300 for k in range(n)] for i, n in enumerate((1, 3, 17, 40, 97, 131))]
+    return [dict(prompt=x, max_tokens=24, logprobs=2, **kw) for i, x in enumerate(prompts)
+            for kw in (dict(temperature=0), dict(temperature=0.9, top_p=0.95, seed=100 + i))]
+
+
+def ask(c, body):
+    ch = c.complete(**{"ignore_eos": True, **body})["choices"][0]
+    lp = ch["logprobs"]
+    return ch["token_ids"], ch["text"], ch["finish_reason"], lp["token_logprobs"], lp["top_logprobs"]
+
+
+def collect(model, together=6, **kw):
+    with Cluster(model, **kw) as c:
+        with ThreadPoolExecutor(together) as pool:
+            got = list(pool.map(lambda b: ask(c, b), jobs(model)))
+        c.wait_clean()
+        return got
+
+
+def sizes(tp=1, pp=1, cp=1, dp=1, *flags):
+    return ["--tensor-parallel-size", str(tp), "--pipeline-parallel-size", str(pp), "--context-parallel-size", str(cp),
+            "--data-parallel-size", str(dp), *flags]
+
+
+def compare(name, model, want, **kw):
+    got = collect(model, **kw)
+    bad = [i for i in range(len(want)) if got[i] != want[i]]
+    assert not bad, f"{name}: {len(bad)} of {len(want)} differ, first:\n{jobs(model)[bad[0]]}\n{want[bad[0]]}\n{got[bad[0]]}"
+    ok(f"{name}: {len(want)} answers as of one rank")
+
+
+SAME = {
+    "tp2": (2, sizes(2)), "pp2": (2, sizes(1, 2)), "cp2": (2, sizes(1, 1, 2)), "tp2 pp2": (4, sizes(2, 2)),
+    "cp2 fully sharded": (2, sizes(1, 1, 2, 1, "--fully-sharded")),
+}
+SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel"))}
+
+
+def one_rank(model):
+    return collect(model, prefill=0, decode=0, mixed=1)
+
+
+DATA = {"dp2": (2, sizes(1, 1, 1, 2)), "dp2 fully sharded": (2, sizes(1, 1, 1, 2, "--fully-sharded"))}
+DATA_MOE = {"ep: dp2": (2, sizes(1, 1, 1, 2, "--expert-parallel"))}
+
+
+def mixed(name, model, shapes):
+    want = one_rank(model)
+    for shape, (n, extra) in shapes.items():
+        compare(f"{name} {shape}", model, want, prefill=0, decode=0, mixed=1, mixed_extra=extra,
+                ranks={"mixed": n})
+
+
+def same(dense=SAME, experts=SAME_MOE):
+    mixed("demo", DEMO, dense)
+    for family in ("mixtral", "qwen3-moe"):
+        with with_tokenizer(family) as model:
+            mixed(family, model, experts)
+
+
+def data():
+    same(DATA, DATA_MOE)
+
+
+def handoff():
+    """A prefill group of 2 and a decode group of 4, of other shapes and page sizes."""
+    want = one_rank(DEMO)
+    for name, pre, dec in (("tp2 to pp4", sizes(2), sizes(1, 4)), ("pp2 to tp4", sizes(1, 2), sizes(4)),
+                           ("cp2 to tp2 pp2", sizes(1, 1, 2), sizes(2, 2))):
+        compare(f"demo {name}", DEMO, want, prefill_extra=[*pre, "--page-size", "16"],
+                decode_extra=[*dec, "--page-size", "8"], ranks={"prefill": 2, "decode": 4}, extra=["--max-prefill-chunk", "64"])
+    with with_tokenizer("mixtral") as model:
+        want = one_rank(model)
+        compare("mixtral tp2 to ep4", model, want, prefill_extra=[*sizes(2), "--page-size", "16"],
+                decode_extra=[*sizes(2, 2, 1, 1, "--expert-parallel"), "--page-size", "32"],
+                ranks={"prefill": 2, "decode": 4})
+
+
+# ---- a rank dies ----
+
+LONGQ = max(questions(), key=lambda q: len(q["answer_ids"]))
+BODY = dict(prompt=LONGQ["prompt_ids"], max_tokens=200, temperature=0.8, seed=7, ignore_eos=True)
+
+
+def stream_ids(c, on_event=None):
+    ids = []
+    for i, (_, ev) in enumerate(c.stream("/v1/completions", {"return_token_ids": True, **BODY})):
+        if "error" in ev:
+            raise Error(500, str(ev))
+        ids += [x for ch in ev["choices"] for x in ch.get("token_ids") or []]
+        if on_event:
+            on_event(i)
+    return ids
+
+
+def busy_worker(c):
+    return next((w["name"] for w in c.ledger()["workers"] if w["seqs_running"]), None)
+
+
+def launcher_of(c, name):
+    """The launcher that serve started for a worker."""
+    out = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    for line in out.splitlines()[1:]:
+        pid, ppid, args = line.split(None, 2)
+        if int(ppid) == c.procs["serve"].pid and f"--name {name} " in args + " ":
+            return int(pid)
+    raise AssertionError(f"no process of {name}:\n{out}")
+
+
+def alive(pids):
+    return [x for x in pids if os.path.exists(f"/proc/{x}")]
+
+
+def death(sig, rank, n_workers):
+    """One rank of the worker that runs the request: the group is gone in 5 s, the text complete, the worker back."""
+    with Serve("--mixed", str(n_workers), "--mixed-ranks", "2", "--threads", "2") as c:
+        c.until("all workers", 30, lambda: len(alive_workers(c)) == n_workers)
+        want = stream_ids(c)
+        hit = {}
+
+        def strike(i):
+            if i != 8 or hit:
+                return
+            name = c.until("a running sequence", 5, lambda: busy_worker(c))
+            hit.update(rank_pids(launcher_of(c, name)), name=name)
+            hit["t"] = time.monotonic()
+            os.kill(hit[rank], sig)
+
+        assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
+        pids = [hit[0], hit[1]]
+        c.until("the group is gone", hit["t"] + 5 - time.monotonic() + 0.01, lambda: not alive(pids))
+        took = time.monotonic() - hit["t"]
+        c.until("the worker is back", 30, lambda: len(alive_workers(c)) == n_workers)
+        again = c.until("its ranks are back", 10, lambda: rank_pids(launcher_of(c, hit["name"])))
+        assert set(again) == {0, 1} and not set(again.values()) & set(pids), (again, pids)
+        assert stream_ids(c) == want
+        c.wait_clean()
+        everything = list(rank_pids(c.procs["serve"].pid).values())
+    assert not alive(everything), f"left: {alive(everything)}"
+    ok(f"{signal.Signals(sig).name} of rank {rank} of {n_workers} workers: gone after {took:.1f} s at most")
+
+
+def alive_workers(c):
+    return [w for w in c.ledger()["workers"] if w["state"] == "READY"]
+
+
+def last_worker():
+    """It is not started again: a clear error, and nothing left."""
+    with Cluster(prefill=0, decode=0, mixed=1, ranks={"mixed": 2}) as c:
+        pids = list(c.rank_pids("mixed0").values())
+        assert len(pids) == 2, pids
+        try:
+            stream_ids(c, lambda i: os.kill(pids[1], signal.SIGKILL) if i == 4 else None)
+            raise AssertionError("a stream without workers ended well")
+        except Error as e:
+            ok(f"a rank of the last worker killed: {str(e)[:90]}")
+        assert c.procs["mixed0"].wait(5) and not alive(pids), alive(pids)
+
+
+def deaths():
+    for sig in (signal.SIGKILL, signal.SIGSTOP):
+        for rank in (0, 1):
+            death(sig, rank, 2)
+    death(signal.SIGKILL, 1, 1)
+    last_worker()
+
+
+# ---- ranks that do not belong together ----
+
+def mpirun(*ranks, seconds=10):
+    """Each rank with its own arguments. (status, output); fails when it takes longer."""
+    cmd = ["mpirun", "--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+    for i, args in enumerate(ranks):
+        cmd += [":"] * (i > 0) + ["-n", "1", os.path.join(BIN, "tandem-worker"), "--threads", "1", "--router",
+                                  "ipc:///nowhere/control", "--no-pack-cache", *args]
+    start = time.monotonic()
+    r = subprocess.run(["timeout", "-k", "1", "60", *cmd], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    took = time.monotonic() - start
+    assert took < seconds * (4 if sanitized() else 1), f"{took:.1f} s: {ranks}\n{r.stdout}{r.stderr}"
+    return r.returncode, r.stdout + r.stderr
+
+
+def refused(name, ranks, *words):
+    rc, out = mpirun(*ranks)
+    assert rc not in (0, 124, 137), (name, rc, out[-2000:])
+    for w in words:
+        assert w in out, (name, w, out[-2000:])
+    ok(f"refused at start: {name}")
+
+
+def starts():
+    tp2 = ["--model", DEMO, *sizes(2)]
+    with tempfile.TemporaryDirectory() as d:
+        other = os.path.join(d, "other")
+        shutil.copytree(DEMO, other)
+        with open(os.path.join(other, "config.json")) as f:
+            text = f.read()
+        with open(os.path.join(other, "config.json"), "w") as f:
+            f.write(text.replace("10000.0", "20000.0"))
+        refused("another model", [tp2, ["--model", other, *sizes(2)]], "rank 1", "model")
+        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size")
+        refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
+        refused("another kernel family", [tp2, [*tp2, "--ops", "ref"]], "rank 1", "ref")
+        refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64", "2048")
+        refused("another attention split", [tp2, [*tp2, "--attention-split", "64"]], "rank 1", "64", "256")
+        refused("more ranks than the sizes say", [tp2] * 3, "3 ranks", "tensor 2")
+        refused("fewer ranks than the sizes say", [["--model", DEMO, *sizes(4)]] * 2, "2 ranks", "tensor 4")
+        refused("sums that are no binary tree", [["--model", DEMO, *sizes(3)]] * 3, "no power of two")
+        refused("more stages than layers", [["--model", DEMO, *sizes(1, 7)]] * 7, "the model has 6 layers")
+        refused("experts of a model without", [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
+        refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2, "fully-sharded")
+    r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=20)
+    assert r.returncode and "1 ranks were started for tensor 2" in r.stderr, r
+    ok("refused at start: two ranks without mpirun")
+    for args, words in ((["--decode-ranks", "3", "--decode-parallel", "tp=2"], "3 ranks, but tensor 2"),
+                        (["--prefill-parallel", "tp=8"], "query heads 4 cannot be divided"),
+                        (["--decode-ranks", "1024"], "the model has 6 layers"), (["--decode-parallel", "tp=2,x"], "'x' is none of")):
+        r = subprocess.run([os.path.join(BIN, "tandem"), "serve", DEMO, "--port", "0", "--grpc-port", "0", *args],
+                           capture_output=True, text=True, timeout=20)
+        assert r.returncode == 2 and words in r.stderr, (args, r)
+    ok("refused at start: impossible shapes of serve")
+
+
+for part in parts:
+    {"same": same, "handoff": handoff, "death": deaths, "start": starts, "data": data}[part]()
+print(f"{passed} passed, 0 failed")
+sys.exit(0)
