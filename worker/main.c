@@ -164,7 +164,6 @@ static void block_signals(worker *w)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGUSR1); /* as SIGTERM: the one that mpirun passes on to its ranks */
     sigaddset(&set, SIGUSR1); /* drain: the one signal that mpirun passes on and lets be answered in time */
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* before any thread exists */
     w->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
