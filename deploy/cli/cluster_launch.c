@@ -33,7 +33,7 @@ typedef struct launcher {
     int n_args, ranks;
     const char *label;
     char bin_dir[4096], run_dir[64], shm_dir[64];
-    int signal_fd;
+    int run_lock, shm_lock, signal_fd;
     /* one life of the worker */
     pid_t top;                 /* mpirun, or the worker of one rank */
     rank rank[MAX_RANKS];
@@ -102,11 +102,9 @@ static bool remote(const td_conf *c)
  * all ranks are here: other hosts do not have the directory. */
 static td_status make_dirs(launcher *l)
 {
-    snprintf(l->run_dir, sizeof l->run_dir, "/tmp/tandem-mpi.XXXXXX");
-    if (!mkdtemp(l->run_dir)) return td_fail(TD_EIO, "cannot make a directory in /tmp: %s", strerror(errno));
-    if (remote(&l->conf)) return TD_OK;
-    char shm[] = "/dev/shm/tandem-mpi.XXXXXX";
-    if (mkdtemp(shm)) memcpy(l->shm_dir, shm, sizeof shm);
+    if (!td_procs_make_dir("/tmp", l->run_dir, sizeof l->run_dir, &l->run_lock))
+        return td_fail(TD_EIO, "cannot make a directory in /tmp: %s", strerror(errno));
+    if (!remote(&l->conf)) td_procs_make_dir("/dev/shm", l->shm_dir, sizeof l->shm_dir, &l->shm_lock);
     return TD_OK;
 }
 
@@ -114,7 +112,10 @@ static void remove_dirs(launcher *l)
 {
     td_procs_remove_tree(l->run_dir);
     td_procs_remove_tree(l->shm_dir);
+    if (l->run_lock >= 0) close(l->run_lock);
+    if (l->shm_lock >= 0) close(l->shm_lock);
     l->run_dir[0] = l->shm_dir[0] = 0;
+    l->run_lock = l->shm_lock = -1;
 }
 
 /* ---- mpirun's arguments ---- */
@@ -363,6 +364,7 @@ static td_status prepare(launcher *l, int argc, char **argv)
 int cmd_launch(int argc, char **argv)
 {
     launcher *l = td_xalloc(sizeof *l);
+    l->run_lock = l->shm_lock = -1;
     td_log_open("launch", TD_LOG_INFO);
     td_conf_init(&l->worker);
     td_arena_init(&l->arena, 65536);

@@ -10,7 +10,7 @@
  *          3. SIGTERM, SIGINT or SIGUSR1 drain: rank 0 gets SIGTERM, the others leave with it. A second one, or drain-s and
  *             5 s, kill.
  *          4. Whoever dies takes along what is below: mpirun gets SIGTERM when the launcher dies, ranks SIGKILL when mpirun
- *             does. Nothing is left: no process, no file in /tmp or /dev/shm (those of a killed launcher excepted).
+ *             does. Nothing is left: no process, no file in /tmp or /dev/shm (a killed launcher's files go when the next one starts).
  *          5. One rank: no mpirun, the worker is the child.
  *          6. Restarts as `tandem serve` does; a worker whose options are refused (status 2) is not started again.
  * Threads: one. Limits: 1024 ranks. Errors: exit status 2 bad options or shape, 1 the worker ended badly with --no-restart. */

@@ -7,12 +7,15 @@
 #include "common/log.h"
 #include <ctype.h>
 #include <dirent.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -118,6 +121,38 @@ void td_procs_clear_mpi(bool alone)
         name[n] = 0;
         unsetenv(name); /* moves the later ones down */
     }
+}
+
+static bool in_use(const char *dir)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+    /* Younger than a minute: perhaps made, but not locked yet, or what its killed launcher had started still ends. */
+    bool used = fd < 0 || fstat(fd, &st) < 0 || st.st_uid != geteuid() || td_wall_s() - st.st_mtime < 60 ||
+                flock(fd, LOCK_EX | LOCK_NB) < 0;
+    if (fd >= 0) close(fd);
+    return used;
+}
+
+static void remove_unused(const char *parent)
+{
+    DIR *d = opendir(parent);
+    if (!d) return;
+    char path[300];
+    for (struct dirent *e; (e = readdir(d));) {
+        if (strncmp(e->d_name, "tandem-mpi.", 11)) continue;
+        if (snprintf(path, sizeof path, "%s/%s", parent, e->d_name) < (int)sizeof path && !in_use(path)) td_procs_remove_tree(path);
+    }
+    closedir(d);
+}
+
+bool td_procs_make_dir(const char *parent, char *dir, size_t n, int *lock)
+{
+    remove_unused(parent);
+    if (snprintf(dir, n, "%s/tandem-mpi.XXXXXX", parent) >= (int)n || !mkdtemp(dir)) return dir[0] = 0, false;
+    *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock >= 0) flock(*lock, LOCK_EX);
+    return true;
 }
 
 static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *at)

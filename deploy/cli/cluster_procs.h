@@ -9,6 +9,7 @@
 #define TD_DEPLOY_CLI_CLUSTER_PROCS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -22,6 +23,9 @@ bool td_procs_kill_all(int64_t wait_us);
 /* Unsets what another mpirun left in the environment (OMPI_*, PMIX_*, PMI_*, PRTE_*), by which Open MPI would take a child
  * for a part of that job; with `alone` also SLURM_*, by which it would spread over the hosts of an allocation. */
 void td_procs_clear_mpi(bool alone);
+/* A new directory for this process: parent/tandem-mpi.XXXXXX. *lock: an open file that says, while it is open, that the
+ * directory is in use. Old ones that nobody uses (their launcher was killed) are removed first. False: cannot be made. */
+bool td_procs_make_dir(const char *parent, char *dir, size_t n, int *lock);
 /* Removes a directory of ours and what is in it (not across file systems, not through links). */
 void td_procs_remove_tree(const char *dir);
 

@@ -212,11 +212,16 @@ if not shutil.which("mpirun"):
     print("SKIP: no mpirun (install openmpi-bin)")
     sys.exit(77)
 before = files_of_ours()
+old = ["/tmp/tandem-mpi.abc123", "/dev/shm/tandem-mpi.abc123"]  # of a launcher that was killed
+for d in old:
+    os.makedirs(os.path.join(d, "below"), exist_ok=True)
+    os.utime(d, (1e9, 1e9))
 refused()
 what_is_started()
 for sig in (signal.SIGKILL, signal.SIGSTOP):
     for who in (0, 1, 2, "mpirun"):
         death(sig, who, 3)
+check(not any(os.path.exists(d) for d in old), "old files are left")
 check(files_of_ours() == before, "files left", files_of_ours() - before)
 ends()
 for d in files_of_ours() - before:  # of the launcher that was killed
