@@ -66,18 +66,20 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
 {
     static_assert(U % XU == 0, "the buffers of x repeat within those of the weights");
     const int c0 = 2 * gemm_leaf_begin(a.cut, leaf), c1 = 2 * gemm_leaf_begin(a.cut, leaf + 1);
-    if (c0 == c1) return;
-    int x_end;
-    const int x_col =
-        gemm_block_col(a.x_cut, c0 / 2, &x_end) - c0 * 32; /* column of chunk 0, were it in this leaf */
     few_weights<W, MT> w[U];
     few_x<F32, NT> x[XU];
     float sum[W::BLOCK_SCALE ? MT : 1][NT][4] = {};
 #pragma unroll
-    for (int u = 0; u < U; u++) {
+    for (int u = 0; u < U; u++)
         if (c0 + u < c1) few_load_w<W, MT>(w[u], a, rb0, c0 + u, lane);
-        if (u < XU && c0 + u < c1) few_load_x<F32, NT>(x[u], a, x_col + (c0 + u) * 32, x_end, lane);
-    }
+    td_grid_wait(); /* weights need nobody's result; x does */
+    if (c0 == c1) return;
+    int x_end;
+    const int x_col =
+        gemm_block_col(a.x_cut, c0 / 2, &x_end) - c0 * 32; /* column of chunk 0, were it in this leaf */
+#pragma unroll
+    for (int u = 0; u < XU; u++)
+        if (c0 + u < c1) few_load_x<F32, NT>(x[u], a, x_col + (c0 + u) * 32, x_end, lane);
     for (int c = c0; c < c1; c += U) {
 #pragma unroll
         for (int u = 0; u < U; u++) {
@@ -137,7 +139,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
               groups = threads / 32 >> lw;
     const int rb0 = ((int)blockIdx.x * groups + (warp >> lw)) * MT;
     float acc[MT][NT][4] = {};
-    td_grid_wait();
+    if (a.n_groups) td_grid_wait();
     if (!gemm_enter(a, TOKENS, F32 ? 4 : 2)) return;
     few_leaf<W, F32, MT, NT, U, XU>(acc, a, rb0, (int)blockIdx.y * n_leaf + (warp & (n_leaf - 1)), lane);
 #pragma unroll

@@ -6,6 +6,7 @@
 #include "common/chan.h"
 #include "worker/kvpool.h"
 #include "worker/mirror.h"
+#include "worker/profile.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,31 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
     return td_ranks_agree(world, text);
 }
 
+/* Layers are dealt by measured time: rank 0 measures while the others wait, and all take its figure. */
+static td_status measure_head(const td_conf *c, td_coll *world, const td_model_desc *d, td_grid *grid)
+{
+    const td_ops *ops;
+    int cost = 0;
+    if (td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
+        td_pool *pool = td_pool_open(c->threads ? (int)c->threads : td_boot_cores());
+        cost = td_profile_head_cost(pool, ops, d, grid->tp);
+        td_pool_close(pool);
+        TD_INFO("the output matrix takes as long as %d.%d layers", cost / 10, cost % 10);
+    }
+    TD_TRY(td_coll_bcast(world, &cost, sizeof cost, 0));
+    grid->head_cost = cost;
+    return TD_OK;
+}
+
+/* Hand-offs know one replica's ranks: where requests change workers, replicas are workers of their own. */
+static td_status may_replicate(const td_conf *c)
+{
+    if (c->data_parallel_size > 1 && strcmp(c->role, "mixed"))
+        return td_fail(TD_EBADREQ, "data-parallel-size %d: only for role mixed, this is %s; start more workers instead",
+                       (int)c->data_parallel_size, c->role);
+    return TD_OK;
+}
+
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 {
     td_grid grid = td_rank_grid(c);
@@ -49,8 +75,10 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     td_coll *world;
     TD_TRY(td_coll_mpi_open(argc, argv, &world));
     td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
-    td_status s = describe(c, &d);
+    td_status s = may_replicate(c);
+    if (s >= 0) s = describe(c, &d);
     if (s >= 0) s = agree(c, world, &d);
+    if (s >= 0 && grid.pp > 1) s = measure_head(c, world, &d, &grid);
     if (s >= 0) s = td_grid_check(&grid, &d);
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
@@ -60,7 +88,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     }
     TD_INFO("rank %d of %d: tensor %d, pipeline %d, context %d, data %d", grid.rank = out->grid.rank, td_grid_ranks(&grid), out->at.tp,
             out->at.pp, out->at.cp, out->at.dp);
-    td_ranks_deadline(out, 0); /* loading takes what it takes; a rank that fails ends all */
+    td_ranks_deadline(out, 0); /* loading and steps take what they take: that the ranks are alive is told by beats */
     return TD_OK;
 }
 
@@ -70,6 +98,27 @@ void td_rank_close(td_ranks *r)
     if (!world) return;
     td_ranks_close(r);
     td_coll_close(world);
+}
+
+td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out)
+{
+    enum { BYTES = 256 };
+    char where[BYTES] = "", bound[BYTES] = "";
+    const char *bulk = c->bulk_bind, *colon = strrchr(bulk, ':');
+    /* Beside the bulk sockets: a port of its own on their address, or a path beside theirs. */
+    if (!strncmp(bulk, "ipc:", 4)) snprintf(where, sizeof where, "%s.beat", bulk);
+    else snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    td_beat_opts o = {.z = z, .rank = r->grid.rank, .n_ranks = td_coll_size(r->world), .curve = curve,
+                      .timeout_us = (int64_t)c->rank_timeout_ms * 1000};
+    td_status s = TD_OK;
+    o.endpoint = where;
+    if (o.rank == 0) {
+        s = td_beat_open(&o, bound, sizeof bound, out);
+        if (s < 0) td_coll_abort(r->world, td_reason());
+    }
+    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
+    o.endpoint = bound;
+    return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
 }
 
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation)
@@ -108,6 +157,7 @@ typedef struct other { /* a rank that is not 0 */
     td_curve curve;
     td_ship *ship;
     td_mirror *mirror;
+    td_beat *beat;
     int wake_fd;
 } other;
 
@@ -118,7 +168,6 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
     uint64_t incarnation = 0;
     TD_TRY(td_rank_incarnation(r, &incarnation));
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
-    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
     td_ship_opts so = {.z = o->z, .desc = td_model_descr(o->boot.model), .grid = &grid, .rank = (uint32_t)r->grid.rank,
@@ -134,10 +183,13 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
 
 static td_status serve(const td_conf *c, td_ranks *r, other *o)
 {
+    bool keys = c->curve_secret_file[0];
+    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+    o->z = td_zctx_open();
+    TD_TRY(td_rank_beat(c, r, o->z, keys ? &o->curve : NULL, &o->beat));
     TD_TRY(td_boot_open(c, c->model, 0, r, &o->boot));
     const td_engine_opts *e = &o->boot.opts;
     td_exec *x;
-    o->z = td_zctx_open();
     TD_TRY(td_kvmem_open(td_model_groups(o->boot.model), td_model_descr(o->boot.model)->n_groups, (int)e->kv_pages, e->page_size,
                          o->boot.ops->kv_dtype, o->kv));
     TD_TRY(open_ship(c, r, o));
@@ -145,7 +197,6 @@ static td_status serve(const td_conf *c, td_ranks *r, other *o)
                        .max_rows = e->max_batched_tokens, .max_logits = e->max_logits, .kv = o->kv, .on_layer = td_mirror_on_layer,
                        .on_command = td_mirror_on_command, .on_poll = td_mirror_on_poll, .arg = o->mirror};
     TD_TRY(td_exec_open(&xo, &x));
-    td_ranks_deadline(r, (int64_t)c->rank_timeout_ms * 1000);
     td_status s = td_exec_serve(x);
     td_exec_close(x);
     return s;
@@ -160,6 +211,7 @@ td_status td_rank_serve(const td_conf *c, td_ranks *r)
     td_mirror_close(o.mirror);
     if (o.boot.model) td_kvmem_close(td_model_groups(o.boot.model), td_model_descr(o.boot.model)->n_groups, o.kv);
     td_boot_close(&o.boot);
+    td_beat_close(o.beat);
     if (o.z) td_zctx_close(o.z);
     if (o.wake_fd >= 0) close(o.wake_fd);
     return s;

@@ -9,6 +9,7 @@
 
 #include "common/conf.h"
 #include "common/buf.h"
+#include "worker/beat.h"
 #include "worker/ranks.h"
 #include "worker/ship/ship.h"
 
@@ -19,6 +20,8 @@ td_grid td_rank_grid(const td_conf *c);
 /* MPI, the agreement and the groups. Only for shapes of more than one rank. */
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out);
 void td_rank_close(td_ranks *r);
+/* Starts the beats among the ranks (worker/beat.h). Collective, before loading: it may take long. */
+td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out);
 /* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
 /* Rank 0's, which frames are addressed to on every rank. Collective, before the ships are opened. */
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation);
