@@ -190,7 +190,7 @@ static td_status serve(const td_conf *c, td_ranks *r, other *o)
     TD_TRY(td_boot_open(c, c->model, 0, r, &o->boot));
     const td_engine_opts *e = &o->boot.opts;
     td_exec *x;
-    TD_TRY(td_kvmem_open(td_model_groups(o->boot.model), td_model_descr(o->boot.model)->n_groups, (int)e->kv_pages, e->page_size,
+    TD_TRY(td_kvmem_open(NULL, td_model_groups(o->boot.model), td_model_descr(o->boot.model)->n_groups, (int)e->kv_pages, e->page_size,
                          o->boot.ops->kv_dtype, o->kv));
     TD_TRY(open_ship(c, r, o));
     td_exec_opts xo = {.model = o->boot.model, .ops = o->boot.ops, .pool = o->boot.pool, .ranks = r, .depth = 1,
@@ -209,7 +209,7 @@ td_status td_rank_serve(const td_conf *c, td_ranks *r)
     if (s < 0) td_coll_abort(r->world, td_reason());
     td_ship_close(o.ship);
     td_mirror_close(o.mirror);
-    if (o.boot.model) td_kvmem_close(td_model_groups(o.boot.model), td_model_descr(o.boot.model)->n_groups, o.kv);
+    if (o.boot.model) td_kvmem_close(NULL, td_model_groups(o.boot.model), td_model_descr(o.boot.model)->n_groups, o.kv);
     td_boot_close(&o.boot);
     td_beat_close(o.beat);
     if (o.z) td_zctx_close(o.z);
