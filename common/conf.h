@@ -144,7 +144,7 @@ enum {
       "whole experts on ranks, instead of a part of every expert on each") \
     X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_C_RANKS, \
       "weights are sharded over data- and context-parallel ranks and gathered a layer ahead of use") \
-    X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "4000", 500, 60000, "ms", TD_C_BACK, \
+    X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "2500", 500, 60000, "ms", TD_C_BACK, \
       "how long a rank waits for the others before the worker is given up") \
     X(BOOL, quantized_collectives, "quantized-collectives", 0, "false", 0, 0, "", TD_C_BACK, \
       "exchange activations between ranks as 8-bit integers (changes results)") \

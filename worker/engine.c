@@ -670,6 +670,11 @@ void td_engine_on_logits(td_engine *e, void (*fn)(void *, uint64_t, uint32_t, co
 {
     e->on_logits = fn, e->logits_arg = arg;
 }
+uint32_t td_engine_replica_of(const td_engine *e, uint64_t key)
+{
+    const td_seq *q = td_engine_find(e, key);
+    return q ? q->replica : 0;
+}
 const td_kv *td_engine_kv(const td_engine *e, int group)
 {
     return td_kvpool_kv(td_engine_any_pool(e), group);

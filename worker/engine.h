@@ -26,6 +26,9 @@
  *               last prompt token is recomputed. Legs with prompt_logprobs do not read the cache.
  *            7. Tokens of one turn come in one td_engine_out.
  *            8. Hooks run inside a turn: they may read (pages, kv, descr) and hold, nothing else.
+ *            9. Data parallel (ranks->grid.dp > 1): a leg is admitted by the replica that has most of its prompt, if that one
+ *               has no more than its share of max_seqs, else by the one with the fewest sequences; it stays there until it
+ *               ends or is preempted. kv_pages, max_batched_tokens and max_logits are of each replica, max_seqs of all.
  * Ownership: leg descriptions are copied by start/reserve. td_engine_out is valid until the next call of
  *            turn.
  * Threads:   one owner (the engine thread) for all calls.
@@ -182,6 +185,8 @@ void td_engine_on_logits(td_engine *e,
 /* Pages of a leg's prompt: page table of a group; -1: not held (before a window). Valid while the leg is
  * held. */
 const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n);
+/* The replica that has the leg's pages (data parallel); 0 if it has none yet. */
+uint32_t td_engine_replica_of(const td_engine *e, uint64_t key);
 const td_kv *td_engine_kv(const td_engine *e, int group);
 const td_model_desc *td_engine_descr(const td_engine *e);
 int td_engine_max_model_len(const td_engine *e);

@@ -2,13 +2,12 @@
 #include "worker/grid.h"
 #include "common/check.h"
 
-/* Embedding and output matrix in tenths of a layer's weights: what the first and last stage carry besides. */
-static void edge_costs(const td_model_desc *d, int64_t *first, int64_t *last)
+/* The output matrix in tenths of a layer, by weights. Embedding copies rows: nothing. */
+static int64_t head_cost(const td_model_desc *d)
 {
     int64_t E = d->E, ffn = d->moe.route.n_experts ? (int64_t)d->moe.route.top_k * d->moe.F : d->F;
     int64_t layer = E * ((int64_t)(d->H + 2 * d->G) * d->D + (int64_t)d->H * d->D + 3 * ffn);
-    *first = 0; /* a row is copied, nothing is multiplied */
-    *last = 10 * E * d->V / layer;
+    return 10 * E * d->V / layer;
 }
 
 td_grid td_grid_one(const td_model_desc *d)
@@ -21,12 +20,10 @@ td_grid td_grid_one(const td_model_desc *d)
 /* Layers dealt so that no stage is heavier than it must be: stage s ends where its share of the whole cost does. */
 static void deal_layers(td_grid *g, const td_model_desc *d)
 {
-    int64_t first, last;
-    edge_costs(d, &first, &last);
-    int64_t total = first + last + 10 * (int64_t)d->L;
+    int64_t total = 10 * (int64_t)d->L + (g->head_cost > 0 ? g->head_cost : head_cost(d));
     g->layer0[0] = 0;
     for (int s = 1; s < g->pp; s++) {
-        int64_t end = total * s / g->pp - first;
+        int64_t end = total * s / g->pp;
         int layer = (int)((end + 5) / 10), least = g->layer0[s - 1] + 1, most = d->L - (g->pp - s);
         g->layer0[s] = TD_MIN(TD_MAX(layer, least), most);
     }

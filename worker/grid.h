@@ -27,6 +27,7 @@ typedef struct td_grid {
     int tp, pp, cp, dp;
     bool ep, fsdp;
     int rank;                             /* in the worker */
+    int head_cost;                        /* time of the output matrix in tenths of a layer's; 0: by its weights */
     int layer0[TD_MAX_STAGES + 1];        /* stage s holds layers [layer0[s], layer0[s + 1]) */
 } td_grid;
 
@@ -41,8 +42,8 @@ static inline int td_grid_rank(const td_grid *g, td_coord c) { return ((c.dp * g
 
 /* One rank, all of the model. */
 td_grid td_grid_one(const td_model_desc *d);
-/* Fills layer0 evenly, the first and last stage lighter by what embedding and output cost in layers (both in tenths of a
- * layer; measured, or by td_grid_layer_costs). EBADREQ with the rule that is broken. */
+/* Fills layer0 so that stages take equal times, the last one lighter by what the output matrix costs (head_cost).
+ * EBADREQ with the rule that is broken. */
 td_status td_grid_check(td_grid *g, const td_model_desc *d);
 
 /* What one rank holds. */

@@ -36,6 +36,7 @@ typedef struct worker {
     td_ranks ranks;              /* of a worker of several ranks, of which this is rank 0 */
     bool many;
     char numerics[64];
+    td_beat *beat;
     td_buf bulk_ranks;           /* where its ranks receive pages; of one rank: nothing */
     td_boot boot;
     td_engine *engine;
@@ -98,6 +99,7 @@ static void fill_hello(worker *w)
 static td_status load(worker *w)
 {
     const td_conf *c = &w->conf;
+    if (w->many) TD_TRY(td_rank_beat(c, &w->ranks, w->z, w->has_curve ? &w->curve : NULL, &w->beat));
     TD_TRY(td_boot_open(c, c->model, 0, w->many ? &w->ranks : NULL, &w->boot));
     td_boot_numerics(&w->boot, w->numerics, sizeof w->numerics);
     if (getrandom(&w->boot.opts.hash_key, sizeof w->boot.opts.hash_key, 0) < 0)
@@ -127,10 +129,7 @@ static td_status load(worker *w)
     if (w->many) TD_TRY(td_rank_incarnation(&w->ranks, &w->incarnation));
     TD_TRY(td_ship_open(&so, &w->ship));
     td_ship_advertised(w->ship, c->bulk_advertise, w->endpoint, sizeof w->endpoint);
-    if (w->many) {
-        TD_TRY(td_rank_endpoints(&w->ranks, &grid, w->endpoint, &w->bulk_ranks)); /* all are loaded */
-        td_ranks_deadline(&w->ranks, (int64_t)c->rank_timeout_ms * 1000);
-    }
+    if (w->many) TD_TRY(td_rank_endpoints(&w->ranks, &grid, w->endpoint, &w->bulk_ranks)); /* all are loaded */
     td_wengine_start(w->wengine, w->ship);
     fill_hello(w);
     td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
@@ -194,6 +193,7 @@ static void stop(worker *w)
     td_engine_close(w->engine);
     td_boot_close(&w->boot);
     td_buf_deinit(&w->bulk_ranks);
+    td_beat_close(w->beat);
     td_rank_close(&w->ranks);
     td_zctx_close(w->z);
     td_trace_close(w->trace);

@@ -27,4 +27,8 @@ typedef struct td_work {
 td_work td_profile_work(const td_model_desc *d, td_dtype kv, uint32_t pos0, uint32_t n_rows,
                         uint32_t n_logits);
 
+/* Time of a step's output matrix against that of one layer's matrices, in tenths, with 8 rows and weights that come from
+ * memory: how a pipeline's layers are dealt (td_grid.head_cost). tp: the part that one rank has. Under a second. */
+int td_profile_head_cost(td_pool *pool, const td_ops *ops, const td_model_desc *d, int tp);
+
 #endif

@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "worker/kvpool.h"
+#include "worker/profile.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,31 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
     return td_ranks_agree(world, text);
 }
 
+/* Layers are dealt by measured time: rank 0 measures while the others wait, and all take its figure. */
+static td_status measure_head(const td_conf *c, td_coll *world, const td_model_desc *d, td_grid *grid)
+{
+    const td_ops *ops;
+    int cost = 0;
+    if (td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
+        td_pool *pool = td_pool_open(c->threads ? (int)c->threads : td_boot_cores());
+        cost = td_profile_head_cost(pool, ops, d, grid->tp);
+        td_pool_close(pool);
+        TD_INFO("the output matrix takes as long as %d.%d layers", cost / 10, cost % 10);
+    }
+    TD_TRY(td_coll_bcast(world, &cost, sizeof cost, 0));
+    grid->head_cost = cost;
+    return TD_OK;
+}
+
+/* Hand-offs know one replica's ranks: where requests change workers, replicas are workers of their own. */
+static td_status may_replicate(const td_conf *c)
+{
+    if (c->data_parallel_size > 1 && strcmp(c->role, "mixed"))
+        return td_fail(TD_EBADREQ, "data-parallel-size %d: only for role mixed, this is %s; start more workers instead",
+                       (int)c->data_parallel_size, c->role);
+    return TD_OK;
+}
+
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 {
     td_grid grid = td_rank_grid(c);
@@ -44,8 +70,10 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     td_coll *world;
     TD_TRY(td_coll_mpi_open(argc, argv, &world));
     td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
-    td_status s = describe(c, &d);
+    td_status s = may_replicate(c);
+    if (s >= 0) s = describe(c, &d);
     if (s >= 0) s = agree(c, world, &d);
+    if (s >= 0 && grid.pp > 1) s = measure_head(c, world, &d, &grid);
     if (s >= 0) s = td_grid_check(&grid, &d);
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
@@ -55,7 +83,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     }
     TD_INFO("rank %d of %d: tensor %d, pipeline %d, context %d, data %d", grid.rank = out->grid.rank, td_grid_ranks(&grid), out->at.tp,
             out->at.pp, out->at.cp, out->at.dp);
-    td_ranks_deadline(out, 0); /* loading takes what it takes; a rank that fails ends all */
+    td_ranks_deadline(out, 0); /* loading and steps take what they take: that the ranks are alive is told by beats */
     return TD_OK;
 }
 
@@ -79,7 +107,6 @@ static td_status serve(const td_conf *c, td_ranks *r, const td_rank_hooks *h, td
                        .max_logits = e->max_logits, .kv = self->kv, .arg = h->arg};
     TD_TRY(h->opened(h->arg, self, &xo));
     TD_TRY(td_exec_open(&xo, &x));
-    td_ranks_deadline(r, (int64_t)c->rank_timeout_ms * 1000);
     td_status s = td_exec_serve(x);
     td_exec_close(x);
     return s;

@@ -8,6 +8,27 @@
 #include <string.h>
 #include <unistd.h>
 
+td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out)
+{
+    enum { BYTES = 256 };
+    char where[BYTES] = "", bound[BYTES] = "";
+    const char *bulk = c->bulk_bind, *colon = strrchr(bulk, ':');
+    /* Beside the bulk sockets: a port of its own on their address, or a path beside theirs. */
+    if (!strncmp(bulk, "ipc:", 4)) snprintf(where, sizeof where, "%s.beat", bulk);
+    else snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    td_beat_opts o = {.z = z, .rank = r->grid.rank, .n_ranks = td_coll_size(r->world), .curve = curve,
+                      .timeout_us = (int64_t)c->rank_timeout_ms * 1000};
+    td_status s = TD_OK;
+    o.endpoint = where;
+    if (o.rank == 0) {
+        s = td_beat_open(&o, bound, sizeof bound, out);
+        if (s < 0) td_coll_abort(r->world, td_reason());
+    }
+    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
+    o.endpoint = bound;
+    return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
+}
+
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation)
 {
     return td_coll_bcast(r->world, incarnation, sizeof *incarnation, 0);
@@ -42,6 +63,7 @@ typedef struct other { /* a rank that is not 0 */
     td_curve curve;
     td_ship *ship;
     td_mirror *mirror;
+    td_beat *beat;
     int wake_fd;
 } other;
 
@@ -56,10 +78,8 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
     uint64_t incarnation = 0;
     TD_TRY(td_rank_incarnation(r, &incarnation));
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
-    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
-    o->z = td_zctx_open();
     td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = (uint32_t)r->grid.rank,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)self->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
@@ -80,13 +100,26 @@ static void closing(void *arg)
     other *o = arg;
     td_ship_close(o->ship);
     td_mirror_close(o->mirror);
-    if (o->z) td_zctx_close(o->z);
-    if (o->wake_fd >= 0) close(o->wake_fd);
+}
+
+/* Before the model is loaded, which may take long. */
+static td_status start_beats(const td_conf *c, td_ranks *r, other *o)
+{
+    bool keys = c->curve_secret_file[0];
+    if (keys) TD_TRY(td_curve_load(&o->curve, c->curve_secret_file, c->curve_public_file[0] ? c->curve_public_file : NULL));
+    o->z = td_zctx_open();
+    return td_rank_beat(c, r, o->z, keys ? &o->curve : NULL, &o->beat);
 }
 
 td_status td_rank_ship_serve(const td_conf *c, td_ranks *r)
 {
     other o = {.wake_fd = -1};
     td_rank_hooks h = {opened, closing, &o};
-    return td_rank_serve(c, r, &h);
+    td_status s = start_beats(c, r, &o);
+    if (s < 0) td_coll_abort(r->world, td_reason());
+    else s = td_rank_serve(c, r, &h);
+    td_beat_close(o.beat);
+    if (o.z) td_zctx_close(o.z);
+    if (o.wake_fd >= 0) close(o.wake_fd);
+    return s;
 }

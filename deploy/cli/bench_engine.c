@@ -280,8 +280,7 @@ static void fit(bench *b)
     td_conf *c = &b->conf;
     c->max_num_seqs = TD_MAX(c->max_num_seqs, most);
     c->max_num_batched_tokens = TD_MAX(c->max_num_batched_tokens, c->max_num_seqs);
-    c->prefix_cache = false;  /* every run computes everything */
-    c->rank_timeout_ms = 0;   /* limits take a while on a busy machine; mpirun ends ranks whose rank 0 died */
+    c->prefix_cache = false; /* every run computes everything */
     if (!c->kv_pages && !c->kv_memory) {
         int64_t P = c->page_size, one = (c->prompt_len + 1) / P + 2, each = (c->gen_len + 1) / P + 2;
         c->kv_pages = (int)TD_MIN(TD_MAX(one, each * most), (int64_t)TD_CONF_INT_MAX);
