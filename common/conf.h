@@ -128,7 +128,7 @@ enum {
     X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
       "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \
-    X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_CONF_WORKER, \
+    X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_C_RANKS, \
       "which phase this worker serves") \
     X(STR, name, "name", 0, "", 0, 63, "name", TD_CONF_WORKER, \
       "worker name in logs and metrics (default: made up)") \

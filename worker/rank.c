@@ -42,8 +42,8 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
 static td_status measure_head(const td_conf *c, td_coll *world, const td_model_desc *d, td_grid *grid)
 {
     const td_ops *ops;
-    int cost = 0;
-    if (td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
+    int cost = !strcmp(c->role, "prefill"); /* few rows of many need it */
+    if (!cost && td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
         td_pool *pool = td_pool_open(c->threads ? (int)c->threads : td_boot_cores());
         cost = td_profile_head_cost(pool, ops, d, grid->tp);
         td_pool_close(pool);
