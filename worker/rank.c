@@ -16,7 +16,7 @@ td_grid td_rank_grid(const td_conf *c)
 {
     return (td_grid){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size, .cp = c->context_parallel_size,
                      .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded,
-                     .redundant = (int)c->redundant_experts};
+                     .redundant = c->expert_parallel ? (int)c->redundant_experts : 0};
 }
 
 static td_status describe(const td_conf *c, td_model_desc *d)
