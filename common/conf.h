@@ -141,6 +141,10 @@ enum {
       "groups of ranks that compute different sequences") \
     X(BOOL, expert_parallel, "expert-parallel", 0, "false", 0, 0, "", TD_CONF_WORKER, \
       "whole experts on ranks, instead of a part of every expert on each") \
+    X(INT, redundant_experts, "redundant-experts", 0, "0", 0, 512, "experts", TD_CONF_WORKER, \
+      "with expert-parallel: slots of each pipeline stage for more copies of experts that get many tokens") \
+    X(INT, eplb_interval, "eplb-interval", 0, "0", 0, 1000000000, "steps", TD_CONF_WORKER, \
+      "with expert-parallel: experts move to even the ranks' load after so many steps; 0: never") \
     X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_CONF_WORKER, \
       "weights are sharded over data- and context-parallel ranks and gathered a layer ahead of use") \
     X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "2500", 500, 60000, "ms", TD_C_BACK, \
