@@ -116,8 +116,8 @@ td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve
         s = td_beat_open(&o, bound, sizeof bound, out);
         if (s < 0) td_coll_abort(r->world, td_reason());
     }
-    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
-    o.endpoint = bound;
+    td_ship_reachable(bound, where, sizeof where);
+    if (s >= 0) s = td_coll_bcast(r->world, where, sizeof where, 0);
     return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
 }
 
