@@ -1,22 +1,22 @@
-/* kernels/draw.h - drawing and scoring over a vocabulary that lies in parts on several ranks: the messages' protocol.
+/* kernels/draw.h - drawing and scoring over a vocabulary that lies in parts on several ranks: the protocol.
  *
  *   every rank:  open a td_draw for each row of the step, then until no draw has bytes left:
  *                say   (ops->draw_say)   each draw writes `bytes` bytes at `at` of this rank's message
- *                      .. the ranks exchange their messages (all of them to all) ..
+ *                      .. all ranks get all messages ..
  *                hear  (ops->draw_hear)  each draw reads all ranks' bytes and goes on to its next stage
  *
- *   START   largest processed and raw logit      always; all there is of a greedy draw without log probabilities
- *   CUT     a histogram of keys, three times     once for top_k, once for top_p
- *   END     the best of the race, the raw sum of exponentials, the largest raw logits
+ *   START   the largest processed and raw logit   always; all there is of a greedy draw without log
+ * probabilities CUT     a histogram of keys, three times      once for top_k, once for top_p END     the best
+ * of the race, the raw sum of exponentials, the largest raw logits
  *
- * Rules:     1. All ranks open the same draws in the same order, so messages are equally long everywhere; one message a
- *               stage carries all rows. 2. What is exchanged is maxima, counts, and masses as integers: results do not
- *               depend on how many ranks there are or where the vocabulary is cut; sample and score are the same
- *               functions with one rank. Every rank has every result. 3. v0 is a multiple of 32; a part may be empty.
- *            4. td_sample_row keeps global ids: bias, penalties and mask of other ranks' tokens are passed over.
+ * Rules:     1. All ranks open the same draws in the same order, so messages are equally long everywhere; one
+ *               message a stage carries all rows. 2. Exchanged are maxima, counts, and masses as integers:
+ * results do not depend on how many ranks there are or where the vocabulary is cut; sample and score are the
+ * same functions with one rank. Every rank has every result. 3. v0 is a multiple of 32; a part may be
+ * empty. 4. td_sample_row keeps global ids: bias, penalties and mask of other ranks' tokens are passed over.
  * Ownership: raw, x, out and what row points to are borrowed until the last hear; x is written.
  * Threads:   as td_ops. Limits: V < 2^20. Errors: none.
- * Source:    algorithms notes 9.2, 13; Megatron-LM (Shoeybi et al. 2019) 3: vocabulary-parallel embedding and loss. */
+ * Source:    algorithms notes 9.2, 13; Megatron-LM (Shoeybi et al. 2019) 3: vocabulary-parallel loss. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_DRAW_H
 #define TD_KERNELS_DRAW_H
@@ -24,7 +24,7 @@
 #include "kernels/ops.h"
 
 struct td_vocab {
-    int V, v0, n;    /* of the model; this rank has tokens [v0, v0 + n) */
+    int V, v0, n; /* of the model; this rank has tokens [v0, v0 + n) */
     int rank, ranks;
 };
 
@@ -32,26 +32,28 @@ enum { TD_DRAW_BINS = 2048, TD_DRAW_START_BYTES = 16, TD_DRAW_MAX_BYTES = TD_DRA
 
 struct td_draw {
     td_sample_row row;
-    int32_t score;     /* -1: draw; else the token whose log probability is wanted: row.logprobs alternatives */
-    const float *raw;  /* [n] */
-    float *x;          /* [n] workspace; may be raw where row.logprobs < 0 and nobody else reads it; unused by a
-                        * score and by a greedy draw without mask, bias and penalties */
+    int32_t score; /* -1: draw; else the token whose log probability is wanted: row.logprobs alternatives */
+    const float *raw; /* [n] */
+    float *x; /* [n] workspace; may be raw where row.logprobs < 0 and nobody else reads it; unused by a
+               * score and by a greedy draw without mask, bias and penalties */
     td_sample_out *out;
-    size_t bytes;      /* of its next message, a multiple of 8; 0: done */
-    size_t at;         /* where in the message; set by the driver */
+    size_t bytes; /* of its next message, a multiple of 8; 0: done */
+    size_t at;    /* where in the message; set by the driver */
     /* the kernel's own */
     int stage, pass;
-    int token, first;  /* -1: not known yet; the likeliest */
+    int token, first; /* -1: not known yet; the likeliest */
     float max, floor, raw_max;
-    uint32_t key;      /* the cut: as far as it is known */
+    uint32_t key; /* the cut: as far as it is known */
     int id;
     bool by_mass, filtered;
     uint64_t before, target;
 };
 
-static inline td_draw td_draw_open(td_sample_row row, int32_t score, const float *raw, float *x, td_sample_out *out)
+static inline td_draw td_draw_open(td_sample_row row, int32_t score, const float *raw, float *x,
+                                   td_sample_out *out)
 {
-    return (td_draw){.row = row, .score = score, .raw = raw, .x = x, .out = out, .bytes = TD_DRAW_START_BYTES};
+    return (td_draw){
+        .row = row, .score = score, .raw = raw, .x = x, .out = out, .bytes = TD_DRAW_START_BYTES};
 }
 /* A greedy draw of the logits as they are needs no workspace. */
 static inline bool td_draw_plain(const td_sample_row *r)

@@ -2,18 +2,16 @@
  * sample_avx*.c.
  *
  * Every result is defined by exactly rounded scalar operations, maxima and integer sums, so all families give
- * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one part.
- *   raw logits -> (log probabilities) -> mask, bias, penalties -> greedy,
- *   or: /T -> top_k -> top_p -> min_p -> exponential race
- * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over
- *             order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN logits count as
- *             -inf; a +inf logit wins as under greedy.
+ * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one
+ * part. raw logits -> (log probabilities) -> mask, bias, penalties -> greedy, or: /T -> top_k -> top_p ->
+ * min_p -> exponential race Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}:
+ * three radix passes over order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN
+ * logits count as -inf; a +inf logit wins as under greedy.
  *          3. Tokens whose logit plus the largest possible noise cannot beat the best so far draw no noise.
  *          4. A mass is exp(x - max) to the nearest 2^-44, an integer: V < 2^20 of them fit 64 bits, and no
- *             order of addition or cut of the vocabulary shows in a sum. top_p keeps tokens until their sum is
- *             floor(top_p * total); a log probability is x - (max + log(sum)) in double.
- * Memory:  4 bytes x V per thread that ever draws other than plain greedy, allocated at its first such call,
- *          freed with the thread.
+ *             order of addition or cut of the vocabulary shows in a sum. top_p keeps tokens until their sum
+ * is floor(top_p * total); a log probability is x - (max + log(sum)) in double. Memory:  4 bytes x V per
+ * thread that ever draws other than plain greedy, allocated at its first such call, freed with the thread.
  * Source:  algorithms notes 9.2, 13. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
@@ -131,7 +129,8 @@ static inline float exp_neg(float x)
     return x >= -87.0f ? p * scale : 0.0f; /* false for NaN too */
 }
 
-/* A mass in units of 2^-44, to nearest even, plus MASS_ZERO: the bits of e + 256, whose last place that is. */
+/* A mass in units of 2^-44, to nearest even, plus MASS_ZERO: the bits of e + 256, whose last place that is.
+ */
 #define MASS_ZERO UINT64_C(0x4070000000000000)
 static inline uint64_t mass_bits(float e)
 {
@@ -162,11 +161,13 @@ static uint64_t scan_mass(const float *x, int n, float max)
 
 /* ---- log probabilities of the raw logits ---- */
 
-/* Into a list of `have` of at most n, descending, ties to the lower id; the last one falls out of a full list. */
+/* Into a list of `have` of at most n, descending, ties to the lower id; the last one falls out of a full
+ * list. */
 static int insert(td_top *top, int have, int n, td_top t)
 {
     int at = have;
-    while (at > 0 && (t.logprob > top[at - 1].logprob || (t.logprob == top[at - 1].logprob && t.id < top[at - 1].id))) {
+    while (at > 0 &&
+           (t.logprob > top[at - 1].logprob || (t.logprob == top[at - 1].logprob && t.id < top[at - 1].id))) {
         if (at < n) top[at] = top[at - 1];
         at--;
     }
@@ -330,11 +331,16 @@ static void hear_start(const td_vocab *v, td_draw *d, const uint8_t *all, size_t
     d->id = v->V;
     d->filtered = by_k || by_p || row->min_p > 0;
     d->token = INT32_MAX; /* to be drawn */
-    if (d->score >= 0) d->token = d->score;
-    else if (!live) d->token = -1;
-    else if (greedy(d) || isinf(d->max)) d->token = d->first;
-    if (d->token != INT32_MAX || (!by_k && !by_p)) go_to_end(d);
-    else go_to_cut(d, !by_k);
+    if (d->score >= 0)
+        d->token = d->score;
+    else if (!live)
+        d->token = -1;
+    else if (greedy(d) || isinf(d->max))
+        d->token = d->first;
+    if (d->token != INT32_MAX || (!by_k && !by_p))
+        go_to_end(d);
+    else
+        go_to_cut(d, !by_k);
 }
 
 /* ---- CUT: where top_k and top_p end ---- */
@@ -388,8 +394,8 @@ static float bound_of_kth(const float *x, int n, int k)
     return bound == bound ? bound : -INFINITY;
 }
 
-/* Values that surely are below the k-th are not counted: the bins above it are complete, and so is its own from
- * the bound on. */
+/* Values that surely are below the k-th are not counted: the bins above it are complete, and so is its own
+ * from the bound on. */
 static void count_all(const float *x, int n, int k, uint64_t *mass)
 {
     float bound = bound_of_kth(x, n, k);
@@ -462,9 +468,12 @@ static void say_cut(const td_vocab *v, const td_draw *d, uint8_t *to)
 {
     uint64_t *mass = (uint64_t *)(void *)to;
     memset(mass, 0, BINS * sizeof *mass);
-    if (d->pass > 0) count_members(d, v->n, mass);
-    else if (d->by_mass) weigh_all(d->x, v->n, d->max, d->floor, mass);
-    else count_all(d->x, v->n, d->row.top_k, mass);
+    if (d->pass > 0)
+        count_members(d, v->n, mass);
+    else if (d->by_mass)
+        weigh_all(d->x, v->n, d->max, d->floor, mass);
+    else
+        count_all(d->x, v->n, d->row.top_k, mass);
 }
 
 /* The descending bin in which the mass reaches `target`; *before: the mass of the bins above it. -1: no mass
@@ -497,7 +506,8 @@ static int nth_member(const td_vocab *v, const td_draw *d, uint64_t m)
 static void settle_ties(const td_vocab *v, td_draw *d, int bin, const uint8_t *all, size_t each)
 {
     uint64_t one = mass_of(exp_neg(value_of(d->key) - d->max));
-    uint64_t left = d->target > d->before ? d->target - d->before : 0, want = left ? (left + one - 1) / one : 1;
+    uint64_t left = d->target > d->before ? d->target - d->before : 0,
+             want = left ? (left + one - 1) / one : 1;
     for (int r = 0; r < v->ranks; r++) {
         const uint64_t *mass = (const uint64_t *)(const void *)(all + (size_t)r * each);
         uint64_t here = mass[bin] / one;
@@ -530,8 +540,10 @@ static void hear_cut(const td_vocab *v, td_draw *d, const uint8_t *all, size_t e
     d->floor = value_of(d->key);
     d->id = v->V; /* ties with the k-th stay */
     if (d->by_mass) settle_ties(v, d, bin, all, each);
-    if (!d->by_mass && d->row.top_p < 1.0f) go_to_cut(d, true);
-    else go_to_end(d);
+    if (!d->by_mass && d->row.top_p < 1.0f)
+        go_to_cut(d, true);
+    else
+        go_to_end(d);
 }
 
 /* ---- END: the race, log probabilities ---- */
@@ -653,18 +665,28 @@ static void hear_end(const td_vocab *v, td_draw *d, const uint8_t *all, size_t e
 static void say(const td_vocab *v, td_draw *d, uint8_t *to)
 {
     switch (d->stage) {
-    case START: say_start(v, d, to); break;
-    case CUT: say_cut(v, d, to); break;
-    default: say_end(v, d, to);
+    case START:
+        say_start(v, d, to);
+        break;
+    case CUT:
+        say_cut(v, d, to);
+        break;
+    default:
+        say_end(v, d, to);
     }
 }
 
 static void hear(const td_vocab *v, td_draw *d, const uint8_t *all, size_t each)
 {
     switch (d->stage) {
-    case START: hear_start(v, d, all, each); break;
-    case CUT: hear_cut(v, d, all, each); break;
-    default: hear_end(v, d, all, each);
+    case START:
+        hear_start(v, d, all, each);
+        break;
+    case CUT:
+        hear_cut(v, d, all, each);
+        break;
+    default:
+        hear_end(v, d, all, each);
     }
 }
 
@@ -696,7 +718,8 @@ static void draw_say(td_pool *pool, const td_vocab *v, td_draw *d, int n, uint8_
     td_pool_for(pool, n, say_one, &j);
 }
 
-static void draw_hear(td_pool *pool, const td_vocab *v, td_draw *d, int n, const uint8_t *messages, size_t each)
+static void draw_hear(td_pool *pool, const td_vocab *v, td_draw *d, int n, const uint8_t *messages,
+                      size_t each)
 {
     draw_job j = {.v = v, .d = d, .all = messages, .each = each};
     td_pool_for(pool, n, hear_one, &j);

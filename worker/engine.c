@@ -114,6 +114,7 @@ static td_status open_exec(td_engine *e)
                       .depth = e->depth,
                       .max_rows = e->o.max_batched_tokens,
                       .max_logits = e->max_logits,
+                      .balance_steps = e->o.eplb_interval,
                       .kv = kv,
                       .on_layer = layer_written,
                       .arg = e};
@@ -649,6 +650,11 @@ bool td_engine_computing(const td_engine *e)
 td_status td_engine_command(td_engine *e, const void *p, size_t n)
 {
     return td_exec_command(e->exec, p, n);
+}
+
+td_status td_engine_balance(td_engine *e, bool force)
+{
+    return td_exec_balance(e->exec, force);
 }
 
 td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg)

@@ -65,6 +65,7 @@ typedef struct td_engine_opts {
     int max_logits;
     const td_ranks *ranks;          /* the worker's ranks (this one is rank 0); NULL: one. Borrowed */
     int depth;                      /* steps in flight; 0: one, or one per pipeline stage */
+    int eplb_interval;              /* parallel experts are balanced every so many steps; 0: never */
 } td_engine_opts;
 
 typedef enum { TD_LEG_MIXED, TD_LEG_PREFILL, TD_LEG_DECODE } td_leg_kind;
@@ -147,6 +148,8 @@ td_status td_engine_ping(td_engine *e);
 bool td_engine_many(const td_engine *e);
 bool td_engine_computing(const td_engine *e); /* on_kv speaks of rows of the step being computed, not of a prefix hit */
 td_status td_engine_command(td_engine *e, const void *p, size_t n);
+/* Parallel experts are balanced now: before the next step. */
+td_status td_engine_balance(td_engine *e, bool force);
 td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg);
 void td_engine_close(td_engine *e);
 

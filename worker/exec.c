@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEP = 1, COMMAND, PING, POLL, STOP };
+enum { STEP = 1, COMMAND, PING, POLL, BALANCE, STOP };
 
 /* bytes of the payload and of the hidden rows after it */
 typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
@@ -41,6 +41,7 @@ struct td_exec {
     size_t cap_in;
     out_buf next[2], back[TD_EXEC_MAX_DEPTH];
     int turn, back_turn;
+    int64_t submitted;             /* steps since experts were balanced */
 };
 
 static int stages(const td_exec *x) { return x->o.ranks ? x->o.ranks->grid.pp : 1; }
@@ -289,6 +290,8 @@ td_status td_exec_submit(td_exec *x, const td_step *const *steps)
 {
     TD_CHECK(x->n < x->o.depth);
     for (int i = 0; i < replicas(x); i++) TD_TRY(td_model_check(x->o.model, steps[i], x->kv)); /* before any rank has heard of it */
+    if (x->o.balance_steps && x->submitted == x->o.balance_steps) TD_TRY(td_exec_balance(x, false));
+    x->submitted++;
     return broken(x, submit(x, steps));
 }
 
@@ -340,6 +343,15 @@ td_status td_exec_command(td_exec *x, const void *p, size_t n)
     if (alone(x)) return TD_OK;
     TD_CHECK(n <= UINT32_MAX);
     return broken(x, tell_all(x, (head){COMMAND, (uint32_t)n, 0}, p));
+}
+
+td_status td_exec_balance(td_exec *x, bool force)
+{
+    uint32_t how = force;
+    x->submitted = 0;
+    if (alone(x) || !x->o.ranks->grid.ep) return TD_OK;
+    td_status s = tell_all(x, (head){BALANCE, sizeof how, 0}, &how);
+    return broken(x, s < 0 ? s : td_model_balance(x->o.model, force));
 }
 
 /* Sizes, then the news themselves, to rank 0. */
@@ -436,6 +448,15 @@ static td_status answer_poll(td_exec *x)
     return gather_news(x, news, n, &all, bytes, bytes + TD_COLL_MAX_RANKS);
 }
 
+static td_status balance(td_exec *x, head h)
+{
+    uint32_t how;
+    if (h.bytes != sizeof how) return td_fail(TD_EPROTO, "%u bytes of a balancing", h.bytes);
+    memcpy(&how, x->in, sizeof how);
+    TD_TRY(pass_on(x, h, x->in, NULL, 0));
+    return td_model_balance(x->o.model, how != 0);
+}
+
 static td_status serve_one(td_exec *x, bool *stop)
 {
     head h;
@@ -452,6 +473,7 @@ static td_status serve_one(td_exec *x, bool *stop)
     case POLL:
         TD_TRY(pass_on(x, h, NULL, NULL, 0));
         return answer_poll(x);
+    case BALANCE: return balance(x, h);
     case STOP: *stop = true; return pass_on(x, h, NULL, NULL, 0);
     default: return td_fail(TD_EPROTO, "rank %d heard a message of kind %u", x->o.ranks->grid.rank, h.kind);
     }

@@ -35,6 +35,7 @@ typedef struct td_exec_opts {
     td_pool *pool;
     const td_ranks *ranks;             /* NULL: one */
     int depth, max_rows, max_logits;
+    int balance_steps;                 /* rank 0: experts are balanced every so many steps; 0: never */
     const td_kv *kv;                   /* [n_groups] of this rank */
     void (*on_layer)(void *arg, const td_step *step, int layer); /* keys and values of a layer are in their pages; or NULL */
     void (*on_command)(void *arg, const void *p, size_t n);      /* ranks other than 0; or NULL */
@@ -59,6 +60,8 @@ td_status td_exec_ping(td_exec *x);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
 /* Rank 0 asks every other rank for its news. */
 td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg);
+/* Every stage's experts move to where the load is even (td_model_balance), between the steps before and after. */
+td_status td_exec_balance(td_exec *x, bool force);
 td_status td_exec_serve(td_exec *x);
 
 #endif

@@ -53,6 +53,10 @@ td_status td_grid_check(td_grid *g, const td_model_desc *d)
     if (d->moe.route.n_experts && !g->ep) TD_TRY(whole_parts("expert feed-forward size", d->moe.F, "tensor-parallel-size", g->tp));
     if (g->ep && g->dp * g->cp * g->tp > d->moe.route.n_experts)
         return td_fail(TD_EBADREQ, "expert-parallel: %d ranks of a stage for %d experts", g->dp * g->cp * g->tp, d->moe.route.n_experts);
+    if (g->redundant && !g->ep) return td_fail(TD_EBADREQ, "redundant-experts %d: experts are not parallel", g->redundant);
+    if (g->redundant < 0 || g->redundant > d->moe.route.n_experts * (g->dp * g->cp * g->tp - 1) || d->moe.route.n_experts + g->redundant > TD_MAX_EXPERTS)
+        return td_fail(TD_EBADREQ, "redundant-experts %d: at most one copy of each of %d experts on each of %d ranks, and %d in all", g->redundant,
+                       d->moe.route.n_experts, g->dp * g->cp * g->tp, TD_MAX_EXPERTS);
     if (g->fsdp && g->dp * g->cp == 1)
         return td_fail(TD_EBADREQ, "fully-sharded: weights are sharded over data- and context-parallel ranks, and there is one");
     for (int i = 0; i < d->n_groups && g->cp > 1; i++)

@@ -26,6 +26,7 @@ enum { TD_SLICES = 8, TD_VOCAB_STEP = 32, TD_MAX_RANKS = 1024, TD_MAX_STAGES = 6
 typedef struct td_grid {
     int tp, pp, cp, dp;
     bool ep, fsdp;
+    int redundant;                        /* with EP: slots of a stage for second copies of experts */
     int rank;                             /* in the worker */
     int head_cost;                        /* time of the output matrix in tenths of a layer's; 0: by its weights */
     int layer0[TD_MAX_STAGES + 1];        /* stage s holds layers [layer0[s], layer0[s + 1]) */

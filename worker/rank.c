@@ -11,7 +11,8 @@
 td_grid td_rank_grid(const td_conf *c)
 {
     return (td_grid){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size, .cp = c->context_parallel_size,
-                     .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded};
+                     .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded,
+                     .redundant = c->expert_parallel ? (int)c->redundant_experts : 0};
 }
 
 static td_status describe(const td_conf *c, td_model_desc *d)
@@ -27,12 +28,12 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
     snprintf(text, sizeof text,
              "build: %s\nmodel: %s\nconfig.json: %016llx\nrole: %s\nload-format: %s\nshape: %s\nops: %s\nnumerics: %s\n"
              "tensor-parallel-size: %d\npipeline-parallel-size: %d\ncontext-parallel-size: %d\ndata-parallel-size: %d\n"
-             "expert-parallel: %d\nfully-sharded: %d\nquantized-collectives: %d\nattention-split: %d\npage-size: %d\n"
+             "expert-parallel: %d\nredundant-experts: %d\nfully-sharded: %d\nquantized-collectives: %d\nattention-split: %d\npage-size: %d\n"
              "kv-pages: %lld\nkv-memory: %lld\nmax-model-len: %lld\nmax-num-batched-tokens: %d\nmax-num-seqs: %d\n"
              "max-prefill-chunk: %d\nseed: %llu\n",
              TD_VERSION, c->model, (unsigned long long)d->digest.lo, c->role, c->load_format, c->shape, c->ops, c->numerics,
              (int)c->tensor_parallel_size, (int)c->pipeline_parallel_size, (int)c->context_parallel_size,
-             (int)c->data_parallel_size, c->expert_parallel, c->fully_sharded, c->quantized_collectives, (int)c->attention_split,
+             (int)c->data_parallel_size, c->expert_parallel, (int)c->redundant_experts, c->fully_sharded, c->quantized_collectives, (int)c->attention_split,
              (int)c->page_size, (long long)c->kv_pages, (long long)c->kv_memory, (long long)c->max_model_len,
              (int)c->max_num_batched_tokens, (int)c->max_num_seqs, (int)c->max_prefill_chunk, (unsigned long long)c->seed);
     return td_ranks_agree(world, text);

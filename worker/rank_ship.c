@@ -24,8 +24,8 @@ td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve
         s = td_beat_open(&o, bound, sizeof bound, out);
         if (s < 0) td_coll_abort(r->world, td_reason());
     }
-    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
-    o.endpoint = bound;
+    td_ship_reachable(bound, where, sizeof where);
+    if (s >= 0) s = td_coll_bcast(r->world, where, sizeof where, 0);
     return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
 }
 
@@ -80,7 +80,9 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
-    td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = (uint32_t)r->grid.rank,
+    /* Hand-offs know the ranks of one replica (may_replicate): a rank's place among them. */
+    uint32_t place = (uint32_t)(r->grid.rank % (r->grid.tp * r->grid.cp * r->grid.pp));
+    td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = place,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)self->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = o->wake_fd};

@@ -1,6 +1,6 @@
-/* One tensor-parallel rank: scores go first (they need the raw logits), then draws; consecutive samples with logits of
- * their own run as one call. Several: all samples of this context rank's rows go through their stages together, one
- * exchange a stage. */
+/* One tensor-parallel rank: scores go first (they need the raw logits), then draws; consecutive samples with
+ * logits of their own run as one call. Several: all samples of this context rank's rows go through their
+ * stages together, one exchange a stage. */
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/sampler.h"
 #include "common/check.h"
@@ -14,14 +14,15 @@ struct td_sampler {
     td_pool *pool;
     td_vocab v;
     const td_ranks *ranks;
-    size_t width;                /* tokens of a row here */
-    uint32_t *own, *users;       /* [n_samples]: this rank's samples, ascending; [n_logits]: samples of a row */
+    size_t width;    /* tokens of a row here */
+    uint32_t *own;   /* [n_samples]: this rank's samples, ascending */
+    uint32_t *users; /* [n_logits]: how many samples a row has */
     td_sample_row *row;
     td_draw *draw;
-    td_sample_out *packed;       /* results of all context ranks */
+    td_sample_out *packed; /* results of all context ranks */
     size_t n_row, n_users;
-    float *copy;                 /* rows of logits that are processed beside the raw ones */
-    uint8_t *wire;               /* [ranks][message] */
+    float *copy;   /* rows of logits that are processed beside the raw ones */
+    uint8_t *wire; /* [ranks][message] */
     size_t n_copy, n_wire;
 };
 
@@ -30,7 +31,7 @@ td_status td_sampler_open(const td_ops *ops, td_pool *pool, int V, int v0, int n
 {
     bool parts = ranks && ranks->grid.tp > 1;
     if (parts && !ops->draw_say)
-        return td_fail(TD_ENOSUP, "kernels %s cannot draw over a vocabulary in parts: tensor parallel must be 1",
+        return td_fail(TD_ENOSUP, "kernels %s cannot draw from a vocabulary in parts: want tensor parallel 1",
                        ops->family);
     td_sampler *s = td_xalloc(sizeof *s);
     *s = (td_sampler){.ops = ops, .pool = pool, .ranks = ranks, .width = (size_t)n};
@@ -121,7 +122,8 @@ static void run_scores(const run *r)
     }
 }
 
-/* Own samples [first, end), draws which follow each other in the step, of consecutive rows used by no other draw: in place. */
+/* Own samples [first, end), draws which follow each other in the step, of consecutive rows used by no other
+ * draw: in place. */
 static void run_group(const run *r, float *logits, uint32_t first, uint32_t end)
 {
     td_sampler *s = r->s;
@@ -147,7 +149,8 @@ static void run_draws(const run *r)
         if (follows(r, end, 0)) { /* n choices of one row */
             while (follows(r, end, 0)) end++;
             float *copy = copies(s, end - i);
-            for (uint32_t k = i; k < end; k++) memcpy(copy + (k - i) * s->width, logits, s->width * sizeof(float));
+            for (uint32_t k = i; k < end; k++)
+                memcpy(copy + (k - i) * s->width, logits, s->width * sizeof(float));
             run_group(r, copy, i, end);
         } else {
             while (follows(r, end, 1) && !follows(r, end + 1, 0)) end++;
@@ -158,7 +161,8 @@ static void run_draws(const run *r)
 
 /* ---- parts of it on several ranks ---- */
 
-/* Every rank counts and opens the same. Draws that leave their row's raw logits alone get a copy to work in. */
+/* Every rank counts and opens the same. Draws that leave their row's raw logits alone get a copy to work in.
+ */
 static void open_draws(const run *r)
 {
     td_sampler *s = r->s;

@@ -49,7 +49,8 @@ static int oracle(const float *raw, int V, const td_sample_row *r, double *prob)
         goto out;
     }
     if (r->top_k > 0 && r->top_k < V)
-        for (n = r->top_k; n < V && e[n].x == e[r->top_k - 1].x; n++) {}
+        for (n = r->top_k; n < V && e[n].x == e[r->top_k - 1].x; n++) {
+        }
     while (n > 0 && !(e[n - 1].x > -INFINITY)) n--;
     double total = 0, before = 0;
     for (int i = 0; i < n; i++) total += e[i].p = exp(e[i].x - e[0].x);
@@ -138,7 +139,8 @@ static void against_oracle(const td_ops *o, int V)
             for (int k = 0; k < ROWS; k++) {
                 int want = oracle(x + (size_t)k * ld, V, &rows[k], NULL);
                 tried++;
-                if (want == -2) doubts++;
+                if (want == -2)
+                    doubts++;
                 else
                     T_OK(out[k].token == want, "%s V=%d case %zu extra %d kind %d: got %d, expected %d",
                          o->family, V, c, extra, k, out[k].token, want);
@@ -208,7 +210,8 @@ static void edges(const td_ops *o)
 #define TEST_DRAWS 20000 /* fewer where a draw is slow */
 #endif
 
-/* TEST_DRAWS draws of fixed seeds over 64 tokens against the exact law: chi-square below its 1e-6 quantile. */
+/* TEST_DRAWS draws of fixed seeds over 64 tokens against the exact law: chi-square below its 1e-6 quantile.
+ */
 static void distribution(const td_ops *o)
 {
     enum { V = 64, N = TEST_DRAWS };
@@ -271,7 +274,8 @@ static void draw_in_parts(const parts *p, td_sample_out *out)
     for (int r = 0; r < p->n; r++) {
         v[r] = part_of(p->V, r, p->n);
         size_t n = (size_t)v[r].n;
-        raw[r] = malloc(n * PART_ROWS * 4 + 1), x[r] = malloc(n * PART_ROWS * 4 + 1); /* exactly: a sanitizer sees more */
+        raw[r] = malloc(n * PART_ROWS * 4 + 1),
+        x[r] = malloc(n * PART_ROWS * 4 + 1); /* exactly: a sanitizer sees more */
         for (size_t i = 0; i < PART_ROWS; i++) {
             memcpy(raw[r] + i * n, p->x + i * (size_t)p->V + v[r].v0, n * 4);
             bool in_place = p->score[i] < 0 && p->row[i].logprobs < 0 && i % 2;
@@ -332,8 +336,9 @@ static void in_parts(const td_ops *o, int V)
     for (int n = 1; n <= MAX_PARTS; n += n < 4 ? 1 : 4) {
         draw_in_parts(&(parts){o, x, V, n, row, score}, got);
         for (size_t i = 0; i < PART_ROWS; i++)
-            T_OK(!memcmp(&got[i], &want[i], sizeof got[i]), "%s V=%d in %d parts, row %zu (case %zu): %d, alone %d",
-                 o->family, V, n, i, i / 10, got[i].token, want[i].token);
+            T_OK(!memcmp(&got[i], &want[i], sizeof got[i]),
+                 "%s V=%d in %d parts, row %zu (case %zu): %d, alone %d", o->family, V, n, i, i / 10,
+                 got[i].token, want[i].token);
     }
     free(x), free(mask), free(none);
 }

@@ -77,5 +77,5 @@ endforeach()
 if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
   add_test(NAME simt/test_compile COMMAND python3 tests/simt/test_compile.py --nvcc ${TD_NVCC}
     --cache ${CMAKE_BINARY_DIR}/nvcc-cache WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 600 PROCESSORS 2)
+  set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 1200 PROCESSORS 2)
 endif()

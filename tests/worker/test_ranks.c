@@ -113,6 +113,7 @@ static void over_mpi(int argc, char **argv)
     if (td_coll_rank(world) == 0) check(o, "one rank", true);
     o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = argc > 8 ? atoi(argv[8]) : 1,
                        .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
+    if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
     o.depth = o.grid.pp;
     o.block_rows = 8;
     tr_world = world;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/worker/test_step.c - a step is all that is needed to compute it: every step of a run is copied away,
  * then all are executed again from the copies, on other memory, without an engine; the same tokens and scores
- * come out. What a builder makes of sampling parameters. And a step drawn by ranks that have parts of its logits. */
+ * come out. What a builder makes of sampling parameters. And a step drawn by ranks that have parts of its
+ * logits. */
 #include "common/log.h"
 #include "common/rng.h"
-#include "tests/worker/support_fake.h"
 #include "tests/worker/support_engine.h"
+#include "tests/worker/support_fake.h"
 #include "worker/ranks.h"
 #include "worker/sampler.h"
 #include "worker/step_build.h"
@@ -92,8 +93,8 @@ static void test_replay(td_model *m, const td_ops *ops, td_pool *pool)
         spec[i] = te_make((uint64_t)i + 1, 1 + te_draw(120), 1 + te_draw(20), FAKE_V);
         te_vary(&spec[i], FAKE_V);
         if (spec[i].leg.sampling.n > 1)
-            spec[i].leg.n_prompt = TD_MAX(spec[i].leg.n_prompt / P, 1u) *
-                                   P; /* forks at a page's end copy nothing */
+            spec[i].leg.n_prompt =
+                TD_MAX(spec[i].leg.n_prompt / P, 1u) * P; /* forks at a page's end copy nothing */
         te_expect(&spec[i], &again[i]);
     }
     te_run_some(e, spec, told, N, 3);
@@ -217,18 +218,29 @@ static const td_step *all_kinds(words *w)
     td_penalty pen[] = {{7, 2, 1}, {300, 0, 1}, {R_V - 2, 1, 0}};
     w->n = sizeof s;
     for (size_t i = 0; i < TD_COUNT(mask); i++) mask[i] = te_draw(3) ? ~0u : te_draw(1u << 31);
-    uint32_t at_mask = put(w, mask, sizeof mask), at_bias = put(w, bias, sizeof bias), at_pen = put(w, pen, sizeof pen);
+    uint32_t at_mask = put(w, mask, sizeof mask), at_bias = put(w, bias, sizeof bias),
+             at_pen = put(w, pen, sizeof pen);
     for (uint32_t k = 0; k < R_ROWS; k++) {
         uint32_t choices = k % 5 == 2 ? 3 : 1;
         if (k % 4 == 1)
-            d[s.n_samples++] = (td_step_sample){.logit = k, .score = (int32_t)te_draw(R_V), .logprobs = (int32_t)te_draw(21)};
+            d[s.n_samples++] = (td_step_sample){
+                .logit = k, .score = (int32_t)te_draw(R_V), .logprobs = (int32_t)te_draw(21)};
         for (uint32_t c = 0; c < choices; c++) {
             td_step_sample *x = &d[s.n_samples++];
-            *x = (td_step_sample){.choice = c, .logit = k, .score = -1, .temperature = k % 3 ? 0.4f + (float)c : 0,
-                                  .top_p = te_draw(2) ? 1 : 0.7f, .top_k = te_draw(2) ? 0 : 1 + (int32_t)te_draw(30),
-                                  .min_p = te_draw(3) ? 0 : 0.02f, .repetition_penalty = 1.2f, .presence_penalty = 0.5f,
-                                  .frequency_penalty = 0.1f, .logprobs = (int32_t)te_draw(22) - 1, .seed = te_draw(1000),
-                                  .position = k, .stream = c << 8};
+            *x = (td_step_sample){.choice = c,
+                                  .logit = k,
+                                  .score = -1,
+                                  .temperature = k % 3 ? 0.4f + (float)c : 0,
+                                  .top_p = te_draw(2) ? 1 : 0.7f,
+                                  .top_k = te_draw(2) ? 0 : 1 + (int32_t)te_draw(30),
+                                  .min_p = te_draw(3) ? 0 : 0.02f,
+                                  .repetition_penalty = 1.2f,
+                                  .presence_penalty = 0.5f,
+                                  .frequency_penalty = 0.1f,
+                                  .logprobs = (int32_t)te_draw(22) - 1,
+                                  .seed = te_draw(1000),
+                                  .position = k,
+                                  .stream = c << 8};
             if (te_draw(3) == 0) x->mask = at_mask, x->n_mask = TD_COUNT(mask);
             if (te_draw(3) == 0) x->bias = at_bias, x->n_bias = TD_COUNT(bias);
             if (te_draw(3) == 0) x->pen = at_pen, x->n_pen = TD_COUNT(pen);
@@ -260,7 +272,8 @@ static td_status draw_part(draw_rank *r, const td_ranks *ranks, td_pool *pool)
     size_t n = (size_t)TD_MIN(block, R_V - v0), rows = 0;
     float *part = malloc(R_ROWS * n * sizeof *part + 1);
     for (size_t k = 0; k < R_ROWS; k++)
-        if (r->place[k].cp == ranks->at.cp) memcpy(part + n * rows++, r->logits + k * R_V + v0, n * sizeof *part);
+        if (r->place[k].cp == ranks->at.cp)
+            memcpy(part + n * rows++, r->logits + k * R_V + v0, n * sizeof *part);
     td_sampler *s;
     td_status st = td_sampler_open(r->ops, pool, R_V, v0, (int)n, ranks, &s);
     if (st >= 0) {
@@ -287,7 +300,8 @@ static void *draw_thread(void *arg)
     return NULL;
 }
 
-static void on_ranks(const td_ops *ops, const td_step *step, const float *logits, const td_sample_out *want, int tp, int cp)
+static void on_ranks(const td_ops *ops, const td_step *step, const float *logits, const td_sample_out *want,
+                     int tp, int cp)
 {
     static draw_rank rank[32];
     td_coll *end[32];
@@ -296,7 +310,11 @@ static void on_ranks(const td_ops *ops, const td_step *step, const float *logits
     for (int i = 0; i < n; i++) {
         draw_rank *r = &rank[i];
         int rows[32] = {0};
-        *r = (draw_rank){.world = end[i], .grid = {.tp = tp, .pp = 1, .cp = cp, .dp = 1}, .ops = ops, .step = step, .logits = logits};
+        *r = (draw_rank){.world = end[i],
+                         .grid = {.tp = tp, .pp = 1, .cp = cp, .dp = 1},
+                         .ops = ops,
+                         .step = step,
+                         .logits = logits};
         for (int k = 0; k < R_ROWS; k++) {
             int c = k < 20 ? k * 7 / 3 % cp : cp - 1; /* some ranks have few rows */
             r->place[k] = (td_logit_place){c, rows[c]++};
@@ -307,9 +325,10 @@ static void on_ranks(const td_ops *ops, const td_step *step, const float *logits
         pthread_join(rank[i].thread, NULL);
         T_OK(rank[i].status == TD_OK, "tensor %d context %d rank %d", tp, cp, i);
         for (uint32_t k = 0; rank[i].has_all && k < step->n_samples; k++)
-            T_OK(te_same_sample(&rank[i].out[k], &want[k]) && !memcmp(&rank[i].out[k], &want[k], sizeof want[k]),
-                 "%s, tensor %d context %d rank %d, sample %u: token %d, one rank %d", ops->family, tp, cp, i, k,
-                 rank[i].out[k].token, want[k].token);
+            T_OK(te_same_sample(&rank[i].out[k], &want[k]) &&
+                     !memcmp(&rank[i].out[k], &want[k], sizeof want[k]),
+                 "%s, tensor %d context %d rank %d, sample %u: token %d, one rank %d", ops->family, tp, cp, i,
+                 k, rank[i].out[k].token, want[k].token);
     }
     for (int i = 0; i < n; i++) td_coll_close(end[i]);
 }

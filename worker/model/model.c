@@ -3,6 +3,7 @@
 #include "worker/model/model.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/model/experts.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
 #include <stdio.h>
@@ -82,6 +83,7 @@ static td_status load_weights(td_model *m, const td_model_opts *o)
     TD_TRY(td_plan_open(&plan, &m->desc, &m->local, m->ops, m->files, &m->weights));
     td_status st = open_image(m, &plan, o);
     if (st >= 0) st = td_shard_open(m, &plan);
+    if (st >= 0) st = td_experts_open(m, &plan);
     td_plan_close(&plan);
     return st;
 }
@@ -100,6 +102,7 @@ static td_status find_part(td_model *m, const td_model_opts *o)
     m->split = o->attn_split ? o->attn_split : TD_ATTN_SPLIT;
     m->kvmap = (td_kvmap){(uint32_t)m->split, (uint32_t)g->cp};
     m->cp_mode = o->cp_mode;
+    m->quantized = o->quantized && g->tp > 1;
     m->block_rows = o->block_rows ? o->block_rows : TD_MAX(2 * g->tp, BLOCK_FLOATS / d->E);
     if (m->split % 64) return td_fail(TD_EBADREQ, "attention splits of %d keys: a multiple of 64 is needed", m->split);
     for (int i = 0; i < d->n_groups; i++) {
@@ -143,7 +146,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(route_weights, T * k);
     CUT(route_ids, T * k);
     CUT(expert_row, T * k);
-    CUT(expert_row0, X + 1);
+    CUT(expert_row0, X + (m->ranks ? (size_t)m->ranks->grid.redundant : 0) + 1);
     CUT(expert_x, T * k * E);
     CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
     CUT(cs, T * (size_t)d->rope.rot_dim);
@@ -211,6 +214,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
 void td_model_close(td_model *m)
 {
     if (!m) return;
+    td_experts_close(m);
     td_shard_close(m);
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);

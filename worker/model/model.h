@@ -94,6 +94,7 @@ typedef struct td_model_opts {
     const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */
     int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
     td_cp_mode cp_mode;             /* what travels between context-parallel ranks */
+    bool quantized;                 /* TP ranks exchange their parts of sums as int8 (quant.h) */
     int block_rows;                 /* from so many rows a TP rank keeps only a block of them; 0: as measured */
 } td_model_opts;
 
@@ -117,6 +118,15 @@ typedef struct td_shard_stats { uint64_t gathers, bytes; int64_t waited_us, alon
 td_shard_stats td_model_shard_stats(const td_model *m);
 /* Part of the gathers' time that was hidden behind other work, 0 to 1. */
 double td_model_shard_overlap(const td_model *m);
+
+/* Expert parallel: how often experts were balanced, how many of them moved and their bytes; the heaviest rank's load against
+ * the mean, averaged over layers, at the last balancing: as counted, as the counts say it was, as they say it is now. On the
+ * stage's first rank; the ratios are 0 elsewhere. */
+typedef struct td_expert_stats { uint64_t balanced, moved, bytes; double measured, before, after; } td_expert_stats;
+td_expert_stats td_model_expert_stats(const td_model *m);
+/* Expert parallel: experts move to where the load since the last time would have been even (experts.h). Between steps, by
+ * all ranks of the stage; force: also where little is won. */
+td_status td_model_balance(td_model *m, bool force);
 
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);

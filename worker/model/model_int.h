@@ -60,7 +60,7 @@ typedef struct td_scratch {
     /* mixture of experts; R = T * top_k */
     float *route_logits, *route_weights;  /* [T, n_experts]; [T, top_k] */
     int32_t *route_ids, *expert_row;      /* [T, top_k]; [T, top_k] */
-    int32_t *expert_row0;                 /* [n_experts + 1] */
+    int32_t *expert_row0;                 /* [slots of the stage + 1] */
     float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
     float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T] */
     void *ops;               /* td_ops.scratch_bytes */
@@ -76,6 +76,7 @@ struct td_model {
     td_weights weights;
     size_t row_bytes, resident_bytes;
     td_shard shard;
+    struct td_experts *experts; /* NULL: not expert parallel (experts.h) */
     td_rope rope;
     td_scratch scratch;
     /* this rank's part */
@@ -89,6 +90,7 @@ struct td_model {
     td_cp_mode cp_mode;
     td_share share;
     td_buffer wire[6];       /* what is exchanged */
+    bool quantized;          /* what TP ranks exchange for their sums */
     bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };
 

@@ -5,27 +5,30 @@
  *
  *   one rank         as it stands
  *   tensor parallel  each rank has some columns of every expert: the slots' parts are summed before they are combined
- *   expert parallel  each rank has some experts whole; each row of the stage has one source rank (its block): slots travel
+ *   expert parallel  each rank has some experts, or copies, whole; each row of the stage has one source rank (its block): slots travel
  *                    to their experts and back (all-to-all, dropless), and the source combines them */
 #include "common/check.h"
+#include "worker/model/experts.h"
 #include "worker/model/share.h"
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of expert_x through their experts; row0 [n + 1] for weights [first, first + n). */
-static void run_experts(td_model *m, const td_layer *l, const int32_t *row0, int first, int n, int rows, float *x, float *gate_up)
+/* Rows of x through their experts, [n] of them; row0 [n + 1]. */
+static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_down, const int32_t *row0, int n, int rows, float *x,
+                        float *gate_up)
 {
     const td_ops *o = m->ops;
     int F = m->local.moe_F;
     size_t E = (size_t)m->desc.E, F2 = 2 * (size_t)F;
-    td_grouped up = {l->moe.gate_up + first, n, row0, x, E, gate_up, F2};
+    td_grouped up = {w_up, n, row0, x, E, gate_up, F2};
     o->linear_grouped(o, m->pool, m->scratch.ops, &up);
     o->silu_mul(m->pool, gate_up, F2, rows, F, gate_up, F2);
-    td_grouped down = {l->moe.down + first, n, row0, gate_up, F2, x, E};
+    td_grouped down = {w_down, n, row0, gate_up, F2, x, E};
     o->linear_grouped(o, m->pool, m->scratch.ops, &down);
 }
 
-/* T rows of h: where their slots' rows are, and those rows, sorted by expert. */
+/* T rows of h: where their slots' rows are, and those rows, sorted by expert; with parallel experts by the copy that is
+ * chosen, which is by rank first. */
 static void sort_rows(td_model *m, const td_layer *l, const float *h, int T)
 {
     const td_ops *o = m->ops;
@@ -34,7 +37,9 @@ static void sort_rows(td_model *m, const td_layer *l, const float *h, int T)
     size_t E = (size_t)m->desc.E;
     o->moe_logits(m->pool, &l->moe.router, h, E, T, s->route_logits);
     o->moe_route(m->pool, law, s->route_logits, T, s->route_ids, s->route_weights);
-    o->moe_place(m->pool, s->route_ids, T, law->top_k, law->n_experts, s->expert_row0, s->expert_row);
+    int places = law->n_experts;
+    if (m->experts) places = td_experts_choose(m, (int)(l - m->weights.layer), s->route_ids, (size_t)T * (size_t)law->top_k);
+    o->moe_place(m->pool, s->route_ids, T, law->top_k, places, s->expert_row0, s->expert_row);
     o->moe_gather(m->pool, h, E, s->expert_row, T, law->top_k, m->desc.E, s->expert_x, E);
 }
 
@@ -53,11 +58,11 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
     int rows = T * m->desc.moe.route.top_k, tp = td_model_tp(m), a = 0, b = T;
     size_t E = (size_t)m->desc.E, n = (size_t)rows * E;
     sort_rows(m, l, s->h, T);
-    run_experts(m, l, s->expert_row0, 0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
+    run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
     if (m->blocks) td_model_block(m, T, &a, &b);
     if (tp > 1) {
-        float *all = td_share_room(&m->wire[0], (size_t)tp * n);
-        TD_TRY(td_coll_all_gather(m->ranks->tp, s->expert_x, all, n * sizeof(float)));
+        float *all;
+        TD_TRY(td_share_parts(m, s->expert_x, rows, false, &all, &rows));
         m->ops->sum_tree(m->pool, all, n, tp, rows, m->desc.E, E, NULL, s->expert_x, E, false);
     }
     combine(m, s->expert_x, a, b - a, s->x);
@@ -67,7 +72,7 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
 /* ---- expert parallel ---- */
 
 typedef struct route_plan {
-    int ranks, x0, X;              /* of the stage; this rank's experts */
+    int ranks, x0, X;              /* of the stage; this rank's slots of experts */
     int32_t *count;                /* [ranks][X]: rows that come from each rank for each expert */
     int32_t *row0;                 /* [X + 1]: of the rows as they are computed, by expert, then source */
     size_t *send, *from, *recv, *to; /* [ranks] bytes and offsets */
@@ -82,10 +87,10 @@ static void plan_close(route_plan *p)
 /* Whose rows go where: each rank tells each other how many rows each of its experts gets. */
 static td_status plan_open(td_model *m, route_plan *p)
 {
-    const td_grid *g = &m->ranks->grid;
+    const td_experts *x = m->experts;
     const td_scratch *s = &m->scratch;
-    int n = p->ranks = g->dp * g->cp * g->tp, X = m->desc.moe.route.n_experts;
-    p->x0 = m->local.x0, p->X = m->local.X;
+    int n = p->ranks = x->shape.ranks, X = x->all;
+    p->x0 = x->slot0[x->me], p->X = x->slots;
     p->count = td_xalloc((size_t)n * (size_t)(p->X + 1) * sizeof *p->count);
     p->row0 = td_xalloc((size_t)(p->X + 1) * sizeof *p->row0);
     p->send = td_xalloc(4 * (size_t)n * sizeof *p->send);
@@ -95,10 +100,9 @@ static td_status plan_open(td_model *m, route_plan *p)
     td_status st = td_coll_all_gather(m->ranks->stage, mine, all, (size_t)X * sizeof *mine);
     size_t row = (size_t)m->desc.E * sizeof(float);
     for (int r = 0; r < n && st >= 0; r++) {
-        td_coord c = {r % g->tp, m->ranks->at.pp, r / g->tp % g->cp, r / (g->tp * g->cp)};
-        td_local l = td_grid_local(g, &m->desc, td_grid_rank(g, c));
-        p->from[r] = (size_t)s->expert_row0[l.x0] * row;
-        p->send[r] = (size_t)(s->expert_row0[l.x0 + l.X] - s->expert_row0[l.x0]) * row;
+        int a = s->expert_row0[x->slot0[r]], b = s->expert_row0[x->slot0[r + 1]];
+        p->from[r] = (size_t)a * row;
+        p->send[r] = (size_t)(b - a) * row;
         p->to[r] = (size_t)p->rows * row;
         for (int e = 0; e < p->X; e++) p->rows += p->count[r * p->X + e] = all[r * X + p->x0 + e];
         p->recv[r] = (size_t)p->rows * row - p->to[r];
@@ -129,6 +133,7 @@ static void reorder(const td_model *m, const route_plan *p, float *by_source, fl
 static td_status by_experts(td_model *m, const td_layer *l, int T)
 {
     td_scratch *s = &m->scratch;
+    td_expert_layer *w = &m->experts->layer[l - m->weights.layer];
     size_t E = (size_t)m->desc.E;
     int a = 0, b = T;
     route_plan p = {0};
@@ -140,7 +145,8 @@ static td_status by_experts(td_model *m, const td_layer *l, int T)
     if (st >= 0) st = td_coll_all_to_allv(m->ranks->stage, s->expert_x, p.send, p.from, in, p.recv, p.to);
     if (st >= 0) {
         reorder(m, &p, in, x, false);
-        run_experts(m, l, p.row0, p.x0, p.X, p.rows, x, gate_up);
+        run_experts(m, w->up, w->down, p.row0, p.X, p.rows, x, gate_up);
+        w->rows += (uint64_t)p.rows;
         reorder(m, &p, in, x, true);
         st = td_coll_all_to_allv(m->ranks->stage, in, p.recv, p.to, s->expert_x, p.send, p.from);
     }
@@ -151,5 +157,5 @@ static td_status by_experts(td_model *m, const td_layer *l, int T)
 
 td_status td_moe_forward(td_model *m, const td_layer *l, int T)
 {
-    return m->ranks && m->ranks->grid.ep ? by_experts(m, l, T) : by_columns(m, l, T);
+    return m->experts ? by_experts(m, l, T) : by_columns(m, l, T);
 }
