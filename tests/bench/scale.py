@@ -320,11 +320,93 @@ def check():
                   "processor time", "clock / predicted", "processor time / predicted"), rows), r
 
 
+CONCLUSIONS = """
+- **TP within a node is what makes one sequence fast.** Dense 70b, one sequence of 8k: 6.2 ms a token with TP 8, 10.3 with TP 4, 18.5 with
+  TP 2; the MoE 3.8 with TP 8. Its exchanges are 17 % of a layer for one row and 26 % for 64, so from some hundred sequences on TP 4 x DP 2
+  makes more tokens than TP 8. TP 16 crosses the node: 70 % of a layer is exchange. Never.
+- **PP costs nothing on the wire and does not shorten a token.** Each micro-batch reads the weights again, so it pays where steps are bound
+  by operations: prompts (131k tokens of 70b: 7.0 s with PP 8, 10.0 with TP 8), thousands of sequences (2,048 x 1k: PP 4 x DP 2), and
+  between nodes, beside TP within them (131k tokens on 64: TP 4 x PP 8 x CP 2).
+- **CP shortens the first token.** A prompt of 2k: TP 2 x CP 4 62 ms, TP 8 101 ms; on 64, TP 8 x CP 8. In decode it only makes room: for a
+  context whose KV does not fit one group of TP ranks.
+- **EP pays for throughput, not for latency.** One sequence: 17.9 ms with EP 8, 3.8 with TP 8, because the two all-to-alls alone are 80 us
+  a layer. With 256 sequences of 8k the MoE does not fit as TP 8 (4 KV heads, held twice), and attention by DP with experts by EP gives
+  the most; on 64 ranks from 256 sequences on. The all-to-all is then half of a layer: the next thing to overlap.
+- **FSDP is for prompts.** A step of 70b gathers 17.7 GB a rank, 325 ms: no decode bears it. Whole prompts from 2k (dense) and 16k (MoE,
+  which gathers all experts) on cover it, and as nothing else is exchanged, DP 8 with FSDP makes the most prompt tokens: 42,800/s, TP 8
+  20,200.
+- **DP, as many replicas as fit**, once there are sequences for all.
+
+So prefill and decode want different shapes, prefill workers FSDP, PP or CP, decode workers TP
+(dense) or DP with EP (experts). That is what pages between any two grids (`worker/ship/grid_plan.h`) are for.
+"""
+
+TEXT = """# Where each parallel mode pays
+
+Written by `python tests/bench/scale.py`: arithmetic, no measurement on GPUs of more than one rank. The same functions predict this
+machine's figures, which are measured (last section). bf16 weights and KV; times in ms.
+
+Figures of a rank: H200, memory 4.3 TB/s of 4.8, products 750 TFLOP/s, 130 of 141 GB for weights and KV, 13 us a layer between
+kernels. In a node (8 ranks) NVLink, 370 GB/s received and 6 us an exchange; between nodes 45 GB/s of 400 Gb/s InfiniBand and 15 us;
+experts 198 GB/s + 40 us in a node, 52 GB/s + 32 us beyond (sources: scale.py). A layer takes
+
+    max(weights / memory, operations / products) + max(keys and values / memory, operations / products) + between kernels + exchanges
+
+and what is exchanged is what `worker/model` does: TP: two sums a layer as f32 parts, whole rows [T, E] from every rank below
+`BLOCK_FLOATS`, else blocks there and back; CP: new keys, and the cheaper of keys round the ring and queries with their parts;
+EP: rows to their experts and back; FSDP: the layer's other parts, hidden behind the layer before as far as it lasts; PP: f32 rows to
+the next stage. Nothing else overlaps. Prompts are cut for PP as `worker/sched.c` does.
+
+## One mode at a time, 8 ranks
+
+A cell: ms a token (decode: batch x context over all replicas) or to the first token (prompt) / tokens/s of the 8. "no room":
+weights and KV of that many tokens do not fit.
+
+{{dense_name}}
+
+{{dense_modes}}
+
+{{moe_name}}
+
+{{moe_modes}}
+
+## Parts of a layer's time
+
+{{dense_terms}}
+
+{{moe_terms}}
+
+## The best shapes
+
+Of all factorizations of 8 and 64 into TP (to 16) x PP x CP (to 8) x DP, with EP and FSDP where allowed.
+
+{{bests}}
+
+## What follows
+
+{{conclusions}}
+
+## Checked on this machine
+
+`python tests/bench/ranks.py` measures two ranks of one thread against one process of two threads on the 1b shape; the load was {{load}}
+on 2 cores. The model gets the limits measured in those runs (reading, multiply-add; two ranks share them) and coll.json's exchange:
+its other constants are 0 here. By the clock the figures are what the scheduler left of them; processor time is that of the rank that
+used most.
+
+{{check}}
+
+The weights' stream and the products are the whole of it: exchanges are 0.1 to 2 % of a layer here (34 of {{exchange_us}} us and
+{{rate}} GB/s), so a ratio by processor time below the prediction is work that the ranks do twice (norms, embedding rows, draws) or
+spinning; above it, what a second thread of a process loses at its barriers. Ratios by the clock far from those by processor time are
+other work on the machine, which takes turns with the ranks of a collective one by one.
+"""
+
+
 def main():
     rows, measured = check()
     loads = sorted(x for e in measured.values() for x in e["load"])
-    with open(os.path.join(HERE, "scale_notes.md")) as f:
-        notes = f.read()
+    us = load("coll.json")["mpi"]["us"]
+    notes = TEXT
     parts = {
         "check": "\n".join(rows),
         "load": f"{loads[0]:.0f} to {loads[-1]:.0f}",
@@ -335,10 +417,14 @@ def main():
         "dense_terms": "\n".join(terms_table(DENSE, ((Shape(tp=8), 1, 8192), (Shape(tp=8), 64, 8192), (Shape(tp=16), 64, 8192), (Shape(pp=8), 8, 8192), (Shape(tp=8, cp=8), 1, 1048576), (Shape(dp=8, fsdp=True), 32, 8192)))),
         "moe_terms": "\n".join(terms_table(MOE, ((Shape(tp=8), 64, 8192), (Shape(dp=8, ep=True), 8, 8192), (Shape(dp=64, ep=True), 32, 4096), (Shape(tp=8, dp=8, ep=True), 64, 8192)))),
     }
+    bests = []
     for n in (8, 64):
-        for key, d in (("dense", DENSE), ("moe", MOE)):
-            parts[f"{key}_decode_{n}"] = "\n".join(decode_table(d, n))
-            parts[f"{key}_prefill_{n}"] = "\n".join(prefill_table(d, n))
+        for d in (DENSE, MOE):
+            bests += [f"{d.name}, {n} H200, decode", "", *decode_table(d, n), "", f"{d.name}, {n} H200, prefill", "", *prefill_table(d, n), ""]
+    parts["bests"] = "\n".join(bests).rstrip()
+    parts["dense_name"], parts["moe_name"] = (f"{d.name}: {d.weights() / 1e9:.0f} billion weights, {d.L} layers" for d in (DENSE, MOE))
+    parts["exchange_us"], parts["rate"] = f"{us['exchange']:.2f}", f"{1.048576e3 / us['gather']:.0f}"
+    parts["conclusions"] = CONCLUSIONS.strip()
     for k, v in parts.items():
         notes = notes.replace("{{" + k + "}}", v)
     assert "{{" not in notes, notes[notes.index("{{"):][:60]
