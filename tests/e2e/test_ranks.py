@@ -1,7 +1,7 @@
 """Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or hangs takes its
 worker along, not its requests; ranks that do not belong together stop at start.
 
-    python tests/e2e/test_ranks.py [--part same|handoff|death|start|data]
+    python tests/e2e/test_ranks.py [--part same|data|handoff|death|start]
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -21,7 +21,7 @@ from support.serve import Serve
 p = argparse.ArgumentParser()
 p.add_argument("--part", action="append")
 a = p.parse_args()
-parts = a.part or ["same", "handoff", "death", "start"]
+parts = a.part or ["same", "data", "handoff", "death", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 passed = 0
@@ -79,7 +79,7 @@ SAME = {
 }
 MOVING = ["--expert-parallel", "--redundant-experts", "2", "--eplb-interval", "3"]
 SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel")),
-            "ep: tp2 pp2, experts move": (4, sizes(2, 2, 1, 1, *MOVING))}
+            "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel")), "ep: tp2 pp2, experts move": (4, sizes(2, 2, 1, 1, *MOVING))}
 
 
 def one_rank(model):
