@@ -22,9 +22,9 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 void td_rank_close(td_ranks *r);
 /* Starts the beats among the ranks (worker/beat.h). Collective, before loading: it may take long. */
 td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out);
-/* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
 /* Rank 0's, which frames are addressed to on every rank. Collective, before the ships are opened. */
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation);
+/* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
 td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out);
 /* Ranks other than 0: model, pages, steps, until rank 0 ends it. */
 td_status td_rank_serve(const td_conf *c, td_ranks *r);
