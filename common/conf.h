@@ -141,16 +141,16 @@ enum {
       "groups of ranks that compute different sequences") \
     X(BOOL, expert_parallel, "expert-parallel", 0, "false", 0, 0, "", TD_CONF_WORKER, \
       "whole experts on ranks, instead of a part of every expert on each") \
-    X(INT, redundant_experts, "redundant-experts", 0, "0", 0, 512, "experts", TD_CONF_WORKER, \
-      "with expert-parallel: slots of each pipeline stage for more copies of experts that get many tokens") \
-    X(INT, eplb_interval, "eplb-interval", 0, "0", 0, 1000000000, "steps", TD_CONF_WORKER, \
-      "with expert-parallel: experts move to even the ranks' load after so many steps; 0: never") \
+    X(INT, redundant_experts, "redundant-experts", 0, "0", 0, 512, "experts", TD_C_BACK, \
+      "where experts are parallel: slots of each pipeline stage for more copies of those that get many tokens") \
+    X(INT, eplb_interval, "eplb-interval", 0, "0", 0, 1000000000, "steps", TD_C_BACK, \
+      "where experts are parallel: they move to even the ranks' load after so many steps; 0: never") \
     X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_CONF_WORKER, \
       "weights are sharded over data- and context-parallel ranks and gathered a layer ahead of use") \
     X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "2500", 500, 60000, "ms", TD_C_BACK, \
       "how long a rank waits for the others before the worker is given up") \
     X(BOOL, quantized_collectives, "quantized-collectives", 0, "false", 0, 0, "", TD_C_BACK, \
-      "exchange activations between ranks as 8-bit integers (changes results)") \
+      "tensor-parallel ranks exchange their parts of sums as 8-bit integers (changes results)") \
     X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN, \
       "write one line to this file descriptor when ready; -1: none") \
     X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER, \

@@ -205,10 +205,10 @@ size_t ops_scratch_bytes(int, int, int, int)
 /* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. */
 bool weight_of(const td_weight *w, td_cuda_weight *out)
 {
-    int slices = w->slices > 1 ? w->slices : 0;
+    int slices = w->slices; /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
     *out = td_cuda_weight{w->N, w->K, slices, type_of(w->dtype), w->p, w->bias, nullptr};
     const char *why = td_cuda_gemm_refuses(w->N, w->K, slices, out->type);
-    if (!why && slices && w->K / slices % 64) why = "K / slices must be a multiple of 64";
+    if (!why && slices > 1 && w->K / slices % 64) why = "K / slices must be a multiple of 64";
     if (why)
         failed(td_fail(TD_ENOSUP, "CUDA: product of %d x %d in %d slices: %s", w->N, w->K, w->slices, why));
     return !why;

@@ -16,7 +16,7 @@ td_grid td_rank_grid(const td_conf *c)
 {
     return (td_grid){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size, .cp = c->context_parallel_size,
                      .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded,
-                     .redundant = (int)c->redundant_experts};
+                     .redundant = c->expert_parallel ? (int)c->redundant_experts : 0};
 }
 
 static td_status describe(const td_conf *c, td_model_desc *d)
@@ -116,8 +116,8 @@ td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve
         s = td_beat_open(&o, bound, sizeof bound, out);
         if (s < 0) td_coll_abort(r->world, td_reason());
     }
-    if (s >= 0) s = td_coll_bcast(r->world, bound, sizeof bound, 0);
-    o.endpoint = bound;
+    td_ship_reachable(bound, where, sizeof where);
+    if (s >= 0) s = td_coll_bcast(r->world, where, sizeof where, 0);
     return s < 0 || o.rank == 0 ? s : td_beat_open(&o, NULL, 0, out);
 }
 

@@ -165,7 +165,12 @@ static td_status mpirun_words(launcher *l, words *w)
     word(w, "%d", l->ranks);
     place_words(l, w);
     mca(w, "odls_base_sigkill_timeout", "0"); /* an abort ends all at once: an orderly end never comes from mpirun */
-    mca(w, remote(&l->conf) ? "orte_local_tmpdir_base" : "orte_tmpdir_base", l->run_dir);
+    mca(w, "orte_tmpdir_base", l->run_dir); /* of the same name on other hosts; theirs go with a later launcher there */
+    if (remote(&l->conf)) {                 /* daemons elsewhere notice a lost link in about 10 s, and end their ranks */
+        mca(w, "oob_tcp_keepalive_time", "3");
+        mca(w, "oob_tcp_keepalive_intvl", "2");
+        mca(w, "oob_tcp_keepalive_probes", "3");
+    }
     if (l->shm_dir[0]) {
         mca(w, "btl_vader_backing_directory", l->shm_dir);
         mca(w, "osc_sm_backing_directory", l->shm_dir);
@@ -238,14 +243,6 @@ static pid_t rank_pid(const launcher *l, int r)
     return n > 0 ? (pid_t)atoi(text) : 0;
 }
 
-/* How long a process has been stopped. */
-static bool stopped_long(char state, int64_t now, int64_t *since)
-{
-    if (state != 'T') *since = 0;
-    else if (!*since) *since = now;
-    return *since && now - *since > TD_LAUNCH_STOPPED_US;
-}
-
 static void life_kill(launcher *l, const char *why)
 {
     if (why) TD_WARN("%s: %s: ending all its ranks", l->label, why);
@@ -265,13 +262,13 @@ static void life_look(launcher *l, int64_t now)
         if (!state || state == 'Z') {
             if (!l->rank_ended_us) l->rank_ended_us = now;
             k->pid = -1;
-        } else if (stopped_long(state, now, &k->stopped_us)) {
+        } else if (td_launch_stopped(state, now, &k->stopped_us)) {
             snprintf(why, sizeof why, "rank %d is stopped", r);
             life_kill(l, why);
         }
     }
     if (l->killed || l->ranks == 1) return;
-    if (stopped_long(td_procs_state(l->top), now, &l->top_stopped_us)) life_kill(l, "mpirun is stopped");
+    if (td_launch_stopped(td_procs_state(l->top), now, &l->top_stopped_us)) life_kill(l, "mpirun is stopped");
     else if (l->rank_ended_us && now - l->rank_ended_us > (l->stops ? STOP_SPARE_US : TD_LAUNCH_GRACE_US))
         life_kill(l, "a rank has ended and others have not");
 }

@@ -6,7 +6,7 @@
  *             mpirun; settings for it go through --mpi-args.
  *          2. A worker is one failure domain: when a rank of this host ends, the rest has TD_LAUNCH_GRACE_US to end by itself
  *             (mpirun notices, on all hosts), then everything below the launcher is killed. A rank that is stopped for
- *             TD_LAUNCH_STOPPED_US counts as dead; one that hangs is noticed by the others (--rank-timeout-ms), which end.
+ *             TD_LAUNCH_STOPPED_US counts as dead (on other hosts a small process below each rank sees to that); one that hangs is noticed by the others (--rank-timeout-ms), which end.
  *          3. SIGTERM, SIGINT or SIGUSR1 drain: rank 0 gets SIGTERM, the others leave with it. A second one, or drain-s and
  *             5 s, kill.
  *          4. Whoever dies takes along what is below: mpirun gets SIGTERM when the launcher dies, ranks SIGKILL when mpirun
@@ -18,6 +18,7 @@
 #ifndef TD_DEPLOY_CLI_CLUSTER_LAUNCH_H
 #define TD_DEPLOY_CLI_CLUSTER_LAUNCH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum {
@@ -33,6 +34,15 @@ static inline int64_t td_launch_backoff(int64_t ran_us, int64_t *backoff_us)
     int64_t twice = 2 * *backoff_us;
     *backoff_us = ran_us < 10 * 1000000 && *backoff_us ? (twice < 5000000 ? twice : 5000000) : 200000;
     return *backoff_us;
+}
+
+/* Whether a process whose state (td_procs_state) is seen again and again has been stopped for too long. *since_us: 0 at
+ * first. */
+static inline bool td_launch_stopped(char state, int64_t now_us, int64_t *since_us)
+{
+    if (state != 'T') *since_us = 0;
+    else if (!*since_us) *since_us = now_us;
+    return *since_us && now_us - *since_us > TD_LAUNCH_STOPPED_US;
 }
 
 #endif

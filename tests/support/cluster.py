@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -51,7 +52,9 @@ def rank_pids(above):
                 parent[int(p)] = int(f.read().rsplit(")", 1)[1].split()[1])
             with open(f"/proc/{p}/environ", "rb") as f:
                 m = re.search(rb"(?:^|\0)OMPI_COMM_WORLD_RANK=(\d+)", f.read())
-            if m:
+            with open(f"/proc/{p}/cmdline", "rb") as f:
+                program = os.path.basename(f.read().split(b"\0")[0])
+            if m and program == b"tandem-worker":
                 rank[int(p)] = int(m[1])
         except (OSError, IndexError):
             pass
@@ -64,6 +67,27 @@ def rank_pids(above):
         return False
 
     return {r: p for p, r in rank.items() if p != above and below(p)}
+
+
+class Gone(threading.Thread):
+    """Notes when the last of some processes is gone: .after(seconds) -> how long that took, from the start on."""
+
+    def __init__(self, pids):
+        super().__init__(daemon=True)
+        self.pids, self.began, self.took = list(pids), time.monotonic(), None
+        self.start()
+
+    def run(self):
+        while any(os.path.exists(f"/proc/{p}") for p in self.pids):
+            if time.monotonic() - self.began > 60:
+                return
+            time.sleep(0.01)
+        self.took = time.monotonic() - self.began
+
+    def after(self, seconds):
+        self.join(max(0, self.began + seconds - time.monotonic()) + 1)
+        assert self.took is not None and self.took <= seconds, f"after {self.took} s, not within {seconds} s: {self.pids}"
+        return self.took
 
 
 def skip(reason):

@@ -102,6 +102,7 @@ static td_status find_part(td_model *m, const td_model_opts *o)
     m->split = o->attn_split ? o->attn_split : TD_ATTN_SPLIT;
     m->kvmap = (td_kvmap){(uint32_t)m->split, (uint32_t)g->cp};
     m->cp_mode = o->cp_mode;
+    m->quantized = o->quantized && g->tp > 1;
     m->block_rows = o->block_rows ? o->block_rows : TD_MAX(2 * g->tp, BLOCK_FLOATS / d->E);
     if (m->split % 64) return td_fail(TD_EBADREQ, "attention splits of %d keys: a multiple of 64 is needed", m->split);
     for (int i = 0; i < d->n_groups; i++) {

@@ -94,6 +94,7 @@ typedef struct td_model_opts {
     const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */
     int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
     td_cp_mode cp_mode;             /* what travels between context-parallel ranks */
+    bool quantized;                 /* TP ranks exchange their parts of sums as int8 (quant.h) */
     int block_rows;                 /* from so many rows a TP rank keeps only a block of them; 0: as measured */
 } td_model_opts;
 
