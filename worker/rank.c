@@ -170,7 +170,9 @@ static td_status open_ship(const td_conf *c, td_ranks *r, other *o)
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
-    td_ship_opts so = {.z = o->z, .desc = td_model_descr(o->boot.model), .grid = &grid, .rank = (uint32_t)r->grid.rank,
+    /* Hand-offs know the ranks of one replica (may_replicate): a rank's place among them. */
+    uint32_t place = (uint32_t)(r->grid.rank % (r->grid.tp * r->grid.cp * r->grid.pp));
+    td_ship_opts so = {.z = o->z, .desc = td_model_descr(o->boot.model), .grid = &grid, .rank = place,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)o->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = o->wake_fd};

@@ -1,7 +1,7 @@
 """Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or hangs takes its
 worker along, not its requests; ranks that do not belong together stop at start.
 
-    python tests/e2e/test_ranks.py [--part same|handoff|death|start|data]
+    python tests/e2e/test_ranks.py [--part same|data|handoff|death|start]
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -21,7 +21,7 @@ from support.serve import Serve
 p = argparse.ArgumentParser()
 p.add_argument("--part", action="append")
 a = p.parse_args()
-parts = a.part or ["same", "handoff", "death", "start"]
+parts = a.part or ["same", "data", "handoff", "death", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 passed = 0
@@ -77,7 +77,8 @@ SAME = {
     "tp2": (2, sizes(2)), "pp2": (2, sizes(1, 2)), "cp2": (2, sizes(1, 1, 2)), "tp2 pp2": (4, sizes(2, 2)),
     "cp2 fully sharded": (2, sizes(1, 1, 2, 1, "--fully-sharded")),
 }
-SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel"))}
+SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel")),
+            "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel"))}
 
 
 def one_rank(model):
