@@ -77,8 +77,9 @@ SAME = {
     "tp2": (2, sizes(2)), "pp2": (2, sizes(1, 2)), "cp2": (2, sizes(1, 1, 2)), "tp2 pp2": (4, sizes(2, 2)),
     "cp2 fully sharded": (2, sizes(1, 1, 2, 1, "--fully-sharded")),
 }
+MOVING = ["--expert-parallel", "--redundant-experts", "2", "--eplb-interval", "3"]
 SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel")),
-            "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel"))}
+            "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel")), "ep: tp2 pp2, experts move": (4, sizes(2, 2, 1, 1, *MOVING))}
 
 
 def one_rank(model):
@@ -86,7 +87,7 @@ def one_rank(model):
 
 
 DATA = {"dp2": (2, sizes(1, 1, 1, 2)), "dp2 fully sharded": (2, sizes(1, 1, 1, 2, "--fully-sharded"))}
-DATA_MOE = {"ep: dp2": (2, sizes(1, 1, 1, 2, "--expert-parallel"))}
+DATA_MOE = {"ep: dp2": (2, sizes(1, 1, 1, 2, "--expert-parallel")), "ep: dp2, experts move": (2, sizes(1, 1, 1, 2, *MOVING))}
 
 
 def mixed(name, model, shapes):

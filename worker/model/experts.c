@@ -142,6 +142,17 @@ void td_experts_close(td_model *m)
     m->experts = NULL;
 }
 
+size_t td_experts_bytes(const td_model *m)
+{
+    size_t bytes = 0;
+    for (int i = 0; m->experts && i < m->desc.L; i++) {
+        const td_expert_layer *l = &m->experts->layer[i];
+        for (int s = 0; l->block && s < m->experts->slots; s++)
+            if (l->block[s]) bytes += aligned(l->up_bytes) + aligned(l->down_bytes);
+    }
+    return bytes;
+}
+
 td_expert_stats td_model_expert_stats(const td_model *m)
 {
     return m->experts ? m->experts->stats : (td_expert_stats){0};
@@ -393,9 +404,13 @@ td_status td_model_balance(td_model *m, bool force)
     if (s >= 0) s = change_all(m, maps);
     free(maps);
     x->stats.balanced++;
-    if (s >= 0 && !x->me)
+    if (s < 0 || x->me) return s;
+    if (x->stats.moved > moved)
         TD_INFO("experts of layers %d to %d: heaviest rank %.2f of the mean (counted %.2f), now %.2f; %llu moved, %.1f MB, %.1f ms",
                 m->local.layer0, m->local.layer1 - 1, x->stats.before, x->stats.measured, x->stats.after,
                 (unsigned long long)(x->stats.moved - moved), (double)(x->stats.bytes - bytes) / 1e6, (double)(td_now_us() - start) / 1e3);
-    return s;
+    else
+        TD_DEBUG_LOG("experts of layers %d to %d stay: heaviest rank %.2f of the mean", m->local.layer0, m->local.layer1 - 1,
+                     x->stats.measured);
+    return TD_OK;
 }

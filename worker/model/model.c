@@ -235,7 +235,7 @@ size_t td_model_weight_bytes(const td_model *m)
 }
 size_t td_model_resident_bytes(const td_model *m)
 {
-    return m->resident_bytes + 2 * m->shard.buffer_bytes;
+    return m->resident_bytes + 2 * m->shard.buffer_bytes + td_experts_bytes(m);
 }
 size_t td_model_unit_bytes(const td_model *m)
 {

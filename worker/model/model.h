@@ -107,8 +107,8 @@ const td_model_desc *td_model_descr(const td_model *m);
  * a token goes to). */
 size_t td_model_weight_bytes(const td_model *m);
 
-/* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, and the buffers in which a
- * fully sharded model's layers are put together. */
+/* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, the buffers in which a fully
+ * sharded model's layers are put together, and experts that were received. */
 size_t td_model_resident_bytes(const td_model *m);
 /* Fully sharded: bytes of the largest layer as it is gathered; 0: weights are whole. */
 size_t td_model_unit_bytes(const td_model *m);
