@@ -5,6 +5,9 @@ SPDX-License-Identifier: Apache-2.0
 import os
 import shutil
 import signal
+import subprocess
+import tempfile
+import time
 
 from support.cluster import BIN, DEMO, Cluster, Gone, free_port, questions, rank_pids, skip
 from support.netns import Hosts, missing
@@ -19,6 +22,31 @@ def ok(what):
     global passed
     passed += 1
     print("ok", what, flush=True)
+
+
+def mpi_args(hosts, network):
+    return (f"--mca plm_rsh_agent {hosts.agent} --mca btl tcp,self --mca btl_tcp_if_include {network}"
+            f" --mca oob_tcp_if_include {hosts.subnet} --mca osc ^sm")
+
+
+def unreachable(name, hosts, network, words):
+    """Ranks that cannot reach each other: an error within 10 s of MPI's start, not a hang."""
+    argv = [os.path.join(BIN, "tandem"), "launch-worker", "--no-restart", "--hosts"]
+    argv += [",".join(hosts.address(i) + ":1" for i in (1, 2)), "--mpi-args", mpi_args(hosts, network), "--"]
+    argv += ["--model", DEMO, "--tensor-parallel-size", "2", "--threads", "1", "--router", "tcp://127.0.0.1:1"]
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        p = subprocess.Popen(hosts.inside(1, argv), stdout=log, stderr=log)
+        try:
+            status = p.wait(30)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            raise
+        took = time.monotonic() - began
+        log.seek(0)
+        text = log.read()
+    assert status and took < 15 and words in text, (name, status, took, text)
+    ok(f"{name}: an error after {took:.1f} s")
 
 
 class Net(Cluster):
@@ -45,11 +73,9 @@ class Net(Cluster):
         h, on = self.hosts, self.places[role]
         label = f"{role}{self.n_started}"
         self.n_started += 1
-        mpi = f"--mca plm_rsh_agent {h.agent} --mca btl tcp,self --mca btl_tcp_if_include {h.subnet}"
-        mpi += f" --mca oob_tcp_if_include {h.subnet} --mca osc ^sm"
         argv = [os.path.join(BIN, "tandem"), "launch-worker"]
-        argv += ["--hosts", ",".join(h.address(i) + ":1" for i in on), "--mpi-args", mpi, "--", "--model", DEMO]
-        argv += ["--role", role, "--name", label, "--router", self.control, "--bulk-bind", "tcp://*:*", "--insecure"]
+        argv += ["--hosts", ",".join(h.address(i) + ":1" for i in on), "--mpi-args", mpi_args(h, h.subnet), "--"]
+        argv += ["--model", DEMO, "--role", role, "--name", label, "--router", self.control, "--bulk-bind", "tcp://*:*", "--insecure"]
         argv += ["--threads", "1", "--no-pack-cache", *self.options[role]]
         self._spawn(label, h.inside(on[0], argv))
         self.workers.append(label)
@@ -118,4 +144,7 @@ with Hosts(4) as hosts:
         hurt("kill -STOP of a rank on another host", 5, lambda r: os.kill(r[1], signal.SIGSTOP))
         hurt("kill -STOP of rank 0", 5, lambda r: os.kill(r[0], signal.SIGSTOP))
         hurt("the link of a rank goes down", 10, lambda r: hosts.link(4, False), lambda: hosts.link(4, True))
+    unreachable("no network for messages", hosts, "127.0.0.0/8", "has not reached the other ranks within 8 s")
+    hosts.link(2, False)
+    unreachable("a host that is not there", hosts, hosts.subnet, "unable to complete a TCP connection")
 print(f"{passed} passed, 0 failed")

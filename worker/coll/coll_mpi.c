@@ -26,9 +26,11 @@
 #include "common/log.h"
 #include "worker/coll/coll_int.h"
 #include "worker/coll/coll_pipe.h"
+#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <mpi.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -550,26 +552,88 @@ static td_status mpi_init(int *argc, char ***argv)
                    TD_COLL_MAX_RANKS, level, MPI_THREAD_FUNNELED);
 }
 
+/* MPI's own first messages wait for ever when a rank cannot be reached: a thread beside them does not. */
+typedef struct guard {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    bool started, done;
+    int rank, size;
+} guard;
+
+static void *guard_main(void *arg)
+{
+    guard *g = arg;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += TD_COLL_MEET_MS / 1000;
+    pthread_mutex_lock(&g->lock);
+    while (!g->done && pthread_cond_timedwait(&g->cond, &g->lock, &until) != ETIMEDOUT) continue;
+    if (!g->done) {
+        TD_ERROR("rank %d of %d: MPI has not reached the other ranks within %d s: all ranks end", g->rank, g->size,
+                 TD_COLL_MEET_MS / 1000);
+        _exit(1);
+    }
+    pthread_mutex_unlock(&g->lock);
+    return NULL;
+}
+
+static void guard_open(guard *g)
+{
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&g->lock, NULL);
+    pthread_cond_init(&g->cond, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    g->started = pthread_create(&g->thread, NULL, guard_main, g) == 0;
+}
+
+static void guard_close(guard *g)
+{
+    pthread_mutex_lock(&g->lock);
+    g->done = true;
+    pthread_cond_signal(&g->cond);
+    pthread_mutex_unlock(&g->lock);
+    if (g->started) pthread_join(g->thread, NULL);
+    pthread_cond_destroy(&g->cond);
+    pthread_mutex_destroy(&g->lock);
+}
+
+static td_status make_comms(MPI_Comm *host, MPI_Comm *comm)
+{
+    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, host) != MPI_SUCCESS ||
+        MPI_Comm_dup(MPI_COMM_WORLD, comm) != MPI_SUCCESS)
+        return td_fail(TD_EIO, "MPI communicators could not be made");
+    return TD_OK;
+}
+
 td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out)
 {
     TD_TRY(mpi_init(argc, argv));
     MPI_Comm host = MPI_COMM_NULL, comm = MPI_COMM_NULL;
-    int size = 0, on_host = 0;
+    int size = 0, rank = 0, on_host = 0;
     MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     world *w = td_xalloc(sizeof *w);
     w->size = size;
     w->peers = td_xalloc((size_t)size * sizeof *w->peers);
-    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS ||
-        MPI_Comm_dup(MPI_COMM_WORLD, &comm) != MPI_SUCCESS) {
+    guard g = {.rank = rank, .size = size};
+    guard_open(&g);
+    td_status s = make_comms(&host, &comm);
+    if (s == TD_OK) {
+        MPI_Comm_size(host, &on_host);
+        w->spin_us = on_host <= cores_of(host) ? TD_COLL_SPIN_US : 0;
+        share_memory(w, host);
+        MPI_Comm_free(&host);
+    }
+    guard_close(&g);
+    if (s < 0) {
         free(w->peers);
         free(w);
-        return td_fail(TD_EIO, "MPI communicators could not be made");
+        return s;
     }
-    MPI_Comm_size(host, &on_host);
-    w->spin_us = on_host <= cores_of(host) ? TD_COLL_SPIN_US : 0;
-    share_memory(w, host);
-    MPI_Comm_free(&host);
     *out = end_open(w, comm);
     return TD_OK;
 }
