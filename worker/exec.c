@@ -349,7 +349,9 @@ td_status td_exec_balance(td_exec *x, bool force)
     x->submitted = 0;
     if (alone(x) || !x->o.ranks->grid.ep) return TD_OK;
     td_status s = tell_all(x, (head){BALANCE, sizeof how, 0}, &how);
-    return broken(x, s < 0 ? s : td_model_balance(x->o.model, force));
+    if (s >= 0) s = td_model_balance(x->o.model, force);
+    if (td_model_expert_stats(x->o.model).left) x->submitted = x->o.balance_steps - 1; /* after the next step */
+    return broken(x, s);
 }
 
 /* Sizes, then the news themselves, to rank 0. */

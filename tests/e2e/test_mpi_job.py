@@ -9,11 +9,12 @@ import subprocess
 import tempfile
 import time
 
-from support.cluster import BUILD, DEMO, ROOT, Cluster, free_port, questions, rank_pids, skip
+from support.cluster import BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions, rank_pids, skip
 
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 passed = 0
+open_mpi_under_sanitizers()
 CONF = """# a comment, and a blank line
 
 all --log-level info

@@ -1,7 +1,7 @@
 """Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or hangs takes its
 worker along, not its requests; ranks that do not belong together stop at start.
 
-    python tests/e2e/test_ranks.py [--part same|data|handoff|death|start]
+    python tests/e2e/test_ranks.py [--part same|data|handoff|served|death|start]
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -14,17 +14,18 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from support.cluster import BIN, DEMO, Cluster, Error, Gone, questions, rank_pids, sanitized, skip
+from support.cluster import BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids, sanitized, skip
 from support.models import with_tokenizer
 from support.serve import Serve
 
 p = argparse.ArgumentParser()
 p.add_argument("--part", action="append")
 a = p.parse_args()
-parts = a.part or ["same", "data", "handoff", "death", "start"]
+parts = a.part or ["same", "data", "handoff", "served", "death", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 passed = 0
+open_mpi_under_sanitizers()
 
 
 def ok(what):
@@ -102,6 +103,23 @@ def same(dense=SAME, experts=SAME_MOE):
     for family in ("mixtral", "qwen3-moe"):
         with with_tokenizer(family) as model:
             mixed(family, model, experts)
+
+
+def served():
+    """`tandem serve` chooses the shapes: 2 ranks tp2; 4 ranks tp4, or as it is told."""
+    want = one_rank(DEMO)
+    for more in (), ("--decode-parallel", "cp=2,pp=2", "--threads", "4"):
+        with Serve("--prefill-ranks", "2", "--decode-ranks", "4", *more, prefill=1, decode=1) as c:
+            c.until("both workers", 30, lambda: len(alive_workers(c)) == 2)
+            ranks = rank_pids(c.procs["serve"].pid, count=True)
+            assert ranks == 6, ranks
+            assert [ask(c, b) for b in jobs(DEMO)] == want
+            assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
+            c.wait_clean()
+            c.procs["serve"].terminate()
+            assert c.procs["serve"].wait(15) == 0
+            assert rank_pids(c.procs["serve"].pid, count=True) == 0
+        ok(f"serve with ranks {more}: {len(want)} answers as of one rank, SIGTERM ends it")
 
 
 def data():
@@ -267,6 +285,6 @@ def starts():
 
 
 for part in parts:
-    {"same": same, "handoff": handoff, "death": deaths, "start": starts, "data": data}[part]()
+    {"same": same, "handoff": handoff, "death": deaths, "start": starts, "data": data, "served": served}[part]()
 print(f"{passed} passed, 0 failed")
 sys.exit(0)

@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 import time
 
-from support.cluster import BIN, DEMO, Cluster, Gone, free_port, questions, rank_pids, skip
+from support.cluster import BIN, DEMO, Cluster, Gone, free_port, open_mpi_under_sanitizers, questions, rank_pids, skip
 from support.netns import Hosts, missing
 
 why = "no mpirun (install openmpi-bin)" if not shutil.which("mpirun") else missing()
 if why:
     skip(why)
 passed = 0
+open_mpi_under_sanitizers()
 
 
 def ok(what):

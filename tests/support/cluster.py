@@ -43,8 +43,8 @@ def free_port():
         return s.getsockname()[1]
 
 
-def rank_pids(above):
-    """{rank: process} of the MPI ranks below a process."""
+def rank_pids(above, count=False):
+    """{rank: process} of the MPI ranks below a process; count: how many, of all workers below it."""
     parent, rank = {}, {}
     for p in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -66,7 +66,8 @@ def rank_pids(above):
             p = parent[p]
         return False
 
-    return {r: p for p, r in rank.items() if p != above and below(p)}
+    found = [(r, p) for p, r in rank.items() if p != above and below(p)]
+    return len(found) if count else dict(found)
 
 
 class Gone(threading.Thread):
@@ -88,6 +89,12 @@ class Gone(threading.Thread):
         self.join(max(0, self.began + seconds - time.monotonic()) + 1)
         assert self.took is not None and self.took <= seconds, f"after {self.took} s, not within {seconds} s: {self.pids}"
         return self.took
+
+
+def open_mpi_under_sanitizers():
+    """It keeps what it allocated, and is not instrumented."""
+    os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
+    os.environ.setdefault("TSAN_OPTIONS", "ignore_noninstrumented_modules=1 report_signal_unsafe=0")
 
 
 def skip(reason):

@@ -119,10 +119,11 @@ td_shard_stats td_model_shard_stats(const td_model *m);
 /* Part of the gathers' time that was hidden behind other work, 0 to 1. */
 double td_model_shard_overlap(const td_model *m);
 
-/* Expert parallel: how often experts were balanced, how many of them moved and their bytes; the heaviest rank's load against
+/* Expert parallel: how often experts were balanced, how many of them moved and their bytes, layers that the last balancing left
+ * to the next one; the heaviest rank's load against
  * the mean, averaged over layers, at the last balancing: as counted, as the counts say it was, as they say it is now. On the
  * stage's first rank; the ratios are 0 elsewhere. */
-typedef struct td_expert_stats { uint64_t balanced, moved, bytes; double measured, before, after; } td_expert_stats;
+typedef struct td_expert_stats { uint64_t balanced, moved, bytes, left; double measured, before, after; } td_expert_stats;
 td_expert_stats td_model_expert_stats(const td_model *m);
 /* Expert parallel: experts move to where the load since the last time would have been even (experts.h). Between steps, by
  * all ranks of the stage; force: also where little is won. */
