@@ -628,8 +628,8 @@ static void *guard_main(void *arg)
     pthread_mutex_lock(&g->lock);
     while (!g->done && pthread_cond_timedwait(&g->cond, &g->lock, &until) != ETIMEDOUT) continue;
     if (!g->done) {
-        TD_ERROR("rank %d of %d: MPI has not reached the other ranks within %d s: all ranks end", g->rank, g->size,
-                 TD_COLL_MEET_MS / 1000);
+        TD_ERROR("rank %d of %d: MPI has not reached the other ranks within %d s: all ranks end", g->rank,
+                 g->size, TD_COLL_MEET_MS / 1000);
         _exit(1);
     }
     pthread_mutex_unlock(&g->lock);
