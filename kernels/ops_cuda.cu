@@ -202,11 +202,12 @@ size_t ops_scratch_bytes(int, int, int, int)
     return ALIGN; /* workspaces are the table's own */
 }
 
-/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. Others become one chain: such a
- * matrix has this table's bits, but cannot be cut over ranks. */
+/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. Other matrices have
+ * bits of this table alone and cannot be cut over ranks. */
 bool weight_of(const td_weight *w, td_cuda_weight *out)
 {
-    int slices = w->slices > 1 && w->K / w->slices % 64 == 0 ? w->slices : 0;
+    /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
+    int slices = w->slices > 1 && w->K / w->slices % 64 ? 0 : w->slices;
     *out = td_cuda_weight{w->N, w->K, slices, type_of(w->dtype), w->p, w->bias, nullptr};
     const char *why = td_cuda_gemm_refuses(w->N, w->K, slices, out->type);
     if (why)

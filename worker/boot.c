@@ -103,7 +103,9 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                        .progress = progress,
                        .arg = &last,
                        .ranks = ranks,
-                       .attn_split = (int)c->attention_split};
+                       .attn_split = (int)c->attention_split,
+                       .quantized = c->quantized_collectives};
+    b->quantized = o.quantized;
     b->attn_split = o.attn_split;
     TD_TRY(td_model_open(&o, &b->model));
     b->opts = (td_engine_opts){.model = b->model,
@@ -166,10 +168,11 @@ static td_status choose_ops(const td_conf *c, const char *dir, const td_ranks *r
 void td_boot_numerics(const td_boot *b, char *out, size_t n)
 {
     const td_ranks *r = b->opts.ranks;
-    char split[32] = "", tp[32] = "";
+    char split[32] = "", tp[32] = "", quantized[32] = "";
     if (b->attn_split != TD_ATTN_SPLIT) snprintf(split, sizeof split, "-split%d", b->attn_split);
     if (r && r->grid.tp > 1 && !td_grid_tree(&r->grid, td_model_descr(b->model))) snprintf(tp, sizeof tp, "-tp%d", r->grid.tp);
-    snprintf(out, n, "%s%s%s", b->ops->numerics, split, tp);
+    if (r && r->grid.tp > 1 && b->quantized) snprintf(quantized, sizeof quantized, "-q8tp%d", r->grid.tp);
+    snprintf(out, n, "%s%s%s%s", b->ops->numerics, split, tp, quantized);
 }
 
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out)

@@ -22,6 +22,7 @@ typedef struct td_boot {
     td_model *model;
     td_engine_opts opts;
     int attn_split;
+    bool quantized;
 } td_boot;
 
 /* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */

@@ -585,8 +585,10 @@ static bool poll_ranks(td_wengine *w)
         return any;
     }
     /* They answer in order, so what they were told before is done. */
-    for (it = 0; td_map_next(&w->legs, &it, &k, &v);)
-        if (((wleg *)(uintptr_t)v)->reserved_due) say_reserved(w, (wleg *)(uintptr_t)v);
+    for (it = 0; td_map_next(&w->legs, &it, &k, &v);) {
+        wleg *l = (wleg *)(uintptr_t)v;
+        if (l->reserved_due && l->in_engine && !l->cancelled) say_reserved(w, l); /* nothing more of one that is over */
+    }
     return any;
 }
 

@@ -550,6 +550,7 @@ td_status td_engine_land(td_engine *e, uint64_t key, const uint32_t *first, uint
     bool again = !n, short_by_one = again && window_begins(e, length) > hit;
     trunk->computed = trunk->planned = short_by_one ? hit : again ? q->d.n_prompt - 1 : length;
     td_kvseq_landed(td_engine_pool(e, q), &trunk->kv, hit, short_by_one ? 0 : length);
+    td_engine_publish(e, q, 0);
     if (settle_resumed(e, q)) return TD_OK;
     for (uint32_t c = 0; c < n; c++) {
         if (q->choice[c].done) continue;

@@ -108,6 +108,8 @@ static inline void td_engine_free_slots(td_engine *e, const td_seq *q)
 }
 /* A replica for the leg, pages for its log (hits taken first) and what its first step needs. EFULL: not now, nothing taken. */
 td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit);
+/* Whole units of what choice c has computed can be hit from now on. Before a fork: then nobody else has the pages. */
+void td_engine_publish(td_engine *e, td_seq *q, uint32_t c);
 /* Once the prompt of several choices is here, each gets tables of its own. */
 void td_engine_fork(td_engine *e, td_seq *q);
 static inline td_engine_flight *td_engine_flight_at(td_engine *e, int i)

@@ -93,12 +93,21 @@ static void preempt(td_engine *e, td_seq *q)
     e->stats.preemptions++;
 }
 
-/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight. */
+static bool has_ready(const td_seq *q)
+{
+    for (uint32_t c = 0; c < q->d.sampling.n; c++)
+        if (q->choice[c].ready) return true;
+    return false;
+}
+
+/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the step being
+ * planned: what was copied for that row is part of the step, and must go to the page's owner. */
 static td_seq *victim(td_engine *e, uint32_t replica)
 {
-    for (uint32_t i = e->n_leg; i-- > 0;)
-        if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica && !e->leg[i]->holds && !e->leg[i]->flying)
-            return e->leg[i];
+    for (uint32_t i = e->n_leg; i-- > 0;) {
+        td_seq *q = e->leg[i];
+        if (q->state == TD_LEG_RUNNING && q->replica == replica && !q->holds && !q->flying && !has_ready(q)) return q;
+    }
     return NULL;
 }
 
@@ -160,9 +169,10 @@ static bool choice_runs(const td_seq *q, uint32_t c)
 /* Decode rows take their pages first; this may preempt legs, so candidates are listed afterwards. */
 static void grow_decodes(td_engine *e)
 {
+    for (uint32_t i = 0; i < e->n_leg; i++)
+        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++) e->leg[i]->choice[c].ready = false;
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].ready = false;
         for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING; c++)
             if (choice_runs(q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
     }
@@ -269,9 +279,12 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
 static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
 {
     uint32_t n = list_candidates(e, replica);
+    uint64_t wanted = 0;
+    for (uint32_t i = 0; i < n; i++) wanted += e->sched[i].decode ? 0 : e->sched[i].want;
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
-                                  (uint32_t)e->max_logits});
+                                  (uint32_t)e->max_logits,
+                                  td_sched_pipe_rows(wanted * (uint64_t)e->depth, e->depth)});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }
@@ -339,7 +352,7 @@ static td_status submit(td_engine *e, td_engine_flight *f)
 
 /* ---- collect ---- */
 
-static void publish(td_engine *e, td_seq *q, uint32_t c)
+void td_engine_publish(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
     td_kvpool *pool = td_engine_pool(e, q);
@@ -435,7 +448,7 @@ static void land_rows(td_engine *e, const td_engine_item *it)
     if (q->state == TD_LEG_ENDED) return;
     x->computed = it->pos0 + it->n_rows;
     q->kv_told = TD_MAX(q->kv_told, x->computed);
-    publish(e, q, it->c);
+    td_engine_publish(e, q, it->c);
     td_engine_fork(e, q);
 }
 

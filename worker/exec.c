@@ -158,17 +158,19 @@ static td_status copy_pages(td_exec *x, const td_step *s)
 
 typedef struct layer_arg { td_exec *x; const td_step *step; } layer_arg;
 
+/* Also: rows on their way to the next stage go on, which waits for them. A group that is broken says so at its next use. */
 static void on_layer(void *arg, int layer)
 {
     const layer_arg *a = arg;
-    a->x->o.on_layer(a->x->o.arg, a->step, layer);
+    if (!is_last(a->x)) (void)td_coll_poke(a->x->o.ranks->pp);
+    if (a->x->o.on_layer) a->x->o.on_layer(a->x->o.arg, a->step, layer);
 }
 
 static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
     TD_TRY(copy_pages(x, step));
-    return td_model_forward(x->o.model, step, x->kv, x->logits, x->o.on_layer ? on_layer : NULL, &a);
+    return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
 }
 
 static td_sample_out *results_at(td_exec *x, int i) { return x->res + (size_t)i * x->cap_res; }
@@ -369,7 +371,9 @@ td_status td_exec_balance(td_exec *x, bool force)
     x->submitted = 0;
     if (alone(x) || !x->o.ranks->grid.ep) return TD_OK;
     td_status s = tell_all(x, (head){BALANCE, sizeof how, 0}, &how);
-    return broken(x, s < 0 ? s : td_model_balance(x->o.model, force));
+    if (s >= 0) s = td_model_balance(x->o.model, force);
+    if (td_model_expert_stats(x->o.model).left) x->submitted = x->o.balance_steps - 1; /* after the next step */
+    return broken(x, s);
 }
 
 /* Sizes, then the news themselves, to rank 0. */

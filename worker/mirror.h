@@ -6,7 +6,7 @@
  *
  * Finished layers need no message: a step carries keys, positions and page tables, and on_layer tells the ship.
  * A td_mirror is the other ranks' end. Threads: the rank's engine thread. Errors: a command that cannot be read is a fault of
- * this build: EPROTO, which ends the worker. Limits: max_keys keys. */
+ * this build: it is logged and left out, and the hand-off fails when it makes no progress. Limits: max_keys keys. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MIRROR_H
 #define TD_WORKER_MIRROR_H

@@ -65,7 +65,7 @@ td_status td_ranks_agree(td_coll *world, const char *text)
     snprintf(mine, sizeof mine, "%s", text);
     td_status s = td_coll_all_gather(world, mine, all, TEXT);
     for (int i = 1; s >= 0 && i < n; i++) {
-        char *other = all + (size_t)i * TEXT, la[LINE], lb[LINE];
+        char *other = all + (size_t)i * TEXT, la[LINE] = "", lb[LINE] = "";
         other[TEXT - 1] = 0;
         if (!strcmp(all, other)) continue;
         first_difference(all, other, la, lb, LINE);

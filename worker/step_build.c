@@ -43,10 +43,10 @@ void td_step_build_close(td_step_build *b)
 
 void td_step_build_begin(td_step_build *b, uint64_t number)
 {
-    uint32_t copies = b->finished ? 0 : b->head.n_copies;
-    for (int i = 0; sections(b, i); i++)
-        if (sections(b, i) != &b->copies || !copies) td_buf_reset(sections(b, i));
-    b->head = (td_step){.number = number, .n_groups = (uint32_t)b->n_groups, .n_copies = copies};
+    /* A plan without rows has no copies either: done later, they might meet pages that are others' by then. */
+    TD_CHECK(b->finished || !b->head.n_copies);
+    for (int i = 0; sections(b, i); i++) td_buf_reset(sections(b, i));
+    b->head = (td_step){.number = number, .n_groups = (uint32_t)b->n_groups};
     b->finished = false;
 }
 

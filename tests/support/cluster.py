@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -42,8 +43,8 @@ def free_port():
         return s.getsockname()[1]
 
 
-def rank_pids(above):
-    """{rank: process} of the MPI ranks below a process."""
+def rank_pids(above, count=False):
+    """{rank: process} of the MPI ranks below a process; count: how many, of all workers below it."""
     parent, rank = {}, {}
     for p in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -51,7 +52,9 @@ def rank_pids(above):
                 parent[int(p)] = int(f.read().rsplit(")", 1)[1].split()[1])
             with open(f"/proc/{p}/environ", "rb") as f:
                 m = re.search(rb"(?:^|\0)OMPI_COMM_WORLD_RANK=(\d+)", f.read())
-            if m:
+            with open(f"/proc/{p}/cmdline", "rb") as f:
+                program = os.path.basename(f.read().split(b"\0")[0])
+            if m and program == b"tandem-worker":
                 rank[int(p)] = int(m[1])
         except (OSError, IndexError):
             pass
@@ -63,7 +66,35 @@ def rank_pids(above):
             p = parent[p]
         return False
 
-    return {r: p for p, r in rank.items() if p != above and below(p)}
+    found = [(r, p) for p, r in rank.items() if p != above and below(p)]
+    return len(found) if count else dict(found)
+
+
+class Gone(threading.Thread):
+    """Notes when the last of some processes is gone: .after(seconds) -> how long that took."""
+
+    def __init__(self, pids):
+        super().__init__(daemon=True)
+        self.pids, self.began, self.took = list(pids), time.monotonic(), None
+        self.start()
+
+    def run(self):
+        while any(os.path.exists(f"/proc/{p}") for p in self.pids):
+            if time.monotonic() - self.began > 60:
+                return
+            time.sleep(0.01)
+        self.took = time.monotonic() - self.began
+
+    def after(self, seconds):
+        self.join(max(0, self.began + seconds - time.monotonic()) + 1)
+        assert self.took and self.took <= seconds, f"{self.took} s, not within {seconds} s: {self.pids}"
+        return self.took
+
+
+def open_mpi_under_sanitizers():
+    """It keeps what it allocated, and is not instrumented."""
+    os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
+    os.environ.setdefault("TSAN_OPTIONS", "ignore_noninstrumented_modules=1 report_signal_unsafe=0")
 
 
 def skip(reason):

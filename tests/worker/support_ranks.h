@@ -17,6 +17,7 @@ typedef struct tr_opts {
     td_grid grid; /* sizes and modes */
     int attn_split, block_rows, depth;
     td_cp_mode cp_mode;
+    bool quantized;
     td_engine_opts engine;
 } tr_opts;
 
@@ -41,7 +42,7 @@ static inline td_status tr_open_model(const tr_rank *r, const td_ranks *ranks, t
     const tr_opts *o = &r->group->o;
     td_model_opts m = {.dir = o->dir, .dummy_shape = o->shape, .ops = o->ops, .pool = pool, .max_rows = o->engine.max_batched_tokens,
                        .max_logits = td_engine_logit_rows(o->engine.max_seqs), .ranks = ranks, .attn_split = o->attn_split,
-                       .block_rows = o->block_rows, .cp_mode = o->cp_mode};
+                       .block_rows = o->block_rows, .cp_mode = o->cp_mode, .quantized = o->quantized};
     return td_model_open(&m, out);
 }
 
@@ -119,7 +120,7 @@ static inline bool tr_run(const tr_opts *o, void (*fn)(td_engine *e, void *arg),
     T_OK(td_coll_threads_open(n, end) == TD_OK);
     for (int i = 0; i < n; i++) {
         g.rank[i] = (tr_rank){.group = &g, .rank = i, .world = end[i]};
-        T_OK(!pthread_create(&g.rank[i].thread, NULL, tr_thread, &g.rank[i]));
+        if (pthread_create(&g.rank[i].thread, NULL, tr_thread, &g.rank[i])) abort(); /* the harness counts on rank 0's thread now */
     }
     for (int i = 0; i < n; i++) {
         pthread_join(g.rank[i].thread, NULL);

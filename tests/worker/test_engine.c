@@ -533,6 +533,64 @@ static void test_model_error(void)
     te_result_free(&right);
 }
 
+/* ---- several choices ---- */
+
+/* A landed prompt of several choices is published like any other: the next hand-off of it hits. */
+static void test_landed_choices_hit(uint32_t n)
+{
+    te_result got = {0}, one = {0};
+    td_engine *a = open_with((td_engine_opts){.prefix_cache = true}), *b = open_with((td_engine_opts){.prefix_cache = true});
+    te_spec s = te_make(1, 100, 12, V);
+    uint32_t hit = 0;
+    s.leg.sampling.n = n;
+    s.leg.sampling.temperature = 1;
+    te_run(a, &s, &one, 1);
+    te_hand_off(a, b, &s, &got, false, "landed choices");
+    te_same(&s, &one, &got, "landed choices");
+    s.leg.kind = TD_LEG_DECODE;
+    T_OK(td_engine_reserve(b, te_leg(&s), &hit) == TD_OK, "%s", td_reason());
+    if (model->desc.n_groups == 1) T_EQ(hit, 96);
+    td_engine_cancel(b, 1);
+    td_engine_out o;
+    (void)td_engine_turn(b, &o);
+    close_idle(a);
+    close_idle(b);
+    te_result_free(&got), te_result_free(&one);
+}
+
+/* The choices' first rows each want a copy of the prompt's last page, and there is room for one: that choice goes on.
+ * A copy never outlives the plan it was made in: pages that are given back may be arriving ones a moment later. */
+static void test_choices_short_of_copies(void)
+{
+    td_engine *a = open_with((td_engine_opts){0});
+    td_engine_on_step(a, NULL, NULL);
+    td_engine *b = open_with((td_engine_opts){.kv_pages = 14, .max_model_len = 200, .max_batched_tokens = 64});
+    te_spec q = te_make(1, 20, 12, V), late = te_make(2, 175, 4, V), next = te_make(3, 40, 8, V);
+    te_result right = {0}, r = {0}, next_right = {0}, next_got = {0};
+    td_engine_out o;
+    uint32_t hit;
+    q.leg.sampling.n = 3;
+    q.leg.sampling.temperature = 1;
+    te_run(a, &q, &right, 1);
+    te_run(a, &next, &next_right, 1);
+    te_expect(&q, &r);
+    T_OK(td_engine_start(b, te_leg(&q)) == TD_OK, "%s", td_reason());
+    while (!r.prompt_told && td_engine_turn(b, &o) == TD_OK) te_take(&q, &r, 1, &o);
+    late.leg.kind = TD_LEG_DECODE; /* all pages but one */
+    T_OK(td_engine_reserve(b, te_leg(&late), &hit) == TD_OK, "%s", td_reason());
+    while (!r.ended && td_engine_turn(b, &o) == TD_OK) te_take(&q, &r, 1, &o);
+    te_hand_off(a, b, &next, &next_got, false, "short of copies"); /* into pages that the choices had */
+    te_same(&next, &next_right, &next_got, "short of copies");
+    T_OK(model->bad_reads == 0, "%llu bad reads", (unsigned long long)model->bad_reads);
+    td_engine_cancel(b, 2);
+    T_OK(r.ended, "the choices stand still");
+    if (r.ended) te_same(&q, &right, &r, "short of copies");
+    (void)td_engine_turn(b, &o);
+    if (r.ended) close_idle(b);
+    close_idle(a);
+    te_result_free(&r), te_result_free(&right), te_result_free(&next_right), te_result_free(&next_got);
+}
+
 static void all_tests(void)
 {
     te_rnd = 11; /* the same legs at every depth */
@@ -553,6 +611,9 @@ static void all_tests(void)
     test_many_draws();
     test_salt();
     test_tight_choices();
+    test_landed_choices_hit(2);
+    test_landed_choices_hit(3);
+    test_choices_short_of_copies();
     test_all_logits();
     test_model_error();
     for (int i = 0; i < N; i++) te_result_free(&want[i]);

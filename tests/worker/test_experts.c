@@ -6,6 +6,7 @@
 #include "tests/worker/support_engine.h"
 #include "tests/worker/support_ranks.h"
 #include "worker/engine_int.h"
+#include "worker/model/experts.h"
 
 enum { N = 8, V = 509, LAST = 24 };
 
@@ -26,6 +27,7 @@ static void make_specs(void)
 typedef struct job {
     te_result *to;
     int every;                       /* turns between forced balancings; 0: none */
+    size_t move_bytes;               /* 0: as it is */
     td_expert_stats stats;
     uint64_t forced;
     double measured;                 /* of the balancings up to turn LAST, without the first */
@@ -34,6 +36,7 @@ typedef struct job {
 static void run_all(td_engine *e, void *arg)
 {
     job *j = arg;
+    if (j->move_bytes) e->o.model->experts->move_bytes = j->move_bytes;
     for (int i = 0; i < N; i++) {
         te_expect(&spec[i], &j->to[i]);
         if (i < N / 2) T_OK(td_engine_start(e, te_leg(&spec[i])) == TD_OK, "%s", td_reason());
@@ -43,6 +46,7 @@ static void run_all(td_engine *e, void *arg)
         if (j->every && turn % j->every == 0) {
             T_OK(td_engine_balance(e, true) == TD_OK, "%s", td_reason());
             td_expert_stats s = td_model_expert_stats(e->o.model);
+            if (j->move_bytes && !j->forced) T_EQ(s.left, 3);
             if (j->forced++ && turn <= LAST) j->measured += s.measured / (double)(LAST / j->every - 1);
             if (!j->measured && turn == LAST) j->measured = s.measured;
         }
@@ -54,10 +58,10 @@ static void run_all(td_engine *e, void *arg)
     j->stats = td_model_expert_stats(e->o.model);
 }
 
-static job run(td_grid g, int depth, int every, int interval, const char *what)
+static job run(td_grid g, int depth, int every, int interval, size_t move_bytes, const char *what)
 {
     bool one = td_grid_ranks(&g) == 1;
-    job j = {.to = one ? want : got, .every = every};
+    job j = {.to = one ? want : got, .every = every, .move_bytes = move_bytes};
     tr_opts o = {.shape = "moe-tiny", .ops = ops, .grid = g, .attn_split = 64, .depth = depth, .block_rows = 8,
                  .engine = {.page_size = 16, .kv_pages = 400, .max_batched_tokens = 64, .max_seqs = 16, .max_legs = 32,
                             .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}, .eplb_interval = interval}};
@@ -80,7 +84,7 @@ static void moves(void)
             for (int mode = 0; mode < 2; mode++) {
                 snprintf(what, sizeof what, "tensor %d, pipeline %d, context %d, data %d, %d redundant, %s", g.tp, g.pp, g.cp, g.dp, redundant,
                          mode ? "by itself" : "forced");
-                job j = run(g, g.pp, mode ? 0 : 2, mode ? 3 : 0, what);
+                job j = run(g, g.pp, mode ? 0 : 2, mode ? 3 : 0, 0, what);
                 T_OK((j.stats.moved > 0) == (g.tp < 8 || redundant) && (mode ? j.stats.balanced > 5 : j.stats.balanced == j.forced), "%s: balanced %llu times, %llu moves", what,
                      (unsigned long long)j.stats.balanced, (unsigned long long)j.stats.moved);
                 T_OK(mode || j.stats.after <= j.stats.before + 0.2, "%s: %.3f, was %.3f", what, j.stats.after, j.stats.before);
@@ -93,11 +97,22 @@ static void balance(void)
 {
     for (int redundant = 0; redundant <= 8; redundant += 4) {
         td_grid g = {.tp = 1, .pp = 1, .cp = 1, .dp = 4, .ep = true, .redundant = redundant};
-        job still = run(g, 1, LAST, 0, "at the end"), moved = run(g, 1, 2, 0, "moved");
+        job still = run(g, 1, LAST, 0, 0, "at the end"), moved = run(g, 1, 2, 0, 0, "moved");
         T_OK(moved.measured < still.measured, "%.3f, was %.3f", moved.measured, still.measured);
         printf("%d redundant: heaviest of 4 ranks has %.2f of the mean's rows, balanced every 2 turns %.2f\n", redundant,
                still.measured, moved.measured);
     }
+}
+
+/* A balancing that may move next to nothing: a layer at a time, and soon the next. */
+static void bit_by_bit(void)
+{
+    td_grid g = {.tp = 2, .pp = 1, .cp = 1, .dp = 2, .ep = true, .redundant = 4};
+    job forced = run(g, 1, 2, 0, 1, "a layer at a time"), often = run(g, 1, 0, 8, 0, "every 8 steps");
+    job soon = run(g, 1, 0, 8, 1, "every 8 steps, a layer at a time");
+    T_OK(forced.stats.moved > 0);
+    T_OK(soon.stats.balanced > often.stats.balanced + 4, "balanced %llu times, all layers at once %llu", (unsigned long long)soon.stats.balanced,
+         (unsigned long long)often.stats.balanced);
 }
 
 static void refused(void)
@@ -119,10 +134,11 @@ int main(void)
     td_log_open("test", TD_LOG_ERROR);
     make_specs();
     T_OK(td_ops_open("auto", &ops) == TD_OK);
-    run((td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1}, 1, 0, 0, "one rank");
+    run((td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1}, 1, 0, 0, 0, "one rank");
     refused();
     moves();
     balance();
+    bit_by_bit();
     for (int i = 0; i < N; i++) te_result_free(&want[i]), te_result_free(&got[i]);
     return T_DONE();
 }

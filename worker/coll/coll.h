@@ -39,7 +39,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TD_COLL_MAX_RANKS = 1024, TD_COLL_MAX_THREADS = 64, TD_COLL_MAX_PENDING = 4 };
+enum { TD_COLL_MAX_RANKS = 1024, TD_COLL_MAX_THREADS = 64, TD_COLL_MAX_PENDING = 4, TD_COLL_MEET_MS = 8000 };
 
 typedef struct td_coll td_coll;
 
@@ -48,7 +48,8 @@ typedef struct td_coll td_coll;
 td_status td_coll_self_open(td_coll **out);
 /* n ends of one group; ends[i] is handed to the thread of rank i, which closes it. */
 td_status td_coll_threads_open(int n, td_coll **ends);
-/* MPI_Init_thread and COMM_WORLD; ENOSUP when built without MPI. argc/argv as main's. Once per process. */
+/* MPI_Init_thread and COMM_WORLD; ENOSUP when built without MPI. argc/argv as main's. Once per process. Where MPI cannot
+ * reach a rank within TD_COLL_MEET_MS after its start, the process says so and ends: MPI itself would wait for ever. */
 td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
 /* Same ranks as `host` (which carries the unique id); buffers of this group are device memory on `stream`.
  * ENOSUP on all ranks when one has no libnccl (with what was looked for) or no such device, or when their
@@ -103,5 +104,8 @@ td_status td_coll_all_gather_wait(td_coll *c, int slot);
  * above, shared with all_gather_start. */
 td_status td_coll_send_start(td_coll *c, int slot, int to, const void *buf, size_t bytes);
 td_status td_coll_send_wait(td_coll *c, int slot);
+/* Between pieces of a long computation: what was started goes on as far as it can without waiting (mpi moves nothing by
+ * itself). Cheap. */
+td_status td_coll_poke(td_coll *c);
 
 #endif

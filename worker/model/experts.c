@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEAST_GAIN = 5, ALIGN = 64 }; /* percent */
+enum { LEAST_GAIN = 5, ALIGN = 64, MOVE_BYTES = 256 << 20 }; /* gain: percent */
 
 static int experts_of(const td_model *m) { return m->desc.moe.route.n_experts; }
 static size_t aligned(size_t n) { return (n + ALIGN - 1) / ALIGN * ALIGN; }
@@ -120,6 +120,7 @@ td_status td_experts_open(td_model *m, const td_plan *plan)
         x->home0[r + 1] = x->home0[r] + own[r];
     }
     x->all = experts_of(m) + g->redundant;
+    x->move_bytes = MOVE_BYTES;
     td_eplb_deal(x->all, n, own, x->slot0);
     free(own);
     x->me = td_coll_rank(m->ranks->stage);
@@ -140,6 +141,17 @@ void td_experts_close(td_model *m)
     for (int i = 0; x->layer && i < m->desc.L; i++) close_layer(x, &x->layer[i]);
     free(x->slot0), free(x->home0), free(x->turn), free(x->layer), free(x);
     m->experts = NULL;
+}
+
+size_t td_experts_bytes(const td_model *m)
+{
+    size_t bytes = 0;
+    for (int i = 0; m->experts && i < m->desc.L; i++) {
+        const td_expert_layer *l = &m->experts->layer[i];
+        for (int s = 0; l->block && s < m->experts->slots; s++)
+            if (l->block[s]) bytes += aligned(l->up_bytes) + aligned(l->down_bytes);
+    }
+    return bytes;
 }
 
 td_expert_stats td_model_expert_stats(const td_model *m)
@@ -168,19 +180,16 @@ int td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n)
 
 static size_t count_words(const td_model *m) { return (size_t)moe_layers(m) * ((size_t)experts_of(m) + 1) + 1; }
 
-/* [layers][experts] tokens, [layers] rows computed here, whether experts are uneven; counts then lose half of their weight. */
-static void take_counts(td_model *m, uint64_t *out)
+/* [layers][experts tokens, rows computed here], whether experts are uneven. */
+static void take_counts(const td_model *m, uint64_t *out)
 {
-    td_experts *x = m->experts;
+    const td_experts *x = m->experts;
     for (int i = m->local.layer0; i < m->local.layer1; i++) {
-        td_expert_layer *l = &x->layer[i];
+        const td_expert_layer *l = &x->layer[i];
         if (!l->map) continue;
-        for (int e = 0; e < x->shape.experts; e++) {
-            *out++ = l->load[e];
-            l->load[e] /= 2;
-        }
+        memcpy(out, l->load, (size_t)x->shape.experts * sizeof *out);
+        out += x->shape.experts;
         *out++ = l->rows;
-        l->rows = 0;
     }
     *out = x->uneven;
 }
@@ -199,41 +208,6 @@ static double measured(const uint64_t *rows, int ranks, size_t stride)
 
 static bool gains(double old, double planned) { return old * 100 > planned * (100 + LEAST_GAIN); }
 
-/* On the stage's first rank: counts [ranks][words] of all -> maps [layers][all slots]. */
-static void plan_all(td_model *m, const uint64_t *counts, bool force, int32_t *maps)
-{
-    td_experts *x = m->experts;
-    int ranks = x->shape.ranks, n = 0;
-    size_t words = count_words(m), X = (size_t)x->shape.experts;
-    bool uneven = false;
-    double before = 0, rows = 0, after = 0;
-    uint64_t *load = td_xalloc(X * sizeof *load);
-    for (int r = 0; r < ranks; r++) uneven |= counts[(size_t)(r + 1) * words - 1] != 0;
-    if (uneven) TD_WARN("experts differ in size or type: they stay where they are");
-    for (int i = m->local.layer0; i < m->local.layer1; i++) {
-        td_expert_layer *l = &x->layer[i];
-        if (!l->map) continue;
-        for (size_t e = 0; e < X; e++) {
-            load[e] = 0;
-            for (int r = 0; r < ranks; r++) load[e] += counts[(size_t)r * words + e];
-        }
-        double old = td_eplb_balance(&x->shape, load, l->map), planned = old;
-        if (!uneven && (force || gains(old, 1))) {
-            td_eplb_plan(&x->shape, load, maps);
-            td_eplb_settle(&x->shape, l->map, maps);
-            planned = td_eplb_balance(&x->shape, load, maps);
-        }
-        if (uneven || !(force || gains(old, planned))) {
-            memcpy(maps, l->map, (size_t)x->all * sizeof *maps);
-            planned = old;
-        }
-        before += old, after += planned, rows += measured(counts + X, ranks, words);
-        maps += x->all, counts += X + 1, n++;
-    }
-    x->stats.measured = n ? rows / n : 1, x->stats.before = n ? before / n : 1, x->stats.after = n ? after / n : 1;
-    free(load);
-}
-
 /* Does the rank have the expert without being sent it? */
 static bool has(const td_experts *x, const td_expert_layer *l, int rank, int e)
 {
@@ -249,6 +223,79 @@ static int rank_of(const td_experts *x, int slot)
     while (slot >= x->slot0[r + 1]) r++;
     return r;
 }
+
+/* ---- the plan, on the stage's first rank ---- */
+
+typedef struct planning {
+    td_model *m;
+    const uint64_t *counts;      /* [ranks][words] */
+    uint64_t *load;              /* [experts] */
+    bool force, uneven;
+    size_t budget;               /* bytes that may still move */
+    double measured, before, after;
+} planning;
+
+/* Bytes that go to other ranks when l gets this map. */
+static size_t moving_bytes(const td_experts *x, const td_expert_layer *l, const int32_t *map)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < x->all; i++)
+        if (map[i] >= 0 && !has(x, l, rank_of(x, i), map[i])) bytes += l->up_bytes + l->down_bytes;
+    return bytes;
+}
+
+/* The map of the k-th layer with experts. */
+static void plan_layer(planning *p, const td_expert_layer *l, int k, int32_t *map)
+{
+    td_experts *x = p->m->experts;
+    size_t words = count_words(p->m), X = (size_t)x->shape.experts;
+    const uint64_t *counts = p->counts + (size_t)k * (X + 1);
+    for (size_t e = 0; e < X; e++) {
+        p->load[e] = 0;
+        for (int r = 0; r < x->shape.ranks; r++) p->load[e] += counts[(size_t)r * words + e];
+    }
+    double old = td_eplb_balance(&x->shape, p->load, l->map), planned = old;
+    if (!p->uneven && (p->force || gains(old, 1))) {
+        td_eplb_plan(&x->shape, p->load, map);
+        td_eplb_settle(&x->shape, l->map, map);
+        planned = td_eplb_balance(&x->shape, p->load, map);
+    }
+    if (p->uneven || !(p->force || gains(old, planned))) {
+        memcpy(map, l->map, (size_t)x->all * sizeof *map);
+        planned = old;
+    }
+    size_t bytes = moving_bytes(x, l, map);
+    p->budget -= TD_MIN(bytes, p->budget);
+    p->measured += measured(counts + X, x->shape.ranks, words), p->before += old, p->after += planned;
+}
+
+/* Counts of all ranks -> for each layer [all slots] of its map, and whether it was planned. From where the last planning
+ * stopped, until as many bytes are to move as a pause between two steps may take. */
+static void plan_all(td_model *m, const uint64_t *counts, bool force, int32_t *maps)
+{
+    td_experts *x = m->experts;
+    int n = moe_layers(m), done = 0;
+    size_t words = count_words(m), stride = (size_t)x->all + 1;
+    planning p = {.m = m, .counts = counts, .force = force, .budget = x->move_bytes, .load = td_xalloc((size_t)x->shape.experts * sizeof *p.load)};
+    const td_expert_layer **layer = td_xalloc((size_t)n * sizeof *layer);
+    for (int i = m->local.layer0, k = 0; i < m->local.layer1; i++)
+        if (x->layer[i].map) layer[k++] = &x->layer[i];
+    for (int r = 0; r < x->shape.ranks; r++) p.uneven |= counts[(size_t)(r + 1) * words - 1] != 0;
+    if (p.uneven) TD_WARN("experts differ in size or type: they stay where they are");
+    for (int i = 0; i < n; i++) {
+        int k = (x->next + i) % n;
+        int32_t *map = maps + (size_t)k * stride;
+        map[x->all] = p.budget > 0;
+        if (map[x->all]) plan_layer(&p, layer[k], k, map), done++;
+        else memcpy(map, layer[k]->map, (size_t)x->all * sizeof *map);
+    }
+    x->next = (x->next + done) % n;
+    x->stats.left = (uint64_t)(n - done);
+    x->stats.measured = p.measured / done, x->stats.before = p.before / done, x->stats.after = p.after / done;
+    free(p.load), free(layer);
+}
+
+/* ---- the moves ---- */
 
 /* What a layer becomes. */
 typedef struct change {
@@ -355,14 +402,17 @@ static td_status change_layer(td_model *m, td_expert_layer *l, const int32_t *ma
     return TD_OK;
 }
 
-/* Maps of all layers, from the stage's first rank. */
+/* Maps of all layers, from the stage's first rank. What was counted before a planning counts half in the next one. */
 static td_status change_all(td_model *m, const int32_t *maps)
 {
     td_experts *x = m->experts;
     for (int i = m->local.layer0; i < m->local.layer1; i++) {
-        if (!x->layer[i].map) continue;
-        TD_TRY(change_layer(m, &x->layer[i], maps));
-        maps += x->all;
+        td_expert_layer *l = &x->layer[i];
+        if (!l->map) continue;
+        for (int e = 0; maps[x->all] && e < x->shape.experts; e++) l->load[e] /= 2;
+        if (maps[x->all]) l->rows = 0;
+        TD_TRY(change_layer(m, l, maps));
+        maps += x->all + 1;
     }
     return TD_OK;
 }
@@ -370,7 +420,7 @@ static td_status change_all(td_model *m, const int32_t *maps)
 static td_status exchange_counts(td_model *m, bool force, int32_t *maps)
 {
     td_experts *x = m->experts;
-    size_t words = count_words(m), ranks = (size_t)x->shape.ranks, n_maps = (size_t)moe_layers(m) * (size_t)x->all;
+    size_t words = count_words(m), ranks = (size_t)x->shape.ranks, n_maps = (size_t)moe_layers(m) * ((size_t)x->all + 1);
     size_t *bytes = td_xalloc(2 * ranks * sizeof *bytes), *offset = bytes + ranks;
     uint64_t *mine = td_xalloc(words * sizeof *mine), *all = x->me ? NULL : td_xalloc(ranks * words * sizeof *all);
     take_counts(m, mine);
@@ -388,14 +438,18 @@ td_status td_model_balance(td_model *m, bool force)
     if (!x || !moe_layers(m)) return TD_OK;
     int64_t start = td_now_us();
     uint64_t moved = x->stats.moved, bytes = x->stats.bytes;
-    int32_t *maps = td_xalloc((size_t)moe_layers(m) * (size_t)x->all * sizeof *maps);
+    int32_t *maps = td_xalloc((size_t)moe_layers(m) * ((size_t)x->all + 1) * sizeof *maps);
     td_status s = exchange_counts(m, force, maps);
     if (s >= 0) s = change_all(m, maps);
     free(maps);
     x->stats.balanced++;
-    if (s >= 0 && !x->me)
+    if (s < 0 || x->me) return s;
+    if (x->stats.moved > moved)
         TD_INFO("experts of layers %d to %d: heaviest rank %.2f of the mean (counted %.2f), now %.2f; %llu moved, %.1f MB, %.1f ms",
                 m->local.layer0, m->local.layer1 - 1, x->stats.before, x->stats.measured, x->stats.after,
                 (unsigned long long)(x->stats.moved - moved), (double)(x->stats.bytes - bytes) / 1e6, (double)(td_now_us() - start) / 1e3);
-    return s;
+    else
+        TD_DEBUG_LOG("experts of layers %d to %d stay: heaviest rank %.2f of the mean", m->local.layer0, m->local.layer1 - 1,
+                     x->stats.measured);
+    return TD_OK;
 }

@@ -13,6 +13,8 @@
  *               received beside those in use, and the old ones freed after; an expert that is in a rank's image from the
  *               start is never sent there.
  *            5. A layer keeps its map unless the new one is expected to be better by 5 %, or balancing is forced.
+ *            6. A balancing is a pause: it ends with the layer that brings it to 256 MiB of moves (stats.left: layers that
+ *               were not looked at); td_exec_balance goes on after the next step.
  * Ownership: of the model. Threads: the rank's engine thread.
  * Errors:    those of the collectives; the worker is then lost. Experts of unequal sizes stay where they are.
  * Source:    DeepSeek-V3 (2024) 3.4; algorithms notes 8.3, 8.4. */
@@ -40,6 +42,8 @@ typedef struct td_experts {
     int32_t *slot0, *home0;          /* [ranks + 1]: first slot, and first expert of the image, of each rank */
     int me, slots, all;              /* this rank; its slots; all slots */
     int32_t *turn;                   /* [experts]: where in place the next token goes */
+    size_t move_bytes;               /* a balancing plans no more layers once so many bytes are to move */
+    int next;                        /* of the layers with experts: planned first the next time */
     bool uneven;                     /* experts of different sizes or types */
     td_expert_layer *layer;          /* [desc.L] */
     td_expert_stats stats;
@@ -48,6 +52,7 @@ typedef struct td_experts {
 /* After the weights were loaded. Collective over the stage. Nothing to do unless experts are parallel. */
 td_status td_experts_open(td_model *m, const td_plan *plan);
 void td_experts_close(td_model *m);
+size_t td_experts_bytes(const td_model *m); /* received, beside the image */
 /* ids [n] of experts become slots, and are counted. Returns the number of slots of the stage. */
 int td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n);
 

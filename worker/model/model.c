@@ -115,6 +115,7 @@ static td_status find_part(td_model *m, const td_model_opts *o)
     m->split = o->attn_split ? o->attn_split : TD_ATTN_SPLIT;
     m->kvmap = (td_kvmap){(uint32_t)m->split, (uint32_t)g->cp};
     m->cp_mode = o->cp_mode;
+    m->quantized = o->quantized && g->tp > 1;
     m->block_rows = o->block_rows ? o->block_rows : TD_MAX(2 * g->tp, BLOCK_FLOATS / d->E);
     if (m->split % 64) return td_fail(TD_EBADREQ, "attention splits of %d keys: a multiple of 64 is needed", m->split);
     for (int i = 0; i < d->n_groups; i++) {
@@ -260,7 +261,7 @@ size_t td_model_weight_bytes(const td_model *m)
 }
 size_t td_model_resident_bytes(const td_model *m)
 {
-    return m->resident_bytes + 2 * m->shard.buffer_bytes;
+    return m->resident_bytes + 2 * m->shard.buffer_bytes + td_experts_bytes(m);
 }
 size_t td_model_unit_bytes(const td_model *m)
 {

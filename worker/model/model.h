@@ -94,6 +94,7 @@ typedef struct td_model_opts {
     const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */
     int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
     td_cp_mode cp_mode;             /* what travels between context-parallel ranks */
+    bool quantized;                 /* TP ranks exchange their parts of sums as int8 (quant.h) */
     int block_rows;                 /* from so many rows a TP rank keeps only a block of them; 0: as measured */
 } td_model_opts;
 
@@ -106,8 +107,8 @@ const td_model_desc *td_model_descr(const td_model *m);
  * a token goes to). */
 size_t td_model_weight_bytes(const td_model *m);
 
-/* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, and the buffers in which a
- * fully sharded model's layers are put together. */
+/* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, the buffers in which a fully
+ * sharded model's layers are put together, and experts that were received. */
 size_t td_model_resident_bytes(const td_model *m);
 /* Fully sharded: bytes of the largest layer as it is gathered; 0: weights are whole. */
 size_t td_model_unit_bytes(const td_model *m);
@@ -118,10 +119,11 @@ td_shard_stats td_model_shard_stats(const td_model *m);
 /* Part of the gathers' time that was hidden behind other work, 0 to 1. */
 double td_model_shard_overlap(const td_model *m);
 
-/* Expert parallel: how often experts were balanced, how many of them moved and their bytes; the heaviest rank's load against
+/* Expert parallel: how often experts were balanced, how many of them moved and their bytes, layers that the last balancing left
+ * to the next one; the heaviest rank's load against
  * the mean, averaged over layers, at the last balancing: as counted, as the counts say it was, as they say it is now. On the
  * stage's first rank; the ratios are 0 elsewhere. */
-typedef struct td_expert_stats { uint64_t balanced, moved, bytes; double measured, before, after; } td_expert_stats;
+typedef struct td_expert_stats { uint64_t balanced, moved, bytes, left; double measured, before, after; } td_expert_stats;
 td_expert_stats td_model_expert_stats(const td_model *m);
 /* Expert parallel: experts move to where the load since the last time would have been even (experts.h). Between steps, by
  * all ranks of the stage; force: also where little is won. */

@@ -94,6 +94,7 @@ struct td_model {
     td_cp_mode cp_mode;
     td_share share;
     td_buffer wire[6];       /* what is exchanged */
+    bool quantized;          /* what TP ranks exchange for their sums */
     bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };
 

@@ -61,8 +61,8 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
     run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
     if (m->blocks) td_model_block(m, T, &a, &b);
     if (tp > 1) {
-        float *all = td_share_room(&m->wire[0], (size_t)tp * n);
-        TD_TRY(td_coll_all_gather(m->ranks->tp, s->expert_x, all, n * sizeof(float)));
+        float *all;
+        TD_TRY(td_share_parts(m, s->expert_x, rows, false, &all, &rows));
         m->ops->sum_tree(m->pool, all, n, tp, rows, m->desc.E, E, NULL, s->expert_x, E, false);
     }
     combine(m, s->expert_x, a, b - a, s->x);

@@ -2,15 +2,16 @@
 #include "worker/model/share.h"
 #include "common/check.h"
 #include "worker/devmem.h"
+#include "worker/model/quant.h"
 #include <stdlib.h>
 #include <string.h>
 
 float *td_share_room(td_buffer *b, size_t n)
 {
-    if (b->cap < n) {
+    if (!b->p || b->cap < n) { /* never NULL, which memcpy does not take for no bytes either */
         free(b->p);
         b->cap = n;
-        b->p = aligned_alloc(64, (n * sizeof *b->p + 63) / 64 * 64);
+        b->p = aligned_alloc(64, (n * sizeof *b->p + 64) / 64 * 64);
         TD_CHECK(b->p);
     }
     return b->p;
@@ -159,12 +160,39 @@ static td_status gather_parts(td_model *m, const float *part, int T, bool blocks
     return td_coll_all_to_allv(m->ranks->tp, part, send, from, *all, recv, to);
 }
 
+/* As gather_parts, with all parts as integers on the way, this rank's too: so that all ranks add the same. */
+static td_status gather_quantized(td_model *m, const float *part, int T, bool blocks, float **all, int *rows)
+{
+    size_t E = (size_t)m->desc.E, tp = (size_t)td_model_tp(m), row = td_quant_row_bytes(m->desc.E);
+    size_t send[TD_MAX_RANKS], from[TD_MAX_RANKS], recv[TD_MAX_RANKS], to[TD_MAX_RANKS];
+    int a = 0, b = T;
+    if (blocks) td_model_block(m, T, &a, &b);
+    *rows = b - a;
+    void *mine = td_share_room(&m->wire[1], (size_t)T * row / sizeof(float)), *got = td_share_room(&m->wire[2], tp * (size_t)*rows * row / sizeof(float));
+    td_quant_rows(m->pool, part, T, m->desc.E, mine);
+    if (blocks) block_table(m, T, row / sizeof(float), send, from);
+    for (size_t i = 0; i < tp; i++) {
+        recv[i] = (size_t)*rows * row;
+        to[i] = i * recv[i];
+    }
+    if (blocks) TD_TRY(td_coll_all_to_allv(m->ranks->tp, mine, send, from, got, recv, to));
+    else TD_TRY(td_coll_all_gather(m->ranks->tp, mine, got, (size_t)T * row));
+    *all = td_share_room(&m->wire[0], tp * (size_t)*rows * E);
+    td_dequant_rows(m->pool, got, (int)tp * *rows, m->desc.E, *all);
+    return TD_OK;
+}
+
+td_status td_share_parts(td_model *m, const float *part, int T, bool blocks, float **all, int *rows)
+{
+    return (m->quantized ? gather_quantized : gather_parts)(m, part, T, blocks, all, rows);
+}
+
 td_status td_share_sum(td_model *m, float *part, int T, const float *bias, float *x, bool blocks)
 {
     size_t E = (size_t)m->desc.E;
     float *all;
     int rows;
-    TD_TRY(gather_parts(m, part, T, blocks, &all, &rows));
+    TD_TRY(td_share_parts(m, part, T, blocks, &all, &rows));
     m->ops->sum_tree(m->pool, all, (size_t)rows * E, td_model_tp(m), rows, m->desc.E, E, bias, x, E, true);
     return TD_OK;
 }

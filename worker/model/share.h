@@ -28,6 +28,9 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 /* x += the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode x and the result are this rank's
  * block of the T rows. */
 td_status td_share_sum(td_model *m, float *part, int T, const float *bias, float *x, bool blocks);
+/* Parts [T, E] of all TP ranks, [tp][rows][E] in *all: of all rows, or of this rank's block; as integers on the way if the
+ * model is opened so. */
+td_status td_share_parts(td_model *m, const float *part, int T, bool blocks, float **all, int *rows);
 /* Blocks of [T, E] on each TP rank -> all rows on all. */
 td_status td_share_gather(td_model *m, const float *block, int T, float *out);
 /* Fills m->share.place for the step whose rows are at hand. */

@@ -401,19 +401,27 @@ void td_plan_close(td_plan *p)
 
 /* ---- facts about a plan ---- */
 
+/* Which stored tensor's rows: ranks with other layers or experts have plans that are alike in all sizes. */
+static uint64_t part_digest(const td_part *t, td_hkey key)
+{
+    const int32_t rows[] = {t->rows, t->row0, t->index};
+    key.k1 ^= td_siphash128(key, t->name, strlen(t->name)).lo;
+    return td_siphash128(key, rows, sizeof rows).lo;
+}
+
 td_h128 td_plan_digest(const td_plan *p)
 {
     typedef struct fact {
-        uint64_t offset, bytes;
-        int32_t kind, N, K, from, to, as_stored, row0, k0;
+        uint64_t offset, bytes, part[TD_COUNT(((td_piece *)0)->part)];
+        int32_t kind, N, K, from, to, as_stored, k0, zero;
     } fact;
-    const td_hkey key = {0x74616e64656d2d70ull, 0x6c616e2d30303031ull};
+    const td_hkey key = {0x74616e64656d2d70ull, 0x6c616e2d30303032ull};
     fact *facts = td_xalloc(p->n * sizeof *facts);
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
-        facts[i] = (fact){e->offset, e->bytes,         (int32_t)e->kind, e->N,
-                          e->K,      (int32_t)e->from, (int32_t)e->to,   e->as_stored,
-                          e->part[0].row0, e->k0};
+        facts[i] = (fact){.offset = e->offset, .bytes = e->bytes, .kind = (int32_t)e->kind, .N = e->N, .K = e->K,
+                          .from = (int32_t)e->from, .to = (int32_t)e->to, .as_stored = e->as_stored, .k0 = e->k0};
+        for (int k = 0; k < e->n_parts; k++) facts[i].part[k] = part_digest(&e->part[k], key);
     }
     td_h128 h = td_siphash128(key, facts, p->n * sizeof *facts);
     free(facts);

@@ -467,12 +467,18 @@ const char *td_ship_endpoint(const td_ship *s)
     return s->endpoint;
 }
 
-void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n)
+void td_ship_reachable(const char *bound, char *out, size_t n)
 {
     static const char *const wild[] = {"tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"};
     char host[128] = "";
-    snprintf(out, n, "%s", given[0] ? given : s->endpoint);
-    for (size_t i = 0; i < TD_COUNT(wild) && !given[0]; i++)
-        if (!strncmp(s->endpoint, wild[i], strlen(wild[i])) && !gethostname(host, sizeof host - 1))
-            snprintf(out, n, "tcp://%s:%s", host, s->endpoint + strlen(wild[i]));
+    snprintf(out, n, "%s", bound);
+    for (size_t i = 0; i < TD_COUNT(wild); i++)
+        if (!strncmp(bound, wild[i], strlen(wild[i])) && !gethostname(host, sizeof host - 1))
+            snprintf(out, n, "tcp://%s:%s", host, bound + strlen(wild[i]));
+}
+
+void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n)
+{
+    if (given[0]) snprintf(out, n, "%s", given);
+    else td_ship_reachable(s->endpoint, out, n);
 }

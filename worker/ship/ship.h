@@ -99,6 +99,8 @@ void td_ship_close(td_ship *s);  /* open keys get no event any more; nothing tou
 const char *td_ship_endpoint(const td_ship *s); /* as bound; "" without bulk_bind */
 /* What others are told: given, if not ""; else as bound, with this host's name for a wildcard address. */
 void td_ship_advertised(const td_ship *s, const char *given, char *out, size_t n);
+/* An endpoint as bound, as other hosts reach it: this host's name for a wildcard. */
+void td_ship_reachable(const char *bound, char *out, size_t n);
 
 /* What Reserved carries for a worker of several ranks: BulkRanks of this grid, endpoints by rank. One rank:
  * nothing. */
