@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { N = 12, CASES = 5, GREEDY = 24, MAX_ROWS = 128 };
+enum { N = 12, CASES = 5, GREEDY = 24, MAX_ROWS = 128, READ = 42 };
 
 static td_pool *threads;
 static const td_ops *cuda;
@@ -72,9 +72,9 @@ static void test_hidden(void)
     if (simt_set_option("hide", 1) < 0) return; /* a device hides its memory by itself */
     volatile char *p = dev_new(64);
     pid_t child = fork();
-    if (!child) _exit(p[0] == 1);
+    if (!child) _exit(p[0] == 1 ? READ : READ + 1);
     int how = 0;
-    T_OK(child > 0 && waitpid(child, &how, 0) == child && WIFSIGNALED(how), "the host can read device memory");
+    T_OK(child > 0 && waitpid(child, &how, 0) == child && (WIFSIGNALED(how) || WEXITSTATUS(how) < READ), "the host can read device memory");
     dev_done();
 }
 
