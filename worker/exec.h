@@ -58,7 +58,9 @@ int td_exec_in_flight(const td_exec *x);
 /* To be called about once a second when nothing is in flight: proves that every rank is alive. */
 td_status td_exec_ping(td_exec *x);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
-/* Rank 0 asks every other rank for its news. */
+/* Rank 0 asks every other rank for its news, and takes them once all steps that were in flight then are collected: nobody
+ * waits for the pipeline. AGAIN: asked, not answered yet: call again. OK: answered, so all that was told before the call that
+ * asked is done. */
 td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg);
 /* Every stage's experts move to where the load is even (td_model_balance), between the steps before and after. */
 td_status td_exec_balance(td_exec *x, bool force);

@@ -107,7 +107,8 @@ td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve
     const char *bulk = c->bulk_bind, *colon = strrchr(bulk, ':');
     /* Beside the bulk sockets: a port of its own on their address, or a path beside theirs. */
     if (!strncmp(bulk, "ipc:", 4)) snprintf(where, sizeof where, "%s.beat", bulk);
-    else snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    else if (colon) snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    else return td_fail(TD_EBADREQ, "bulk-bind %s is no endpoint", bulk);
     td_beat_opts o = {.z = z, .rank = r->grid.rank, .n_ranks = td_coll_size(r->world), .curve = curve,
                       .timeout_us = (int64_t)c->rank_timeout_ms * 1000};
     td_status s = TD_OK;
@@ -209,11 +210,11 @@ td_status td_rank_serve(const td_conf *c, td_ranks *r)
     other o = {.wake_fd = -1};
     td_status s = serve(c, r, &o);
     if (s < 0) td_coll_abort(r->world, td_reason());
+    td_beat_close(o.beat); /* the others need not wait for this rank to give its memory back */
     td_ship_close(o.ship);
     td_mirror_close(o.mirror);
     if (o.boot.model) td_kvmem_close(td_model_groups(o.boot.model), td_model_descr(o.boot.model)->n_groups, o.kv);
     td_boot_close(&o.boot);
-    td_beat_close(o.beat);
     if (o.z) td_zctx_close(o.z);
     if (o.wake_fd >= 0) close(o.wake_fd);
     return s;
