@@ -41,6 +41,7 @@ enum {
 #define TD_C_FRONT (TD_CONF_ROUTER | TD_CONF_SERVE)
 #define TD_C_BACK (TD_CONF_WORKER | TD_CONF_SERVE)
 #define TD_C_START (TD_CONF_SERVE | TD_CONF_LAUNCH)
+#define TD_C_RANKS (TD_CONF_WORKER | TD_CONF_BENCH_ENGINE)
 #define TD_C_CLIENT (TD_CONF_CHAT | TD_CONF_BENCH_SERVE)
 #define TD_C_CALL (TD_C_FRONT | TD_C_CLIENT)
 #define TD_CONF_INT_MAX 2147483647
@@ -127,25 +128,25 @@ enum {
     X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
       "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \
-    X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_CONF_WORKER, \
+    X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_C_RANKS, \
       "which phase this worker serves") \
     X(STR, name, "name", 0, "", 0, 63, "name", TD_CONF_WORKER, \
       "worker name in logs and metrics (default: made up)") \
-    X(INT, tensor_parallel_size, "tensor-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+    X(INT, tensor_parallel_size, "tensor-parallel-size", 0, "1", 1, 1024, "ranks", TD_C_RANKS, \
       "ranks that share each layer: heads, feed-forward columns, vocabulary") \
-    X(INT, pipeline_parallel_size, "pipeline-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+    X(INT, pipeline_parallel_size, "pipeline-parallel-size", 0, "1", 1, 1024, "ranks", TD_C_RANKS, \
       "stages of consecutive layers") \
-    X(INT, context_parallel_size, "context-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+    X(INT, context_parallel_size, "context-parallel-size", 0, "1", 1, 1024, "ranks", TD_C_RANKS, \
       "ranks that share the tokens of a sequence and their KV") \
-    X(INT, data_parallel_size, "data-parallel-size", 0, "1", 1, 1024, "ranks", TD_CONF_WORKER, \
+    X(INT, data_parallel_size, "data-parallel-size", 0, "1", 1, 1024, "ranks", TD_C_RANKS, \
       "groups of ranks that compute different sequences") \
-    X(BOOL, expert_parallel, "expert-parallel", 0, "false", 0, 0, "", TD_CONF_WORKER, \
+    X(BOOL, expert_parallel, "expert-parallel", 0, "false", 0, 0, "", TD_C_RANKS, \
       "whole experts on ranks, instead of a part of every expert on each") \
     X(INT, redundant_experts, "redundant-experts", 0, "0", 0, 512, "experts", TD_C_BACK, \
       "where experts are parallel: slots of each pipeline stage for more copies of those that get many tokens") \
     X(INT, eplb_interval, "eplb-interval", 0, "0", 0, 1000000000, "steps", TD_C_BACK, \
       "where experts are parallel: they move to even the ranks' load after so many steps; 0: never") \
-    X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_CONF_WORKER, \
+    X(BOOL, fully_sharded, "fully-sharded", 0, "false", 0, 0, "", TD_C_RANKS, \
       "weights are sharded over data- and context-parallel ranks and gathered a layer ahead of use") \
     X(INT, rank_timeout_ms, "rank-timeout-ms", 0, "2500", 500, 60000, "ms", TD_C_BACK, \
       "how long a rank waits for the others before the worker is given up") \

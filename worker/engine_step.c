@@ -279,9 +279,12 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
 static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
 {
     uint32_t n = list_candidates(e, replica);
+    uint64_t wanted = 0;
+    for (uint32_t i = 0; i < n; i++) wanted += e->sched[i].decode ? 0 : e->sched[i].want;
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
-                                  (uint32_t)e->max_logits});
+                                  (uint32_t)e->max_logits,
+                                  td_sched_pipe_rows(wanted * (uint64_t)e->depth, e->depth)});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }

@@ -149,17 +149,19 @@ static void copy_pages(td_exec *x, const td_step *s)
 
 typedef struct layer_arg { td_exec *x; const td_step *step; } layer_arg;
 
+/* Also: rows on their way to the next stage go on, which waits for them. A group that is broken says so at its next use. */
 static void on_layer(void *arg, int layer)
 {
     const layer_arg *a = arg;
-    a->x->o.on_layer(a->x->o.arg, a->step, layer);
+    if (!is_last(a->x)) (void)td_coll_poke(a->x->o.ranks->pp);
+    if (a->x->o.on_layer) a->x->o.on_layer(a->x->o.arg, a->step, layer);
 }
 
 static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
     copy_pages(x, step);
-    return td_model_forward(x->o.model, step, x->kv, x->logits, x->o.on_layer ? on_layer : NULL, &a);
+    return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
 }
 
 static td_sample_out *results_at(td_exec *x, int i) { return x->res + (size_t)i * x->cap_res; }

@@ -11,7 +11,7 @@
 #include "common/log.h"
 #include "worker/boot.h"
 #include "worker/control_thread.h"
-#include "worker/rank.h"
+#include "worker/rank_ship.h"
 #include "worker/fault.h"
 #include <errno.h>
 #include <poll.h>
@@ -209,7 +209,7 @@ static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
     *rc = 1;
     if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
     if (w->ranks.grid.rank == 0) return false;
-    *rc = td_rank_serve(&w->conf, &w->ranks) < 0;
+    *rc = td_rank_ship_serve(&w->conf, &w->ranks) < 0;
     if (!*rc) td_rank_close(&w->ranks);
     return true;
 }

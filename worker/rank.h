@@ -7,11 +7,8 @@
 #ifndef TD_WORKER_RANK_H
 #define TD_WORKER_RANK_H
 
-#include "common/conf.h"
-#include "common/buf.h"
-#include "worker/beat.h"
+#include "worker/boot.h"
 #include "worker/ranks.h"
-#include "worker/ship/ship.h"
 
 enum { TD_RANK_MEET_MS = 10000 }; /* ranks that do not meet within this time give up */
 
@@ -20,13 +17,24 @@ td_grid td_rank_grid(const td_conf *c);
 /* MPI, the agreement and the groups. Only for shapes of more than one rank. */
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out);
 void td_rank_close(td_ranks *r);
-/* Starts the beats among the ranks (worker/beat.h). Collective, before loading: it may take long. */
-td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out);
-/* Rank 0's, which frames are addressed to on every rank. Collective, before the ships are opened. */
-td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation);
-/* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
-td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out);
+
+/* A rank that is not 0, while it serves. */
+typedef struct td_rank_self {
+    const td_conf *conf;
+    td_ranks *ranks;
+    td_boot boot;
+    td_kv kv[TD_MAX_GROUPS];
+} td_rank_self;
+
+/* What a program does beside the steps. opened: model and pages are there; it may set the callbacks of x, whose arg it is.
+ * closing: no step comes any more (NULL: nothing); also after an error, and then opened may not have been called. */
+typedef struct td_rank_hooks {
+    td_status (*opened)(void *arg, td_rank_self *self, td_exec_opts *x);
+    void (*closing)(void *arg);
+    void *arg;
+} td_rank_hooks;
+
 /* Ranks other than 0: model, pages, steps, until rank 0 ends it. */
-td_status td_rank_serve(const td_conf *c, td_ranks *r);
+td_status td_rank_serve(const td_conf *c, td_ranks *r, const td_rank_hooks *h);
 
 #endif

@@ -12,14 +12,23 @@ uint32_t td_sched_plan(td_sched_item *item, uint32_t n, td_sched_caps caps)
         left--;
         logits--;
     }
+    uint32_t prompt = caps.max_prompt_rows ? caps.max_prompt_rows : caps.max_rows;
     for (uint32_t i = 0; i < n; i++) {
-        if (item[i].decode || !left || !logits) continue;
-        uint32_t rows = TD_MIN(item[i].want, left);
+        if (item[i].decode || !left || !logits || !prompt) continue;
+        uint32_t rows = TD_MIN(TD_MIN(item[i].want, left), prompt);
         if (caps.max_chunk) rows = TD_MIN(rows, caps.max_chunk);
         if (item[i].all_logits) rows = TD_MIN(rows, logits);
         item[i].rows = rows;
         left -= rows;
+        prompt -= rows;
         logits -= item[i].all_logits ? rows : 1;
     }
     return left;
+}
+
+uint32_t td_sched_pipe_rows(uint64_t wanted, int stages)
+{
+    if (stages < 2) return 0;
+    uint64_t rows = wanted / (TD_SCHED_PIPE_STEPS * (uint64_t)(stages - 1));
+    return (uint32_t)TD_MIN(TD_MAX(rows, (uint64_t)TD_SCHED_PIPE_ROWS), (uint64_t)UINT32_MAX);
 }

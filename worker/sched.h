@@ -4,6 +4,9 @@
  * budget leaves.
  * A chunk may also be bounded per sequence (max_chunk) and by the logits it needs (score rows).
  *
+ * A pipeline of stages waits for its first step and its last: td_sched_pipe_rows bounds a step's prompt rows so that those
+ * are small beside the whole. With n equal steps, d stages take (n + d - 1) / n of the time.
+ *
  * Shapes: items in order of arrival. Source: Sarathi-Serve (OSDI 24) 4.2, algorithm 3. Threads: pure. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SCHED_H
@@ -19,10 +22,15 @@ typedef struct td_sched_item {
     uint32_t rows;      /* out */
 } td_sched_item;
 
-/* max_chunk 0: none */
-typedef struct td_sched_caps { uint32_t max_rows, max_chunk, max_logits; } td_sched_caps;
+/* max_chunk 0: none; max_prompt_rows, of all prompts together, 0: none */
+typedef struct td_sched_caps { uint32_t max_rows, max_chunk, max_logits, max_prompt_rows; } td_sched_caps;
 
 /* Rows left of the budget afterwards. */
 uint32_t td_sched_plan(td_sched_item *item, uint32_t n, td_sched_caps caps);
+
+/* max_prompt_rows for `wanted` prompt rows in `stages` stages: a 32nd of a stage's wait each, at least TD_SCHED_PIPE_ROWS,
+ * below which the matrix products lose more than the wait costs (2 % from 128 rows to 64). */
+enum { TD_SCHED_PIPE_ROWS = 64, TD_SCHED_PIPE_STEPS = 32 };
+uint32_t td_sched_pipe_rows(uint64_t wanted, int stages);
 
 #endif

@@ -5,15 +5,17 @@
  *   tgN      one leg makes N tokens from a prompt of one token
  *   tgNxB    B legs at once
  *
- * Shares: bytes (packed weights once a step, KV once a sequence and step) against the best read stream, and
- * operations against the family's multiply-add loop. Both limits are measured in this process before and
- * after the tests, and the better one is used. */
+ * Shares: bytes (packed weights once a step and rank, KV once a sequence and step) against the best read stream,
+ * and operations against the family's multiply-add loop. Both limits are measured in this process before and
+ * after the tests, and the better one is used; of several ranks (bench_ranks.h) they are the sum of all.
+ * Processor time is of all ranks' processes: on a busy machine it says more than the clock. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/buf.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/rng.h"
+#include "deploy/cli/bench_ranks.h"
 #include "deploy/cli/cli.h"
 #include "worker/boot.h"
 #include "worker/profile.h"
@@ -22,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_BATCHES = 32, STREAM_PASSES = 5, STREAM_MEGABYTES = 1024 };
+enum { MAX_BATCHES = 32 };
 
 typedef struct test {
     char name[48];
@@ -30,18 +32,21 @@ typedef struct test {
     double tok_s[1001], best_s; /* sorted when reported */
     double bytes, ops; /* of one run */
     uint64_t steps;
+    double *cpu_s, cpu_all_s;                  /* [ranks], and their sum: the run that took the least */
+    double gather_alone_s, gather_waited_s;    /* of all runs, rank 0 */
 } test;
 
 typedef struct bench {
     td_conf conf;
     td_boot boot;
     td_engine *engine;
+    bench_ranks ranks;
     int batch[MAX_BATCHES], n_batch;
     test *tests;
     int n_tests;
     uint64_t key, steps;
     double bytes, ops; /* of the steps so far, by on_step */
-    double read_s, multiply_s; /* limits */
+    double weight_bytes, read_s, multiply_s; /* a step's weights, limits: of all ranks */
 } bench;
 
 /* ---- what is run ---- */
@@ -92,7 +97,7 @@ static void on_step(void *arg, const td_step *s)
     const td_step_seq *q = td_step_seqs(s);
     const int32_t *want = td_step_logit_rows(s);
     uint32_t at = 0;
-    b->bytes += (double)td_model_weight_bytes(b->boot.model);
+    b->bytes += b->weight_bytes;
     for (uint32_t i = 0; i < s->n_seqs; i++) {
         uint32_t n = 0;
         for (; at < s->n_logits && (uint32_t)want[at] < q[i].row0 + q[i].n_rows; at++) n++;
@@ -144,14 +149,43 @@ static td_status run_once(bench *b, const test *t, double *out)
     return s;
 }
 
+static double gather_s(const bench *b, bool alone)
+{
+    return alone ? b->ranks.of[0].gather_alone_s : b->ranks.of[0].gather_waited_s;
+}
+
+/* Processor time of the run that began with `before`. */
+static void take_cpu(bench *b, test *t, const double *before)
+{
+    double all = 0;
+    for (int i = 0; i < b->ranks.n; i++) all += b->ranks.of[i].cpu_s - before[i];
+    if (t->cpu_all_s > 0 && all >= t->cpu_all_s) return;
+    t->cpu_all_s = all;
+    for (int i = 0; i < b->ranks.n; i++) t->cpu_s[i] = b->ranks.of[i].cpu_s - before[i];
+}
+
+static td_status run_measured(bench *b, test *t, double *before, double *s)
+{
+    TD_TRY(bench_ranks_look(&b->ranks));
+    for (int i = 0; i < b->ranks.n; i++) before[i] = b->ranks.of[i].cpu_s;
+    double alone = gather_s(b, true), waited = gather_s(b, false);
+    TD_TRY(run_once(b, t, s));
+    TD_TRY(bench_ranks_look(&b->ranks));
+    take_cpu(b, t, before);
+    t->gather_alone_s += gather_s(b, true) - alone;
+    t->gather_waited_s += gather_s(b, false) - waited;
+    return TD_OK;
+}
+
 static td_status run_test(bench *b, test *t)
 {
-    double s;
+    double s, before[TD_COLL_MAX_RANKS];
+    t->cpu_s = td_xalloc((size_t)b->ranks.n * sizeof *t->cpu_s);
     TD_TRY(run_once(b, t, &s)); /* pages and weights are in memory from here on */
     for (int i = 0; i < b->conf.repeats; i++) {
         b->bytes = b->ops = 0;
         b->steps = 0;
-        TD_TRY(run_once(b, t, &s));
+        TD_TRY(run_measured(b, t, before, &s));
         t->tok_s[i] = (t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt) / s;
         t->bytes = b->bytes;
         t->ops = b->ops;
@@ -163,11 +197,13 @@ static td_status run_test(bench *b, test *t)
 
 static td_status measure_limits(bench *b)
 {
-    double v;
-    TD_TRY(td_profile_read(b->boot.pool, (size_t)STREAM_MEGABYTES << 20, STREAM_PASSES, &v));
-    b->read_s = TD_MAX(b->read_s, v);
-    v = td_profile_multiply(b->boot.pool, b->boot.ops);
-    b->multiply_s = TD_MAX(b->multiply_s, v);
+    TD_TRY(bench_ranks_measure(&b->ranks));
+    b->weight_bytes = b->read_s = b->multiply_s = 0;
+    for (int i = 0; i < b->ranks.n; i++) {
+        b->weight_bytes += b->ranks.of[i].row_bytes;
+        b->read_s += b->ranks.of[i].read_s;
+        b->multiply_s += b->ranks.of[i].multiply_s;
+    }
     return TD_OK;
 }
 
@@ -191,6 +227,13 @@ static void json_line(const bench *b, const test *t, double median, double of_re
     td_buf_fmt(&o, ",\"read_gb_s\":%.2f,\"peak_gflop_s\":%.1f", b->read_s * 1e-9, b->multiply_s * 1e-9);
     td_buf_fmt(&o, ",\"steps\":%llu,\"gbytes\":%.4f,\"gflop\":%.3f", (unsigned long long)t->steps,
                t->bytes * 1e-9, t->ops * 1e-9);
+    td_buf_fmt(&o, ",\"best_s\":%.6f,\"cpu_s\":[", t->best_s);
+    for (int i = 0; i < b->ranks.n; i++) td_buf_fmt(&o, "%s%.6f", i ? "," : "", t->cpu_s[i]);
+    td_buf_str(&o, "]");
+    if (t->gather_alone_s > 0)
+        td_buf_fmt(&o, ",\"gather_alone_s\":%.6f,\"gather_waited_s\":%.6f,\"gather_overlap\":%.4f", t->gather_alone_s,
+                   t->gather_waited_s, TD_MAX(0.0, 1 - t->gather_waited_s / t->gather_alone_s));
+    bench_ranks_json(&b->ranks, &o);
     td_buf_fmt(&o, ",\"family\":\"%s\",\"numerics\":\"%s\",\"threads\":%d,\"arch\":", b->boot.ops->family,
                b->boot.ops->numerics, td_pool_size(b->boot.pool));
     const char *arch = td_model_descr(b->boot.model)->arch;
@@ -207,10 +250,10 @@ static td_status report(const bench *b)
     if (b->conf.json[0]) json = to_stdout ? stdout : fopen(b->conf.json, "w");
     if (b->conf.json[0] && !json) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));
     fprintf(table,
-            "kernels %s, %d threads; read %.1f GB/s, multiply-add %.0f GFLOP/s; weights %.3f GB a step; "
+            "kernels %s, %d ranks of %d threads; read %.1f GB/s, multiply-add %.0f GFLOP/s; weights %.3f GB a step; "
             "median of %d\n",
-            b->boot.ops->family, td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9,
-            (double)td_model_weight_bytes(b->boot.model) * 1e-9, b->conf.repeats);
+            b->boot.ops->family, b->ranks.n, td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9,
+            b->weight_bytes * 1e-9, b->conf.repeats);
     fprintf(table, "%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
     for (int i = 0; i < b->n_tests; i++) {
         test *t = &b->tests[i];
@@ -244,14 +287,13 @@ static void fit(bench *b)
     }
 }
 
-static td_status run(bench *b, const char *dir)
+/* Rank 0, or the one process. */
+static td_status run_tests(bench *b)
 {
-    TD_TRY(parse_batches(b));
-    plan_tests(b);
-    if (!b->n_tests) return td_refuse(TD_EBADREQ, "nothing to do: --prompt-len and --gen-len are 0");
-    fit(b);
-    TD_TRY(td_boot_open(&b->conf, dir, 0, NULL, &b->boot));
+    TD_TRY(td_boot_open(&b->conf, b->conf.model, 0, b->ranks.many ? &b->ranks.ranks : NULL, &b->boot));
     TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
+    b->ranks.boot = &b->boot;
+    b->ranks.engine = b->engine;
     int longest = TD_MAX(b->conf.prompt_len, b->n_batch ? b->conf.gen_len : 0) + 1;
     if (longest > td_engine_max_model_len(b->engine)) /* it would end early and look fast */
         return td_refuse(TD_EBADREQ, "%d tokens are more than the %d that model and pages hold", longest,
@@ -263,6 +305,22 @@ static td_status run(bench *b, const char *dir)
     return report(b);
 }
 
+static td_status run(bench *b, int *argc, char ***argv)
+{
+    TD_TRY(parse_batches(b));
+    plan_tests(b);
+    if (!b->n_tests) return td_refuse(TD_EBADREQ, "nothing to do: --prompt-len and --gen-len are 0");
+    fit(b);
+    TD_TRY(bench_ranks_open(&b->ranks, &b->conf, argc, argv));
+    if (b->ranks.many && b->ranks.ranks.grid.rank) return bench_ranks_serve(&b->ranks, &b->conf);
+    td_status s = run_tests(b);
+    if (s < 0 && b->ranks.many) {
+        fprintf(stderr, "tandem bench engine: %s\n", td_reason());
+        td_coll_abort(b->ranks.ranks.world, td_reason());
+    }
+    return s;
+}
+
 int cmd_bench_engine(int argc, char **argv)
 {
     bench *b = td_xalloc(sizeof *b);
@@ -270,10 +328,13 @@ int cmd_bench_engine(int argc, char **argv)
     int n_dir = 0;
     td_status s = td_conf_parse(&b->conf, TD_CONF_BENCH_ENGINE, argc, argv, &dir, 1, &n_dir);
     td_log_open("bench", s == TD_OK ? td_log_parse(b->conf.log_level) : TD_LOG_WARN);
-    if (s == TD_OK) s = run(b, n_dir ? dir : b->conf.model);
+    if (n_dir) b->conf.model = dir;
+    if (s == TD_OK) s = run(b, &argc, &argv);
     if (s < 0) fprintf(stderr, "tandem bench engine: %s\n", td_reason());
     if (b->engine) td_engine_close(b->engine);
     td_boot_close(&b->boot);
+    bench_ranks_close(&b->ranks);
+    for (int i = 0; i < b->n_tests; i++) free(b->tests[i].cpu_s);
     td_conf_deinit(&b->conf);
     free(b->tests);
     free(b);

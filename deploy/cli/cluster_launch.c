@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* deploy/cli/cluster_launch.c - the launcher of a worker of many ranks: its options, mpirun's arguments, the watch. */
+/* deploy/cli/cluster_launch.c - the launcher of a worker of many ranks: options, mpirun's arguments, the
+ * watch. */
 #include "deploy/cli/cluster_launch.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -20,11 +21,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_WORKER_ARGS = 256, MAX_ARGS = MAX_WORKER_ARGS + 256, MAX_RANKS = 1024, KILL_WAIT_US = 3000000, STOP_SPARE_US = 5000000 };
+enum { MAX_WORKER_ARGS = 256, MAX_ARGS = MAX_WORKER_ARGS + 256, MAX_RANKS = 1024 };
+enum { KILL_WAIT_US = 3000000, STOP_SPARE_US = 5000000 };
 
 extern char **environ;
 
-typedef struct rank { pid_t pid; int64_t stopped_us; } rank; /* pid 0: not seen here (yet); -1: was here, has ended */
+/* pid 0: not seen here (yet); -1: was here, has ended */
+typedef struct rank { pid_t pid; int64_t stopped_us; } rank;
 
 typedef struct launcher {
     td_conf conf, worker;
@@ -53,7 +56,8 @@ static td_status read_options(launcher *l, int argc, char **argv)
     while (own < argc && strcmp(argv[own], "--")) own++;
     td_status s = td_conf_parse(&l->conf, TD_CONF_LAUNCH, own, argv, NULL, 0, NULL);
     if (s != TD_OK) return s == TD_AGAIN ? TD_EGONE : s;
-    if (own == argc) return td_refuse(TD_EBADREQ, "the worker's options are missing: launch-worker [options] -- --model DIR ...");
+    if (own == argc)
+        return td_refuse(TD_EBADREQ, "the worker's options are missing: launch-worker .. -- --model DIR ..");
     for (int i = own + 1; i < argc; i++) {
         if (n == MAX_WORKER_ARGS) return td_refuse(TD_EFULL, "more than %d worker options", MAX_WORKER_ARGS);
         l->args[n++] = argv[i];
@@ -64,13 +68,14 @@ static td_status read_options(launcher *l, int argc, char **argv)
     return s == TD_AGAIN ? TD_EGONE : s;
 }
 
-/* The shape: by the worker's options, else by the number of ranks; the model is asked where this host has it. */
+/* By the worker's options, else by the number of ranks; the model is asked where this host has it. */
 static td_status settle_shape(launcher *l)
 {
     td_shape shape = td_shape_of_conf(&l->worker);
     bool given = td_shape_ranks(&shape) > 1 || l->conf.ranks <= 1;
     td_model_desc *d = td_xalloc(sizeof *d);
-    td_status known = l->worker.model[0] ? td_model_desc_read(l->worker.model, d) : td_model_desc_shape(l->worker.shape, d);
+    td_status known = l->worker.model[0] ? td_model_desc_read(l->worker.model, d)
+                                         : td_model_desc_shape(l->worker.shape, d);
     td_status s = td_shape_settle("ranks", known == TD_OK ? d : NULL, l->conf.ranks, given, &shape);
     free(d);
     TD_TRY(s);
@@ -98,8 +103,8 @@ static bool remote(const td_conf *c)
     return c->hosts[0] || c->hostfile[0] || c->rankfile[0];
 }
 
-/* Where mpirun and its ranks keep their files, so that they can be removed whatever ended them. Shared memory only when
- * all ranks are here: other hosts do not have the directory. */
+/* Where mpirun and its ranks keep their files, so that they can be removed whatever ended them. Shared memory
+ * only when all ranks are here: other hosts do not have the directory. */
 static td_status make_dirs(launcher *l)
 {
     if (!td_procs_make_dir("/tmp", l->run_dir, sizeof l->run_dir, &l->run_lock))
@@ -147,13 +152,16 @@ static void place_words(launcher *l, words *w)
     if (c->hosts[0]) word(w, "--host"), word(w, "%s", c->hosts);
     if (c->hostfile[0]) word(w, "--hostfile"), word(w, "%s", c->hostfile);
     if (c->rankfile[0]) word(w, "--rankfile"), word(w, "%s", c->rankfile);
-    /* A rank's threads share cores as the caller says (rank file, --mpi-args); without, the kernel places them. */
+    /* A rank's threads get cores as the caller says (rank file, --mpi-args); without, the kernel places them.
+     * */
     if (!c->rankfile[0] && !strstr(c->mpi_args, "bind-to")) word(w, "--bind-to"), word(w, "none");
     if (!c->rankfile[0] && !strstr(c->mpi_args, "subscribe")) word(w, "--oversubscribe");
     if (!remote(c)) return;
     for (char **e = environ; *e; e++) { /* this host's ranks inherit it; the others are sent it */
         size_t n = strcspn(*e, "=");
-        if (!strncmp(*e, "TANDEM_", 7) && n < 64 && w->n < w->max - MAX_WORKER_ARGS - 64) word(w, "-x"), word(w, "%.*s", (int)n, *e);
+        if (strncmp(*e, "TANDEM_", 7) || n >= 64 || w->n >= w->max - MAX_WORKER_ARGS - 64) continue;
+        word(w, "-x");
+        word(w, "%.*s", (int)n, *e);
     }
 }
 
@@ -164,9 +172,11 @@ static td_status mpirun_words(launcher *l, words *w)
     word(w, "-n");
     word(w, "%d", l->ranks);
     place_words(l, w);
-    mca(w, "odls_base_sigkill_timeout", "0"); /* an abort ends all at once: an orderly end never comes from mpirun */
-    mca(w, "orte_tmpdir_base", l->run_dir); /* of the same name on other hosts; theirs go with a later launcher there */
-    if (remote(&l->conf)) {                 /* daemons elsewhere notice a lost link in about 10 s, and end their ranks */
+    /* An abort ends all at once: an orderly end never comes from mpirun. */
+    mca(w, "odls_base_sigkill_timeout", "0");
+    /* Other hosts have one of the same name, which goes with a later launcher there. */
+    mca(w, "orte_tmpdir_base", l->run_dir);
+    if (remote(&l->conf)) { /* daemons elsewhere notice a lost link in about 10 s, and end their ranks */
         mca(w, "oob_tcp_keepalive_time", "3");
         mca(w, "oob_tcp_keepalive_intvl", "2");
         mca(w, "oob_tcp_keepalive_probes", "3");
@@ -203,8 +213,10 @@ static void child_main(launcher *l, char **argv)
     td_procs_clear_mpi(!remote(&l->conf));
     if (l->ranks > 1) setenv("TANDEM_LAUNCH_DIR", l->run_dir, 1);
     execvp(argv[0], argv);
-    if (l->ranks > 1 && errno == ENOENT) fprintf(stderr, "tandem launch-worker: no mpirun on this host: install openmpi-bin\n");
-    else fprintf(stderr, "tandem launch-worker: cannot run %s: %s\n", argv[0], strerror(errno));
+    if (l->ranks > 1 && errno == ENOENT)
+        fprintf(stderr, "tandem launch-worker: no mpirun on this host: install openmpi-bin\n");
+    else
+        fprintf(stderr, "tandem launch-worker: cannot run %s: %s\n", argv[0], strerror(errno));
     _exit(127);
 }
 
@@ -282,7 +294,8 @@ static void ask_stop(launcher *l)
     l->stop_by_us = td_now_us() + (int64_t)l->worker.drain_s * 1000000 + STOP_SPARE_US;
     if (!l->rank[0].pid) l->rank[0].pid = rank_pid(l, 0);
     if (l->rank[0].pid > 0) kill(l->rank[0].pid, SIGTERM);
-    else if (l->top) kill(l->top, remote(&l->conf) ? SIGUSR1 : SIGTERM); /* mpirun passes SIGUSR1 on to ranks elsewhere */
+    else if (l->top) /* mpirun passes SIGUSR1 on to ranks elsewhere */
+        kill(l->top, remote(&l->conf) ? SIGUSR1 : SIGTERM);
 }
 
 static void read_signals(launcher *l, int timeout_ms)
@@ -334,8 +347,10 @@ static int watch(launcher *l)
         int status = life(l);
         if (l->stops || !l->conf.restart || status == 2) return l->stops && !l->killed ? 0 : status;
         int64_t again = td_now_us() + td_launch_backoff(td_now_us() - start, &backoff);
-        TD_WARN("%s ended with status %d, starting it again in %.1f s", l->label, status, (double)backoff / 1e6);
-        for (int64_t left; (left = again - td_now_us()) > 0 && !l->stops;) read_signals(l, (int)(left / 1000) + 1);
+        double seconds = (double)backoff / 1e6;
+        TD_WARN("%s ended with status %d, starting it again in %.1f s", l->label, status, seconds);
+        for (int64_t left; (left = again - td_now_us()) > 0 && !l->stops;)
+            read_signals(l, (int)(left / 1000) + 1);
         if (l->stops) return 0;
     }
 }

@@ -1,5 +1,6 @@
-/* Child processes: fork, watch with a SIGCHLD self-pipe, restart with backoff. Endpoints between router and workers are unix
- * sockets in a private directory below the runtime directory, so that two clusters on a machine never meet. */
+/* Child processes: fork, watch with a SIGCHLD self-pipe, restart with backoff. Endpoints between router and
+ * workers are unix sockets in a private directory below the runtime directory, so that two clusters on a
+ * machine never meet. */
 // SPDX-License-Identifier: Apache-2.0
 #include "deploy/cli/cluster_local.h"
 #include "common/check.h"
@@ -117,7 +118,8 @@ static int worker_args(td_local *l, const child *k, td_arena *a, char **argv, in
 {
     bool own = l->conf->source[TD_CONF_ID_router_bind] == TD_CONF_DEFAULT;
     argv[n++] = "--router";
-    argv[n++] = own ? arena_fmt(a, "ipc://%s/control", l->run_dir, 0) : (char *)(uintptr_t)l->conf->router_bind;
+    argv[n++] = own ? arena_fmt(a, "ipc://%s/control", l->run_dir, 0)
+                    : (char *)(uintptr_t)l->conf->router_bind;
     if (l->conf->source[TD_CONF_ID_bulk_bind] == TD_CONF_DEFAULT) {
         argv[n++] = "--bulk-bind";
         argv[n++] = arena_fmt(a, "ipc://%s/bulk%d", l->run_dir, k->index);
@@ -162,7 +164,8 @@ static td_status child_start(td_local *l, child *k)
     int n = 0;
     if (!router && td_shape_ranks(&k->shape) > 1) n = launcher_args(l, &a, argv);
     else argv[n++] = router ? "tandem-router" : "tandem-worker";
-    int words = td_conf_to_argv(l->conf, router ? TD_CONF_ROUTER : TD_CONF_WORKER, &a, argv + n, MAX_ARGS - 32);
+    unsigned program = router ? TD_CONF_ROUTER : TD_CONF_WORKER;
+    int words = td_conf_to_argv(l->conf, program, &a, argv + n, MAX_ARGS - 32);
     if (words < 0) {
         td_arena_deinit(&a);
         return td_fail(TD_EFULL, "too many options for a child process");
@@ -191,7 +194,8 @@ static void add_kids(td_local *l, const char *role, int n, td_shape shape)
 }
 
 /* How the workers of one role divide the model, from --ROLE-ranks and --ROLE-parallel. */
-static td_status role_shape(const td_model_desc *d, const char *role, int ranks, const char *text, td_shape *out)
+static td_status role_shape(const td_model_desc *d, const char *role, int ranks, const char *text,
+                            td_shape *out)
 {
     char what[64];
     snprintf(what, sizeof what, "%s-parallel", role);
@@ -226,7 +230,8 @@ static td_status add_workers(td_local *l)
 
 td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
 {
-    if (conf->prefill + conf->decode + conf->mixed == 0) return td_fail(TD_EBADREQ, "no workers: --prefill, --decode and --mixed are all 0");
+    if (conf->prefill + conf->decode + conf->mixed == 0)
+        return td_refuse(TD_EBADREQ, "no workers: --prefill, --decode and --mixed are all 0");
     td_local *l = td_xalloc(sizeof *l);
     l->conf = conf;
     l->quiet = quiet;
@@ -234,9 +239,11 @@ td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
     l->kid = td_xalloc(sizeof *l->kid * (size_t)(1 + conf->prefill + conf->decode + conf->mixed));
     td_status s = find_programs(l);
     if (s == TD_OK) s = signals_open();
-    if (s == TD_OK && pipe2(l->ready_fd, O_CLOEXEC | O_NONBLOCK) < 0) s = td_fail(TD_EIO, "pipe: %s", strerror(errno));
+    if (s == TD_OK && pipe2(l->ready_fd, O_CLOEXEC | O_NONBLOCK) < 0)
+        s = td_fail(TD_EIO, "pipe: %s", strerror(errno));
     if (s == TD_OK) {
-        snprintf(l->run_dir, sizeof l->run_dir, "/tmp/tandem.XXXXXX"); /* short: a unix socket's path has at most 107 bytes */
+        /* Short: a unix socket's path has at most 107 bytes. */
+        snprintf(l->run_dir, sizeof l->run_dir, "/tmp/tandem.XXXXXX");
         if (!mkdtemp(l->run_dir)) s = td_fail(TD_EIO, "cannot make a runtime directory: %s", strerror(errno));
     }
     if (s == TD_OK) s = add_workers(l);
@@ -261,9 +268,11 @@ static void reap(td_local *l, bool stopping)
             if (stopping) break;
             int64_t now = td_now_us();
             k->restart_us = now + td_launch_backoff(now - k->started_us, &k->backoff_us);
-            if (WIFSIGNALED(status)) TD_WARN("%s-%d was ended by signal %d", k->role, k->index, WTERMSIG(status));
-            else TD_WARN("%s-%d exited with status %d", k->role, k->index, WEXITSTATUS(status));
-            if (!l->ready && WIFEXITED(status) && WEXITSTATUS(status)) l->failed = true; /* it cannot even start: say so, do not loop */
+            int how = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+            if (WIFSIGNALED(status)) TD_WARN("%s-%d was ended by signal %d", k->role, k->index, how);
+            else TD_WARN("%s-%d exited with status %d", k->role, k->index, how);
+            /* It cannot even start: say so, do not loop. */
+            if (!l->ready && WIFEXITED(status) && how) l->failed = true;
         }
     }
 }
@@ -345,7 +354,8 @@ void td_local_stop(td_local *l)
     signal_kids(l, SIGTERM, false, true);
     while (signal_kids(l, 0, false, true) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);
     signal_kids(l, SIGTERM, false, true); /* launchers kill their ranks at the second one */
-    for (end = td_now_us() + KILL_US; signal_kids(l, 0, false, true) && td_now_us() < end;) turn(l, 200, true);
+    end = td_now_us() + KILL_US;
+    while (signal_kids(l, 0, false, true) && td_now_us() < end) turn(l, 200, true);
     signal_kids(l, SIGKILL, true, true);
     while (signal_kids(l, 0, true, true)) turn(l, 200, true);
     td_procs_remove_tree(l->run_dir); /* with the sockets that killed children left */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* deploy/cli/cluster_procs.c - descendants by /proc: a kernel may be built without its list of children, so all parents are
- * read; that happens only when something is being ended. */
+/* deploy/cli/cluster_procs.c - descendants by /proc: a kernel may be built without its list of children, so
+ * all parents are read; that happens only when something is being ended. */
 #include "deploy/cli/cluster_procs.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -110,7 +110,8 @@ void td_procs_clear_mpi(bool alone)
     static const char *const prefix[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_"};
     for (size_t i = 0; environ && environ[i];) {
         bool drop = false;
-        for (size_t k = 0; k < TD_COUNT(prefix) - !alone; k++) drop |= !strncmp(environ[i], prefix[k], strlen(prefix[k]));
+        for (size_t k = 0; k < TD_COUNT(prefix) - !alone; k++)
+            drop |= !strncmp(environ[i], prefix[k], strlen(prefix[k]));
         char name[256];
         size_t n = strcspn(environ[i], "=");
         if (!drop || n >= sizeof name) {
@@ -127,7 +128,8 @@ static bool in_use(const char *dir)
 {
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
-    /* Younger than a minute: perhaps made, but not locked yet, or what its killed launcher had started still ends. */
+    /* Younger than a minute: made, but perhaps not locked yet; or what a killed launcher started still ends.
+     * */
     bool used = fd < 0 || fstat(fd, &st) < 0 || st.st_uid != geteuid() || td_wall_s() - st.st_mtime < 60 ||
                 flock(fd, LOCK_EX | LOCK_NB) < 0;
     if (fd >= 0) close(fd);
@@ -141,7 +143,8 @@ static void remove_unused(const char *parent)
     char path[300];
     for (struct dirent *e; (e = readdir(d));) {
         if (strncmp(e->d_name, "tandem-mpi.", 11)) continue;
-        if (snprintf(path, sizeof path, "%s/%s", parent, e->d_name) < (int)sizeof path && !in_use(path)) td_procs_remove_tree(path);
+        int n = snprintf(path, sizeof path, "%s/%s", parent, e->d_name);
+        if (n < (int)sizeof path && !in_use(path)) td_procs_remove_tree(path);
     }
     closedir(d);
 }

@@ -1,6 +1,7 @@
-/* deploy/cli/cluster_procs.h - looking after processes that are not our children: ranks are children of mpirun.
+/* deploy/cli/cluster_procs.h - looking after processes that are not our children: ranks are children of
+ * mpirun.
  *
- * Rules:   1. td_procs_adopt once: orphans below us become our children, so that nothing escapes td_procs_kill_all.
+ * Rules:   1. td_procs_adopt once: orphans below us become our children; nothing escapes td_procs_kill_all.
  *          2. td_procs_kill_all ends every descendant, stopped ones too, and reaps them.
  * Threads: one. Errors: none; a process that the kernel does not let go in time is logged.
  * Source:  prctl(2) PR_SET_CHILD_SUBREAPER, proc(5). */
@@ -20,11 +21,13 @@ void td_procs_adopt(void);
 char td_procs_state(pid_t pid);
 /* SIGKILL to all descendants until there are none, at most wait_us long. False: some are left. */
 bool td_procs_kill_all(int64_t wait_us);
-/* Unsets what another mpirun left in the environment (OMPI_*, PMIX_*, PMI_*, PRTE_*), by which Open MPI would take a child
- * for a part of that job; with `alone` also SLURM_*, by which it would spread over the hosts of an allocation. */
+/* Unsets what another mpirun left in the environment (OMPI_*, PMIX_*, PMI_*, PRTE_*), by which Open MPI would
+ * take a child for a part of that job; with `alone` also SLURM_*, by which it would spread over an
+ * allocation. */
 void td_procs_clear_mpi(bool alone);
-/* A new directory for this process: parent/tandem-mpi.XXXXXX. *lock: an open file that says, while it is open, that the
- * directory is in use. Old ones that nobody uses (their launcher was killed) are removed first. False: cannot be made. */
+/* A new directory for this process: parent/tandem-mpi.XXXXXX. *lock: an open file that says, while it is
+ * open, that the directory is in use. Old ones that nobody uses (their launcher was killed) are removed
+ * first. False: cannot be made. */
 bool td_procs_make_dir(const char *parent, char *dir, size_t n, int *lock);
 /* Removes a directory of ours and what is in it (not across file systems, not through links). */
 void td_procs_remove_tree(const char *dir);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* deploy/cli/cluster_rank.c - `tandem rank PROGRAM ARGS`: the step between mpirun and a rank, in the rank's own process: what
- * has to be set on the rank's host before the program starts (cluster_launch.h rules 2, 4). Not for users. */
+/* deploy/cli/cluster_rank.c - `tandem rank PROGRAM ARGS`: the step between mpirun and a rank, in the rank's
+ * own process: what has to be set on its host before the program starts (cluster_launch.h rules 2, 4). Not
+ * for users. */
 #include "common/clock.h"
 #include "deploy/cli/cli.h"
 #include "deploy/cli/cluster_launch.h"
@@ -36,7 +37,8 @@ static bool write_down(int rank)
     return done;
 }
 
-/* A small process below the rank, for as long as the rank lives: ends it when it has been stopped for too long. */
+/* A small process below the rank, for as long as the rank lives: ends it when it has been stopped for too
+ * long. */
 static void watch_from_below(void)
 {
     pid_t rank = getpid();

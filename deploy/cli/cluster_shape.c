@@ -27,12 +27,14 @@ static td_status parse_part(const char *what, const char *part, size_t n, td_sha
     const char *eq = memchr(part, '=', n);
     int *size = eq ? size_of(s, part, (size_t)(eq - part)) : NULL;
     if (!size)
-        return td_refuse(TD_EBADREQ, "%s: '%.*s' is none of tp=N, pp=N, cp=N, dp=N, ep, fsdp", what, (int)TD_MIN(n, 40u), part);
+        return td_refuse(TD_EBADREQ, "%s: '%.*s' is none of tp=N, pp=N, cp=N, dp=N, ep, fsdp", what,
+                         (int)TD_MIN(n, 40u), part);
     char *end;
     errno = 0;
     long v = strtol(eq + 1, &end, 10);
     if (errno || end == eq + 1 || end != part + n || v < 1 || v > TD_MAX_RANKS)
-        return td_refuse(TD_EBADREQ, "%s: '%.*s' is not a number of ranks from 1 to %d", what, (int)TD_MIN(n, 40u), part, TD_MAX_RANKS);
+        return td_refuse(TD_EBADREQ, "%s: '%.*s' is not a number of ranks from 1 to %d", what,
+                         (int)TD_MIN(n, 40u), part, TD_MAX_RANKS);
     *size = (int)v;
     return TD_OK;
 }
@@ -47,21 +49,23 @@ td_status td_shape_parse(const char *what, const char *text, td_shape *out)
         if (*p && !*++p) return td_refuse(TD_EBADREQ, "%s: nothing after the last comma", what);
     }
     if (td_shape_ranks(&s) > TD_MAX_RANKS)
-        return td_refuse(TD_EBADREQ, "%s: %lld ranks are more than %d", what, td_shape_ranks(&s), TD_MAX_RANKS);
+        return td_refuse(TD_EBADREQ, "%s: more than %d ranks: %lld", what, TD_MAX_RANKS, td_shape_ranks(&s));
     *out = s;
     return TD_OK;
 }
 
 td_shape td_shape_of_conf(const td_conf *c)
 {
-    return (td_shape){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size, .cp = c->context_parallel_size,
-                      .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded};
+    return (td_shape){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size,
+                      .cp = c->context_parallel_size, .dp = c->data_parallel_size,
+                      .ep = c->expert_parallel, .fsdp = c->fully_sharded};
 }
 
 /* What td_grid_check will say of tensor parallelism, without its log line: a choice tries many. */
 static bool divides(const td_model_desc *d, int tp)
 {
-    return (tp & (tp - 1)) == 0 && d->H % tp == 0 && d->F % tp == 0 && (tp <= d->G ? d->G % tp == 0 : tp % d->G == 0) &&
+    return (tp & (tp - 1)) == 0 && d->H % tp == 0 && d->F % tp == 0 &&
+           (tp <= d->G ? d->G % tp == 0 : tp % d->G == 0) &&
            (!d->moe.route.n_experts || d->moe.F % tp == 0);
 }
 
@@ -80,13 +84,16 @@ td_status td_shape_settle(const char *what, const td_model_desc *d, int ranks, b
 {
     td_shape s = *shape;
     if (!given && ranks > 1) {
-        if (!d) return td_refuse(TD_EBADREQ, "%s: %d ranks of a model that cannot be read here: give its parallel sizes", what, ranks);
+        if (!d)
+            return td_refuse(TD_EBADREQ,
+                             "%s: %d ranks of a model that cannot be read here: give its sizes", what, ranks);
         td_shape chosen = choose(d, ranks);
         s.tp = chosen.tp, s.pp = chosen.pp;
     }
     if (ranks && td_shape_ranks(&s) != ranks)
-        return td_refuse(TD_EBADREQ, "%s: %d ranks, but tensor %d x pipeline %d x context %d x data %d is %lld", what, ranks, s.tp, s.pp,
-                         s.cp, s.dp, td_shape_ranks(&s));
+        return td_refuse(TD_EBADREQ,
+                         "%s: %d ranks, but tensor %d x pipeline %d x context %d x data %d is %lld", what,
+                         ranks, s.tp, s.pp, s.cp, s.dp, td_shape_ranks(&s));
     if (d) {
         td_grid g = {.tp = s.tp, .pp = s.pp, .cp = s.cp, .dp = s.dp, .ep = s.ep, .fsdp = s.fsdp};
         td_status ok = td_grid_check(&g, d);
@@ -100,7 +107,8 @@ td_status td_shape_settle(const char *what, const td_model_desc *d, int ranks, b
 
 int td_shape_args(const td_shape *s, td_arena *a, char **argv)
 {
-    const struct { const char *name; int v; } size[] = {{"tensor", s->tp}, {"pipeline", s->pp}, {"context", s->cp}, {"data", s->dp}};
+    const struct { const char *name; int v; } size[] = {
+        {"tensor", s->tp}, {"pipeline", s->pp}, {"context", s->cp}, {"data", s->dp}};
     int n = 0;
     char text[64];
     for (size_t i = 0; i < TD_COUNT(size); i++) {

@@ -28,7 +28,7 @@ target_include_directories(td_proto PUBLIC ${pb_dir})
 target_link_libraries(td_proto PUBLIC PkgConfig::PBC)
 
 td_library(td_wire GLOB common/wire/*.c LINK td_base td_proto PkgConfig::ZMQ PkgConfig::SODIUM)
-td_library(td_ship GLOB worker/ship/*.c worker/control*.c worker/mirror.c worker/rank.c worker/beat.c LINK td_engine td_wire)
+td_library(td_ship GLOB worker/ship/*.c worker/control*.c worker/mirror.c worker/rank_ship.c worker/beat.c LINK td_engine td_wire)
 td_library(td_text GLOB router/text/*.c LINK td_base PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 td_library(td_net GLOB router/net/*.c LINK td_base PkgConfig::EVENT PkgConfig::SSL PkgConfig::NGHTTP2)
 td_library(td_core GLOB router/core/*.c router/api/*.c router/trace*.c LINK td_text td_net td_wire)

@@ -3,7 +3,7 @@
 # MPI is linked; only programs that call td_coll_mpi_open load it (--as-needed). NCCL is opened at run time and needs nothing here.
 set(coll_drop)
 set(coll_mpi "off")
-if(NOT TD_MPI STREQUAL "OFF")
+if(TD_MPI STREQUAL "ON" OR (TD_MPI STREQUAL "AUTO" AND TD_CLUSTER)) # an engine alone needs libc only
   find_package(MPI QUIET COMPONENTS C)
   if(MPI_C_FOUND)
     set(coll_mpi "yes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher of workers of many ranks, with programs in the worker's place that only live, end or hang: what it starts, what
-it does when a part dies or stops, that nothing is left. What real workers do is tests/e2e/test_ranks.py."""
+"""The launcher of workers of many ranks, with programs in the worker's place that only live, end or hang: what
+it starts, what it does when a part dies or stops, that nothing is left. What real workers do is
+tests/e2e/test_ranks.py."""
 import os
 import shutil
 import signal
@@ -69,8 +70,10 @@ class Launch:
         self.mark = "WORK=" + self.dir
         self.log = open(os.path.join(self.dir, "log"), "w+")
         e = dict(os.environ, WORK=self.dir, ASAN_OPTIONS="detect_leaks=0", **dict(env))
-        self.p = subprocess.Popen([os.path.join(self.dir, "tandem"), "launch-worker", *own, "--", *worker], env=e,
-                                  stdout=self.log, stderr=self.log)
+        self.p = subprocess.Popen([os.path.join(self.dir, "tandem"), "launch-worker", *own, "--", *worker],
+                                  env=e,
+                                  stdout=self.log,
+                                  stderr=self.log)
 
     def out(self, rank, seconds=15):
         path = os.path.join(self.dir, f"out.{rank}")
@@ -108,18 +111,33 @@ class Launch:
 
 
 def files_of_ours():
-    return {os.path.join(d, x) for d in ("/tmp", "/dev/shm") for x in os.listdir(d) if x.startswith("tandem-mpi.")}
+    return {
+        os.path.join(d, x)
+        for d in ("/tmp", "/dev/shm")
+        for x in os.listdir(d) if x.startswith("tandem-mpi.")
+    }
 
 
 def what_is_started():
-    odd = {"OMPI_COMM_WORLD_SIZE": "7", "PMIX_RANK": "3", "PMI_RANK": "3", "OMPI_MCA_btl": "nothing", "TANDEM_LOG_LEVEL": "debug"}
-    x = Launch(["--ranks", "2", "--mpi-args", "--mca  mpi_abort_delay 0"], ["--model", MODEL, "--name", "a b"], odd)
+    odd = {
+        "OMPI_COMM_WORLD_SIZE": "7",
+        "PMIX_RANK": "3",
+        "PMI_RANK": "3",
+        "OMPI_MCA_btl": "nothing",
+        "TANDEM_LOG_LEVEL": "debug"
+    }
+    x = Launch(["--ranks", "2", "--mpi-args", "--mca  mpi_abort_delay 0"],
+               ["--model", MODEL, "--name", "a b"], odd)
     for r in (0, 1):
         pid, env, args = x.out(r)
         check(env["OMPI_COMM_WORLD_SIZE"] == "2" and env["OMPI_COMM_WORLD_RANK"] == str(r), env)
-        check("PMI_RANK" not in env and env.get("OMPI_MCA_btl") != "nothing" and env["TANDEM_LOG_LEVEL"] == "debug", env)
+        check(
+            "PMI_RANK" not in env and env.get("OMPI_MCA_btl") != "nothing"
+            and env["TANDEM_LOG_LEVEL"] == "debug", env)
         check(int(env["TANDEM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2), env["TANDEM_THREADS"])
-        check(args.startswith(f"args --model {MODEL} --name a b --tensor-parallel-size=2 --pipeline-parallel-size=1"), args)
+        check(
+            args.startswith(
+                f"args --model {MODEL} --name a b --tensor-parallel-size=2 --pipeline-parallel-size=1"), args)
         check("TANDEM_LAUNCH_DIR" not in env, env)
     x.p.send_signal(signal.SIGTERM)
     check(x.end(10, "drained") == 0)
@@ -191,20 +209,31 @@ def ends():
 def refused():
     for own, worker, words in (
         (["--ranks", "2"], ["--model", MODEL, "--tensor-parallel-size", "4"], "2 ranks, but tensor 4"),
-        ([], ["--model", MODEL, "--tensor-parallel-size", "16"], "cannot be divided among tensor-parallel-size 16"),
+        ([], ["--model", MODEL, "--tensor-parallel-size",
+              "16"], "cannot be divided among tensor-parallel-size 16"),
         (["--ranks", "4"], ["--model", "/nowhere"], "cannot be read here"),
         (["--ranks", "x"], ["--model", MODEL], "not a whole number"),
         (["--rank", "2"], ["--model", MODEL], "did you mean --ranks"),
         ([], ["--model", MODEL, "--rolle", "decode"], "did you mean --role"),
         ([], ["--model", MODEL, "positional"], "unexpected argument"),
     ):
-        r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", *own, "--", *worker], capture_output=True,
-                           text=True, timeout=20)
+        r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", *own, "--", *worker],
+                           capture_output=True,
+                           text=True,
+                           timeout=20)
         check(r.returncode == 2 and words in r.stderr, own, worker, r.returncode, r.stderr)
-    r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", "--ranks", "2"], capture_output=True, text=True)
+    r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", "--ranks", "2"],
+                       capture_output=True,
+                       text=True)
     check(r.returncode == 2 and "options are missing" in r.stderr, r.stderr)
-    r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", "--ranks", "2", "--no-restart", "--", "--model", MODEL],
-                       capture_output=True, text=True, env={"PATH": "/nowhere"}, timeout=20)
+    r = subprocess.run([
+        os.path.join(BUILD, "bin", "tandem"), "launch-worker", "--ranks", "2", "--no-restart", "--",
+        "--model", MODEL
+    ],
+                       capture_output=True,
+                       text=True,
+                       env={"PATH": "/nowhere"},
+                       timeout=20)
     check(r.returncode == 127 and "install openmpi-bin" in r.stderr, r.returncode, r.stderr)
 
 

@@ -18,7 +18,8 @@ static void text(void)
     T_EQ(s.cp, 5);
     T_EQ(s.dp, 7);
     T_EQ(s.ep && s.fsdp, 1);
-    const char *bad[] = {"tp", "tp=", "tp=0", "tp=-1", "tp=1025", "tp=2x", "tp=2,", ",", "xp=2", "tp=99999999999999999999",
+    const char *bad[] = {"tp", "tp=", "tp=0", "tp=-1", "tp=1025", "tp=2x", "tp=2,", ",", "xp=2",
+                         "tp=99999999999999999999",
                          "tp 2", "fsdp=1", "tp=64,pp=64", "tp=2;pp=2", "=2", "ep,,ep"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         td_shape before = s;

@@ -2,9 +2,11 @@
 /* tests/coll/support_cases.c - the case list. Every message is a pattern of (sender, receiver, operation), so
  * that a block at the wrong place, of the wrong rank or of an earlier operation is seen. */
 #include "tests/coll/support_cases.h"
+#include "common/clock.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void settled(void) {}
 
@@ -232,6 +234,34 @@ static void case_started_sends(td_coll *c, size_t bytes, int op, coll_tally *t)
     drop(got);
 }
 
+/* A message of a rank that computes on arrives while it does: it only pokes now and then. */
+static void case_poke(td_coll *c, size_t bytes, int op, coll_tally *t)
+{
+    enum { PIECES = 500, PIECE_US = 2000 };
+    int me = td_coll_rank(c), n = td_coll_size(c);
+    int64_t came = 0;
+    if (n < 2 || !strcmp(td_coll_name(c), "nccl")) return;
+    unsigned char *buf = room(bytes);
+    if (me == 0) {
+        fill(buf, 0, n - 1, op, bytes);
+        C_IS(t, td_coll_send_start(c, 0, n - 1, buf, bytes), TD_OK);
+        for (int i = 0; i < PIECES; i++) {
+            usleep(PIECE_US);
+            C_IS(t, td_coll_poke(c), TD_OK);
+        }
+        int64_t ended = td_spin_us();
+        C_IS(t, td_coll_send_wait(c, 0), TD_OK);
+        C_IS(t, td_coll_recv(c, n - 1, &came, sizeof came), TD_OK);
+        C_OK(t, came < ended);
+    } else if (me == n - 1) {
+        C_IS(t, td_coll_recv(c, 0, buf, bytes), TD_OK);
+        came = td_spin_us();
+        C_OK(t, holds(buf, 0, me, op, bytes));
+        C_IS(t, td_coll_send(c, 0, &came, sizeof came), TD_OK);
+    }
+    drop(buf);
+}
+
 /* Rank 0 sends many small messages, the others take them in their own time; the buffer is reused at once. */
 static void case_ahead(td_coll *c, int op, coll_tally *t)
 {
@@ -333,5 +363,6 @@ static void case_splits(td_coll *c, size_t big, coll_tally *t)
 void coll_cases(td_coll *c, size_t big, coll_tally *t)
 {
     group_cases(c, big, t);
+    case_poke(c, big < ((size_t)3 << 20) ? big : (size_t)3 << 20, 900, t);
     case_splits(c, big / 3, t);
 }

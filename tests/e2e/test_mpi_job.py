@@ -1,5 +1,6 @@
-"""A whole cluster as one MPI job (deploy/mpi/cluster): router, a prefill worker of 2 ranks and a decode worker of 2 ranks,
-under one outer mpirun. The same text as of one worker; parts die and come back while the job goes on; SIGTERM drains.
+"""A whole cluster as one MPI job (deploy/mpi/cluster): router, a prefill worker and a decode worker of 2
+ranks each, under one outer mpirun. The same text as of one worker; parts die and come back while the job goes on;
+SIGTERM drains.
 SPDX-License-Identifier: Apache-2.0
 """
 import os
@@ -9,7 +10,8 @@ import subprocess
 import tempfile
 import time
 
-from support.cluster import BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions, rank_pids, skip
+from support.cluster import (BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions,
+                             rank_pids, skip)
 
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
@@ -54,39 +56,53 @@ class Job(Cluster):
         self.mark = "TANDEM_CONTROL_PORT=" + str(free_port())
         conf = os.path.join(self.dir, "job.conf")
         with open(conf, "w") as f:
-            f.write(CONF.format(port=self.port, grpc=self.grpc_port,
-                                cache="--cache-dir " + os.path.join(BUILD, "test-cache")))
+            f.write(
+                CONF.format(port=self.port,
+                            grpc=self.grpc_port,
+                            cache="--cache-dir " + os.path.join(BUILD, "test-cache")))
         name, value = self.mark.split("=")
         log = open(os.path.join(self.dir, "job.log"), "ab")
-        self.procs["job"] = subprocess.Popen([os.path.join(ROOT, "deploy", "mpi", "cluster"), conf, DEMO], stdout=log,
-                                             stderr=log, stdin=subprocess.DEVNULL,
+        self.procs["job"] = subprocess.Popen([os.path.join(ROOT, "deploy", "mpi", "cluster"), conf, DEMO],
+                                             stdout=log,
+                                             stderr=log,
+                                             stdin=subprocess.DEVNULL,
                                              env=dict(os.environ, TANDEM_BUILD=BUILD, **{name: value}))
         log.close()
         self.wait_ready()
 
     def part(self, *words):
         """The process whose arguments hold all these words, mpirun and wrappers excepted."""
-        return next((p for p, args in tagged(self.mark).items()
-                     if all(w in args for w in words) and os.path.basename(args[0]) not in ("mpirun", "bash")), None)
+        return next(
+            (p for p, args in tagged(self.mark).items()
+             if all(w in args for w in words) and os.path.basename(args[0]) not in ("mpirun", "bash")), None)
 
     def is_back(self):
-        return sorted(w["role"].lower() for w in self.ledger()["workers"] if w["state"] == "READY") == ["decode", "prefill"]
+        return sorted(w["role"].lower() for w in self.ledger()["workers"]
+                      if w["state"] == "READY") == ["decode", "prefill"]
 
 
 def wrong_files():
-    for text, words in (("prefill localhost\n", "the router's line comes first"), ("router h\n", "at least one worker"),
-                        ("router h\nrouter i\n", "more than one router"), ("router h\nprefil i\n", "is none of")):
+    for text, words in (("prefill localhost\n", "the router's line comes first"), ("router h\n",
+                                                                                   "at least one worker"),
+                        ("router h\nrouter i\n", "more than one router"), ("router h\nprefil i\n",
+                                                                           "is none of")):
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as f:
             f.write(text)
             f.flush()
-            r = subprocess.run([os.path.join(ROOT, "deploy", "mpi", "cluster"), f.name, DEMO], capture_output=True, text=True,
-                               env=dict(os.environ, TANDEM_BUILD=BUILD), timeout=20)
+            r = subprocess.run([os.path.join(ROOT, "deploy", "mpi", "cluster"), f.name, DEMO],
+                               capture_output=True,
+                               text=True,
+                               env=dict(os.environ, TANDEM_BUILD=BUILD),
+                               timeout=20)
         assert r.returncode == 2 and words in r.stderr, (text, r)
     ok("wrong files are refused")
 
 
 wrong_files()
-BODY = [dict(prompt=q["prompt_ids"], max_tokens=40, temperature=0.7, seed=i) for i, q in enumerate(questions()[::40])]
+BODY = [
+    dict(prompt=q["prompt_ids"], max_tokens=40, temperature=0.7, seed=i)
+    for i, q in enumerate(questions()[::40])
+]
 with Cluster(prefill=0, decode=0, mixed=1) as c:
     want = [c.complete(**b)["choices"][0]["token_ids"] for b in BODY]
 
@@ -104,7 +120,8 @@ with Job() as c:
     ranks = rank_pids(launcher)
     assert set(ranks) == {0, 1}, ranks
     os.kill(ranks[1], signal.SIGKILL)
-    c.until("the rank's worker is gone", 5, lambda: not any(os.path.exists(f"/proc/{p}") for p in ranks.values()))
+    c.until("the rank's worker is gone", 5,
+            lambda: not any(os.path.exists(f"/proc/{p}") for p in ranks.values()))
     c.until("the worker is back", 30, lambda: set(rank_pids(launcher)) == {0, 1} and c.is_back())
     same(c)
     ok("a rank is killed: its launcher starts the worker again")

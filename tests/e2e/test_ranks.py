@@ -1,5 +1,5 @@
-"""Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or hangs takes its
-worker along, not its requests; ranks that do not belong together stop at start.
+"""Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or
+hangs takes its worker along, not its requests; ranks that do not belong together stop at start.
 
     python tests/e2e/test_ranks.py [--part same|data|handoff|served|death|start]
 SPDX-License-Identifier: Apache-2.0
@@ -14,7 +14,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from support.cluster import BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids, sanitized, skip
+from support.cluster import (BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids,
+                             sanitized, skip)
 from support.models import with_tokenizer
 from support.serve import Serve
 
@@ -36,6 +37,7 @@ def ok(what):
 
 # ---- the same tokens ----
 
+
 def jobs(model):
     """Bodies: greedy and seeded, short and long, with log probabilities."""
     if model == DEMO:
@@ -43,9 +45,12 @@ def jobs(model):
         story = max(questions(), key=lambda q: len(q["prompt_ids"]))
         prompts = [q["prompt_ids"] for q in qs] + [(story["prompt_ids"] + story["answer_ids"][:-1])[:331]]
     else:
-        prompts = [[5 + (7 * i + k * k) % 300 for k in range(n)] for i, n in enumerate((1, 3, 17, 40, 97, 131))]
-    return [dict(prompt=x, max_tokens=24, logprobs=2, **kw) for i, x in enumerate(prompts)
-            for kw in (dict(temperature=0), dict(temperature=0.9, top_p=0.95, seed=100 + i))]
+        prompts = [[5 + (7 * i + k * k) % 300 for k in range(n)]
+                   for i, n in enumerate((1, 3, 17, 40, 97, 131))]
+    return [
+        dict(prompt=x, max_tokens=24, logprobs=2, **kw) for i, x in enumerate(prompts)
+        for kw in (dict(temperature=0), dict(temperature=0.9, top_p=0.95, seed=100 + i))
+    ]
 
 
 def ask(c, body):
@@ -63,24 +68,37 @@ def collect(model, together=6, **kw):
 
 
 def sizes(tp=1, pp=1, cp=1, dp=1, *flags):
-    return ["--tensor-parallel-size", str(tp), "--pipeline-parallel-size", str(pp), "--context-parallel-size", str(cp),
-            "--data-parallel-size", str(dp), *flags]
+    return [
+        "--tensor-parallel-size",
+        str(tp), "--pipeline-parallel-size",
+        str(pp), "--context-parallel-size",
+        str(cp), "--data-parallel-size",
+        str(dp), *flags
+    ]
 
 
 def compare(name, model, want, **kw):
     got = collect(model, **kw)
     bad = [i for i in range(len(want)) if got[i] != want[i]]
-    assert not bad, f"{name}: {len(bad)} of {len(want)} differ, first:\n{jobs(model)[bad[0]]}\n{want[bad[0]]}\n{got[bad[0]]}"
+    first = bad and (jobs(model)[bad[0]], want[bad[0]], got[bad[0]])
+    assert not bad, f"{name}: {len(bad)} of {len(want)} differ, first: {first}"
     ok(f"{name}: {len(want)} answers as of one rank")
 
 
 SAME = {
-    "tp2": (2, sizes(2)), "pp2": (2, sizes(1, 2)), "cp2": (2, sizes(1, 1, 2)), "tp2 pp2": (4, sizes(2, 2)),
+    "tp2": (2, sizes(2)),
+    "pp2": (2, sizes(1, 2)),
+    "cp2": (2, sizes(1, 1, 2)),
+    "tp2 pp2": (4, sizes(2, 2)),
     "cp2 fully sharded": (2, sizes(1, 1, 2, 1, "--fully-sharded")),
 }
 MOVING = ["--expert-parallel", "--redundant-experts", "2", "--eplb-interval", "3"]
-SAME_MOE = {"tp2": (2, sizes(2)), "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel")),
-            "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel")), "ep: tp2 pp2, experts move": (4, sizes(2, 2, 1, 1, *MOVING))}
+SAME_MOE = {
+    "tp2": (2, sizes(2)),
+    "ep: tp2": (2, sizes(2, 1, 1, 1, "--expert-parallel")),
+    "ep: cp2": (2, sizes(1, 1, 2, 1, "--expert-parallel")),
+    "ep: tp2 pp2, experts move": (4, sizes(2, 2, 1, 1, *MOVING))
+}
 
 
 def one_rank(model):
@@ -88,13 +106,22 @@ def one_rank(model):
 
 
 DATA = {"dp2": (2, sizes(1, 1, 1, 2)), "dp2 fully sharded": (2, sizes(1, 1, 1, 2, "--fully-sharded"))}
-DATA_MOE = {"ep: dp2": (2, sizes(1, 1, 1, 2, "--expert-parallel")), "ep: dp2, experts move": (2, sizes(1, 1, 1, 2, *MOVING))}
+DATA_MOE = {
+    "ep: dp2": (2, sizes(1, 1, 1, 2, "--expert-parallel")),
+    "ep: dp2, experts move": (2, sizes(1, 1, 1, 2, *MOVING))
+}
 
 
 def mixed(name, model, shapes):
     want = one_rank(model)
     for shape, (n, extra) in shapes.items():
-        compare(f"{name} {shape}", model, want, prefill=0, decode=0, mixed=1, mixed_extra=extra,
+        compare(f"{name} {shape}",
+                model,
+                want,
+                prefill=0,
+                decode=0,
+                mixed=1,
+                mixed_extra=extra,
                 ranks={"mixed": n})
 
 
@@ -131,13 +158,27 @@ def handoff():
     want = one_rank(DEMO)
     for name, pre, dec in (("tp2 to pp4", sizes(2), sizes(1, 4)), ("pp2 to tp4", sizes(1, 2), sizes(4)),
                            ("cp2 to tp2 pp2", sizes(1, 1, 2), sizes(2, 2))):
-        compare(f"demo {name}", DEMO, want, prefill_extra=[*pre, "--page-size", "16"],
-                decode_extra=[*dec, "--page-size", "8"], ranks={"prefill": 2, "decode": 4}, extra=["--max-prefill-chunk", "64"])
+        compare(f"demo {name}",
+                DEMO,
+                want,
+                prefill_extra=[*pre, "--page-size", "16"],
+                decode_extra=[*dec, "--page-size", "8"],
+                ranks={
+                    "prefill": 2,
+                    "decode": 4
+                },
+                extra=["--max-prefill-chunk", "64"])
     with with_tokenizer("mixtral") as model:
         want = one_rank(model)
-        compare("mixtral tp2 to ep4", model, want, prefill_extra=[*sizes(2), "--page-size", "16"],
+        compare("mixtral tp2 to ep4",
+                model,
+                want,
+                prefill_extra=[*sizes(2), "--page-size", "16"],
                 decode_extra=[*sizes(2, 2, 1, 1, "--expert-parallel"), "--page-size", "32"],
-                ranks={"prefill": 2, "decode": 4})
+                ranks={
+                    "prefill": 2,
+                    "decode": 4
+                })
 
 
 # ---- a rank dies ----
@@ -176,7 +217,7 @@ def alive(pids):
 
 
 def death(sig, rank, n_workers):
-    """One rank of the worker that runs the request: the group is gone in 5 s, the text complete, the worker back."""
+    """A rank of the worker that runs the request: gone in 5 s with the others, the text complete, all back."""
     with Serve("--mixed", str(n_workers), "--mixed-ranks", "2", "--threads", "2") as c:
         c.until("all workers", 30, lambda: len(alive_workers(c)) == n_workers)
         want = stream_ids(c)
@@ -230,14 +271,24 @@ def deaths():
 
 # ---- ranks that do not belong together ----
 
+
 def mpirun(*ranks, seconds=10):
     """Each rank with its own arguments. (status, output); fails when it takes longer."""
-    cmd = ["mpirun", "--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+    cmd = [
+        "mpirun", "--oversubscribe", "--bind-to", "none",
+        *(["--allow-run-as-root"] if os.geteuid() == 0 else [])
+    ]
     for i, args in enumerate(ranks):
-        cmd += [":"] * (i > 0) + ["-n", "1", os.path.join(BIN, "tandem-worker"), "--threads", "1", "--router",
-                                  "ipc:///nowhere/control", "--no-pack-cache", *args]
+        cmd += [":"] * (i > 0) + [
+            "-n", "1",
+            os.path.join(BIN, "tandem-worker"), "--threads", "1", "--router", "ipc:///nowhere/control",
+            "--no-pack-cache", *args
+        ]
     start = time.monotonic()
-    r = subprocess.run(["timeout", "-k", "1", "60", *cmd], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    r = subprocess.run(["timeout", "-k", "1", "60", *cmd],
+                       capture_output=True,
+                       text=True,
+                       stdin=subprocess.DEVNULL)
     took = time.monotonic() - start
     assert took < seconds * (4 if sanitized() else 1), f"{took:.1f} s: {ranks}\n{r.stdout}{r.stderr}"
     return r.returncode, r.stdout + r.stderr
@@ -264,27 +315,43 @@ def starts():
         refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size")
         refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
         refused("another kernel family", [tp2, [*tp2, "--ops", "ref"]], "rank 1", "ref")
-        refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64", "2048")
+        refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64",
+                "2048")
         refused("another attention split", [tp2, [*tp2, "--attention-split", "64"]], "rank 1", "64", "256")
         refused("more ranks than the sizes say", [tp2] * 3, "3 ranks", "tensor 2")
         refused("fewer ranks than the sizes say", [["--model", DEMO, *sizes(4)]] * 2, "2 ranks", "tensor 4")
         refused("sums that are no binary tree", [["--model", DEMO, *sizes(3)]] * 3, "no power of two")
         refused("more stages than layers", [["--model", DEMO, *sizes(1, 7)]] * 7, "the model has 6 layers")
-        refused("experts of a model without", [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
-        refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2, "fully-sharded")
+        refused("experts of a model without",
+                [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
+        refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2,
+                "fully-sharded")
     r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=20)
     assert r.returncode and "1 ranks were started for tensor 2" in r.stderr, r
     ok("refused at start: two ranks without mpirun")
-    for args, words in ((["--decode-ranks", "3", "--decode-parallel", "tp=2"], "3 ranks, but tensor 2"),
-                        (["--prefill-parallel", "tp=8"], "query heads 4 cannot be divided"),
-                        (["--decode-ranks", "1024"], "the model has 6 layers"), (["--decode-parallel", "tp=2,x"], "'x' is none of")):
-        r = subprocess.run([os.path.join(BIN, "tandem"), "serve", DEMO, "--port", "0", "--grpc-port", "0", *args],
-                           capture_output=True, text=True, timeout=20)
+    for args, words in ((["--decode-ranks", "3", "--decode-parallel",
+                          "tp=2"], "3 ranks, but tensor 2"), (["--prefill-parallel",
+                                                               "tp=8"], "query heads 4 cannot be divided"),
+                        (["--decode-ranks",
+                          "1024"], "the model has 6 layers"), (["--decode-parallel",
+                                                                "tp=2,x"], "'x' is none of")):
+        r = subprocess.run(
+            [os.path.join(BIN, "tandem"), "serve", DEMO, "--port", "0", "--grpc-port", "0", *args],
+            capture_output=True,
+            text=True,
+            timeout=20)
         assert r.returncode == 2 and words in r.stderr, (args, r)
     ok("refused at start: impossible shapes of serve")
 
 
 for part in parts:
-    {"same": same, "handoff": handoff, "death": deaths, "start": starts, "data": data, "served": served}[part]()
+    {
+        "same": same,
+        "handoff": handoff,
+        "death": deaths,
+        "start": starts,
+        "data": data,
+        "served": served
+    }[part]()
 print(f"{passed} passed, 0 failed")
 sys.exit(0)

@@ -1,5 +1,6 @@
-"""Ranks on hosts of their own: network namespaces joined by a bridge, MPI over TCP, ZeroMQ tcp between addresses. The same
-tokens as of one rank; a rank elsewhere dies, stops, or its link goes down: the worker ends, requests go on.
+"""Ranks on hosts of their own: network namespaces joined by a bridge, MPI over TCP, ZeroMQ tcp between
+addresses. The same tokens as of one rank; a rank elsewhere dies, stops, or its link goes down: the worker ends,
+requests go on.
 SPDX-License-Identifier: Apache-2.0
 """
 import os
@@ -9,7 +10,8 @@ import subprocess
 import tempfile
 import time
 
-from support.cluster import BIN, DEMO, Cluster, Gone, free_port, open_mpi_under_sanitizers, questions, rank_pids, skip
+from support.cluster import (BIN, DEMO, Cluster, Gone, free_port, open_mpi_under_sanitizers, questions,
+                             rank_pids, skip)
 from support.netns import Hosts, missing
 
 why = "no mpirun (install openmpi-bin)" if not shutil.which("mpirun") else missing()
@@ -34,7 +36,9 @@ def unreachable(name, hosts, network, words):
     """Ranks that cannot reach each other: an error within 10 s of MPI's start, not a hang."""
     argv = [os.path.join(BIN, "tandem"), "launch-worker", "--no-restart", "--hosts"]
     argv += [",".join(hosts.address(i) + ":1" for i in (1, 2)), "--mpi-args", mpi_args(hosts, network), "--"]
-    argv += ["--model", DEMO, "--tensor-parallel-size", "2", "--threads", "1", "--router", "tcp://127.0.0.1:1"]
+    argv += [
+        "--model", DEMO, "--tensor-parallel-size", "2", "--threads", "1", "--router", "tcp://127.0.0.1:1"
+    ]
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         p = subprocess.Popen(hosts.inside(1, argv), stdout=log, stderr=log)
@@ -52,7 +56,6 @@ def unreachable(name, hosts, network, words):
 
 class Net(Cluster):
     """A router on the outside, each worker on the hosts of its role."""
-
     def __init__(self, hosts, places, extra):
         self.hosts, self.places, self.options = hosts, places, extra
         self.port_of_control = free_port()
@@ -75,8 +78,14 @@ class Net(Cluster):
         label = f"{role}{self.n_started}"
         self.n_started += 1
         argv = [os.path.join(BIN, "tandem"), "launch-worker"]
-        argv += ["--hosts", ",".join(h.address(i) + ":1" for i in on), "--mpi-args", mpi_args(h, h.subnet), "--"]
-        argv += ["--model", DEMO, "--role", role, "--name", label, "--router", self.control, "--bulk-bind", "tcp://*:*", "--insecure"]
+        argv += [
+            "--hosts", ",".join(h.address(i) + ":1" for i in on), "--mpi-args",
+            mpi_args(h, h.subnet), "--"
+        ]
+        argv += [
+            "--model", DEMO, "--role", role, "--name", label, "--router", self.control, "--bulk-bind",
+            "tcp://*:*", "--insecure"
+        ]
         argv += ["--threads", "1", "--no-pack-cache", *self.options[role]]
         self._spawn(label, h.inside(on[0], argv))
         self.workers.append(label)
@@ -85,10 +94,17 @@ class Net(Cluster):
         return sorted(w["role"].lower() for w in self.ledger()["workers"] if w["state"] == "READY")
 
 
-BODY = [dict(prompt=q["prompt_ids"], max_tokens=30, temperature=0.7 * (i % 2), seed=i)
-        for i, q in enumerate(questions()[::25])]
+BODY = [
+    dict(prompt=q["prompt_ids"], max_tokens=30, temperature=0.7 * (i % 2), seed=i)
+    for i, q in enumerate(questions()[::25])
+]
 LONGQ = max(questions(), key=lambda q: len(q["answer_ids"]))
-LONG = dict(prompt=LONGQ["prompt_ids"], max_tokens=80, temperature=0.8, seed=7, ignore_eos=True, return_token_ids=True)
+LONG = dict(prompt=LONGQ["prompt_ids"],
+            max_tokens=80,
+            temperature=0.8,
+            seed=7,
+            ignore_eos=True,
+            return_token_ids=True)
 
 
 def answers(c):
@@ -109,8 +125,10 @@ with Cluster(prefill=0, decode=0, mixed=1) as c:
     want, want_long = answers(c), stream(c)
 
 with Hosts(4) as hosts:
-    shapes = {"prefill": ["--tensor-parallel-size", "2"],
-              "decode": ["--pipeline-parallel-size", "2", "--page-size", "8"]}
+    shapes = {
+        "prefill": ["--tensor-parallel-size", "2"],
+        "decode": ["--pipeline-parallel-size", "2", "--page-size", "8"]
+    }
     with Net(hosts, {"prefill": (1, 2), "decode": (3, 4)}, shapes) as c:
         before = [hosts.received(i) for i in (1, 2, 3, 4)]
         assert answers(c) == want
@@ -130,6 +148,7 @@ with Hosts(4) as hosts:
             def now():
                 strike(ranks)
                 watch.append(Gone(ranks.values()))
+
             got = stream(c, now)
             took = watch[0].after(limit)
             assert got == want_long, (got, want_long)

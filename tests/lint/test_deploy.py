@@ -10,8 +10,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def scripts():
-    out = subprocess.run(["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "deploy", "tests"],
-                         capture_output=True, check=True).stdout.decode()
+    out = subprocess.run([
+        "git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "deploy", "tests"
+    ],
+                         capture_output=True,
+                         check=True).stdout.decode()
     for path in filter(None, out.split("\0")):
         full = os.path.join(ROOT, path)
         if os.path.isfile(full) and not path.endswith(".py"):
@@ -37,18 +40,25 @@ def main():
         print("SKIP: no shellcheck (install shellcheck)")
         return 77
     bad = []
-    planted = subprocess.run(["shellcheck", "-"], input="#!/bin/bash\nrm -r $1/*\n", capture_output=True, text=True)
+    planted = subprocess.run(["shellcheck", "-"],
+                             input="#!/bin/bash\nrm -r $1/*\n",
+                             capture_output=True,
+                             text=True)
     if planted.returncode == 0:
         bad.append("self-test: shellcheck finds nothing")
     found = sorted(scripts())
     if not {"deploy/mpi/cluster", "deploy/mpi/part", "deploy/quickstart"} <= set(found) or len(found) < 8:
         bad.append(f"self-test: scripts are missing: {found}")
     for path in found:
-        r = subprocess.run(["shellcheck", "-x", "-S", "style", path], cwd=ROOT, capture_output=True, text=True)
+        r = subprocess.run(["shellcheck", "-x", "-S", "style", path],
+                           cwd=ROOT,
+                           capture_output=True,
+                           text=True)
         if r.returncode:
             bad.append(r.stdout)
     known = options_of("any")
-    if unknown_options("a --tensor-parallel-size 2 --no-restart --tensor-parallel 2", known) != ["tensor-parallel"]:
+    if unknown_options("a --tensor-parallel-size 2 --no-restart --tensor-parallel 2",
+                       known) != ["tensor-parallel"]:
         bad.append("self-test: unknown options")
     folder = os.path.join(ROOT, "deploy", "mpi")
     for name in sorted(x for x in os.listdir(folder) if x.endswith(".conf")):

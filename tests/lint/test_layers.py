@@ -22,7 +22,7 @@ LAYERS = [
     (("common/wire/",), ("common/", "proto/")),
     (("common/",), ("common/.", "proto/.")),
     (("kernels/",), ("kernels/", "common/.", "proto/.")),
-    (("worker/ship/", "worker/control", "worker/main", "worker/mirror", "worker/rank.", "worker/beat"), ("worker/", "kernels/", "common/", "proto/")),
+    (("worker/ship/", "worker/control", "worker/main", "worker/mirror", "worker/rank_ship", "worker/beat"), ("worker/", "kernels/", "common/", "proto/")),
     (("worker/",), ("worker/.", "worker/model/", "worker/coll/", "kernels/", "common/.", "proto/.")),
     (("router/text/",), ("router/text/", "common/.", "proto/.")),
     (("router/net/",), ("router/net/", "common/.", "proto/.")),

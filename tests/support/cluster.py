@@ -71,7 +71,7 @@ def rank_pids(above, count=False):
 
 
 class Gone(threading.Thread):
-    """Notes when the last of some processes is gone: .after(seconds) -> how long that took, from the start on."""
+    """Notes when the last of some processes is gone: .after(seconds) -> how long that took."""
 
     def __init__(self, pids):
         super().__init__(daemon=True)
@@ -87,7 +87,7 @@ class Gone(threading.Thread):
 
     def after(self, seconds):
         self.join(max(0, self.began + seconds - time.monotonic()) + 1)
-        assert self.took is not None and self.took <= seconds, f"after {self.took} s, not within {seconds} s: {self.pids}"
+        assert self.took and self.took <= seconds, f"{self.took} s, not within {seconds} s: {self.pids}"
         return self.took
 
 

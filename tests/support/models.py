@@ -12,7 +12,7 @@ from support.cluster import DEMO, ROOT
 
 @contextlib.contextmanager
 def with_tokenizer(name):
-    """A checkpoint of tests/golden/models with the demo model's tokenizer, cut to its vocabulary (bytes and first merges)."""
+    """A checkpoint of tests/golden/models with the demo model's tokenizer, cut to its vocabulary."""
     source = os.path.join(ROOT, "tests", "golden", "models", name)
     d = tempfile.mkdtemp(prefix="td", dir="/tmp")
     try:
@@ -28,6 +28,7 @@ def with_tokenizer(name):
 
         def halves(m):
             return m if isinstance(m, list) else m.split(" ")
+
         bpe["merges"] = [m for m in bpe["merges"] if {*halves(m), "".join(halves(m))} <= set(bpe["vocab"])]
         with open(os.path.join(d, "tokenizer.json"), "w") as f:
             json.dump(t, f)

@@ -1,8 +1,10 @@
 """Network namespaces joined by a bridge: hosts with addresses of their own on one machine (root only).
 
-    with Hosts(3) as h:  h.address(1), h.outside (this side's address), h.inside(1, argv) -> argv, h.link(2, up=False)
+    with Hosts(3) as h:  h.address(1), h.outside (this side's address), h.inside(1, argv) -> argv,
+                         h.link(2, up=False)
 
-MPI starts its daemons on them through h.agent (mpirun's plm_rsh_agent). A host's name is its address: no table of names.
+MPI starts its daemons on them through h.agent (mpirun's plm_rsh_agent). A host's name is its address: no table
+of names.
 SPDX-License-Identifier: Apache-2.0
 """
 import os
@@ -13,7 +15,8 @@ import tempfile
 AGENT = """#!/bin/bash
 # HOST COMMAND: as ssh, without its environment, for the addresses of these namespaces
 host=$1; shift
-exec env -i PATH="$PATH" HOME="$HOME" ip netns exec {name}h${{host##*.}} unshare -u bash -c 'hostname "$0"; exec bash -c "$*"' "$host" "$@"
+exec env -i PATH="$PATH" HOME="$HOME" ip netns exec {name}h${{host##*.}} \\
+  unshare -u bash -c 'hostname "$0"; exec bash -c "$*"' "$host" "$@"
 """
 
 
@@ -73,8 +76,11 @@ class Hosts:
         shutil.rmtree(self.dir)
 
     def inside(self, i, argv):
-        return [shutil.which("ip"), "netns", "exec", f"{self.name}h{i}", "unshare", "-u", "bash", "-c",
-                'hostname "$0"; exec "$@"', self.address(i), *argv]
+        return [
+            shutil.which("ip"), "netns", "exec", f"{self.name}h{i}", "unshare", "-u", "bash", "-c",
+            'hostname "$0"; exec "$@"',
+            self.address(i), *argv
+        ]
 
     def link(self, i, up):
         run("ip", "link", "set", f"{self.name}v{i}", "up" if up else "down")

@@ -99,11 +99,27 @@ static void named_cases(void)
     T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10}), 91);
     T_EQ(it[2].rows, 7); /* two decode rows and the first prompt's end take the other three */
     T_EQ(td_sched_plan(it, 0, (td_sched_caps){200, 0, 10}), 200);
+    it[2].all_logits = false;
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 110}), 88);
+    T_OK(it[0].rows == 100 && it[2].rows == 10 && it[1].rows == 1, "decode rows are not of the prompts' share");
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 16, 10, 20}), 178);
+    T_OK(it[0].rows == 16 && it[2].rows == 4);
+}
+
+static void pipe_rows(void)
+{
+    T_EQ(td_sched_pipe_rows(1 << 20, 1), 0); /* one stage waits for nobody */
+    T_EQ(td_sched_pipe_rows(2048, 2), 64);
+    T_EQ(td_sched_pipe_rows(1, 2), 64);
+    T_EQ(td_sched_pipe_rows(65536, 2), 2048);
+    T_EQ(td_sched_pipe_rows(65536, 5), 512);
+    T_EQ(td_sched_pipe_rows(UINT64_MAX, 2), UINT32_MAX);
 }
 
 int main(void)
 {
     named_cases();
+    pipe_rows();
     random_cases(100000);
     return T_DONE();
 }

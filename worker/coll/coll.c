@@ -484,3 +484,8 @@ td_status td_coll_send_wait(td_coll *c, int slot)
     TD_TRY(check_slot(c, "send_wait", slot, true, TD_COLL_CHANNEL_P2P));
     return lane_wait(c, 1 + slot);
 }
+
+td_status td_coll_poke(td_coll *c)
+{
+    return c->ops->poke ? c->ops->poke(c) : TD_OK;
+}

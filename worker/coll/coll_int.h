@@ -58,6 +58,7 @@ typedef struct td_coll_ops {
     td_status (*split)(td_coll *c, int color, int key, td_coll **out);
     void (*close)(td_coll *c); /* lanes may be busy */
     void (*abort)(td_coll *c, const char *why);
+    td_status (*poke)(td_coll *c);    /* NULL: nothing to do */
     td_status (*barrier)(td_coll *c); /* NULL: by exchanges */
     td_status (*all_gather)(td_coll *c, int lane, const void *send, void *recv, size_t bytes_each); /* same */
 } td_coll_ops;

@@ -7,7 +7,9 @@
  * Within a host a message from 16 KiB on takes a pipe in shared memory (coll_pipe.h) instead: through MPI
  * goes only its pass, which keeps MPI's matching and order. The receiver grants the pipe to one message at a
  * time, one whose buffer it knows; so whoever waits moves the bytes of all its messages, and none stands in
- * another's way.
+ * another's way. A started send is different: its sender computes on, and would write to the pipe only at its next
+ * wait. Its bytes go through MPI, after their pass and with a tag of their own, and within a host the receiver takes
+ * them from the sender's memory alone (one copy by the kernel); where that is not so, td_coll_poke helps on.
  *
  * Waiting. Open MPI only polls; mpi_yield_when_idle still keeps a core at 100 %. So a wait tests for 50 us
  * (not at all when the host has fewer cores than ranks), then blocks on a futex in memory that the ranks of a
@@ -42,6 +44,7 @@
 
 enum { LOOKS_PER_CLOCK = 16, NAP_LOCAL_US = 1000, NAP_MIN_US = 50, NAP_MAX_US = 500 };
 enum { PIPE_MIN = 16 << 10, PIPE_RANKS = 8, PASS_MAGIC = 0x7d9a55 }; /* with at most 8 ranks on the host */
+enum { DIRECT_MAGIC = PASS_MAGIC + 1, DIRECT_TAG = TD_COLL_CHANNELS };
 static const size_t cut_bytes = (size_t)1 << 30;
 
 typedef struct bell {
@@ -66,7 +69,10 @@ typedef struct transfer {  /* a message that takes the pipe */
     peer *peer;
     pass pass;
     size_t moved;
-    MPI_Request req; /* of a pass to receive; null: it came */
+    enum { BY_PASS, BY_PIPE, BY_MPI } how; /* to receive: what comes next */
+    MPI_Comm comm;
+    MPI_Request req; /* to receive: the pass, or bytes that come by MPI */
+    int asked;       /* of those */
 } transfer;
 
 typedef struct world {
@@ -86,6 +92,7 @@ typedef struct flight { /* what a lane has under way: MPI requests, receives fir
     MPI_Status *status;
     int *bytes;
     transfer *transfers; /* room for all parts */
+    pass direct;         /* of a started send, which has one part */
 } flight;
 
 typedef struct end {
@@ -165,7 +172,7 @@ static td_status transfer_post(end *e, flight *f, const td_coll_lane *l, td_coll
 {
     transfer *t = &f->transfers[f->n_transfers];
     int tag = (int)l->channel, code;
-    *t = (transfer){.next = e->w->active, .part = p, .peer = e->peers[p->peer], .req = MPI_REQUEST_NULL};
+    *t = (transfer){.next = e->w->active, .part = p, .peer = e->peers[p->peer], .comm = e->comm, .req = MPI_REQUEST_NULL};
     if (p->to) {
         code = MPI_Irecv(&t->pass, sizeof t->pass, MPI_BYTE, p->peer, tag, e->comm, &t->req);
     } else {
@@ -188,7 +195,11 @@ static td_status pass_look(world *w, transfer *t)
     TD_TRY(mpi_check(w, "MPI_Test", MPI_Test(&t->req, &done, &status)));
     if (!done) return TD_AGAIN;
     MPI_Get_count(&status, MPI_BYTE, &got);
-    if (got == sizeof t->pass && t->pass.magic == PASS_MAGIC && t->pass.bytes == t->part->bytes) return TD_OK;
+    bool direct = t->pass.magic == DIRECT_MAGIC;
+    if (got == sizeof t->pass && (direct || t->pass.magic == PASS_MAGIC) && t->pass.bytes == t->part->bytes) {
+        t->how = direct ? BY_MPI : BY_PIPE;
+        return TD_OK;
+    }
     char why[120];
     snprintf(why, sizeof why, "ranks differ: %llu bytes from rank %d, %zu expected",
              got == sizeof t->pass ? (unsigned long long)t->pass.bytes : (unsigned long long)got,
@@ -196,14 +207,33 @@ static td_status pass_look(world *w, transfer *t)
     return world_break(w, TD_EPROTO, why);
 }
 
+/* A piece of a started send. OK: it came. */
+static td_status direct_in(world *w, transfer *t)
+{
+    int done = 0, got = 0;
+    MPI_Status status;
+    if (t->req == MPI_REQUEST_NULL) {
+        t->asked = (int)TD_MIN(t->part->bytes - t->moved, cut_bytes);
+        TD_TRY(mpi_check(w, "MPI_Irecv", MPI_Irecv((char *)t->part->to + t->moved, t->asked, MPI_BYTE, t->part->peer, DIRECT_TAG,
+                                                   t->comm, &t->req)));
+    }
+    TD_TRY(mpi_check(w, "MPI_Test", MPI_Test(&t->req, &done, &status)));
+    if (!done) return TD_AGAIN;
+    MPI_Get_count(&status, MPI_BYTE, &got);
+    if (got != t->asked) return world_break(w, TD_EPROTO, "ranks differ: a started send is shorter than its pass says");
+    t->moved += (size_t)got;
+    return TD_OK;
+}
+
 /* OK: something moved. */
 static td_status transfer_in(world *w, transfer *t)
 {
     peer *p = t->peer;
-    if (t->req != MPI_REQUEST_NULL) {
+    if (t->how == BY_PASS) {
         td_status s = pass_look(w, t);
         if (s != TD_OK) return s;
     }
+    if (t->how == BY_MPI) return direct_in(w, t);
     if (!p->reading) {
         p->reading = t->pass.ticket;
         atomic_store(&p->in->granted, t->pass.ticket);
@@ -259,13 +289,12 @@ static void flight_grow(flight *f)
     f->bytes = td_xrealloc(f->bytes, (size_t)f->room * sizeof *f->bytes);
 }
 
-static td_status part_post(end *e, flight *f, const td_coll_lane *l, td_coll_part *p)
+/* The bytes of a part through MPI, behind whatever went before with this tag. */
+static td_status bytes_post(end *e, flight *f, int tag, const td_coll_part *p)
 {
-    if (f->n == f->room) flight_grow(f);
-    if (takes_pipe(e->peers[p->peer], p->bytes)) return transfer_post(e, f, l, p);
     for (size_t at = 0; at < p->bytes; at += cut_bytes) {
         if (f->n == f->room) flight_grow(f);
-        int n = (int)TD_MIN(p->bytes - at, cut_bytes), tag = (int)l->channel;
+        int n = (int)TD_MIN(p->bytes - at, cut_bytes);
         MPI_Request *req = &f->req[f->n];
         int code = p->to ? MPI_Irecv((char *)p->to + at, n, MPI_BYTE, p->peer, tag, e->comm, req)
                          : MPI_Isend((const char *)p->from + at, n, MPI_BYTE, p->peer, tag, e->comm, req);
@@ -273,6 +302,24 @@ static td_status part_post(end *e, flight *f, const td_coll_lane *l, td_coll_par
         f->bytes[f->n++] = n;
     }
     return TD_OK;
+}
+
+/* A started send of a size that its receiver expects a pass for. */
+static td_status direct_post(end *e, flight *f, const td_coll_lane *l, const td_coll_part *p)
+{
+    f->direct = (pass){DIRECT_MAGIC, 0, p->bytes};
+    int code = MPI_Isend(&f->direct, sizeof f->direct, MPI_BYTE, p->peer, (int)l->channel, e->comm, &f->req[f->n]);
+    TD_TRY(mpi_check(e->w, "MPI_Isend", code));
+    f->bytes[f->n++] = sizeof f->direct;
+    return bytes_post(e, f, DIRECT_TAG, p);
+}
+
+static td_status part_post(end *e, flight *f, const td_coll_lane *l, td_coll_part *p)
+{
+    bool started = l != &e->base.lane[0] && l->channel == TD_COLL_CHANNEL_P2P;
+    if (f->n == f->room) flight_grow(f);
+    if (!takes_pipe(e->peers[p->peer], p->bytes)) return bytes_post(e, f, (int)l->channel, p);
+    return started ? direct_post(e, f, l, p) : transfer_post(e, f, l, p);
 }
 
 static td_status end_start(td_coll *c, int lane)
@@ -360,6 +407,16 @@ static td_status sleep_looking(end *e, flight *f, int64_t start)
     }
 }
 
+/* What is under way in any lane goes on as far as it can. */
+static td_status end_poke(td_coll *c)
+{
+    end *e = (end *)c;
+    int any = 0;
+    TD_TRY(health(c));
+    if (e->w->active) TD_TRY(transfers_look(e->w));
+    return mpi_check(e->w, "MPI_Iprobe", MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, e->comm, &any, MPI_STATUS_IGNORE));
+}
+
 static td_status end_wait(td_coll *c, int lane)
 {
     end *e = (end *)c;
@@ -389,6 +446,7 @@ static const td_coll_ops mpi_ops = {
     .split = end_split,
     .close = end_close,
     .abort = end_abort,
+    .poke = end_poke,
 };
 
 /* The group's ranks, by translating them to the world's. */
@@ -570,8 +628,8 @@ static void *guard_main(void *arg)
     pthread_mutex_lock(&g->lock);
     while (!g->done && pthread_cond_timedwait(&g->cond, &g->lock, &until) != ETIMEDOUT) continue;
     if (!g->done) {
-        TD_ERROR("rank %d of %d: MPI has not reached the other ranks within %d s: all ranks end", g->rank, g->size,
-                 TD_COLL_MEET_MS / 1000);
+        TD_ERROR("rank %d of %d: MPI has not reached the other ranks within %d s: all ranks end", g->rank,
+                 g->size, TD_COLL_MEET_MS / 1000);
         _exit(1);
     }
     pthread_mutex_unlock(&g->lock);
