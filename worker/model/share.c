@@ -7,10 +7,10 @@
 
 float *td_share_room(td_buffer *b, size_t n)
 {
-    if (b->cap < n) {
+    if (!b->p || b->cap < n) { /* never NULL, which memcpy does not take for no bytes either */
         free(b->p);
         b->cap = n;
-        b->p = aligned_alloc(64, (n * sizeof *b->p + 63) / 64 * 64);
+        b->p = aligned_alloc(64, (n * sizeof *b->p + 64) / 64 * 64);
         TD_CHECK(b->p);
     }
     return b->p;
