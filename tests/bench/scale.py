@@ -11,6 +11,7 @@ SPDX-License-Identifier: Apache-2.0
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -307,6 +308,8 @@ def check():
         if what not in r or name not in r[what]:
             continue
         e = r[what][name]
+        if name == "prefill":
+            arg = int(re.search(r"--prompt (\d+)", r[what]["command"])[1])
         read, flops = max(e["read_gb_s"]) * 1e9, max(e["peak_gflop_s"]) * 1e9
         one, two = here(read, flops, coll), here(read / 2, flops / 2, coll)  # two ranks share what two threads have
         if kind == "decode":
@@ -395,9 +398,9 @@ used most.
 
 {{check}}
 
-The weights' stream and the products are the whole of it: exchanges are 0.1 to 2 % of a layer here (34 of {{exchange_us}} us and
+The weights' stream and the products are the whole of it: exchanges are at most 2 % of a step here (34 of {{exchange_us}} us and
 {{rate}} GB/s), so a ratio by processor time below the prediction is work that the ranks do twice (norms, embedding rows, draws) or
-spinning; above it, what a second thread of a process loses at its barriers. Ratios by the clock far from those by processor time are
+spinning (fully sharded: the copies of gathers, which no core is free for here); above it, what a second thread of a process loses at its barriers. Ratios by the clock far from those by processor time are
 other work on the machine, which takes turns with the ranks of a collective one by one.
 """
 
