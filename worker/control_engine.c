@@ -575,7 +575,10 @@ static bool poll_ranks(td_wengine *w)
     if (!w->asked && (!any || now - w->poll_us < POLL_US)) return any;
     if (!w->asked) { /* it asks now */
         w->poll_us = now;
-        for (it = 0; td_map_next(&w->legs, &it, &k, &v);) ((wleg *)(uintptr_t)v)->reserved_asked = ((wleg *)(uintptr_t)v)->reserved_due;
+        for (it = 0; td_map_next(&w->legs, &it, &k, &v);) {
+            wleg *l = (wleg *)(uintptr_t)v;
+            l->reserved_asked = l->reserved_due;
+        }
     }
     td_status s = td_engine_poll(w->o.engine, take_news, w->ship);
     w->asked = s == TD_AGAIN;
