@@ -17,7 +17,7 @@ struct td_beat {
     td_sock *sock;      /* the thread's own, once it runs */
     char where[256];
     pthread_t thread;
-    atomic_bool stop;
+    atomic_bool stop, ready;        /* ready: opened and where are said */
     int wake_fd, ready_fd;
     td_status opened;
     int64_t *heard_us;  /* rank 0: of every rank; others: [0] of rank 0 */
@@ -76,6 +76,7 @@ static void *run(void *arg)
 {
     td_beat *b = arg;
     b->opened = open_socket(b); /* a socket belongs to the thread that opens it */
+    b->ready = true;
     td_wake_signal(b->ready_fd);
     int64_t due = 0, last = td_now_us();
     while (b->opened >= 0 && !b->stop) {
@@ -109,7 +110,7 @@ td_status td_beat_open(const td_beat_opts *o, char *bound, size_t n, td_beat **o
     for (int i = 0; i < o->n_ranks; i++) b->heard_us[i] = td_now_us() + o->timeout_us; /* time to start */
     TD_CHECK(!pthread_create(&b->thread, NULL, run, b));
     struct pollfd p = {.fd = b->ready_fd, .events = POLLIN};
-    while (poll(&p, 1, -1) < 1) continue;
+    while (!b->ready) (void)poll(&p, 1, -1);
     if (b->opened < 0) {
         td_status s = b->opened;
         td_beat_close(b);

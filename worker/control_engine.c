@@ -31,6 +31,7 @@ typedef struct wleg {
     char reason[256];
     uint32_t n_choices, n_ctx;       /* n_ctx: tokens whose KV is shipped */
     bool reserved_due;               /* RESERVED waits until every rank has opened the epoch */
+    bool reserved_asked;             /* and the poll under way will tell */
     uint32_t reserved_hit;
     uint32_t *base;                  /* [n_choices]: index of the first new token of each choice */
     td_first *first;                 /* [n_choices], PREFILL; token TD_KVF_NO_TOKEN: none yet */
@@ -54,6 +55,7 @@ struct td_wengine {
     bool stop, failing;
     td_map legs;                     /* id -> wleg * */
     td_wbatch *batch;
+    bool asked;                      /* a poll of the other ranks is under way */
     int64_t snap_us, ping_us, poll_us;
 };
 
@@ -578,16 +580,22 @@ static bool poll_ranks(td_wengine *w)
     bool any = false;
     if (!td_engine_many(w->o.engine)) return false;
     while (!any && td_map_next(&w->legs, &it, &k, &v)) any = ((wleg *)(uintptr_t)v)->in_ship;
-    if (!any || now - w->poll_us < POLL_US) return any;
-    w->poll_us = now;
-    if (td_engine_poll(w->o.engine, take_news, w->ship) < 0) {
-        TD_ERROR("the other ranks do not answer: %s", td_reason());
-        return any;
+    if (!w->asked && (!any || now - w->poll_us < POLL_US)) return any;
+    if (!w->asked) { /* it asks now */
+        w->poll_us = now;
+        for (it = 0; td_map_next(&w->legs, &it, &k, &v);) {
+            wleg *l = (wleg *)(uintptr_t)v;
+            l->reserved_asked = l->reserved_due;
+        }
     }
-    /* They answer in order, so what they were told before is done. */
-    for (it = 0; td_map_next(&w->legs, &it, &k, &v);) {
+    td_status s = td_engine_poll(w->o.engine, take_news, w->ship);
+    w->asked = s == TD_AGAIN;
+    if (s < 0) TD_ERROR("the other ranks do not answer: %s", td_reason());
+    if (s != TD_OK) return any;
+    for (it = 0; td_map_next(&w->legs, &it, &k, &v);) { /* they answer in order: what they were told before is done */
         wleg *l = (wleg *)(uintptr_t)v;
-        if (l->reserved_due && l->in_engine && !l->cancelled) say_reserved(w, l); /* nothing more of one that is over */
+        if (!l->reserved_due || !l->reserved_asked) continue;
+        if (l->in_engine && !l->cancelled) say_reserved(w, l); /* nothing more of one that is over */
     }
     return any;
 }

@@ -42,6 +42,11 @@ struct td_exec {
     size_t cap_in;
     out_buf next[2], back[TD_EXEC_MAX_DEPTH];
     int turn, back_turn;
+    uint64_t n_news;               /* another rank's answer to a poll, under way: its size, and the news */
+    uint8_t *news;
+    bool news_busy;
+    bool asked;                    /* rank 0: the others owe an answer, which comes after owed_after more steps */
+    int owed_after;
     int64_t submitted;             /* steps since experts were balanced */
     td_status dead;                /* the device failed: nothing is computed any more */
 };
@@ -67,7 +72,7 @@ static void free_all(td_exec *x)
     for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
     td_sampler_close(x->sampler);
     td_devmem_free(x->o.ops->dev, x->logits);
-    free(x->in), free(x->flight), free(x->res), free(x->whole);
+    free(x->news), free(x->in), free(x->flight), free(x->res), free(x->whole);
     free(x);
 }
 
@@ -212,6 +217,9 @@ static td_status back_send(td_exec *x, out_buf *b, size_t bytes)
     return td_coll_send_start(x->o.ranks->back, i, 0, b->p, bytes);
 }
 
+/* A step without results says so from the last stage, so that none is collected before all stages have computed it. */
+static size_t result_bytes(const td_exec *x, size_t n) { return n || stages(x) == 1 ? n : 1; }
+
 static float *room_whole(td_exec *x, uint32_t n_logits)
 {
     size_t bytes = logit_bytes(x, n_logits);
@@ -227,6 +235,7 @@ static float *room_whole(td_exec *x, uint32_t n_logits)
 static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
 {
     size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, results = step->n_samples * sizeof *out;
+    size_t bytes = result_bytes(x, logits + results);
     out_buf *b = NULL;
     if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
     TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, out));
@@ -234,10 +243,11 @@ static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
      * write them from another queue; and an error of the device belongs to its step. */
     if (x->o.ops->wait) TD_TRY(x->o.ops->wait());
     if (!draws(x) || !x->o.ranks || !x->o.ranks->grid.rank) return TD_OK;
-    TD_TRY(back_open(x, logits + results, &b));
+    TD_TRY(back_open(x, bytes, &b));
+    if (bytes > logits + results) b->p[0] = 0;
     if (logits) memcpy(b->p, x->whole, logits);
     if (results) memcpy(b->p + logits, out, results);
-    return back_send(x, b, logits + results);
+    return back_send(x, b, bytes);
 }
 
 static uint8_t *room_in(td_exec *x, size_t n)
@@ -320,6 +330,7 @@ static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
     int at = x->first;
     x->first = (x->first + 1) % x->o.depth;
     x->n--;
+    if (x->owed_after) x->owed_after--;
     for (int i = 0; i < replicas(x); i++) {
         slot *s = &slots_at(x, at)[i];
         size_t bytes = s->n_samples * sizeof *out, before = s->want_logits ? logit_bytes(x, s->n_logits) : 0;
@@ -330,7 +341,8 @@ static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
             TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), s->logits, before + bytes));
             if (bytes) memcpy(out, (const char *)s->logits + before, bytes);
         } else {
-            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), out, bytes));
+            uint8_t none;
+            TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), bytes ? (void *)out : &none, result_bytes(x, bytes)));
         }
         out += s->n_samples;
     }
@@ -376,37 +388,31 @@ td_status td_exec_balance(td_exec *x, bool force)
     return broken(x, s);
 }
 
-/* Sizes, then the news themselves, to rank 0. */
-static td_status gather_news(td_exec *x, const void *mine, size_t n, uint8_t **all, size_t *bytes, size_t *offset)
+/* What each of the others answered. take NULL: nobody wants to know. */
+static td_status take_news(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
 {
-    td_coll *back = x->o.ranks->back;
-    size_t at = 0;
-    TD_TRY(td_coll_all_gather(back, &n, bytes, sizeof n));
-    for (int i = 0; i < td_coll_size(back); i++) {
-        offset[i] = at;
-        at += bytes[i];
+    td_coll *c = x->o.ranks->news;
+    uint8_t news[TD_EXEC_POLL_BYTES];
+    uint64_t n;
+    x->asked = false;
+    for (int i = 1; i < td_coll_size(c); i++) {
+        TD_TRY(td_coll_recv(c, i, &n, sizeof n));
+        if (n > sizeof news) return td_fail(TD_EPROTO, "%llu bytes of news from rank %d", (unsigned long long)n, i);
+        TD_TRY(td_coll_recv(c, i, news, (size_t)n));
+        if (n && take) take(arg, news, (size_t)n);
     }
-    if (!at) return TD_OK;
-    *all = td_coll_rank(back) ? NULL : td_xalloc(at);
-    return td_coll_gatherv(back, mine, *all, bytes, offset, 0);
-}
-
-static td_status poll_ranks(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
-{
-    int ranks = td_coll_size(x->o.ranks->back);
-    size_t *bytes = td_xalloc(2 * (size_t)ranks * sizeof *bytes);
-    uint8_t *all = NULL;
-    td_status s = tell_all(x, (head){POLL, 0, 0}, NULL);
-    if (s >= 0) s = gather_news(x, NULL, 0, &all, bytes, bytes + ranks);
-    for (int i = 1; s >= 0 && i < ranks; i++)
-        if (bytes[i]) take(arg, all + bytes[ranks + i], bytes[i]);
-    free(bytes), free(all);
-    return s;
+    return TD_OK;
 }
 
 td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
 {
-    return alone(x) ? TD_OK : broken(x, poll_ranks(x, take, arg));
+    if (alone(x)) return TD_OK;
+    if (!x->asked) {
+        TD_TRY(broken(x, tell_all(x, (head){POLL, 0, 0}, NULL)));
+        x->asked = true;
+        x->owed_after = x->n;
+    }
+    return x->owed_after ? TD_AGAIN : broken(x, take_news(x, take, arg));
 }
 
 /* ---- the other ranks ---- */
@@ -462,12 +468,25 @@ static td_status do_step(td_exec *x, head h)
     return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;
 }
 
+static td_status news_out(td_exec *x)
+{
+    if (!x->news_busy) return TD_OK;
+    x->news_busy = false;
+    TD_TRY(td_coll_send_wait(x->o.ranks->news, 0));
+    return x->n_news ? td_coll_send_wait(x->o.ranks->news, 1) : TD_OK;
+}
+
+/* This rank goes on: rank 0 hears the answer when it has collected the steps before. */
 static td_status answer_poll(td_exec *x)
 {
-    size_t bytes[2 * TD_COLL_MAX_RANKS], n = 0;
-    uint8_t news[TD_EXEC_POLL_BYTES], *all;
-    if (x->o.on_poll) n = x->o.on_poll(x->o.arg, news, sizeof news);
-    return gather_news(x, news, n, &all, bytes, bytes + TD_COLL_MAX_RANKS);
+    td_coll *c = x->o.ranks->news;
+    TD_TRY(news_out(x)); /* taken before it asked again */
+    if (!x->news) x->news = td_xalloc(TD_EXEC_POLL_BYTES);
+    x->n_news = x->o.on_poll ? x->o.on_poll(x->o.arg, x->news, TD_EXEC_POLL_BYTES) : 0;
+    TD_TRY(td_coll_send_start(c, 0, 0, &x->n_news, sizeof x->n_news));
+    if (x->n_news) TD_TRY(td_coll_send_start(c, 1, 0, x->news, (size_t)x->n_news));
+    x->news_busy = true;
+    return TD_OK;
 }
 
 static td_status balance(td_exec *x, head h)
@@ -510,13 +529,33 @@ td_status td_exec_serve(td_exec *x)
     return s;
 }
 
+/* Rank 0: what is under way is taken, so that nobody waits for that. */
+static td_status collect_rest(td_exec *x)
+{
+    const float **logits = td_xalloc((size_t)replicas(x) * sizeof *logits);
+    td_status s = TD_OK;
+    while (x->n && s >= 0) {
+        size_t n = 1;
+        for (int i = 0; i < replicas(x); i++) n += slots_at(x, x->first)[i].n_samples;
+        td_sample_out *out = td_xalloc(n * sizeof *out);
+        s = collect(x, out, logits);
+        free(out);
+    }
+    free(logits);
+    return s >= 0 && x->asked ? take_news(x, NULL, NULL) : s;
+}
+
 void td_exec_close(td_exec *x)
 {
     if (!x) return;
-    if (!alone(x) && x->o.ranks->grid.rank == 0) (void)tell_all(x, (head){STOP, 0, 0}, NULL);
+    if (!alone(x) && x->o.ranks->grid.rank == 0) {
+        td_status s = collect_rest(x);
+        if (s >= 0) (void)tell_all(x, (head){STOP, 0, 0}, NULL);
+    }
     for (int i = 0; i < 2; i++)
         if (!alone(x)) (void)wait_out(x, i);
     for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++)
         if (x->back[i].busy) (void)td_coll_send_wait(x->o.ranks->back, i);
+    if (!alone(x)) (void)news_out(x);
     free_all(x);
 }

@@ -13,8 +13,9 @@
  * Rules:     1. Steps are executed in order on every rank; page copies of a step before its rows.
  *            2. Ranks decide nothing: what a step does is in the step.
  *            3. An error on any rank but a refused step ends the worker (td_coll_abort): ranks never go apart.
- *            4. On a device: an EDEVICE of submit is final, every later submit answers the same.
- *            5. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
+ *            4. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
+ *            5. A step is collected when its last stage has answered, and so every stage has computed it, results or not.
+ *            6. On a device: an EDEVICE of submit is final, every later submit answers the same.
  * Ownership: a step is copied by submit. model, ops, pool and ranks are borrowed.
  * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight; with several replicas of one
  *            stage at most TD_EXEC_MAX_DEPTH.
@@ -59,7 +60,9 @@ int td_exec_in_flight(const td_exec *x);
 /* To be called about once a second when nothing is in flight: proves that every rank is alive. */
 td_status td_exec_ping(td_exec *x);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
-/* Rank 0 asks every other rank for its news. */
+/* Rank 0 asks every other rank for its news, and takes them once all steps that were in flight then are collected: nobody
+ * waits for the pipeline. AGAIN: asked, not answered yet: call again. OK: answered, so all that was told before the call that
+ * asked is done. */
 td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg);
 /* Every stage's experts move to where the load is even (td_model_balance), between the steps before and after. */
 td_status td_exec_balance(td_exec *x, bool force);

@@ -191,9 +191,9 @@ static void stop(worker *w)
     td_wengine_close(w->wengine);
     td_ship_close(w->ship);              /* nothing touches pages after this */
     td_engine_close(w->engine);
+    td_beat_close(w->beat);              /* ranks take their own time to give their memory back */
     td_boot_close(&w->boot);
     td_buf_deinit(&w->bulk_ranks);
-    td_beat_close(w->beat);
     td_rank_close(&w->ranks);
     td_zctx_close(w->z);
     td_trace_close(w->trace);

@@ -15,7 +15,8 @@ td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve
     const char *bulk = c->bulk_bind, *colon = strrchr(bulk, ':');
     /* Beside the bulk sockets: a port of its own on their address, or a path beside theirs. */
     if (!strncmp(bulk, "ipc:", 4)) snprintf(where, sizeof where, "%s.beat", bulk);
-    else snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    else if (colon) snprintf(where, sizeof where, "%.*s:*", (int)(colon - bulk), bulk);
+    else return td_fail(TD_EBADREQ, "bulk-bind %s is no endpoint", bulk);
     td_beat_opts o = {.z = z, .rank = r->grid.rank, .n_ranks = td_coll_size(r->world), .curve = curve,
                       .timeout_us = (int64_t)c->rank_timeout_ms * 1000};
     td_status s = TD_OK;
@@ -100,6 +101,8 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
 static void closing(void *arg)
 {
     other *o = arg;
+    td_beat_close(o->beat); /* the others need not wait for this rank to give its memory back */
+    o->beat = NULL;
     td_ship_close(o->ship);
     td_mirror_close(o->mirror);
 }

@@ -21,6 +21,7 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
     if (s >= 0) s = td_coll_split(world, c.pp, (c.dp * cp + c.cp) * tp + c.tp, &r.stage);
     if (s >= 0) s = td_coll_split(world, c.pp * tp + c.tp, c.dp * cp + c.cp, &r.shard);
     if (s >= 0) s = td_coll_split(world, 0, rank, &r.back);
+    if (s >= 0) s = td_coll_split(world, 0, rank, &r.news);
     if (s < 0) {
         td_ranks_close(&r);
         return s;
@@ -31,7 +32,7 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
 
 void td_ranks_close(td_ranks *r)
 {
-    td_coll *all[] = {r->back, r->shard, r->stage, r->pp, r->cp, r->tp};
+    td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_close(all[i]);
     *r = (td_ranks){0};
@@ -39,7 +40,7 @@ void td_ranks_close(td_ranks *r)
 
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
 {
-    td_coll *all[] = {r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world};
+    td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_deadline(all[i], timeout_us);
 }

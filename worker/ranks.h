@@ -17,7 +17,7 @@ typedef struct td_ranks {
     td_coll *tp, *cp, *pp;  /* ranks that differ in that coordinate alone */
     td_coll *stage;         /* all of this pipeline stage: rank (dp * CP + cp) * TP + tp */
     td_coll *shard;         /* that hold the same weights: rank dp * CP + cp */
-    td_coll *back;          /* as world: results to rank 0, beside whatever else is under way */
+    td_coll *back, *news;   /* as world: results to rank 0, and its ranks' news, beside whatever else is under way */
 } td_ranks;
 
 /* Collective over world. */

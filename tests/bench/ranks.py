@@ -102,7 +102,7 @@ for what in a.only.split(","):
         rounds.append((once(one, 1), once(two, 2)))
         load.append(round(os.getloadavg()[0], 1))
     entry = {"date": time.strftime("%Y-%m-%d"), "shape": a.shape, "rounds": a.rounds, "load": load,
-             "command": f"python tests/bench/ranks.py --only {what} --rounds {a.rounds} --gen {a.gen} --prompt {a.prompt} --long {a.long} --shape {a.shape}"}
+             "command": f"python tests/bench/ranks.py --only {what} --rounds {a.rounds} --repeats {a.repeats} --gen {a.gen} --prompt {a.prompt} --long {a.long} --shape {a.shape}"}
     for name, ta, tb in tests:
         entry[name] = compare(ta, tb, rounds)
         entry[name]["goal"] = None if what == "fsdp" else GOAL

@@ -1,6 +1,6 @@
 """A whole cluster as one MPI job (deploy/mpi/cluster): router, a prefill worker and a decode worker of 2
-ranks each, under one outer mpirun. The same text as of one worker; parts die and come back while the job goes on;
-SIGTERM drains.
+ranks each, under one outer mpirun. The same text as of one worker; parts die and come back while the job goes
+on; SIGTERM drains.
 SPDX-License-Identifier: Apache-2.0
 """
 import os

@@ -138,14 +138,14 @@ def served():
     for more in (), ("--decode-parallel", "cp=2,pp=2", "--threads", "4"):
         with Serve("--prefill-ranks", "2", "--decode-ranks", "4", *more, prefill=1, decode=1) as c:
             c.until("both workers", 30, lambda: len(alive_workers(c)) == 2)
-            ranks = rank_pids(c.procs["serve"].pid, count=True)
-            assert ranks == 6, ranks
+            ranks = rank_pids(c.procs["serve"].pid, flat=True)
+            assert len(ranks) == 6, ranks
             assert [ask(c, b) for b in jobs(DEMO)] == want
             assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
             c.wait_clean()
             c.procs["serve"].terminate()
             assert c.procs["serve"].wait(15) == 0
-            assert rank_pids(c.procs["serve"].pid, count=True) == 0
+            assert rank_pids(c.procs["serve"].pid, flat=True) == []
         ok(f"serve with ranks {more}: {len(want)} answers as of one rank, SIGTERM ends it")
 
 
@@ -203,13 +203,19 @@ def busy_worker(c):
 
 
 def launcher_of(c, name):
-    """The launcher that serve started for a worker."""
+    """The launcher that serve started for a worker; 0: none now."""
     out = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     for line in out.splitlines()[1:]:
         pid, ppid, args = line.split(None, 2)
         if int(ppid) == c.procs["serve"].pid and f"--name {name} " in args + " ":
             return int(pid)
-    raise AssertionError(f"no process of {name}:\n{out}")
+    return 0
+
+
+def new_ranks(c, name, old):
+    """Both ranks of a worker, once they are others than the old ones."""
+    now = rank_pids(launcher_of(c, name))
+    return now if set(now) == {0, 1} and not set(now.values()) & set(old) else None
 
 
 def alive(pids):
@@ -217,7 +223,7 @@ def alive(pids):
 
 
 def death(sig, rank, n_workers):
-    """A rank of the worker that runs the request: gone in 5 s with the others, the text complete, all back."""
+    """A rank of the worker that runs the request: gone in 5 s with the other, the text complete, all back."""
     with Serve("--mixed", str(n_workers), "--mixed-ranks", "2", "--threads", "2") as c:
         c.until("all workers", 30, lambda: len(alive_workers(c)) == n_workers)
         want = stream_ids(c)
@@ -234,12 +240,13 @@ def death(sig, rank, n_workers):
         assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
         pids = [hit[0], hit[1]]
         took = hit["watch"].after(5)
+        again = c.until("its ranks are back", 20, lambda: new_ranks(c, hit["name"], pids))
         c.until("the worker is back", 30, lambda: len(alive_workers(c)) == n_workers)
-        again = c.until("its ranks are back", 10, lambda: rank_pids(launcher_of(c, hit["name"])))
-        assert set(again) == {0, 1} and not set(again.values()) & set(pids), (again, pids)
+        assert new_ranks(c, hit["name"], pids) == again, "started more than once"
         assert stream_ids(c) == want
         c.wait_clean()
-        everything = list(rank_pids(c.procs["serve"].pid).values())
+        everything = rank_pids(c.procs["serve"].pid, flat=True)
+        assert len(everything) == 2 * n_workers, everything
     assert not alive(everything), f"left: {alive(everything)}"
     ok(f"{signal.Signals(sig).name} of rank {rank} of {n_workers} workers: gone after {took:.1f} s")
 

@@ -1,6 +1,6 @@
 """Ranks on hosts of their own: network namespaces joined by a bridge, MPI over TCP, ZeroMQ tcp between
-addresses. The same tokens as of one rank; a rank elsewhere dies, stops, or its link goes down: the worker ends,
-requests go on.
+addresses. The same tokens as of one rank; a rank elsewhere dies, stops, or its link goes down: the worker
+ends, requests go on.
 SPDX-License-Identifier: Apache-2.0
 """
 import os

@@ -31,7 +31,8 @@ static td_beat *begin(td_zctx *z, int rank, int64_t timeout_us, loss *l, char *w
     td_beat_opts o = {.z = z, .rank = rank, .n_ranks = 3, .endpoint = rank ? where : "tcp://127.0.0.1:*", .timeout_us = timeout_us,
                       .lost = lost, .arg = l};
     sem_init(&l->seen, 0, 0);
-    l->rank = -1, l->times = 0;
+    l->rank = -1;
+    l->times = 0;
     T_OK(td_beat_open(&o, rank ? NULL : where, 256, &b) == TD_OK, "%s", td_reason());
     return b;
 }

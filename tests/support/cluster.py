@@ -43,8 +43,8 @@ def free_port():
         return s.getsockname()[1]
 
 
-def rank_pids(above, count=False):
-    """{rank: process} of the MPI ranks below a process; count: how many, of all workers below it."""
+def rank_pids(above, flat=False):
+    """{rank: process} of the MPI ranks below a process; flat: [process], of all workers below it."""
     parent, rank = {}, {}
     for p in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -67,7 +67,7 @@ def rank_pids(above, count=False):
         return False
 
     found = [(r, p) for p, r in rank.items() if p != above and below(p)]
-    return len(found) if count else dict(found)
+    return [p for _, p in found] if flat else dict(found)
 
 
 class Gone(threading.Thread):

@@ -3,8 +3,8 @@
     with Hosts(3) as h:  h.address(1), h.outside (this side's address), h.inside(1, argv) -> argv,
                          h.link(2, up=False)
 
-MPI starts its daemons on them through h.agent (mpirun's plm_rsh_agent). A host's name is its address: no table
-of names.
+MPI starts its daemons on them through h.agent (mpirun's plm_rsh_agent). A host's name is its address: no
+table of names.
 SPDX-License-Identifier: Apache-2.0
 """
 import os

@@ -19,6 +19,7 @@ typedef struct tr_opts {
     td_cp_mode cp_mode;
     bool quantized;
     td_engine_opts engine;
+    size_t (*on_poll)(void *arg, void *out, size_t cap); /* other ranks' answers; arg: int *, the rank */
 } tr_opts;
 
 typedef struct tr_rank {
@@ -46,14 +47,14 @@ static inline td_status tr_open_model(const tr_rank *r, const td_ranks *ranks, t
     return td_model_open(&m, out);
 }
 
-static inline td_status tr_serve(const tr_rank *r, td_model *m, const td_ranks *ranks, td_pool *pool)
+static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks, td_pool *pool)
 {
     const tr_opts *o = &r->group->o;
     td_kv kv[TD_MAX_GROUPS];
     int n = td_model_descr(m)->n_groups;
     TD_TRY(td_kvmem_open(NULL, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size, o->ops->kv_dtype, kv));
     td_exec_opts x = {.model = m, .ops = o->ops, .pool = pool, .ranks = ranks, .depth = 1, .max_rows = o->engine.max_batched_tokens,
-                      .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv};
+                      .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv, .on_poll = o->on_poll, .arg = &r->rank};
     td_exec *e;
     td_status s = td_exec_open(&x, &e);
     if (s >= 0) {
@@ -91,6 +92,7 @@ static inline void *tr_thread(void *arg)
         if (s >= 0) s = r->rank ? tr_serve(r, m, &ranks, pool) : tr_lead(r, m, &ranks, pool);
         td_model_close(m);
         td_ranks_close(&ranks);
+        if (s >= 0) s = td_coll_barrier(r->world); /* they part in good order: nobody waited for what never came */
     }
     r->status = s;
     if (s < 0) {

@@ -101,6 +101,55 @@ static void all_grids(const char *shape, bool experts)
             }
 }
 
+/* ---- news of the other ranks, while steps are in flight ---- */
+
+enum { ANSWER = 4000 }; /* bytes: more than goes without the other side */
+
+typedef struct polls { int heard[8], answered, waited, ranks; } polls;
+
+static size_t answer(void *arg, void *out, size_t cap)
+{
+    const int *rank = arg;
+    if (*rank % 2 == 0 || cap < ANSWER) return 0; /* nothing new */
+    memset(out, *rank, ANSWER);
+    return ANSWER;
+}
+
+static void hear(void *arg, const void *p, size_t n)
+{
+    polls *h = arg;
+    const uint8_t *b = p;
+    T_OK(n == ANSWER && b[0] < h->ranks && b[0] == b[n - 1]);
+    h->heard[b[0] % 8]++;
+}
+
+/* Polls answer once the steps before them are collected; the engine is closed with steps and a poll under way. */
+static void run_polls(td_engine *e, void *arg)
+{
+    polls *h = arg;
+    td_engine_out out;
+    for (int i = 0; i < N; i++) T_OK(td_engine_start(e, te_leg(&spec[i])) == TD_OK, "%s", td_reason());
+    for (int i = 0; i < 12; i++) {
+        T_OK(td_engine_turn(e, &out) == TD_OK, "%s", td_reason());
+        td_status s = td_engine_poll(e, hear, h);
+        T_OK(s >= 0, "%s", td_reason());
+        if (s == TD_OK) h->answered++;
+        else h->waited++;
+    }
+}
+
+static void polled(int tp, int pp, int cp, int dp)
+{
+    polls h = {.ranks = tp * pp * cp * dp};
+    tr_opts o = base_opts("ranks-tiny");
+    o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp};
+    o.depth = pp;
+    o.on_poll = answer;
+    T_OK(tr_run(&o, run_polls, &h), "polls: tensor %d, pipeline %d, context %d, data %d", tp, pp, cp, dp);
+    T_OK(h.answered > 0 && (h.waited > 0) == (pp > 1), "%d answers, %d times none yet", h.answered, h.waited);
+    for (int r = 1; r < h.ranks; r++) T_EQ(h.heard[r], r % 2 ? h.answered : 0);
+}
+
 /* test_ranks mpi SHAPE TP PP CP EP FSDP [DP], started by mpirun: one grid over processes (tests/coll/test_ranks_mpi.py). Rank 0 knows
  * what one rank makes. */
 static void over_mpi(int argc, char **argv)
@@ -133,6 +182,7 @@ int main(int argc, char **argv)
     if ((argc == 8 || argc == 9) && !strcmp(argv[1], "mpi")) {
         over_mpi(argc, argv);
     } else {
+        polled(2, 1, 1, 1), polled(1, 2, 1, 1), polled(1, 4, 1, 1), polled(2, 2, 2, 1), polled(1, 2, 1, 2);
         all_grids("ranks-tiny", false);
         all_grids("ranks-mqa", false); /* one kv head */
         all_grids("moe-tiny", true);

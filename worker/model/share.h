@@ -8,7 +8,10 @@
  * giving each rank the parts of its block of rows, so that it adds, norms and keeps only those (sequence parallel). Both give
  * the same bits.
  *
- * Threads: the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks. */
+ * Threads: the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks.
+ * Limits:  exchange buffers grow to what the largest step needs and stay so. Context parallel, the largest are parts of
+ *          attention: max_rows * ceil(max_model_len / split / CP) * own heads * (D + 2) floats, twice when queries travel;
+ *          and, when keys travel, twice one layer's pages of the step's sequences. They are beside the KV memory. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_SHARE_H
 #define TD_WORKER_MODEL_SHARE_H
