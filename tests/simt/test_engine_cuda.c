@@ -19,6 +19,12 @@
 
 enum { N = 12, CASES = 5, GREEDY = 24, MAX_ROWS = 128, READ = 42 };
 
+#ifdef __SANITIZE_ADDRESS__
+enum { CATCHES_WILD = 0 }; /* AddressSanitizer ends the process before the shim sees the fault */
+#else
+enum { CATCHES_WILD = 1 };
+#endif
+
 static td_pool *threads;
 static const td_ops *cuda;
 static td_model *model;
@@ -275,7 +281,7 @@ static void test_device_fails(void)
     td_engine *e = open_with((td_engine_opts){0});
     T_EQ(td_engine_start(e, te_leg(&s)), TD_OK);
     simt_quiet(1);
-    if (simt_set_option("order", 0) >= 0) { /* a wild pointer: on a device the process would be lost to later cases */
+    if (CATCHES_WILD && simt_set_option("order", 0) >= 0) { /* a wild pointer: on a device the process would be lost to later cases */
         cuda->rmsnorm(threads, (const float *)64, 64, (const float *)64, 1, 1, 64, (float *)64, 64);
         expect_end(e, "norm");
         simt_clear_error();
