@@ -180,7 +180,7 @@ enum {
       "sequences that run at once") \
     X(INT, max_prefill_chunk, "max-prefill-chunk", 0, "0", 0, 1048576, "tokens", TD_C_ENGINE, \
       "prompt tokens of one sequence in a step; 0: what the step has left") \
-    X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx", TD_C_ENGINE, \
+    X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE, \
       "kernel family") \
     X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE, "numerics id to pin in a mixed fleet") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \

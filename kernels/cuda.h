@@ -101,7 +101,8 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
  * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
  * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
  * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
- * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. */
+ * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.wait is a
+ * synchronization and this. */
 td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
 td_status td_cuda_ops_status(void);
 void td_cuda_ops_close(void);

@@ -7,8 +7,9 @@
  *          2. upload and download are queued on the stream given and may still run on return; the host side of them is
  *             staging memory of alloc_host(), or any memory if a sync of that stream follows before it changes.
  *          3. A failure of a kernel is sticky: sync() reports it as EDEVICE and the process has to end.
- * Ownership: td_dev_open / td_dev_close; everything allocated is freed before close. Threads: one at a time.
- * Errors:  td_fail with sizes and the driver's text. Limits: TD_DEV_MAX_EVENTS live events. */
+ * Ownership: td_dev_open / td_dev_close; everything allocated is freed before close.
+ * Threads: open, close: one. Others: any, each on streams of its own; alloc and events from any.
+ * Errors:  td_fail with sizes and the driver's text; where there is no device, td_refuse: it is the caller's to tell. Limits: TD_DEV_MAX_EVENTS live events. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_DEV_H
 #define TD_KERNELS_DEV_H

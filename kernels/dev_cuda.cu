@@ -178,7 +178,7 @@ extern "C" td_status td_dev_open_cuda(int index, td_dev **out)
 {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess) return td_fail(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess) return td_refuse(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
     if (index < 0 || index >= n) return td_fail(TD_ENOSUP, "device cuda:%d: this machine has %d", index, n);
     td_dev *d = (td_dev *)calloc(1, sizeof *d);
     if (!d) return td_fail(TD_EFULL, "out of memory for a device");

@@ -38,8 +38,17 @@ static void embed_packed(td_pool *pool, const td_weight *w, const int32_t *ids, 
     embed_table(pool, &table, ids, T, out, ldo);
 }
 
+/* A few rows, once a step: not worth the hand-out. */
+static void take_rows(td_pool *pool, const float *x, size_t ldx, const int32_t *which, int n, int width, float *out,
+                      size_t ldo)
+{
+    (void)pool;
+    for (int i = 0; i < n; i++) memcpy(out + (size_t)i * ldo, x + (size_t)which[i] * ldx, (size_t)width * sizeof *out);
+}
+
 void td_embed_fill_ref(td_ops *t)
 {
+    t->take_rows = take_rows;
     t->embed_table = embed_table;
     t->embed_packed = embed_packed;
 }

@@ -136,7 +136,7 @@ typedef struct td_grouped {
 } td_grouped;
 
 typedef struct td_ops {
-    const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx" */
+    const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
     td_dtype weight_dtype; /* of packed weights; ref: "as stored" (bf16, f16 or f32 kept) */
     td_dtype kv_dtype;     /* of pages */
@@ -151,6 +151,15 @@ typedef struct td_ops {
 
     size_t (*scratch_bytes)(int max_rows, int max_K, int max_D, int n_threads);
 
+    /* NULL: bulk arguments are host memory and a call is done on return. Else they are this device's memory, and calls
+     * are queued (kernels/cuda.h says which arguments stay on the host); borrowed. */
+    struct td_dev *dev;
+    /* With dev: waits for what is queued; the first error since the last call of this. NULL without. */
+    td_status (*wait)(void);
+
+    /* out[i] = x[rows[i]]; out does not overlap x. */
+    void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
+                      size_t ldo);
     /* out[t] = row ids[t] of the table / of the packed weight (tied embeddings), as f32. */
     void (*embed_table)(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo);
     void (*embed_packed)(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out,

@@ -202,13 +202,14 @@ size_t ops_scratch_bytes(int, int, int, int)
     return ALIGN; /* workspaces are the table's own */
 }
 
-/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. */
+/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. Other matrices have
+ * bits of this table alone and cannot be cut over ranks. */
 bool weight_of(const td_weight *w, td_cuda_weight *out)
 {
-    int slices = w->slices; /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
+    /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
+    int slices = w->slices > 1 && w->K / w->slices % 64 ? 0 : w->slices;
     *out = td_cuda_weight{w->N, w->K, slices, type_of(w->dtype), w->p, w->bias, nullptr};
     const char *why = td_cuda_gemm_refuses(w->N, w->K, slices, out->type);
-    if (!why && slices > 1 && w->K / slices % 64) why = "K / slices must be a multiple of 64";
     if (why)
         failed(td_fail(TD_ENOSUP, "CUDA: product of %d x %d in %d slices: %s", w->N, w->K, w->slices, why));
     return !why;
@@ -407,6 +408,12 @@ void ops_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float ep
     if (may_run()) launched(td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, TD_F32, ldo), "norm");
 }
 
+void ops_take_rows(td_pool *, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
+                   size_t ldo)
+{
+    if (n && may_run()) launched(td_cuda_take_rows(stream(), x, ldx, rows, n, width, out, ldo), "choice of rows");
+}
+
 void ops_sum_tree(td_pool *, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
                   const float *bias, float *y, size_t ldy, bool add)
 {
@@ -535,9 +542,19 @@ void ops_score(td_pool *, const float *logits, size_t ld, int V, const int32_t *
     if (may_run()) fetch_out(out, n);
 }
 
+td_status ops_wait()
+{
+    td_status s = ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
+    if (s != TD_OK) failed(s);
+    return td_cuda_ops_status();
+}
+
 void fill_table(td_ops *t)
 {
     *t = td_ops{};
+    t->dev = ctx.dev;
+    t->wait = ops_wait;
+    t->take_rows = ops_take_rows;
     t->family = "cuda";
     t->numerics = "cuda-sm80-bf16";
     t->weight_dtype = t->kv_dtype = TD_BF16;

@@ -2,6 +2,7 @@
 #include "worker/boot.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "kernels/cuda.h"
 #include "worker/ranks.h"
 #include <sched.h>
 #include <stdio.h>
@@ -19,8 +20,24 @@ int td_boot_cores(void)
     return n < 1 ? 1 : TD_MIN(n, MAX_THREADS);
 }
 
-/* The family by name; with a pinned numerics id, the best family that has it. */
-static td_status choose_ops(const td_conf *c, const td_ops **out)
+static td_status open_cuda(td_boot *b)
+{
+    TD_TRY(td_dev_open("cuda", 0, &b->dev));
+    TD_TRY(td_cuda_ops_open(b->dev, &b->ops));
+    TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20);
+    return TD_OK;
+}
+
+static void close_device(td_boot *b)
+{
+    if (b->dev && b->ops) td_cuda_ops_close();
+    td_dev_close(b->dev);
+    b->dev = NULL;
+    b->ops = NULL;
+}
+
+/* One CPU family by name; with a pinned numerics id, the best family that has it. */
+static td_status choose_family(const td_conf *c, const td_ops **out)
 {
     const td_ops *found = NULL;
     TD_TRY(td_ops_open(c->ops, &found));
@@ -121,6 +138,33 @@ static td_status fall_back(const td_conf *c, const char *dir, const td_ops **ops
     return td_ops_open("ref", ops);
 }
 
+/* With --ops auto: one rank, and a model that these kernels take and whose arithmetic nobody pinned to another's. */
+static bool device_serves(const td_conf *c, const char *dir, const td_boot *b)
+{
+    td_model_desc d;
+    td_status s = dir && dir[0] ? td_model_desc_read(dir, &d) : td_model_desc_shape(c->shape, &d);
+    return s == TD_OK && td_model_fits(&d, b->ops) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics));
+}
+
+static td_status choose_ops(const td_conf *c, const char *dir, const td_ranks *ranks, td_boot *b)
+{
+    bool cuda = !strcmp(c->ops, "cuda"), many = ranks && td_grid_ranks(&ranks->grid) > 1;
+    if (cuda && many)
+        return td_fail(TD_ENOSUP, "--ops cuda on %d ranks: only one rank is supported", td_grid_ranks(&ranks->grid));
+    if (cuda) {
+        TD_TRY(open_cuda(b));
+        if (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) return TD_OK;
+        return td_fail(TD_ENOSUP, "kernel family cuda computes as %s, not as %s", b->ops->numerics, c->numerics);
+    }
+    if (!strcmp(c->ops, "auto") && !many) {
+        if (open_cuda(b) < 0) TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
+        else if (device_serves(c, dir, b)) return TD_OK;
+        close_device(b);
+    }
+    TD_TRY(choose_family(c, &b->ops));
+    return fall_back(c, dir, &b->ops);
+}
+
 void td_boot_numerics(const td_boot *b, char *out, size_t n)
 {
     const td_ranks *r = b->opts.ranks;
@@ -134,10 +178,11 @@ void td_boot_numerics(const td_boot *b, char *out, size_t n)
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out)
 {
     td_boot b = {0};
-    TD_TRY(choose_ops(c, &b.ops));
-    TD_TRY(fall_back(c, dir, &b.ops));
-    b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
-    td_status s = open_model(c, dir, max_logits, ranks, &b);
+    td_status s = choose_ops(c, dir, ranks, &b);
+    if (s >= 0) {
+        b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
+        s = open_model(c, dir, max_logits, ranks, &b);
+    }
     if (s < 0) {
         td_boot_close(&b);
         return s;
@@ -152,5 +197,6 @@ void td_boot_close(td_boot *b)
 {
     td_model_close(b->model);
     if (b->pool) td_pool_close(b->pool);
+    close_device(b);
     *b = (td_boot){0};
 }

@@ -3,16 +3,20 @@
  *
  * Use:       td_boot_open, then change b.opts where the program knows better (hash key, pages), then
  *            td_engine_open(&b.opts, &e).
- * Ownership: td_boot owns pool and model; the engine borrows them and is closed first.
+ * --ops:     cuda: the first CUDA device, or ENOSUP; auto: it, where this build and machine have one, the model fits and
+ *            there is one rank; else the best family of this CPU.
+ * Ownership: td_boot owns device, pool and model; the engine borrows them and is closed first.
  * Threads:   one, before the others start. Errors: as td_ops_open and td_model_open. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_BOOT_H
 #define TD_WORKER_BOOT_H
 
 #include "common/conf.h"
+#include "kernels/dev.h"
 #include "worker/engine.h"
 
 typedef struct td_boot {
+    td_dev *dev; /* NULL: the host */
     const td_ops *ops;
     td_pool *pool;
     td_model *model;

@@ -532,6 +532,13 @@ static void fail_all(td_wengine *w)
     }
 }
 
+/* A device that failed stays so for this process: the router sees the worker go and places its requests elsewhere. */
+static void end_worker(void)
+{
+    TD_ERROR("the device failed, this worker ends: %s", td_reason());
+    _exit(1);
+}
+
 static bool turn(td_wengine *w)
 {
     td_engine_out out;
@@ -540,6 +547,7 @@ static bool turn(td_wengine *w)
     for (uint32_t i = 0; i < out.n_prompt; i++) pass_prompt(w, &out.prompt[i]);
     for (uint32_t i = 0; i < out.n_tokens; i++) pass_tokens(w, &out.tokens[i]);
     for (uint32_t i = 0; i < out.n_end; i++) pass_end(w, &out.end[i]);
+    if (s == TD_EDEVICE) end_worker();
     if (s < 0) fail_all(w);
     else if (out.step) w->failing = false;
     return s != TD_AGAIN;

@@ -9,6 +9,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "kernels/dev.h"
 #include "worker/engine_int.h"
 #include "worker/ranks.h"
 #include <math.h>
@@ -30,7 +31,18 @@ static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
     return sum;
 }
 
-/* Pages per group: as told; else from the memory told; else a quarter of what is free now, but no more than
+/* What pages may take: of this host a quarter; of a device all but the logits and, for workspaces, an eighth. */
+static int64_t free_memory(const td_engine_opts *o, const td_model_desc *d)
+{
+    td_dev *dev = o->ops->dev;
+    size_t left = 0, logits = (size_t)o->max_logits * (size_t)d->V * sizeof(float);
+    if (!dev) return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    if (dev->free_bytes(dev, &left) < 0 || left < logits) return 0;
+    left -= logits;
+    return (int64_t)TD_MIN(left - left / 8, (size_t)INT64_MAX);
+}
+
+/* Pages per group: as told; else from the memory told; else from what is free now, but no more than
  * could ever be used. */
 int64_t td_engine_choose_pages(const td_engine_opts *o)
 {
@@ -41,7 +53,7 @@ int64_t td_engine_choose_pages(const td_engine_opts *o)
     td_kvmap map = td_model_kvmap(o->model);
     int64_t useful = ((int64_t)td_kvmap_most(map, (uint32_t)len) / o->page_size + 2) * TD_MAX(o->max_seqs, 1);
     if (memory > 0) return page ? memory / page : useful;
-    memory = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    memory = free_memory(o, d);
     if (o->ranks) memory /= td_grid_ranks(&o->ranks->grid); /* they may all be on this host */
     if (page == 0) return useful;                           /* a stage without layers of any group */
     return TD_MIN(memory / page, useful);
@@ -173,6 +185,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
                         .max_seqs = o->max_seqs * (e->depth + 1) + o->max_legs,
                         .max_pages_per_seq = (int)td_kvmap_most(map, (uint32_t)e->max_len) / o->page_size + 2,
                         .kv_dtype = o->ops->kv_dtype,
+                        .dev = o->ops->dev,
                         .prefix_cache = o->prefix_cache,
                         .hash_key = o->hash_key,
                         .copy = copy_page};

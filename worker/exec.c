@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/exec.h"
 #include "common/check.h"
+#include "worker/devmem.h"
 #include "worker/ranks.h"
 #include "worker/sampler.h"
 #include <stdlib.h>
@@ -47,6 +48,7 @@ struct td_exec {
     bool asked;                    /* rank 0: the others owe an answer, which comes after owed_after more steps */
     int owed_after;
     int64_t submitted;             /* steps since experts were balanced */
+    td_status dead;                /* the device failed: nothing is computed any more */
 };
 
 static int stages(const td_exec *x) { return x->o.ranks ? x->o.ranks->grid.pp : 1; }
@@ -69,7 +71,8 @@ static void free_all(td_exec *x)
     for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++) free(x->back[i].p);
     for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
     td_sampler_close(x->sampler);
-    free(x->news), free(x->in), free(x->flight), free(x->res), free(x->logits), free(x->whole);
+    td_devmem_free(x->o.ops->dev, x->logits);
+    free(x->news), free(x->in), free(x->flight), free(x->res), free(x->whole);
     free(x);
 }
 
@@ -77,8 +80,9 @@ static td_status open_head(td_exec *x)
 {
     int v0, n;
     td_model_vocab(x->o.model, &v0, &n);
-    x->logits = malloc((size_t)x->o.max_logits * (size_t)n * sizeof(float) + 1);
-    if (!x->logits) return td_fail(TD_EFULL, "no memory for %d rows of logits", x->o.max_logits);
+    void *logits;
+    TD_TRY(td_devmem_alloc(x->o.ops->dev, (size_t)x->o.max_logits * (size_t)n * sizeof(float), "rows of logits", &logits));
+    x->logits = logits;
     return td_sampler_open(x->o.ops, x->o.pool, x->desc->V, v0, n, x->o.ranks, &x->sampler);
 }
 
@@ -136,15 +140,25 @@ static td_status pass_on(td_exec *x, head h, const void *payload, const void *hi
 
 /* ---- one step on one rank ---- */
 
-static void copy_pages(td_exec *x, const td_step *s)
+static td_status copy_page(const td_exec *x, const td_kv *kv, int k, int32_t from, int32_t to)
+{
+    td_dev *d = x->o.ops->dev;
+    uint8_t *dst = td_kv_page(kv, k, to);
+    const uint8_t *src = td_kv_page(kv, k, from);
+    if (d) return d->copy(d, TD_STREAM_COMPUTE, dst, src, td_kv_page_bytes(kv));
+    memcpy(dst, src, td_kv_page_bytes(kv));
+    return TD_OK;
+}
+
+static td_status copy_pages(td_exec *x, const td_step *s)
 {
     const td_step_copy *c = td_step_copies(s);
     for (uint32_t i = 0; i < s->n_copies; i++) {
         const td_kv *kv = &x->kv[c[i].group];
         int n_slots = td_model_groups(x->o.model)[c[i].group].n_slots;
-        for (int k = 0; k < n_slots; k++)
-            memcpy(td_kv_page(kv, k, c[i].to), td_kv_page(kv, k, c[i].from), td_kv_page_bytes(kv));
+        for (int k = 0; k < n_slots; k++) TD_TRY(copy_page(x, kv, k, c[i].from, c[i].to));
     }
+    return TD_OK;
 }
 
 typedef struct layer_arg { td_exec *x; const td_step *step; } layer_arg;
@@ -160,7 +174,7 @@ static void on_layer(void *arg, int layer)
 static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
-    copy_pages(x, step);
+    TD_TRY(copy_pages(x, step));
     return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
 }
 
@@ -225,6 +239,9 @@ static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
     out_buf *b = NULL;
     if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
     TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, out));
+    /* Draws wait for the device, other steps would not. But once a step is collected its pages may go to others, who may
+     * write them from another queue; and an error of the device belongs to its step. */
+    if (x->o.ops->wait) TD_TRY(x->o.ops->wait());
     if (!draws(x) || !x->o.ranks || !x->o.ranks->grid.rank) return TD_OK;
     TD_TRY(back_open(x, bytes, &b));
     if (bytes > logits + results) b->p[0] = 0;
@@ -302,7 +319,10 @@ td_status td_exec_submit(td_exec *x, const td_step *const *steps)
     for (int i = 0; i < replicas(x); i++) TD_TRY(td_model_check(x->o.model, steps[i], x->kv)); /* before any rank has heard of it */
     if (x->o.balance_steps && x->submitted == x->o.balance_steps) TD_TRY(td_exec_balance(x, false));
     x->submitted++;
-    return broken(x, submit(x, steps));
+    if (x->dead < 0) return td_refuse(x->dead, "the device failed before");
+    td_status s = submit(x, steps);
+    if (s == TD_EDEVICE) x->dead = s;
+    return broken(x, s);
 }
 
 static td_status collect(td_exec *x, td_sample_out *out, const float **logits)

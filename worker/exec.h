@@ -15,6 +15,7 @@
  *            3. An error on any rank but a refused step ends the worker (td_coll_abort): ranks never go apart.
  *            4. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
  *            5. A step is collected when its last stage has answered, and so every stage has computed it, results or not.
+ *            6. On a device: an EDEVICE of submit is final, every later submit answers the same.
  * Ownership: a step is copied by submit. model, ops, pool and ranks are borrowed.
  * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight; with several replicas of one
  *            stage at most TD_EXEC_MAX_DEPTH.

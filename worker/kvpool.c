@@ -7,6 +7,7 @@
 #include "worker/kvpool.h"
 #include "common/check.h"
 #include "common/map.h"
+#include "worker/devmem.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,27 +94,48 @@ static size_t kvmem_bytes(const td_group_desc *d, const td_kv *kv)
     return td_kv_page_bytes(kv) * (size_t)kv->n_pages * (size_t)d->n_slots;
 }
 
-td_status td_kvmem_open(const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out)
+static td_status map_pages(size_t bytes, void **out)
+{
+    void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m == MAP_FAILED) return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", bytes, strerror(errno));
+    madvise(m, bytes, MADV_HUGEPAGE);
+    *out = m;
+    return TD_OK;
+}
+
+/* Zeroed, as a fresh map is. */
+static td_status device_pages(td_dev *dev, size_t bytes, void **out)
+{
+    void *m;
+    TD_TRY(td_devmem_alloc(dev, bytes, "the KV pool", &m));
+    td_status s = dev->fill(dev, TD_STREAM_COMPUTE, m, 0, bytes);
+    if (s < 0) td_devmem_free(dev, m);
+    else *out = m;
+    return s;
+}
+
+td_status td_kvmem_open(td_dev *dev, const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out)
 {
     for (int i = 0; i < n_groups; i++) {
         td_kv kv = {NULL, dtype, n_pages, page_size, desc[i].G, desc[i].D};
         size_t bytes = kvmem_bytes(&desc[i], &kv);
-        void *m = bytes ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : NULL;
-        if (m == MAP_FAILED) {
-            td_kvmem_close(desc, i, out);
-            return td_fail(TD_EFULL, "no memory for the KV pool: %zu bytes: %s", bytes, strerror(errno));
+        void *m = NULL;
+        td_status s = !bytes ? TD_OK : dev ? device_pages(dev, bytes, &m) : map_pages(bytes, &m);
+        if (s < 0) {
+            td_kvmem_close(dev, desc, i, out);
+            return s;
         }
-        if (m) madvise(m, bytes, MADV_HUGEPAGE);
         kv.base = m;
         out[i] = kv;
     }
     return TD_OK;
 }
 
-void td_kvmem_close(const td_group_desc *desc, int n_groups, td_kv *kv)
+void td_kvmem_close(td_dev *dev, const td_group_desc *desc, int n_groups, td_kv *kv)
 {
     for (int i = 0; i < n_groups; i++) {
-        if (kv[i].base) munmap(kv[i].base, kvmem_bytes(&desc[i], &kv[i]));
+        if (kv[i].base && dev) td_devmem_free(dev, kv[i].base);
+        else if (kv[i].base) munmap(kv[i].base, kvmem_bytes(&desc[i], &kv[i]));
         kv[i].base = NULL;
     }
 }
@@ -122,7 +144,7 @@ static td_status group_open(td_kvpool *p, int i)
 {
     group *g = &p->g[i];
     g->desc = p->o.group[i];
-    TD_TRY(td_kvmem_open(&g->desc, 1, p->o.n_pages, p->o.page_size, p->o.kv_dtype, &g->kv));
+    TD_TRY(td_kvmem_open(p->o.dev, &g->desc, 1, p->o.n_pages, p->o.page_size, p->o.kv_dtype, &g->kv));
     g->page = td_xalloc((size_t)p->o.n_pages * sizeof *g->page);
     g->free_list = td_xalloc((size_t)p->o.n_pages * sizeof *g->free_list);
     for (int k = 0; k < p->o.n_pages; k++) {
@@ -174,7 +196,7 @@ void td_kvpool_close(td_kvpool *p)
 {
     if (!p) return;
     for (int i = 0; i < p->o.n_groups; i++) {
-        td_kvmem_close(&p->g[i].desc, 1, &p->g[i].kv);
+        td_kvmem_close(p->o.dev, &p->g[i].desc, 1, &p->g[i].kv);
         free(p->g[i].page);
         free(p->g[i].free_list);
     }

@@ -37,6 +37,7 @@
 #define TD_WORKER_KVPOOL_H
 
 #include "common/blockhash.h"
+#include "kernels/dev.h"
 #include "worker/model/model.h"
 
 typedef struct td_kvpool td_kvpool;
@@ -50,6 +51,7 @@ typedef struct td_kvpool_opts {
     /* A page that is written is copied by this (all slots), in the order of the calls; NULL: at once, by the pool. */
     void (*copy)(void *arg, int group, int32_t from, int32_t to);
     void *copy_arg;
+    td_dev *dev;        /* whose memory the pages are; NULL: this host's. Borrowed */
     td_kvmap kvmap;     /* context parallel: a unit is then a whole stripe, and no group has a window */
 } td_kvpool_opts;
 
@@ -66,9 +68,9 @@ typedef struct td_kvseq {
 
 typedef struct td_kv_ledger { int64_t total, free, private_, shared, cached, transit; } td_kv_ledger;
 
-/* The memory of n_pages pages of each group, for ranks that keep no books. */
-td_status td_kvmem_open(const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out);
-void td_kvmem_close(const td_group_desc *desc, int n_groups, td_kv *kv);
+/* The memory of n_pages pages of each group, for ranks that keep no books. dev NULL: this host's. */
+td_status td_kvmem_open(td_dev *dev, const td_group_desc *desc, int n_groups, int n_pages, int page_size, td_dtype dtype, td_kv *out);
+void td_kvmem_close(td_dev *dev, const td_group_desc *desc, int n_groups, td_kv *kv);
 
 td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out);
 void td_kvpool_close(td_kvpool *p);

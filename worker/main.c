@@ -119,7 +119,7 @@ static td_status load(worker *w)
     td_buf_init(&w->bulk_ranks, 0);
     w->wengine = td_wengine_open(&wo);
     td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
-                       .grid = &grid,
+                       .grid = &grid, .dev = w->boot.dev,
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
                        .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
                        .timeout_us = (int64_t)c->ship_timeout_ms * 1000,

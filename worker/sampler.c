@@ -5,6 +5,7 @@
 #include "worker/sampler.h"
 #include "common/check.h"
 #include "kernels/draw.h"
+#include "worker/devmem.h"
 #include "worker/ranks.h"
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,8 @@ td_status td_sampler_open(const td_ops *ops, td_pool *pool, int V, int v0, int n
 void td_sampler_close(td_sampler *s)
 {
     if (!s) return;
-    free(s->own), free(s->users), free(s->row), free(s->draw), free(s->packed), free(s->copy), free(s->wire);
+    td_devmem_free(s->ops->dev, s->copy);
+    free(s->own), free(s->users), free(s->row), free(s->draw), free(s->packed), free(s->wire);
     free(s);
 }
 
@@ -63,13 +65,26 @@ static void room(td_sampler *s, const td_step *step)
     }
 }
 
-static float *copies(td_sampler *s, size_t n)
+/* On a device the old ones go: draws wait, so nothing queued uses them. */
+static td_status copies(td_sampler *s, size_t n, float **out)
 {
     if (s->n_copy < n) {
+        void *p;
+        TD_TRY(td_devmem_alloc(s->ops->dev, n * s->width * sizeof(float), "copies of logits", &p));
+        td_devmem_free(s->ops->dev, s->copy);
         s->n_copy = n;
-        s->copy = td_xrealloc(s->copy, n * s->width * sizeof(float) + 1);
+        s->copy = p;
     }
-    return s->copy;
+    *out = s->copy;
+    return TD_OK;
+}
+
+static td_status copy_row(const td_sampler *s, float *to, const float *from)
+{
+    td_dev *d = s->ops->dev;
+    if (d) return d->copy(d, TD_STREAM_COMPUTE, to, from, s->width * sizeof *to);
+    memcpy(to, from, s->width * sizeof *to);
+    return TD_OK;
 }
 
 /* What all of a run's functions look at. */
@@ -139,7 +154,7 @@ static bool follows(const run *r, uint32_t i, ptrdiff_t rows)
            logits_of(r, own[i]) - logits_of(r, own[i - 1]) == rows * (ptrdiff_t)r->s->width;
 }
 
-static void run_draws(const run *r)
+static td_status run_draws(const run *r)
 {
     td_sampler *s = r->s;
     for (uint32_t i = 0, end; i < r->n_own; i = end) {
@@ -148,22 +163,23 @@ static void run_draws(const run *r)
         if (r->d[s->own[i]].score >= 0) continue;
         if (follows(r, end, 0)) { /* n choices of one row */
             while (follows(r, end, 0)) end++;
-            float *copy = copies(s, end - i);
-            for (uint32_t k = i; k < end; k++)
-                memcpy(copy + (k - i) * s->width, logits, s->width * sizeof(float));
+            float *copy;
+            TD_TRY(copies(s, end - i, &copy));
+            for (uint32_t k = i; k < end; k++) TD_TRY(copy_row(s, copy + (k - i) * s->width, logits));
             run_group(r, copy, i, end);
         } else {
             while (follows(r, end, 1) && !follows(r, end + 1, 0)) end++;
             run_group(r, logits, i, end);
         }
     }
+    return TD_OK;
 }
 
 /* ---- parts of it on several ranks ---- */
 
 /* Every rank counts and opens the same. Draws that leave their row's raw logits alone get a copy to work in.
  */
-static void open_draws(const run *r)
+static td_status open_draws(const run *r)
 {
     td_sampler *s = r->s;
     size_t n = 0;
@@ -177,12 +193,14 @@ static void open_draws(const run *r)
         s->draw[i] = td_draw_open(row, d->score, raw, beside ? NULL : raw, &r->out[s->own[i]]);
         n += beside;
     }
-    float *copy = copies(s, n);
+    float *copy;
+    TD_TRY(copies(s, n, &copy));
     for (uint32_t i = 0; i < r->n_own; i++) {
         if (s->draw[i].x) continue;
         s->draw[i].x = copy;
         copy += s->width;
     }
+    return TD_OK;
 }
 
 static uint8_t *wire(td_sampler *s, size_t bytes)
@@ -200,7 +218,7 @@ static uint8_t *wire(td_sampler *s, size_t bytes)
 static td_status draw_together(const run *r)
 {
     td_sampler *s = r->s;
-    open_draws(r);
+    TD_TRY(open_draws(r));
     for (;;) {
         size_t bytes = 0;
         for (uint32_t i = 0; i < r->n_own; i++) {
@@ -248,7 +266,7 @@ td_status td_sampler_run(td_sampler *s, const td_step *step, const td_logit_plac
         TD_TRY(draw_together(&r));
     } else {
         run_scores(&r);
-        run_draws(&r);
+        TD_TRY(run_draws(&r));
     }
     return place && s->ranks->at.tp == 0 ? gather_results(&r) : TD_OK;
 }

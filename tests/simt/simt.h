@@ -145,7 +145,7 @@ struct Fiber {
     alignas(16) uint32_t out[4];
 };
 struct Options {
-    int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0;
+    int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
 };
 struct Stats {
     uint64_t launches, blocks, threads, switches, barriers, warp_ops, mma, hooks;

@@ -12,7 +12,8 @@ void simt_clear_error(void);       /* errors stick until then, as on a device */
 void simt_quiet(int on);           /* do not print errors */
 int simt_checks(void); /* 1 in check mode: races, uninitialised reads and bytes never written are found */
 int simt_set_option(const char *name,
-                    int value); /* "order", "poison", "timeout", "eager"; the old value, -1: unknown */
+                    int value); /* "order", "poison", "timeout", "eager", "hide" (host
+                                accesses to device memory end the process); the old value, -1: unknown */
 
 #ifdef __cplusplus
 }

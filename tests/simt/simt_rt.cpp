@@ -668,6 +668,25 @@ static Alloc *owner(const void *p)
     Alloc *A = it->second;
     return (char *)p >= A->p && (char *)p < A->p + A->map ? A : nullptr;
 }
+// ---- option "hide": the host cannot touch device memory, except inside a launch or a copy
+static void protect(const Alloc *A, int how)
+{
+    if (!A->freed && !A->shared) mprotect((void *)((uintptr_t)A->p & ~(uintptr_t)4095), A->map, how);
+}
+static void protect_all(int how)
+{
+    for (auto &e : g_allocs) protect(e.second, how);
+}
+struct Shown {
+    Shown()
+    {
+        if (opt.hide) protect_all(PROT_READ | PROT_WRITE);
+    }
+    ~Shown()
+    {
+        if (opt.hide) protect_all(PROT_NONE);
+    }
+};
 // ---- signals: guard pages and runaway kernels
 static void on_signal(int sig, siginfo_t *si, void *)
 {
@@ -863,6 +882,7 @@ int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_
     B.launch_bep = ++B.bep;
     B.acq_bep = 0;
     g_failed = 0;
+    Shown shown;
     B.rng = 12345u * (unsigned)opt.order + 1;
     if (opt.timeout) alarm((unsigned)opt.timeout);
     uint64_t nb = (uint64_t)g.x * g.y * g.z;
@@ -933,6 +953,7 @@ cudaError_t simt_malloc(void **p, size_t n)
 {
     auto *A = simt::new_alloc(n, false);
     if (!A) return cudaErrorMemoryAllocation;
+    if (simt::opt.hide) simt::protect(A, PROT_NONE);
     *p = A->p;
     return cudaSuccess;
 }
@@ -966,6 +987,7 @@ cudaError_t cudaMemset(void *d, int v, size_t n)
 {
     if (!n) return cudaSuccess;
     if (auto e = simt_range(d, n, "cudaMemset")) return e;
+    simt::Shown shown;
     memset(d, v, n);
 #ifdef SIMT_CHECK
     simt::host_written(d, n);
@@ -981,6 +1003,7 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
         if (auto e = simt_range(s, n, "cudaMemcpy from device")) return e;
     if (k == cudaMemcpyHostToDevice && simt::owner(s))
         return simt::api_fail(cudaErrorInvalidValue, "cudaMemcpyHostToDevice: source is a device pointer");
+    simt::Shown shown;
 #ifdef SIMT_CHECK
     if (k == cudaMemcpyDeviceToHost) {
         simt::Alloc *A = simt::owner(s);
@@ -1115,11 +1138,13 @@ int simt_set_option(const char *name, int value)
     } all[] = {{"order", &simt::opt.order},
                {"poison", &simt::opt.poison},
                {"timeout", &simt::opt.timeout},
-               {"eager", &simt::opt.eager}};
+               {"eager", &simt::opt.eager},
+               {"hide", &simt::opt.hide}};
     for (auto &o : all)
         if (!strcmp(o.n, name)) {
             int old = *o.v;
             *o.v = value;
+            if (o.v == &simt::opt.hide) simt::protect_all(value ? PROT_NONE : PROT_READ | PROT_WRITE);
             return old;
         }
     return -1;

@@ -31,7 +31,6 @@ static td_weight weight_of(const td_weight *w)
     td_weight d = *w; /* what it is made from does not matter: the packed type alone decides the bytes */
     d.p = give(w->p, cuda->packed_bytes(w->N, w->K, w->dtype));
     d.bias = give(w->bias, (size_t)w->N * 4);
-    if (d.slices > 1 && d.K / d.slices % 64) d.slices = 0; /* the table refuses what packing did not know of */
     return d;
 }
 
@@ -220,6 +219,18 @@ static void moe_gather(td_pool *pool, const float *x, size_t ldx, const int32_t 
     dev_done();
 }
 
+static void take_rows(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
+                      size_t ldo)
+{
+    size_t bytes = span(n, ldo, (size_t)width, 4);
+    if (!n) return;
+    float *o = give(out, bytes);
+    cuda->take_rows(pool, give(x, span(last_row(rows, n) + 1, ldx, (size_t)width, 4)), ldx, give(rows, (size_t)n * 4), n,
+                    width, o, ldo);
+    fetch(out, o, bytes);
+    dev_done();
+}
+
 static void moe_combine(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
                         int T, int top_k, int E, float *out, size_t ldo)
 {
@@ -269,6 +280,7 @@ static const td_ops *open_staged(void)
     staged.embed_table = embed_table;
     staged.rmsnorm = rmsnorm;
     staged.sum_tree = sum_tree;
+    staged.take_rows = take_rows;
     staged.rope_append = rope_append;
     staged.silu_mul = silu_mul;
     staged.moe_logits = moe_logits;

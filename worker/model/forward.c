@@ -7,31 +7,32 @@
  * or, in a layer with experts, x += their weighted sum (moe.c). A rank has its layers, its heads and columns, its rows of
  * the step and its tokens' keys; where it needs the others, share.h says what is exchanged. With one rank nothing is.
  *
+ * Activations, weights and pages may be a device's memory (td_ops.dev): here they are only handed to td_ops.
+ *
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
-#include <string.h>
 
 typedef struct forward {
     td_model *m;
     const td_step *step;
     const td_kv *kv;
     int T; /* own rows */
-    const float *q_scale;
+    td_placed at;
 } forward;
 
 /* ---- what all layers share ---- */
 
-static void prepare(forward *f)
+static td_status prepare(forward *f)
 {
     td_model *m = f->m;
     const td_share *s = &m->share;
     td_share_rows(m, f->step, f->kv);
     f->T = s->n_own;
     td_rope_rows(&m->rope, s->pos, s->T, m->scratch.cs);
-    f->q_scale = td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale);
+    return td_place_step(m, m->scratch.cs, td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale), &f->at);
 }
 
 /* ---- one layer ---- */
@@ -79,16 +80,14 @@ static td_status append_keys(forward *f, const td_layer *l, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
-    const td_share *s = &m->share;
     int g = d->layer[layer].group;
-    size_t base = (size_t)g * (size_t)m->max_rows + (size_t)s->own0;
     TD_TRY(norm(m, l->attn_norm, f->T));
     linear(m, &l->qkv, m->scratch.h, (size_t)d->E, f->T, m->scratch.qkv);
     td_rope_args a = {.qkv = m->scratch.qkv,
                       .ld = qkv_width(m),
                       .T = f->T,
-                      .cs = m->scratch.cs + (size_t)s->own0 * (size_t)d->rope.rot_dim,
-                      .q_scale = f->q_scale,
+                      .cs = f->at.cs,
+                      .q_scale = f->at.q_scale,
                       .q_norm = l->q_norm,
                       .k_norm = l->k_norm,
                       .norm_eps = (float)d->rms_eps,
@@ -98,8 +97,8 @@ static td_status append_keys(forward *f, const td_layer *l, int layer)
                       .rot_dim = d->rope.rot_dim,
                       .kv = &f->kv[g],
                       .slot = m->slot[layer],
-                      .row_page = s->page + base,
-                      .row_in_page = s->in_page + base};
+                      .row_page = f->at.page[g],
+                      .row_in_page = f->at.in_page[g]};
     if (td_model_cp(m) > 1) return td_share_append(m, &a);
     m->ops->rope_append(m->pool, &a);
     return TD_OK;
@@ -130,13 +129,13 @@ static td_status attend(forward *f, int layer)
     return TD_OK;
 }
 
-/* Projection of the attention and the feed-forward network, for T rows. */
-static td_status feed_forward(td_model *m, const td_layer *l, int T, bool moe)
+/* Projection of the attention `att` and the feed-forward network, for T rows. */
+static td_status feed_forward(td_model *m, const td_layer *l, const float *att, int T, bool moe)
 {
     const td_model_desc *d = &m->desc;
     td_scratch *s = &m->scratch;
     size_t F = (size_t)m->local.F;
-    TD_TRY(add_linear(m, &l->o, s->att, (size_t)m->local.H * (size_t)d->D, T));
+    TD_TRY(add_linear(m, &l->o, att, (size_t)m->local.H * (size_t)d->D, T));
     TD_TRY(norm(m, l->ffn_norm, T));
     if (moe) return td_moe_forward(m, l, T);
     linear(m, &l->gate_up, s->h, (size_t)d->E, T, s->gate_up);
@@ -144,31 +143,31 @@ static td_status feed_forward(td_model *m, const td_layer *l, int T, bool moe)
     return add_linear(m, &l->down, s->gate_up, 2 * F, T);
 }
 
-/* Move the wanted rows to the front, in place: they ascend, so a row is read before it is overwritten. */
-static void keep_rows(float *p, size_t width, const int32_t *rows, int n)
-{
-    for (int i = 0; i < n; i++)
-        if (rows[i] != i) memcpy(p + (size_t)i * width, p + (size_t)rows[i] * width, width * sizeof *p);
-}
-
-/* From here on only the wanted rows count. Returns how many of this rank's those are, or an error. */
-static td_status keep_wanted(forward *f, int *T)
+/* From here on only the wanted rows count: how many of this rank's those are, and where their attention is (qkv is free
+ * now). Where all rows are wanted, nothing moves. */
+static td_status keep_wanted(forward *f, int *T, const float **att)
 {
     td_model *m = f->m;
-    const td_share *s = &m->share;
-    size_t E = (size_t)m->desc.E;
-    if (m->blocks) { /* all rows, then the wanted ones, then this rank's block of those */
-        TD_TRY(td_share_gather(m, m->scratch.x, f->T, m->scratch.h));
-        memcpy(m->scratch.x, m->scratch.h, (size_t)f->T * E * sizeof(float));
+    td_scratch *s = &m->scratch;
+    const int32_t *want = f->at.want;
+    int E = m->desc.E, HD = m->local.H * m->desc.D, n = m->share.n_want, all = f->T;
+    *T = n;
+    if (n < all) {
+        m->ops->take_rows(m->pool, s->att, (size_t)HD, want, n, HD, s->qkv, (size_t)HD);
+        *att = s->qkv;
     }
-    keep_rows(m->scratch.att, (size_t)m->local.H * (size_t)m->desc.D, s->want, s->n_want);
-    keep_rows(m->scratch.x, E, s->want, s->n_want);
-    *T = s->n_want;
-    m->blocks = m->blocks && m->ranks->grid.ep;
-    if (!m->blocks) return TD_OK;
-    int a, b;
-    td_model_block(m, *T, &a, &b);
-    memmove(m->scratch.x, m->scratch.x + (size_t)a * E, (size_t)(b - a) * E * sizeof(float));
+    if (m->blocks) { /* all rows, then the wanted ones, or this rank's block of those */
+        int a = 0, b = n;
+        TD_TRY(td_share_gather(m, s->x, all, s->h));
+        m->blocks = m->ranks->grid.ep;
+        if (m->blocks) td_model_block(m, n, &a, &b);
+        m->ops->take_rows(m->pool, s->h, (size_t)E, want + a, b - a, E, s->x, (size_t)E);
+    } else if (n < all) {
+        float *x = s->x;
+        m->ops->take_rows(m->pool, x, (size_t)E, want, n, E, s->h, (size_t)E);
+        s->x = s->h; /* their places change */
+        s->h = x;
+    }
     return TD_OK;
 }
 
@@ -178,7 +177,7 @@ static td_status embed(forward *f)
 {
     td_model *m = f->m;
     size_t E = (size_t)m->desc.E;
-    const int32_t *all = m->share.ids + m->share.own0, *ids = all;
+    const int32_t *all = m->share.ids + m->share.own0, *ids = f->at.ids;
     bool whole = td_model_tp(m) == 1;
     float *to = whole ? m->scratch.x : m->scratch.h;
     if (!whole) { /* ids outside this rank's part of the vocabulary make rows of zeros */
@@ -231,7 +230,7 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 {
     TD_TRY(td_model_check(m, step, kv));
     forward f = {.m = m, .step = step, .kv = kv};
-    prepare(&f);
+    TD_TRY(prepare(&f));
     TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
     int T = f.T;
     if (m->local.first) TD_TRY(embed(&f));
@@ -242,8 +241,9 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
         if (rows) TD_TRY(append_keys(&f, l, i));
         if (on_layer && rows) on_layer(arg, i);
         if (goes_on) TD_TRY(attend(&f, i));
-        if (goes_on && last) TD_TRY(keep_wanted(&f, &T));
-        if (goes_on) TD_TRY(feed_forward(m, l, T, m->desc.layer[i].moe));
+        const float *att = m->scratch.att;
+        if (goes_on && last) TD_TRY(keep_wanted(&f, &T, &att));
+        if (goes_on) TD_TRY(feed_forward(m, l, att, T, m->desc.layer[i].moe));
         else if (m->desc.layer[i].moe && td_model_meets(m)) TD_TRY(td_moe_forward(m, l, 0));
         td_layer_release(m, i);
     }

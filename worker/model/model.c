@@ -3,6 +3,7 @@
 #include "worker/model/model.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/devmem.h"
 #include "worker/model/experts.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
@@ -54,6 +55,17 @@ static void fill(void *arg, uint8_t *data)
     td_plan_fill(c->plan, data, c->o->pool, c->o->progress, c->o->arg);
 }
 
+/* To the device, once; the host's copy is given back. Nothing is read as stored then. */
+static td_status upload_image(td_model *m, const td_plan *plan)
+{
+    td_dev *dev = m->ops->dev;
+    TD_TRY(td_devmem_alloc(dev, plan->image_bytes, "weights", &m->device_image));
+    TD_TRY(td_devmem_put(dev, m->device_image, m->image.data, plan->image_bytes));
+    td_image_close(&m->image);
+    td_plan_attach(plan, m->device_image);
+    return TD_OK;
+}
+
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
 {
     td_image_key key = {m->desc.digest, td_plan_digest(plan), (uint32_t)m->ops->layout, (uint32_t)m->local.shard,
@@ -62,7 +74,8 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
     TD_TRY(td_image_open(&m->image, dir, &key, plan->image_bytes, o->pool, fill, &call));
-    td_plan_attach(plan, m->image.data);
+    if (m->ops->dev) TD_TRY(upload_image(m, plan));
+    else td_plan_attach(plan, m->image.data);
     m->row_bytes = td_plan_row_bytes(plan);
     m->resident_bytes = td_plan_resident_bytes(plan);
     if (!td_plan_uses_files(plan)) {
@@ -149,8 +162,6 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(expert_row0, X + (m->ranks ? (size_t)m->ranks->grid.redundant : 0) + 1);
     CUT(expert_x, T * k * E);
     CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
-    CUT(cs, T * (size_t)d->rope.rot_dim);
-    CUT(q_scale, T);
 #undef CUT
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
@@ -163,17 +174,21 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
 
 td_status td_scratch_open(td_scratch *s, const td_model *m)
 {
-    size_t bytes = cut(s, m, NULL);
-    s->block = aligned_alloc(64, padded(bytes));
-    if (!s->block)
-        return td_fail(TD_EFULL, "no memory for %zu bytes of activations (%d rows)", bytes, m->max_rows);
+    size_t T = (size_t)m->max_rows;
+    void *block;
+    s->dev = m->ops->dev;
+    TD_TRY(td_devmem_alloc(s->dev, cut(s, m, NULL), "activations", &block));
+    s->block = block;
     cut(s, m, s->block);
+    s->cs = td_xalloc((T * (size_t)m->desc.rope.rot_dim + 1) * sizeof *s->cs);
+    s->q_scale = td_xalloc(T * sizeof *s->q_scale);
     return TD_OK;
 }
 
 void td_scratch_close(td_scratch *s)
 {
-    free(s->block);
+    td_devmem_free(s->dev, s->block);
+    free(s->cs), free(s->q_scale);
     *s = (td_scratch){0};
 }
 
@@ -182,6 +197,13 @@ void td_scratch_close(td_scratch *s)
 bool td_model_fits(const td_model_desc *d, const td_ops *ops)
 {
     return !strcmp(ops->family, "ref") || (d->D % 16 == 0 && d->D <= TD_MAX_HEAD_DIM);
+}
+
+static td_status check_ranks(const td_model_opts *o)
+{
+    int n = o->ranks ? td_grid_ranks(&o->ranks->grid) : 1;
+    if (!o->ops->dev || n == 1) return TD_OK;
+    return td_fail(TD_ENOSUP, "kernel family %s on %d ranks: only one rank is supported", o->ops->family, n);
 }
 
 td_status td_model_open(const td_model_opts *o, td_model **out)
@@ -195,7 +217,9 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     m->pool = o->pool;
     m->max_rows = o->max_rows;
     m->max_logits = o->max_logits;
-    td_status st = read_desc(o, &m->desc);
+    m->place.dev = o->ops->dev;
+    td_status st = check_ranks(o);
+    if (st >= 0) st = read_desc(o, &m->desc);
     if (st >= 0 && !td_model_fits(&m->desc, o->ops))
         st = td_fail(TD_ENOSUP, "kernel family %s does not take head dimension %d", o->ops->family, m->desc.D);
     if (st >= 0) st = find_part(m, o);
@@ -219,7 +243,9 @@ void td_model_close(td_model *m)
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);
     td_share_close(m);
+    td_place_close(&m->place);
     td_image_close(&m->image);
+    td_devmem_free(m->ops->dev, m->device_image);
     td_weights_close(&m->weights);
     td_safetensors_close(m->files);
     free(m);

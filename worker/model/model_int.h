@@ -6,6 +6,7 @@
 
 #include "worker/model/image.h"
 #include "worker/model/model.h"
+#include "worker/model/place.h"
 #include "worker/model/rope.h"
 #include "worker/model/weights.h"
 #include "worker/kvmap.h"
@@ -53,6 +54,7 @@ typedef struct td_shard {
 
 /* Activations of one step; T = max_rows. */
 typedef struct td_scratch {
+    td_dev *dev;             /* whose memory it is; NULL: this host's */
     uint8_t *block;          /* everything below is in it */
     float *x, *h;            /* [T, E] residual; [T, E] normed */
     float *qkv, *att;        /* [T, (H + 2G) D]; [T, H D] */
@@ -62,8 +64,8 @@ typedef struct td_scratch {
     int32_t *route_ids, *expert_row;      /* [T, top_k]; [T, top_k] */
     int32_t *expert_row0;                 /* [slots of the stage + 1] */
     float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
-    float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T] */
     void *ops;               /* td_ops.scratch_bytes */
+    float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T]; always of this host: place.h sends them */
 } td_scratch;
 
 struct td_model {
@@ -73,12 +75,14 @@ struct td_model {
     int max_rows, max_logits;
     td_safetensors *files; /* kept while something is read as stored */
     td_image image;
+    void *device_image; /* what is read on a device instead of the image */
     td_weights weights;
     size_t row_bytes, resident_bytes;
     td_shard shard;
     struct td_experts *experts; /* NULL: not expert parallel (experts.h) */
     td_rope rope;
     td_scratch scratch;
+    td_place place;
     /* this rank's part */
     const td_ranks *ranks;   /* NULL: one */
     td_local local;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/share.h"
 #include "common/check.h"
+#include "worker/devmem.h"
 #include "worker/model/quant.h"
 #include <stdlib.h>
 #include <string.h>
@@ -285,8 +286,7 @@ td_status td_share_logits(td_model *m, const td_step *step, const float *part, f
     int T = m->share.n_want;
     size_t V = (size_t)m->desc.V;
     if (td_model_cp(m) == 1 && td_model_tp(m) == 1) {
-        memcpy(logits, part, (size_t)T * V * sizeof *logits);
-        return TD_OK;
+        return td_devmem_fetch(m->ops->dev, logits, part, (size_t)T * V * sizeof *logits);
     }
     if (td_model_cp(m) == 1) return join_vocabulary(m, part, T, logits);
     if (td_model_tp(m) == 1) return join_rows(m, step, part, logits);

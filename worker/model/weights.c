@@ -335,6 +335,7 @@ static void bind_dummy(td_plan *p)
  * packed order is the stored one. */
 static bool usable_as_stored(const td_plan *p, const td_piece *e)
 {
+    if (p->ops->dev) return false; /* the image is what goes to the device */
     if (e->unit >= 0 || !e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1 || e->K != e->src_K) return false;
     if (e->read != TD_READ_LOOKUP && strcmp(p->ops->family, "ref")) return false;
     return (uintptr_t)td_piece_data(e, 0) % td_dtype_bytes(e->from) == 0;

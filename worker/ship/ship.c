@@ -386,6 +386,7 @@ static void destroy(td_ship *s)
     td_chan_close(s->events);
     td_receiver_free(s->receiver, NULL);
     ship_stack_close(s->buffers);
+    td_stage_close(&s->stage);
     sem_destroy(&s->started);
     free(s);
 }
@@ -429,6 +430,11 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
                                                        .timeout_us = o->timeout_us, .grid = &grid,
                                                        .rank = o->rank});
     sem_init(&s->started, 0, 0);
+    td_status staged = td_stage_open(&s->stage, o->dev);
+    if (staged < 0) {
+        destroy(s);
+        return staged;
+    }
     if (pthread_create(&s->thread, NULL, thread_main, s)) {
         destroy(s);
         return td_fail(TD_EIO, "ship thread: %s", strerror(errno));

@@ -32,6 +32,7 @@
 
 #include "common/wire/msg.h"
 #include "common/wire/sock.h"
+#include "kernels/dev.h"
 #include "worker/ship/frame.h"
 #include "worker/ship/grid_plan.h"
 #include "worker/ship/trace.h"
@@ -44,6 +45,7 @@ typedef struct td_ship_opts {
     td_zctx *z;
     const td_model_desc *desc;   /* of the whole model, on every rank */
     const td_kv *kv[TD_MAX_GROUPS]; /* this rank's: its heads, its layers' slots from 0 */
+    td_dev *dev;                 /* whose memory the pages are; NULL: this host's. Borrowed */
     const td_ship_grid *grid;    /* NULL: one rank. Copied */
     uint32_t rank;               /* in it */
     uint64_t incarnation;

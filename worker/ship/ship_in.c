@@ -243,10 +243,11 @@ static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_
     if (a.write) {
         const receiving *r = a.epoch->user;
         const td_codec_side side = ship_side(s, a.rect.group);
-        if (!td_codec_scatter(&side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
-                              &side.tokens, payload.p)) {
+        td_status st = td_stage_scatter(&s->stage, &side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
+                                        &side.tokens, payload.p);
+        if (st < 0) {
             a.epoch->state = TD_EPOCH_FAILED;
-            a.epoch->why = "a page of the reservation is missing";
+            a.epoch->why = st == TD_EPROTO ? "a page of the reservation is missing" : "pages cannot be written to the device";
         }
     }
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)

@@ -12,6 +12,7 @@
 #include "worker/ship/receiver.h"
 #include "worker/ship/sender.h"
 #include "worker/ship/ship.h"
+#include "worker/ship/stage.h"
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -139,6 +140,7 @@ struct td_ship {
     uint64_t newest;             /* epoch that was opened: keys of a worker only grow */
     dest dest[TD_SHIP_MAX_DESTS];
     stack *buffers;
+    td_stage stage;              /* how pages are read and written */
     sending *sendings;
     handoff *handoffs;
     atomic_uint_fast64_t frames_sent, frames_received, bytes_sent, bytes_received, frames_bad;

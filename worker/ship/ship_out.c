@@ -193,10 +193,11 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
         stack_give(NULL, s->buffers);
         return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
     }
-    if (!td_codec_gather(&side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload)) {
+    td_status st = td_stage_gather(&s->stage, &side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload);
+    if (st < 0) {
         stack_give(payload, s->buffers);
-        return td_fail(TD_EPROTO, "a page of tokens %u.. of group %u is not held", a->rect.tok0,
-                       a->rect.group);
+        if (st != TD_EPROTO) return st;
+        return td_fail(st, "a page of tokens %u.. of group %u is not held", a->rect.tok0, a->rect.group);
     }
     td_frame_rect(&a->head, &a->rect, kv->dtype, kv->D,
                   td_token_before(&x->tokens, a->rect.tok0 + a->rect.n_tok) -

@@ -1,0 +1,20 @@
+/* worker/devmem.h - memory where the kernels work: this host's (dev NULL: td_ops.dev of the CPU families), or a device's.
+ *
+ * Rules:     1. What alloc gives is 64-byte aligned; of a device only td_dev calls and kernels touch it.
+ *            2. fetch is done on return, and comes after everything queued on the device before it.
+ * Ownership: the caller frees with the same dev. Threads: any.
+ * Errors:    EFULL with what was wanted; EDEVICE. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_WORKER_DEVMEM_H
+#define TD_WORKER_DEVMEM_H
+
+#include "kernels/dev.h"
+
+/* what: for the error's text. */
+td_status td_devmem_alloc(td_dev *dev, size_t bytes, const char *what, void **out);
+void td_devmem_free(td_dev *dev, void *p); /* NULL: nothing */
+td_status td_devmem_fetch(td_dev *dev, void *host, const void *src, size_t bytes);
+/* Host memory -> memory of alloc; done on return. */
+td_status td_devmem_put(td_dev *dev, void *dst, const void *host, size_t bytes);
+
+#endif

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/place.h"
+#include "worker/model/model_int.h"
+#include <string.h>
+
+static void on_host(const td_model *m, const float *cs, const float *q_scale, td_placed *out)
+{
+    const td_share *s = &m->share;
+    *out = (td_placed){.ids = s->ids + s->own0, .want = s->want, .q_scale = q_scale,
+                       .cs = cs + (size_t)s->own0 * (size_t)m->desc.rope.rot_dim};
+    for (int g = 0; g < m->desc.n_groups; g++) {
+        size_t at = (size_t)g * (size_t)m->max_rows + (size_t)s->own0;
+        out->page[g] = s->page + at;
+        out->in_page[g] = s->in_page + at;
+    }
+}
+
+/* ---- blocks ---- */
+
+static void block_close(td_dev *d, td_place_block *b)
+{
+    if (b->host) d->free_host(d, b->host);
+    if (b->device) d->free(d, b->device);
+    if (b->sent) d->event_close(d, b->sent);
+    *b = (td_place_block){0};
+}
+
+static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
+{
+    void *p;
+    TD_TRY(d->alloc_host(d, bytes, &p));
+    b->host = p;
+    TD_TRY(d->alloc(d, bytes, &p));
+    b->device = p;
+    TD_TRY(d->event_open(d, &b->sent));
+    b->bytes = bytes;
+    return TD_OK;
+}
+
+/* The other block, free to be written. */
+static td_status next_block(td_place *p, size_t bytes, td_place_block **out)
+{
+    td_dev *d = p->dev;
+    td_place_block *b = &p->block[p->turn ^= 1];
+    if (b->bytes < bytes) {
+        TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+        block_close(d, b);
+        TD_TRY(block_open(d, bytes + bytes / 2, b));
+    } else {
+        td_status s;
+        while ((s = d->done(d, b->sent)) == TD_AGAIN) {
+        }
+        TD_TRY(s);
+    }
+    *out = b;
+    return TD_OK;
+}
+
+/* ---- a step ---- */
+
+enum { PART_ALIGN = 256 };
+
+static size_t padded(size_t n)
+{
+    return (n + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
+}
+
+/* `src` becomes the block's copy; counted only while there is no block. */
+static const void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
+{
+    const void *there = src;
+    if (!src) return NULL;
+    if (b) {
+        if (bytes) memcpy(b->host + *at, src, bytes);
+        there = b->device + *at;
+    }
+    *at += padded(bytes);
+    return there;
+}
+
+static size_t put_all(const td_model *m, td_place_block *b, td_placed *x)
+{
+    size_t n = (size_t)m->share.n_own, at = 0;
+    x->ids = put(b, &at, x->ids, n * sizeof *x->ids);
+    x->want = put(b, &at, x->want, (size_t)m->share.n_want * sizeof *x->want);
+    for (int g = 0; g < m->desc.n_groups; g++) {
+        x->page[g] = put(b, &at, x->page[g], n * sizeof(int32_t));
+        x->in_page[g] = put(b, &at, x->in_page[g], n * sizeof(int32_t));
+    }
+    x->cs = put(b, &at, x->cs, n * (size_t)m->desc.rope.rot_dim * sizeof *x->cs);
+    x->q_scale = put(b, &at, x->q_scale, n * sizeof *x->q_scale);
+    return at;
+}
+
+td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out)
+{
+    td_place *p = &m->place;
+    td_dev *d = p->dev;
+    td_place_block *b;
+    on_host(m, cs, q_scale, out);
+    if (!d) return TD_OK;
+    size_t bytes = put_all(m, NULL, out);
+    TD_TRY(next_block(p, bytes, &b));
+    put_all(m, b, out);
+    TD_TRY(d->upload(d, TD_STREAM_COMPUTE, b->device, b->host, bytes));
+    return d->record(d, TD_STREAM_COMPUTE, b->sent);
+}
+
+void td_place_close(td_place *p)
+{
+    for (int i = 0; i < 2 && p->dev; i++) block_close(p->dev, &p->block[i]);
+}
