@@ -74,7 +74,7 @@ static void random_cases(int cases)
                                     .all_logits = !decode && draw(5) == 0,
                                     .rows = 77};
         }
-        td_sched_caps c = {1 + draw(draw(2) ? 300 : 20), draw(2) ? draw(65) : 0, 1 + draw(80)};
+        td_sched_caps c = {1 + draw(draw(2) ? 300 : 20), draw(2) ? draw(65) : 0, 1 + draw(80), 0};
         memcpy(again, it, sizeof it);
         uint32_t left = td_sched_plan(it, n, c);
         check(it, n, c, left);
@@ -87,22 +87,22 @@ static void named_cases(void)
 {
     td_sched_item it[4] = {
         {.want = 100}, {.want = 1, .decode = true}, {.want = 50}, {.want = 1, .decode = true}};
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 0, 10}), 0);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 0, 10, 0}), 0);
     T_OK(it[0].rows == 62 && it[1].rows == 1 && it[2].rows == 0 && it[3].rows == 1,
          "a long prompt does not stall decodes");
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 16, 10}), 30);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){64, 16, 10, 0}), 30);
     T_OK(it[0].rows == 16 && it[2].rows == 16);
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){1, 16, 10}), 0);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){1, 16, 10, 0}), 0);
     T_OK(it[1].rows == 1 && !it[0].rows && !it[2].rows && !it[3].rows, "the oldest decode row first");
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10}), 48);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 0}), 48);
     it[2].all_logits = true;
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10}), 91);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 0}), 91);
     T_EQ(it[2].rows, 7); /* two decode rows and the first prompt's end take the other three */
-    T_EQ(td_sched_plan(it, 0, (td_sched_caps){200, 0, 10}), 200);
+    T_EQ(td_sched_plan(it, 0, (td_sched_caps){200, 0, 10, 0}), 200);
     it[2].all_logits = false;
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 110}), 88);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 110, 0}), 88);
     T_OK(it[0].rows == 100 && it[2].rows == 10 && it[1].rows == 1, "decode rows are not of the prompts' share");
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 16, 10, 20}), 178);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 16, 10, 20, 0}), 178);
     T_OK(it[0].rows == 16 && it[2].rows == 4);
 }
 
