@@ -100,9 +100,9 @@ static void named_cases(void)
     T_EQ(it[2].rows, 7); /* two decode rows and the first prompt's end take the other three */
     T_EQ(td_sched_plan(it, 0, (td_sched_caps){200, 0, 10, 0}), 200);
     it[2].all_logits = false;
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 110, 0}), 88);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 0, 10, 110}), 88);
     T_OK(it[0].rows == 100 && it[2].rows == 10 && it[1].rows == 1, "decode rows are not of the prompts' share");
-    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 16, 10, 20, 0}), 178);
+    T_EQ(td_sched_plan(it, 4, (td_sched_caps){200, 16, 10, 20}), 178);
     T_OK(it[0].rows == 16 && it[2].rows == 4);
 }
 
