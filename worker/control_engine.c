@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PING_US = 1000000, POLL_US = 3000, IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
+enum { POLL_US = 3000, IDLE_MS = 20, SNAPSHOT_US = 10000, RETRY_FULL_MS = 20, COMMANDS_PER_LEG = 4 };
 /* packed size of one log probability, at most; control messages are at most 8 MiB */
 enum { SCORE_BYTES = 16, MAX_SCORES_BYTES = 6 << 20 };
 
@@ -56,7 +56,7 @@ struct td_wengine {
     td_map legs;                     /* id -> wleg * */
     td_wbatch *batch;
     bool asked;                      /* a poll of the other ranks is under way */
-    int64_t snap_us, ping_us, poll_us;
+    int64_t snap_us, poll_us;
 };
 
 /* ---- legs ---- */
@@ -600,16 +600,6 @@ static bool poll_ranks(td_wengine *w)
     return any;
 }
 
-/* The worker's other ranks wait for the next step; so that they and this one know of each other. */
-static void ping(td_wengine *w, bool more)
-{
-    int64_t now = td_now_us();
-    if (more) w->ping_us = now;
-    if (now - w->ping_us < PING_US) return;
-    w->ping_us = now;
-    if (td_engine_ping(w->o.engine) < 0) TD_ERROR("a rank of this worker does not answer: %s", td_reason());
-}
-
 static void *run(void *arg)
 {
     td_wengine *w = arg;
@@ -619,7 +609,6 @@ static void *run(void *arg)
         bool shipping = poll_ranks(w);
         take_ship_events(w);
         bool more = turn(w);
-        ping(w, more);
         td_ship_flush(w->ship);
         w->progress++;
         bool told = w->batch->n_events > 0;

@@ -29,7 +29,6 @@ typedef struct td_wengine td_wengine;
 
 typedef struct td_wengine_opts {
     td_engine *engine;           /* borrowed; nobody else calls it until close */
-    td_dtype kv_dtype;
     uint32_t max_legs, credits;
     int layer0, layer1;          /* layers that this rank computes */
     const td_buf *bulk_ranks;    /* td_ship_ranks of this worker, for Reserved; borrowed; one rank: empty or NULL */

@@ -646,11 +646,6 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out)
     return s < 0 ? s : s == TD_AGAIN && !told ? TD_AGAIN : TD_OK;
 }
 
-td_status td_engine_ping(td_engine *e)
-{
-    return td_exec_in_flight(e->exec) ? TD_OK : td_exec_ping(e->exec);
-}
-
 bool td_engine_many(const td_engine *e)
 {
     return e->o.ranks && td_grid_ranks(&e->o.ranks->grid) > 1;

@@ -142,8 +142,6 @@ static inline int td_engine_logit_rows(int max_seqs) { return max_seqs + 64; }
 td_status td_engine_open(const td_engine_opts *o, td_engine **out);
 /* KV pages per group that this rank would take: as told, or from memory. */
 int64_t td_engine_choose_pages(const td_engine_opts *o);
-/* About once a second while turns say TD_AGAIN: are the worker's other ranks alive? An error: they are not. */
-td_status td_engine_ping(td_engine *e);
 /* Of a worker of several ranks: a message to the others, in order with the steps; their news (worker/mirror.h). */
 bool td_engine_many(const td_engine *e);
 bool td_engine_computing(const td_engine *e); /* on_kv speaks of rows of the step being computed, not of a prefix hit */

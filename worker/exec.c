@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEP = 1, COMMAND, PING, POLL, BALANCE, STOP };
+enum { STEP = 1, COMMAND, POLL, BALANCE, STOP };
 
 /* bytes of the payload and of the hidden rows after it */
 typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
@@ -118,6 +118,15 @@ static td_status wait_out(td_exec *x, int i)
     return td_coll_send_wait(x->o.ranks->pp, 2 * i + 1);
 }
 
+static uint8_t *room_out(out_buf *b, size_t bytes)
+{
+    if (b->cap < bytes) {
+        b->cap = bytes;
+        b->p = td_xrealloc(b->p, bytes);
+    }
+    return b->p;
+}
+
 /* Head, payload and this rank's hidden rows; sent while this stage goes on. */
 static td_status pass_on(td_exec *x, head h, const void *payload, const void *hidden, size_t hidden_bytes)
 {
@@ -126,10 +135,7 @@ static td_status pass_on(td_exec *x, head h, const void *payload, const void *hi
     int i = x->turn ^= 1, to = x->o.ranks->at.pp + 1;
     out_buf *b = &x->next[i];
     TD_TRY(wait_out(x, i));
-    if (b->cap < h.bytes + hidden_bytes) {
-        b->cap = h.bytes + hidden_bytes;
-        b->p = td_xrealloc(b->p, b->cap);
-    }
+    (void)room_out(b, h.bytes + hidden_bytes);
     b->h = h;
     if (h.bytes) memcpy(b->p, payload, h.bytes);
     if (hidden_bytes) memcpy(b->p + h.bytes, hidden, hidden_bytes);
@@ -200,10 +206,7 @@ static td_status back_open(td_exec *x, size_t bytes, out_buf **out)
     out_buf *b = &x->back[x->back_turn];
     if (b->busy) TD_TRY(td_coll_send_wait(x->o.ranks->back, x->back_turn));
     b->busy = false;
-    if (b->cap < bytes) {
-        b->cap = bytes;
-        b->p = td_xrealloc(b->p, b->cap);
-    }
+    (void)room_out(b, bytes);
     *out = b;
     return TD_OK;
 }
@@ -355,19 +358,10 @@ td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
     return broken(x, collect(x, out, logits));
 }
 
-int td_exec_in_flight(const td_exec *x) { return x->n; }
-
 static td_status tell_all(td_exec *x, head h, const void *payload)
 {
     TD_TRY(tell_stage(x, h, payload));
     return pass_on(x, h, payload, NULL, 0);
-}
-
-td_status td_exec_ping(td_exec *x)
-{
-    if (alone(x)) return TD_OK;
-    td_status s = tell_all(x, (head){PING, 0, 0}, NULL);
-    return broken(x, s < 0 ? s : td_coll_barrier(x->o.ranks->back));
 }
 
 td_status td_exec_command(td_exec *x, const void *p, size_t n)
@@ -508,9 +502,6 @@ static td_status serve_one(td_exec *x, bool *stop)
     case COMMAND:
         if (x->o.on_command) x->o.on_command(x->o.arg, x->in, h.bytes);
         return pass_on(x, h, x->in, NULL, 0);
-    case PING:
-        TD_TRY(pass_on(x, h, NULL, NULL, 0));
-        return td_coll_barrier(x->o.ranks->back);
     case POLL:
         TD_TRY(pass_on(x, h, NULL, NULL, 0));
         return answer_poll(x);

@@ -55,10 +55,7 @@ td_status td_exec_submit(td_exec *x, const td_step *const *step);
 /* Results of the oldest step in flight: out[n_samples], replica after replica. logits[i]: [n_logits][V] when replica i's
  * step asked for them (want_logits), else NULL; valid until the next submit. */
 td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits);
-int td_exec_in_flight(const td_exec *x);
 
-/* To be called about once a second when nothing is in flight: proves that every rank is alive. */
-td_status td_exec_ping(td_exec *x);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
 /* Rank 0 asks every other rank for its news, and takes them once all steps that were in flight then are collected: nobody
  * waits for the pipeline. AGAIN: asked, not answered yet: call again. OK: answered, so all that was told before the call that

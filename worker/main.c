@@ -111,7 +111,7 @@ static td_status load(worker *w)
     uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
     td_ship_grid grid = w->many ? td_ship_grid_of(&w->ranks.grid, (uint32_t)c->attention_split)
                                 : td_ship_grid_one(td_engine_descr(w->engine));
-    td_wengine_opts wo = {.engine = w->engine, .kv_dtype = w->boot.ops->kv_dtype, .max_legs = max_legs,
+    td_wengine_opts wo = {.engine = w->engine, .max_legs = max_legs,
                           .credits = (uint32_t)c->credits, .trace = w->trace,
                           .layer0 = grid.stage[0], .layer1 = grid.stage[1],
                           .bulk_ranks = &w->bulk_ranks,

@@ -35,15 +35,7 @@ void grid_open(grid_rank *r, const td_ship_grid *grid, const td_model_desc *d, u
         r->kv[g].base = aligned_alloc(HUGE, (r->bytes[g] / HUGE + 1) * HUGE);
         if (r->bytes[g] > HUGE) madvise(r->kv[g].base, (r->bytes[g] / HUGE + 1) * HUGE, MADV_HUGEPAGE); /* as the pool */
         memset(r->kv[g].base, fill, r->bytes[g]);
-        int32_t *all = malloc(total * 4);
-        for (uint32_t i = 0; i < total; i++) all[i] = (int32_t)i;
-        for (uint32_t i = total; i > 1; i--) {
-            uint32_t j = kv_rnd(&seed, i);
-            int32_t t = all[i - 1];
-            all[i - 1] = all[j];
-            all[j] = t;
-        }
-        r->pages[g] = all;
+        r->pages[g] = kv_shuffled(total, &seed);
     }
 }
 

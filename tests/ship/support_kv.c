@@ -22,6 +22,19 @@ void kv_desc(td_model_desc *d, int L, int G, int D, int window, int every)
     }
 }
 
+int32_t *kv_shuffled(uint32_t n, uint64_t *seed)
+{
+    int32_t *all = malloc(n * sizeof *all);
+    for (uint32_t i = 0; i < n; i++) all[i] = (int32_t)i;
+    for (uint32_t i = n; i > 1; i--) {
+        uint32_t j = kv_rnd(seed, i);
+        int32_t t = all[i - 1];
+        all[i - 1] = all[j];
+        all[j] = t;
+    }
+    return all;
+}
+
 void kv_side_open(kv_side *s, const td_model_desc *d, int P, uint32_t n_tokens, uint8_t fill, uint64_t seed)
 {
     *s = (kv_side){.n_pages = (n_tokens + (uint32_t)P - 1) / (uint32_t)P};
@@ -31,15 +44,7 @@ void kv_side_open(kv_side *s, const td_model_desc *d, int P, uint32_t n_tokens, 
         s->bytes[g] = td_kv_page_bytes(&s->kv[g]) * total * (size_t)d->group[g].n_slots;
         s->kv[g].base = malloc(s->bytes[g]);
         memset(s->kv[g].base, fill, s->bytes[g]);
-        int32_t *all = malloc(total * 4);
-        for (uint32_t i = 0; i < total; i++) all[i] = (int32_t)i;
-        for (uint32_t i = total; i > 1; i--) {
-            uint32_t j = kv_rnd(&seed, i);
-            int32_t t = all[i - 1];
-            all[i - 1] = all[j];
-            all[j] = t;
-        }
-        s->pages[g] = all;
+        s->pages[g] = kv_shuffled(total, &seed);
     }
 }
 

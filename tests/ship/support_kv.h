@@ -7,6 +7,7 @@
 #include "worker/ship/codec.h"
 
 uint32_t kv_rnd(uint64_t *seed, uint32_t n); /* uniform in [0, n); n 0: any */
+int32_t *kv_shuffled(uint32_t n, uint64_t *seed); /* 0 .. n - 1 in an order of their own: a page table; malloc */
 /* L layers; every `every`-th layer (from 1) is in a second group with a window, if window > 0. */
 void kv_desc(td_model_desc *d, int L, int G, int D, int window, int every);
 

@@ -141,6 +141,19 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
     td_arena_deinit(&a);
 }
 
+/* pages: the group's page table from page page0 on, covering the rectangle. */
+static void send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
+                      uint32_t n_pages)
+{
+    cmd *c = command(CMD_SEND_RECT, key);
+    c->rect = *r;
+    c->ref = td_xalloc(sizeof *c->ref + n_pages * sizeof *pages);
+    c->ref->page0 = page0;
+    c->ref->n_pages = n_pages;
+    memcpy(c->ref->pages, pages, n_pages * sizeof *pages);
+    post(s, c);
+}
+
 typedef struct layers {
     td_ship *s;
     uint64_t key;
@@ -155,7 +168,7 @@ static void layers_rect(void *arg, const td_rect *r)
     uint32_t P = (uint32_t)x->s->o.kv[r->group]->P, t0 = td_token_before(mine, r->tok0);
     uint32_t p0 = t0 / P, p1 = (t0 + r->n_tok - 1) / P + 1; /* the source holds the whole range */
     TD_CHECK(p1 <= x->n_pages[r->group]);
-    td_ship_send_rect(x->s, x->key, r, x->pages[r->group] + p0, p0, p1 - p0);
+    send_rect(x->s, x->key, r, x->pages[r->group] + p0, p0, p1 - p0);
 }
 
 void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
@@ -164,18 +177,6 @@ void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint3
     td_grid_plan *p = plan_of(s, key);
     layers x = {s, key, pages, n_pages};
     if (p) td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
-}
-
-void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
-                       uint32_t n_pages)
-{
-    cmd *c = command(CMD_SEND_RECT, key);
-    c->rect = *r;
-    c->ref = td_xalloc(sizeof *c->ref + n_pages * sizeof *pages);
-    c->ref->page0 = page0;
-    c->ref->n_pages = n_pages;
-    memcpy(c->ref->pages, pages, n_pages * sizeof *pages);
-    post(s, c);
 }
 
 void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *commit, int64_t prompt_end_us)

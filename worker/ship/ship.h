@@ -112,10 +112,6 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
  */
 void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
                          const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
-/* One rectangle of the caller's own plan, from one rank to one (plan.h). */
-/* pages: the group's page table from page page0 on, covering the rectangle. */
-void td_ship_send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
-                       uint32_t n_pages);
 void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *c, int64_t prompt_end_us);
 /* kvframe.h rule 8 */
 void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const char *reason);
