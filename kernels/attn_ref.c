@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/attn_ref.c - paged attention with an online softmax in double, one item per (row, query head), any
  * page size and KV type. Tiles of 64 keys at absolute multiples of 64, so that nothing of the size of the
- * context is ever held. A split's part is rounded to f32, as it is when it travels; parts are merged in double. */
+ * context is ever held. A split's part is rounded to f32, as it is when it travels, and so is the sum after each part:
+ * it may travel too. */
 #include "kernels/family.h"
 #include <math.h>
 
@@ -20,7 +21,7 @@ static size_t key_offset(const td_kv *kv, int g, int key)
 /* Where this rank keeps key t. */
 static int local_key(const td_attn_args *a, int t)
 {
-    return a->part ? t / (a->split * a->ranks) * a->split + t % a->split : t;
+    return a->part ? (t / (a->split * a->ranks) - a->part0) * a->split + t % a->split : t;
 }
 
 static void tile(state *s, const td_attn_args *a, const td_attn_seq *seq, int g, int k0, int k1)
@@ -68,8 +69,8 @@ static void merge(total *t, const float *part, int D)
     }
     double top = m > t->m ? m : t->m, a = t->m == top ? 1.0 : exp(t->m - top), b = m == top ? 1.0 : exp(m - top);
     t->m = top;
-    t->l = t->l * a + l * b;
-    for (int d = 0; d < D; d++) t->o[d] = t->o[d] * a + (double)part[2 + d] * b;
+    t->l = (double)(float)(t->l * a + l * b);
+    for (int d = 0; d < D; d++) t->o[d] = (double)(float)(t->o[d] * a + (double)part[2 + d] * b);
 }
 
 /* Keys [first, pos] of split u as a part; one without keys: maximum -inf, the rest 0. */
@@ -95,6 +96,14 @@ static void finish(const total *t, float *out, int D)
     for (int d = 0; d < D; d++) out[d] = (float)(t->o[d] / t->l);
 }
 
+/* What was merged so far, as a part. */
+static void keep(const total *t, float *part, int D)
+{
+    part[0] = t->any ? (float)t->m : -INFINITY;
+    part[1] = t->any ? (float)t->l : 0;
+    for (int d = 0; d < D; d++) part[2 + d] = t->any ? (float)t->o[d] : 0;
+}
+
 static void row_head(void *arg, int i, int member)
 {
     (void)member;
@@ -110,7 +119,7 @@ static void row_head(void *arg, int i, int member)
         float *part = a->part + ((size_t)(seq->row0 + row) * (size_t)a->n_parts * (size_t)a->H + (size_t)h) *
                                     (size_t)(a->D + 2);
         for (int p = 0; p < a->n_parts; p++, part += (size_t)a->H * (size_t)(a->D + 2))
-            make_part(a, seq, h, q, a->rank + p * a->ranks, first, pos, part);
+            make_part(a, seq, h, q, a->rank + (a->part0 + p) * a->ranks, first, pos, part);
         return;
     }
     total t = {.any = false};
@@ -128,11 +137,14 @@ static void merge_row(void *arg, int i, int member)
     const td_merge_args *a = arg;
     size_t unit = (size_t)(a->D + 2), at = ((size_t)(i / a->H) * (size_t)a->n_parts * (size_t)a->H + (size_t)(i % a->H)) * unit;
     total t = {.any = false};
+    size_t row = (size_t)i * unit; /* of before and state */
+    if (a->before && a->before[row + 1] != 0) merge(&t, a->before + row, a->D);
     for (int u = 0; u < a->n_parts * a->ranks; u++) {
         const float *part = a->part[u % a->ranks] + at + (size_t)(u / a->ranks) * (size_t)a->H * unit;
         if (part[1] != 0) merge(&t, part, a->D); /* NaN is not 0 */
     }
-    finish(&t, a->out + (size_t)(i / a->H) * a->ldo + (size_t)(i % a->H) * (size_t)a->D, a->D);
+    if (a->state) keep(&t, a->state + row, a->D);
+    else finish(&t, a->out + (size_t)(i / a->H) * a->ldo + (size_t)(i % a->H) * (size_t)a->D, a->D);
 }
 
 static void attn_merge(td_pool *pool, const td_merge_args *a)

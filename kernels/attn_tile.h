@@ -149,7 +149,7 @@ static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
     const td_kv *kv = it->a->kv;
     int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0,
         hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
-    int u = k0 / it->split, elsewhere = it->a->part ? (u - u / it->a->ranks) * it->split : 0; /* keys on other ranks */
+    int u = k0 / it->split, elsewhere = it->a->part ? (u - u / it->a->ranks + it->a->part0) * it->split : 0; /* keys not in these pages */
     for (int i = 0; i < lo; i++) rows[i] = zero_row;
     for (int i = hi; i < TILE; i++) rows[i] = zero_row;
     for (int i = lo; i < hi;) {
@@ -490,7 +490,7 @@ static void run_tiles(item *it)
         bool more = next < it->key_hi && n == AHEAD;
         if (more) find_rows(it, at[slot] = next, rows[slot]);
         if (it->a->part)
-            for (int p = k0 / it->split / it->a->ranks; begun < p; begun++) store_parts(it, begun); /* none of its keys */
+            for (int p = k0 / it->split / it->a->ranks - it->a->part0; begun < p; begun++) store_parts(it, begun); /* none of its keys */
         run_tile(it, k0, rows[t], more ? rows[slot] : NULL);
         n += more - 1;
         if (n && at[(t + 1) % (AHEAD + 1)] / it->split == k0 / it->split) continue;
@@ -520,6 +520,11 @@ static void run_item(void *arg, int i, int member)
     int first_pos = seq->pos0 + it.row0 / it.group;
     it.key_hi = seq->pos0 + (it.row0 + it.n_rows - 1) / it.group + 1;
     it.key_lo = a->window > 0 && first_pos + 1 > a->window ? first_pos + 1 - a->window : 0;
+    if (a->part) { /* of this rank's splits, those that are asked for */
+        int first = (a->part0 * a->ranks + a->rank) * j->split, end = ((a->part0 + a->n_parts - 1) * a->ranks + a->rank + 1) * j->split;
+        if (it.key_lo < first) it.key_lo = first;
+        if (it.key_hi > end) it.key_hi = end;
+    }
     it.sp = carve(j->scratch + (size_t)member * j->member_bytes, a->D);
     it.split = j->split;
     unsigned fp = td_fp_enter();
@@ -536,8 +541,10 @@ static void merge_item(void *arg, int i, int member)
     size_t D = (size_t)a->D, unit = D + 2,
            at = ((size_t)(i / a->H) * (size_t)a->n_parts * (size_t)a->H + (size_t)(i % a->H)) * unit;
     float o[TD_MAX_HEAD_DIM], m = M_START, l = 0;
-    bool any = false;
+    const float *before = a->before ? a->before + (size_t)i * unit : NULL;
+    bool any = before && before[1] != 0;
     unsigned fp = td_fp_enter();
+    if (any) m = before[0], l = before[1], memcpy(o, before + 2, D * sizeof *o);
     for (int u = 0; u < a->n_parts * a->ranks; u++) {
         const float *part = a->part[u % a->ranks] + at + (size_t)(u / a->ranks) * (size_t)a->H * unit;
         if (part[1] == 0) continue; /* no keys; NaN is not 0 */
@@ -550,7 +557,9 @@ static void merge_item(void *arg, int i, int member)
         memcpy(o, part + 2, D * sizeof *o);
     }
     if (!any) memset(o, 0, sizeof o);
-    write_out(a->out + (size_t)(i / a->H) * a->ldo + (size_t)(i % a->H) * D, o, l, a->D);
+    float *state = a->state ? a->state + (size_t)i * unit : NULL;
+    if (state) state[0] = m, state[1] = l, memcpy(state + 2, o, D * sizeof *o);
+    else write_out(a->out + (size_t)(i / a->H) * a->ldo + (size_t)(i % a->H) * D, o, l, a->D);
     td_fp_leave(fp);
 }
 

@@ -56,16 +56,19 @@ typedef struct td_attn_args {
      * over each split by itself, and the splits' (maximum, sum, output) are merged in ascending order: so the parts can be
      * computed anywhere. */
     int split;
-    /* Context parallel: NULL, or where the parts of the splits u = rank + i * ranks go instead of out:
+    /* Context parallel: NULL, or where the parts of the splits u = rank + (part0 + i) * ranks go instead of out:
      * [T][n_parts][H][D + 2] (maximum, sum, output), part i, empty ones included. pages[] then hold this rank's splits,
-     * one after the other. */
+     * one after the other, from split part0 on. */
     float *part;
-    int n_parts, rank, ranks;
+    int part0, n_parts, rank, ranks;
 } td_attn_args;
 
-/* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. */
+/* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. Many parts may be merged some at a
+ * time, in ascending order: what is merged so far is a part itself. */
 typedef struct td_merge_args {
-    const float *const *part;        /* [ranks]: as td_attn_args.part of each rank */
+    const float *const *part;        /* [ranks], host memory: as td_attn_args.part of each rank */
+    const float *before;             /* [T][H][D + 2]: of the splits before these; NULL: there are none */
+    float *state;                    /* [T][H][D + 2]: where the sum goes when more will follow; may be before. NULL: to out */
     float *out; size_t ldo;          /* [T, H*D] */
     int T, H, D, n_parts, ranks;
 } td_merge_args;

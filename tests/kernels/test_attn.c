@@ -74,6 +74,7 @@ static void append(const world *w, pages *p, int s, int from, int to)
 
 enum { MAX_RANKS = 4, SPLIT = 64, MAX_PAGES = 128 };
 static int split, ranks; /* of run: 0, 0: as by default; ranks > 0: parts on so many ranks, then merged */
+static int parts_most;   /* so many parts at a time */
 
 /* The table of a rank that keeps only its own splits. */
 static void local_table(const td_attn_seq *s, int P, int rank, int32_t *out)
@@ -85,33 +86,43 @@ static void local_table(const td_attn_seq *s, int P, int rank, int32_t *out)
     }
 }
 
-static void by_parts(const td_ops *o, td_attn_args a, int P, int rows, int threads, void *scratch)
+/* Parts [part0, part0 + n_parts) of all rows on rank r. */
+static float *parts_of(const td_ops *o, td_attn_args a, int P, int r, int part0, int n_parts, size_t n, int threads, void *scratch)
+{
+    td_attn_seq seq[MAX_SEQ];
+    int32_t *tables = malloc((size_t)a.n_seq * MAX_PAGES * sizeof *tables);
+    for (int i = 0; i < a.n_seq; i++) {
+        seq[i] = a.seq[i];
+        local_table(&a.seq[i], P, r, tables + i * MAX_PAGES);
+        seq[i].pages = tables + i * MAX_PAGES + part0 * SPLIT / P;
+    }
+    a.seq = seq, a.rank = r, a.ranks = ranks, a.part0 = part0, a.n_parts = n_parts;
+    a.part = floats(n);
+    for (size_t i = 0; i < n; i++) a.part[i] = NAN;
+    o->attention(team(threads), scratch, &a);
+    free(tables);
+    return a.part;
+}
+
+/* At most `most` parts at a time, merged into what was merged before. */
+static void by_parts(const td_ops *o, td_attn_args a, int P, int rows, int most, int threads, void *scratch)
 {
     int longest = 0;
     for (int i = 0; i < a.n_seq; i++)
         if (a.seq[i].pos0 + a.seq[i].n_rows > longest) longest = a.seq[i].pos0 + a.seq[i].n_rows;
-    int n_parts = ((longest + SPLIT - 1) / SPLIT + ranks - 1) / ranks;
-    size_t n = (size_t)rows * (size_t)n_parts * (size_t)a.H * (size_t)(a.D + 2);
-    float *part[MAX_RANKS];
-    for (int r = 0; r < ranks; r++) {
-        td_attn_seq seq[MAX_SEQ];
-        int32_t *tables = malloc((size_t)a.n_seq * MAX_PAGES * sizeof *tables);
-        for (int i = 0; i < a.n_seq; i++) {
-            seq[i] = a.seq[i];
-            local_table(&a.seq[i], P, r, tables + i * MAX_PAGES);
-            seq[i].pages = tables + i * MAX_PAGES;
-        }
-        td_attn_args b = a;
-        b.seq = seq, b.rank = r, b.ranks = ranks, b.n_parts = n_parts;
-        b.part = part[r] = floats(n);
-        for (size_t i = 0; i < n; i++) part[r][i] = NAN;
-        o->attention(team(threads), scratch, &b);
-        free(tables);
+    int all = ((longest + SPLIT - 1) / SPLIT + ranks - 1) / ranks;
+    size_t unit = (size_t)rows * (size_t)a.H * (size_t)(a.D + 2);
+    float *state = floats(unit);
+    for (int p = 0, n; p < all; p += n) {
+        float *part[MAX_RANKS];
+        n = all - p < most ? all - p : most;
+        for (int r = 0; r < ranks; r++) part[r] = parts_of(o, a, P, r, p, n, unit * (size_t)n, threads, scratch);
+        td_merge_args m = {.part = (const float *const *)part, .before = p ? state : NULL, .state = p + n < all ? state : NULL,
+                           .out = a.out, .ldo = a.ldo, .T = rows, .H = a.H, .D = a.D, .n_parts = n, .ranks = ranks};
+        o->attn_merge(team(threads), &m);
+        for (int r = 0; r < ranks; r++) free(part[r]);
     }
-    td_merge_args m = {.part = (const float *const *)part, .out = a.out, .ldo = a.ldo, .T = rows, .H = a.H, .D = a.D,
-                       .n_parts = n_parts, .ranks = ranks};
-    o->attn_merge(team(threads), &m);
-    for (int r = 0; r < ranks; r++) free(part[r]);
+    free(state);
 }
 
 /* All sequences in steps of at most `chunk` tokens each; out [rows][H*D]. Pages before the window are
@@ -151,7 +162,7 @@ static void run(const td_ops *o, const world *w, int P, int chunk, int threads, 
                           .window = w->c.window};
         for (size_t i = 0; i < (size_t)rows * HD; i++) y[i] = NAN;
         a.split = split;
-        if (ranks) by_parts(o, a, P, rows, threads, scratch);
+        if (ranks) by_parts(o, a, P, rows, parts_most, threads, scratch);
         else o->attention(team(threads), scratch, &a);
         for (int i = 0; i < n; i++)
             memcpy(out + (size_t)from[i] * HD, y + (size_t)seq[i].row0 * HD, (size_t)seq[i].n_rows * HD * 4);
@@ -261,8 +272,10 @@ static void parts_equal(const td_ops *o, attn_case c)
     values(o, &w, base);
     for (ranks = 1; ranks <= MAX_RANKS; ranks++) {
         int P = sizes[ranks % 3];
-        run(o, &w, P, ranks % 2 ? c.tokens : 37, ranks % MAX_TEAM + 1, out);
-        T_OK(!memcmp(out, base, n * 4), "%s D=%d: parts of %d ranks", o->family, c.D, ranks);
+        for (parts_most = 1; parts_most <= MAX_PAGES; parts_most *= MAX_PAGES) {
+            run(o, &w, P, ranks % 2 ? c.tokens : 37, ranks % MAX_TEAM + 1, out);
+            T_OK(!memcmp(out, base, n * 4), "%s D=%d: parts of %d ranks, %d at a time", o->family, c.D, ranks, parts_most);
+        }
     }
     split = ranks = 0;
     free(base), free(out);
