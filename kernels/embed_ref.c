@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/embed_ref.c - rows of a table as f32. An id outside [0, N) gives a row of zeros (what a vocabulary
- * shard adds for foreign ids). Tables are read once per token: one code for all families. */
+ * shard adds for foreign ids). Tables are read once per token: one code for all families. Also choices of rows and pages. */
 #include "kernels/family.h"
 
 typedef struct job {
@@ -46,8 +46,30 @@ static void take_rows(td_pool *pool, const float *x, size_t ldx, const int32_t *
     for (int i = 0; i < n; i++) memcpy(out + (size_t)i * ldo, x + (size_t)which[i] * ldx, (size_t)width * sizeof *out);
 }
 
+typedef struct page_job {
+    const td_kv *kv;
+    const int32_t *pages;
+    char *out;
+    int slot;
+} page_job;
+
+static void one_page(void *arg, int i, int member)
+{
+    (void)member;
+    const page_job *j = arg;
+    size_t bytes = td_kv_page_bytes(j->kv);
+    memcpy(j->out + (size_t)i * bytes, td_kv_page(j->kv, j->slot, j->pages[i]), bytes);
+}
+
+static void gather_pages(td_pool *pool, const td_kv *kv, int slot, const int32_t *pages, int n, void *out)
+{
+    page_job j = {kv, pages, out, slot};
+    td_pool_for(pool, n, one_page, &j);
+}
+
 void td_embed_fill_ref(td_ops *t)
 {
+    t->gather_pages = gather_pages;
     t->take_rows = take_rows;
     t->embed_table = embed_table;
     t->embed_packed = embed_packed;

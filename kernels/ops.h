@@ -163,6 +163,8 @@ typedef struct td_ops {
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
                       size_t ldo);
+    /* out[i] = page pages[i] of a slot, whole (td_kv_page_bytes each). */
+    void (*gather_pages)(td_pool *pool, const td_kv *kv, int slot, const int32_t *pages, int n, void *out);
     /* out[t] = row ids[t] of the table / of the packed weight (tied embeddings), as f32. */
     void (*embed_table)(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo);
     void (*embed_packed)(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out,

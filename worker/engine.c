@@ -31,12 +31,12 @@ static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
     return sum;
 }
 
-/* What pages may take: of this host a quarter; of a device all but the logits and, for workspaces, an eighth. */
+/* What pages may take: of this host a quarter, beside the model's workspaces, which are not in use yet; of a device all but the logits and, for workspaces, an eighth. */
 static int64_t free_memory(const td_engine_opts *o, const td_model_desc *d)
 {
     td_dev *dev = o->ops->dev;
     size_t left = 0, logits = (size_t)o->max_logits * (size_t)d->V * sizeof(float);
-    if (!dev) return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    if (!dev) return TD_MAX((int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) - (int64_t)td_model_workspace_bytes(o->model), 0) / 4;
     if (dev->free_bytes(dev, &left) < 0 || left < logits) return 0;
     left -= logits;
     return (int64_t)TD_MIN(left - left / 8, (size_t)INT64_MAX);

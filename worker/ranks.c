@@ -26,6 +26,7 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
         td_ranks_close(&r);
         return s;
     }
+    r.data.tp = r.tp, r.data.cp = r.cp, r.data.pp = r.pp, r.data.stage = r.stage;
     *out = r;
     return TD_OK;
 }

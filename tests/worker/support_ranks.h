@@ -17,7 +17,7 @@ typedef struct tr_opts {
     td_grid grid; /* sizes and modes */
     int attn_split, block_rows, depth;
     td_cp_mode cp_mode;
-    bool quantized;
+    bool quantized, least_workspace;
     td_engine_opts engine;
     size_t (*on_poll)(void *arg, void *out, size_t cap); /* other ranks' answers; arg: int *, the rank */
 } tr_opts;
@@ -43,7 +43,8 @@ static inline td_status tr_open_model(const tr_rank *r, const td_ranks *ranks, t
     const tr_opts *o = &r->group->o;
     td_model_opts m = {.dir = o->dir, .dummy_shape = o->shape, .ops = o->ops, .pool = pool, .max_rows = o->engine.max_batched_tokens,
                        .max_logits = td_engine_logit_rows(o->engine.max_seqs), .ranks = ranks, .attn_split = o->attn_split,
-                       .block_rows = o->block_rows, .cp_mode = o->cp_mode, .quantized = o->quantized};
+                       
+                       .block_rows = o->block_rows, .least_workspace = o->least_workspace, .cp_mode = o->cp_mode, .quantized = o->quantized};
     return td_model_open(&m, out);
 }
 
@@ -69,10 +70,13 @@ static inline td_status tr_lead(const tr_rank *r, td_model *m, const td_ranks *r
 {
     td_engine_opts o = r->group->o.engine;
     td_engine *e;
+    size_t workspace = td_model_workspace_bytes(m);
     o.model = m, o.ops = r->group->o.ops, o.pool = pool, o.ranks = ranks, o.depth = r->group->o.depth;
     TD_TRY(td_engine_open(&o, &e));
     r->group->fn(e, r->group->arg);
     td_engine_close(e);
+    /* what steps need was made at open, whatever their contexts are */
+    if (!ranks->grid.ep && !ranks->grid.fsdp) T_EQ(td_model_workspace_bytes(m), workspace);
     return TD_OK;
 }
 

@@ -91,11 +91,13 @@ static void all_grids(const char *shape, bool experts)
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
                 o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
                 o.cp_mode = (td_cp_mode)(count % 3);
+                o.least_workspace = count % 4 > 1;
                 o.depth = pp > 1 ? pp : 1 + count % 2;
                 o.engine.page_size = count % 2 ? 16 : 32;
                 o.engine.kv_pages = dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
-                snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d", shape,
-                         tp, pp, cp, dp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size);
+                snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d%s", shape,
+                         tp, pp, cp, dp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size,
+                         o.least_workspace ? ", least workspace" : "");
                 check(o, what, false);
                 count++;
             }
@@ -165,6 +167,7 @@ static void over_mpi(int argc, char **argv)
     if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
     o.depth = o.grid.pp;
     o.block_rows = 8;
+    o.least_workspace = o.grid.cp > 1;
     tr_world = world;
     snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);
     if (td_coll_rank(world) == 0) check(o, what, false);

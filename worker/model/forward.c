@@ -12,6 +12,7 @@
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
+#include "worker/model/context.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
 
@@ -53,7 +54,8 @@ static td_status norm(td_model *m, const float *w, int T)
     }
     int a, b;
     td_model_block(m, T, &a, &b);
-    float *block = td_share_room(&m->wire[1], (size_t)(b - a) * E);
+    float *block;
+    TD_TRY(td_share_room(m, 1, (size_t)(b - a) * E, &block));
     m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, b - a, m->desc.E, block, E);
     return td_share_gather(m, block, T, m->scratch.h);
 }
@@ -73,7 +75,7 @@ static td_status add_linear(td_model *m, const td_weight *w, const float *y, siz
     td_weight part = *w;
     part.bias = NULL;
     linear(m, &part, y, ldy, T, m->scratch.h);
-    return td_share_sum(m, m->scratch.h, T, w->bias, m->scratch.x, m->blocks);
+    return td_share_sum(m, m->scratch.h, T, w->bias, m->scratch.x, m->blocks, true);
 }
 
 static td_status append_keys(forward *f, const td_layer *l, int layer)
@@ -99,7 +101,7 @@ static td_status append_keys(forward *f, const td_layer *l, int layer)
                       .slot = m->slot[layer],
                       .row_page = f->at.page[g],
                       .row_in_page = f->at.in_page[g]};
-    if (td_model_cp(m) > 1) return td_share_append(m, &a);
+    if (td_model_cp(m) > 1) return td_context_append(m, &a);
     m->ops->rope_append(m->pool, &a);
     return TD_OK;
 }
@@ -124,7 +126,7 @@ static td_status attend(forward *f, int layer)
                       .scale = (float)d->attn_scale,
                       .window = d->layer[layer].window,
                       .split = m->split};
-    if (td_model_cp(m) > 1) return td_share_attend(m, f->step, g, &a);
+    if (td_model_cp(m) > 1) return td_context_attend(m, f->step, g, &a);
     m->ops->attention(m->pool, m->scratch.ops, &a);
     return TD_OK;
 }
@@ -180,11 +182,7 @@ static td_status embed(forward *f)
     const int32_t *all = m->share.ids + m->share.own0, *ids = f->at.ids;
     bool whole = td_model_tp(m) == 1;
     float *to = whole ? m->scratch.x : m->scratch.h;
-    if (!whole) { /* ids outside this rank's part of the vocabulary make rows of zeros */
-        int32_t *mine = m->share.local_ids;
-        for (int t = 0; t < f->T; t++) mine[t] = all[t] - m->local.v0;
-        ids = mine;
-    }
+    /* ids outside this rank's part of the vocabulary make rows of zeros */
     if (m->local.shards > 1)
         TD_TRY(td_shard_embed(m, all, f->T, to));
     else if (m->weights.table.p)

@@ -4,6 +4,7 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "worker/devmem.h"
+#include "worker/model/context.h"
 #include "worker/model/experts.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
@@ -177,7 +178,8 @@ td_status td_scratch_open(td_scratch *s, const td_model *m)
     size_t T = (size_t)m->max_rows;
     void *block;
     s->dev = m->ops->dev;
-    TD_TRY(td_devmem_alloc(s->dev, cut(s, m, NULL), "activations", &block));
+    s->bytes = cut(s, m, NULL);
+    TD_TRY(td_devmem_alloc(s->dev, s->bytes, "activations", &block));
     s->block = block;
     cut(s, m, s->block);
     s->cs = td_xalloc((T * (size_t)m->desc.rope.rot_dim + 1) * sizeof *s->cs);
@@ -218,6 +220,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     m->max_rows = o->max_rows;
     m->max_logits = o->max_logits;
     m->place.dev = o->ops->dev;
+    m->least_workspace = o->least_workspace;
     td_status st = check_ranks(o);
     if (st >= 0) st = read_desc(o, &m->desc);
     if (st >= 0 && !td_model_fits(&m->desc, o->ops))
@@ -226,6 +229,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
+    if (st >= 0) st = td_context_open(m);
     if (st < 0) {
         td_model_close(m);
         return st;
@@ -242,6 +246,7 @@ void td_model_close(td_model *m)
     td_shard_close(m);
     td_rope_deinit(&m->rope);
     td_scratch_close(&m->scratch);
+    td_context_close(m);
     td_share_close(m);
     td_place_close(&m->place);
     td_image_close(&m->image);
@@ -262,6 +267,12 @@ size_t td_model_weight_bytes(const td_model *m)
 size_t td_model_resident_bytes(const td_model *m)
 {
     return m->resident_bytes + 2 * m->shard.buffer_bytes + td_experts_bytes(m);
+}
+size_t td_model_workspace_bytes(const td_model *m)
+{
+    size_t bytes = m->scratch.bytes;
+    for (size_t i = 0; i < TD_COUNT(m->wire); i++) bytes += m->wire[i].cap * sizeof(float);
+    return bytes;
 }
 size_t td_model_unit_bytes(const td_model *m)
 {

@@ -95,6 +95,7 @@ typedef struct td_model_opts {
     int attn_split;                 /* keys per attention split; 0: TD_ATTN_SPLIT */
     td_cp_mode cp_mode;             /* what travels between context-parallel ranks */
     bool quantized;                 /* TP ranks exchange their parts of sums as int8 (quant.h) */
+    bool least_workspace;           /* tests: exchanges of a few rows, attention of one row and one split at a time */
     int block_rows;                 /* from so many rows a TP rank keeps only a block of them; 0: as measured */
 } td_model_opts;
 
@@ -110,6 +111,9 @@ size_t td_model_weight_bytes(const td_model *m);
 /* Bytes of weights that this rank keeps or maps: its packed image, what it reads as stored, the buffers in which a fully
  * sharded model's layers are put together, and experts that were received. */
 size_t td_model_resident_bytes(const td_model *m);
+/* Bytes of activations and of what ranks exchange. Made at open; expert parallel and fully sharded models take more when a step
+ * needs it (share.h). */
+size_t td_model_workspace_bytes(const td_model *m);
 /* Fully sharded: bytes of the largest layer as it is gathered; 0: weights are whole. */
 size_t td_model_unit_bytes(const td_model *m);
 /* Fully sharded: layers gathered and their bytes, how long steps waited for them, and how long the gathers take when nothing

@@ -23,15 +23,27 @@ typedef struct td_share {
     int *rank_row0;                 /* [cp + 1]: first row of each rank in shared order */
     int32_t *row;                   /* [T]: the step's row at a place of the shared order */
     int32_t *ids, *pos;             /* [T], shared order */
-    int32_t *local_ids;             /* [T]: own rows' ids in this rank's part of the vocabulary */
+    int32_t *local_ids;             /* [T]: own rows' ids in this rank's part of the vocabulary; once placed, for other numbers */
     int32_t *page, *in_page;        /* [n_groups][T], shared order; page -1: kept elsewhere */
     td_attn_seq *seq;               /* [n_groups][max pieces], shared order, ascending */
+    int32_t *of_seq;                /* [pieces]: the step's sequence a piece is of */
     int own_seq0, n_own_seqs;       /* own pieces among seq */
     int32_t *want;                  /* [n_want]: own rows (0: own0) whose logits are wanted, ascending */
     int n_want;
     td_logit_place *place;          /* [n_logits] of the step */
-    int longest;                    /* tokens of the longest sequence */
+    int32_t *in_order;              /* 0, 1, .. max_rows - 1, where the kernels work; several CP ranks */
 } td_share;
+
+/* Attention over several CP ranks (context.h). */
+typedef struct td_context {
+    size_t part_floats, own_part_floats, key_bytes; /* of a round: parts when queries travel, when keys do, keys */
+    td_attn_seq *seq;               /* [max_rows]: of a round */
+    int32_t *ids, *table;           /* [cap_ids]: pages that travel; tables of pages among them */
+    int32_t *first;                 /* [max_rows]: where a sequence's table begins */
+    int32_t *place;                 /* [cap_place]: of a page among ids, -1 between rounds */
+    size_t cap_ids;
+    int cap_place;
+} td_context;
 
 /* Where a pointer of a layer's weights is, and to which place of the gathered unit it points. */
 typedef struct td_fix { const void **to; size_t offset; } td_fix;
@@ -56,6 +68,7 @@ typedef struct td_shard {
 typedef struct td_scratch {
     td_dev *dev;             /* whose memory it is; NULL: this host's */
     uint8_t *block;          /* everything below is in it */
+    size_t bytes;
     float *x, *h;            /* [T, E] residual; [T, E] normed */
     float *qkv, *att;        /* [T, (H + 2G) D]; [T, H D] */
     float *gate_up;          /* [T, 2F] */
@@ -93,7 +106,9 @@ struct td_model {
     td_kvmap kvmap;
     td_cp_mode cp_mode;
     td_share share;
-    td_buffer wire[6];       /* what is exchanged */
+    td_context context;
+    td_buffer wire[5];       /* what is exchanged, where the kernels work */
+    bool least_workspace;
     bool quantized;          /* what TP ranks exchange for their sums */
     bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };

@@ -55,16 +55,11 @@ static void combine(td_model *m, const float *y, int t0, int T, float *x)
 static td_status by_columns(td_model *m, const td_layer *l, int T)
 {
     td_scratch *s = &m->scratch;
-    int rows = T * m->desc.moe.route.top_k, tp = td_model_tp(m), a = 0, b = T;
-    size_t E = (size_t)m->desc.E, n = (size_t)rows * E;
+    int rows = T * m->desc.moe.route.top_k, a = 0, b = T;
     sort_rows(m, l, s->h, T);
     run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
     if (m->blocks) td_model_block(m, T, &a, &b);
-    if (tp > 1) {
-        float *all;
-        TD_TRY(td_share_parts(m, s->expert_x, rows, false, &all, &rows));
-        m->ops->sum_tree(m->pool, all, n, tp, rows, m->desc.E, E, NULL, s->expert_x, E, false);
-    }
+    if (td_model_tp(m) > 1) TD_TRY(td_share_sum(m, s->expert_x, rows, NULL, s->expert_x, false, false));
     combine(m, s->expert_x, a, b - a, s->x);
     return TD_OK;
 }
@@ -140,8 +135,10 @@ static td_status by_experts(td_model *m, const td_layer *l, int T)
     if (m->blocks) td_model_block(m, T, &a, &b);
     sort_rows(m, l, s->h + (size_t)a * E, b - a);
     td_status st = plan_open(m, &p);
-    float *in = td_share_room(&m->wire[0], (size_t)p.rows * E), *x = td_share_room(&m->wire[1], (size_t)p.rows * E);
-    float *gate_up = td_share_room(&m->wire[2], (size_t)p.rows * 2 * (size_t)m->local.moe_F);
+    float *in = NULL, *x = NULL, *gate_up = NULL;
+    if (st >= 0) st = td_share_room(m, 0, (size_t)p.rows * E, &in);
+    if (st >= 0) st = td_share_room(m, 1, (size_t)p.rows * E, &x);
+    if (st >= 0) st = td_share_room(m, 2, (size_t)p.rows * 2 * (size_t)m->local.moe_F, &gate_up);
     if (st >= 0) st = td_coll_all_to_allv(m->ranks->stage, s->expert_x, p.send, p.from, in, p.recv, p.to);
     if (st >= 0) {
         reorder(m, &p, in, x, false);

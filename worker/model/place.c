@@ -1,18 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/place.h"
+#include "common/check.h"
 #include "worker/model/model_int.h"
 #include <string.h>
 
+/* Of all rows. */
 static void on_host(const td_model *m, const float *cs, const float *q_scale, td_placed *out)
 {
     const td_share *s = &m->share;
-    *out = (td_placed){.ids = s->ids + s->own0, .want = s->want, .q_scale = q_scale,
-                       .cs = cs + (size_t)s->own0 * (size_t)m->desc.rope.rot_dim};
+    *out = (td_placed){.ids = s->local_ids, .want = s->want, .q_scale = q_scale, .cs = cs};
     for (int g = 0; g < m->desc.n_groups; g++) {
-        size_t at = (size_t)g * (size_t)m->max_rows + (size_t)s->own0;
+        size_t at = (size_t)g * (size_t)m->max_rows;
         out->page[g] = s->page + at;
         out->in_page[g] = s->in_page + at;
     }
+}
+
+/* From the first row of all to the first own one. */
+static void to_own(const td_model *m, td_placed *x)
+{
+    size_t own0 = (size_t)m->share.own0;
+    x->cs += own0 * (size_t)m->desc.rope.rot_dim;
+    for (int g = 0; g < m->desc.n_groups; g++) x->page[g] += own0, x->in_page[g] += own0;
 }
 
 /* ---- blocks ---- */
@@ -37,11 +46,10 @@ static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
     return TD_OK;
 }
 
-/* The other block, free to be written. */
-static td_status next_block(td_place *p, size_t bytes, td_place_block **out)
+/* The other block of two, free to be written. */
+static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t bytes, td_place_block **out)
 {
-    td_dev *d = p->dev;
-    td_place_block *b = &p->block[p->turn ^= 1];
+    td_place_block *b = &two[*turn ^= 1];
     if (b->bytes < bytes) {
         TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
         block_close(d, b);
@@ -80,33 +88,55 @@ static const void *put(td_place_block *b, size_t *at, const void *src, size_t by
 
 static size_t put_all(const td_model *m, td_place_block *b, td_placed *x)
 {
-    size_t n = (size_t)m->share.n_own, at = 0;
-    x->ids = put(b, &at, x->ids, n * sizeof *x->ids);
+    size_t n = (size_t)m->share.T, own = (size_t)m->share.n_own, at = 0;
+    x->ids = put(b, &at, x->ids, own * sizeof *x->ids);
     x->want = put(b, &at, x->want, (size_t)m->share.n_want * sizeof *x->want);
     for (int g = 0; g < m->desc.n_groups; g++) {
         x->page[g] = put(b, &at, x->page[g], n * sizeof(int32_t));
         x->in_page[g] = put(b, &at, x->in_page[g], n * sizeof(int32_t));
     }
     x->cs = put(b, &at, x->cs, n * (size_t)m->desc.rope.rot_dim * sizeof *x->cs);
-    x->q_scale = put(b, &at, x->q_scale, n * sizeof *x->q_scale);
+    x->q_scale = put(b, &at, x->q_scale, own * sizeof *x->q_scale);
     return at;
+}
+
+static td_status send(td_dev *d, td_place_block *b, size_t bytes)
+{
+    TD_TRY(d->upload(d, TD_STREAM_COMPUTE, b->device, b->host, bytes));
+    return d->record(d, TD_STREAM_COMPUTE, b->sent);
 }
 
 td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out)
 {
     td_place *p = &m->place;
-    td_dev *d = p->dev;
     td_place_block *b;
     on_host(m, cs, q_scale, out);
-    if (!d) return TD_OK;
-    size_t bytes = put_all(m, NULL, out);
-    TD_TRY(next_block(p, bytes, &b));
-    put_all(m, b, out);
-    TD_TRY(d->upload(d, TD_STREAM_COMPUTE, b->device, b->host, bytes));
-    return d->record(d, TD_STREAM_COMPUTE, b->sent);
+    if (p->dev) {
+        size_t bytes = put_all(m, NULL, out);
+        TD_TRY(next_block(p->dev, p->step, &p->turn, bytes, &b));
+        put_all(m, b, out);
+        TD_TRY(send(p->dev, b, bytes));
+    }
+    to_own(m, out);
+    return TD_OK;
+}
+
+td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **out)
+{
+    td_place *p = &m->place;
+    td_place_block *b;
+    *out = src;
+    if (!p->dev) return TD_OK;
+    TD_TRY(next_block(p->dev, p->more, &p->more_turn, TD_MAX(bytes, (size_t)PART_ALIGN), &b));
+    if (bytes) memcpy(b->host, src, bytes);
+    *out = b->device;
+    return send(p->dev, b, bytes);
 }
 
 void td_place_close(td_place *p)
 {
-    for (int i = 0; i < 2 && p->dev; i++) block_close(p->dev, &p->block[i]);
+    for (int i = 0; i < 2 && p->dev; i++) {
+        block_close(p->dev, &p->step[i]);
+        block_close(p->dev, &p->more[i]);
+    }
 }

@@ -13,9 +13,9 @@
 #include "kernels/dev.h"
 #include "worker/model/model.h"
 
-/* Of own rows. */
+/* Of own rows. page, in_page and cs are within those of all rows of the shared order. */
 typedef struct td_placed {
-    const int32_t *ids, *want;                                /* [n_own]; [n_want] */
+    const int32_t *ids, *want;                                /* [n_own], in this rank's part of the vocabulary; [n_want] */
     const int32_t *page[TD_MAX_GROUPS], *in_page[TD_MAX_GROUPS]; /* [n_own] */
     const float *cs, *q_scale;                                /* [n_own][rot_dim]; [n_own] or NULL */
 } td_placed;
@@ -28,12 +28,14 @@ typedef struct td_place_block {
 
 typedef struct td_place {
     td_dev *dev;
-    td_place_block block[2];
-    int turn;
+    td_place_block step[2], more[2];
+    int turn, more_turn;
 } td_place;
 
 /* After td_share_rows and the step's cosines (all rows of the shared order; q_scale: own rows', or NULL). */
 td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out);
+/* Numbers that come up during a step; on the host src itself. Good until the second put after this one. */
+td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **out);
 void td_place_close(td_place *p);
 
 #endif

@@ -211,7 +211,9 @@ td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
     size_t all_rows = rows_of_all(m, 0), E = (size_t)m->desc.E, row = E * sizeof(float);
     size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
     int n = m->local.shards, me = m->local.shard, n_own = 0;
-    int32_t *all = (int32_t *)(void *)td_share_room(&m->wire[0], 2 * all_rows + 1), *own = all + all_rows;
+    float *numbers, *rows, *got;
+    TD_TRY(td_share_room(m, 0, 2 * all_rows + 1, &numbers));
+    int32_t *all = (int32_t *)(void *)numbers, *own = all + all_rows;
     row_blocks(m, 0, sizeof *ids, recv, to);
     TD_TRY(td_coll_all_gatherv(group(m), ids, all, recv, to));
     const int32_t *id = all;
@@ -225,7 +227,8 @@ td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
     for (int t = 0; t < T; t++)
         if (owner_of(m, ids[t]) >= 0) recv[owner_of(m, ids[t])] += row;
     for (int r = 0; r < n; r++) to[r] = r ? to[r - 1] + recv[r - 1] : 0;
-    float *rows = td_share_room(&m->wire[1], (size_t)n_own * E + 1), *got = td_share_room(&m->wire[2], (size_t)T * E + 1);
+    TD_TRY(td_share_room(m, 1, (size_t)n_own * E + 1, &rows));
+    TD_TRY(td_share_room(m, 2, (size_t)T * E + 1, &got));
     embed_own(m, own, n_own, rows);
     TD_TRY(td_coll_all_to_allv(group(m), rows, send, from, got, recv, to));
     for (int t = 0; t < T; t++) { /* each rank's rows come in the order of the ids */
@@ -241,8 +244,10 @@ td_status td_shard_head(td_model *m, const float *h, int T, float *out)
 {
     size_t rows = rows_of_all(m, 1), E = (size_t)m->desc.E, V = (size_t)m->local.V, own = (size_t)m->local.shard_V;
     size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
-    float *all = td_share_room(&m->wire[0], rows * E + 1), *part = td_share_room(&m->wire[1], rows * own + 1);
-    float *got = td_share_room(&m->wire[2], (size_t)T * V + 1);
+    float *all, *part, *got;
+    TD_TRY(td_share_room(m, 0, rows * E + 1, &all));
+    TD_TRY(td_share_room(m, 1, rows * own + 1, &part));
+    TD_TRY(td_share_room(m, 2, (size_t)T * V + 1, &got));
     row_blocks(m, 1, E * sizeof(float), recv, to);
     TD_TRY(td_coll_all_gatherv(group(m), h, all, recv, to));
     for (size_t r = 0; r < rows && own; r += (size_t)m->max_rows) /* as many as the kernels' scratch is for */

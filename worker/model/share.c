@@ -6,18 +6,58 @@
 #include <stdlib.h>
 #include <string.h>
 
-float *td_share_room(td_buffer *b, size_t n)
+td_status td_share_room(td_model *m, int i, size_t n, float **out)
 {
+    td_buffer *b = &m->wire[i];
+    td_dev *dev = m->ops->dev;
     if (!b->p || b->cap < n) { /* never NULL, which memcpy does not take for no bytes either */
-        free(b->p);
+        void *p;
+        if (dev && b->p) TD_TRY(dev->sync(dev, TD_STREAM_COMPUTE));
+        td_devmem_free(dev, b->p);
+        *b = (td_buffer){0};
+        TD_TRY(td_devmem_alloc(dev, n * sizeof *b->p, "what ranks exchange", &p));
+        b->p = p;
         b->cap = n;
-        b->p = aligned_alloc(64, (n * sizeof *b->p + 64) / 64 * 64);
-        TD_CHECK(b->p);
     }
-    return b->p;
+    *out = b->p;
+    return TD_OK;
+}
+
+void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, float *to)
+{
+    if (T > 0) m->ops->take_rows(m->pool, from, ld, m->share.in_order, T, width, to, (size_t)width);
 }
 
 /* ---- rows ---- */
+
+/* Rows of sums that are exchanged together, each rank giving all parts to all: more are cut. */
+static size_t sum_rows(const td_model *m)
+{
+    enum { SUM_FLOATS = 1 << 20, LEAST_ROWS = 3 };
+    return m->least_workspace ? (size_t)LEAST_ROWS : (size_t)TD_MAX(TD_MAX(m->block_rows, SUM_FLOATS / m->desc.E), 1);
+}
+
+/* Room for the largest sum: all rows of a block from every rank, or all of a few rows. */
+static td_status open_sums(td_model *m)
+{
+    size_t T = (size_t)m->max_rows, E = (size_t)m->desc.E, tp = (size_t)td_model_tp(m), k = (size_t)TD_MAX(m->desc.moe.route.top_k, 1);
+    size_t few = TD_MIN(T * k, sum_rows(m)), all = TD_MAX(tp * few, T + tp), row = td_quant_row_bytes(m->desc.E) / sizeof(float);
+    float *p;
+    TD_TRY(td_share_room(m, 0, all * E, &p));
+    TD_TRY(td_share_room(m, 1, TD_MAX((T / tp + 1) * E, m->quantized ? TD_MAX(T, few) * row : 0), &p));
+    return m->quantized ? td_share_room(m, 2, all * row, &p) : TD_OK;
+}
+
+static td_status open_order(td_model *m)
+{
+    td_share *s = &m->share;
+    size_t bytes = (size_t)m->max_rows * sizeof *s->in_order;
+    void *p;
+    for (int t = 0; t < m->max_rows; t++) s->local_ids[t] = t;
+    TD_TRY(td_devmem_alloc(m->ops->dev, bytes, "the order of rows", &p));
+    s->in_order = p;
+    return td_devmem_put(m->ops->dev, s->in_order, s->local_ids, bytes);
+}
 
 td_status td_share_open(td_model *m)
 {
@@ -33,14 +73,17 @@ td_status td_share_open(td_model *m)
     s->page = td_xalloc(G * T * sizeof *s->page);
     s->in_page = td_xalloc(G * T * sizeof *s->in_page);
     s->seq = td_xalloc(G * T * sizeof *s->seq);
-    return TD_OK;
+    s->of_seq = td_xalloc(T * sizeof *s->of_seq);
+    if (td_model_tp(m) > 1) TD_TRY(open_sums(m));
+    return td_model_cp(m) > 1 ? open_order(m) : TD_OK;
 }
 
 void td_share_close(td_model *m)
 {
     td_share *s = &m->share;
-    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want), free(s->place), free(s->page), free(s->in_page), free(s->seq);
-    for (size_t i = 0; i < TD_COUNT(m->wire); i++) free(m->wire[i].p);
+    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want), free(s->place), free(s->page), free(s->in_page), free(s->seq), free(s->of_seq);
+    td_devmem_free(m->ops->dev, s->in_order);
+    for (size_t i = 0; i < TD_COUNT(m->wire); i++) td_devmem_free(m->ops->dev, m->wire[i].p);
 }
 
 /* Rows [first, first + n) of sequence q come next in shared order. */
@@ -66,6 +109,7 @@ static void add_piece(td_model *m, const td_step *step, const td_kv *kv, const t
         s->ids[s->T + i] = td_step_ids(step)[row];
         s->pos[s->T + i] = td_step_pos(step)[row];
     }
+    s->of_seq[s->n_seqs] = (int32_t)(q - td_step_seqs(step));
     s->T += n;
     s->n_seqs++;
 }
@@ -108,7 +152,7 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv)
 {
     td_share *s = &m->share;
     int R = td_model_cp(m), me = m->ranks ? m->ranks->at.cp : 0;
-    s->T = s->n_seqs = s->n_want = s->longest = 0;
+    s->T = s->n_seqs = s->n_want = 0;
     for (int c = 0; c < R; c++) {
         if (c == me) s->own_seq0 = s->n_seqs;
         s->rank_row0[c] = s->T;
@@ -120,8 +164,7 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv)
     s->n_own = s->rank_row0[me + 1] - s->own0;
     for (int i = 0; i < s->n_own; i++)
         if (wanted(step, s->row[s->own0 + i]) >= 0) s->want[s->n_want++] = i;
-    const td_step_seq *q = td_step_seqs(step);
-    for (uint32_t i = 0; i < step->n_seqs; i++) s->longest = TD_MAX(s->longest, (int)(q[i].pos0 + q[i].n_rows));
+    for (int i = 0; i < s->n_own; i++) s->local_ids[i] = s->ids[s->own0 + i] - m->local.v0;
     m->blocks = td_model_tp(m) > 1 && (m->ranks->grid.ep || s->n_own >= m->block_rows);
 }
 
@@ -144,8 +187,8 @@ static td_status gather_parts(td_model *m, const float *part, int T, bool blocks
     size_t E = (size_t)m->desc.E, tp = (size_t)td_model_tp(m);
     if (!blocks) {
         *rows = T;
-        *all = td_share_room(&m->wire[0], tp * (size_t)T * E);
-        return td_coll_all_gather(m->ranks->tp, part, *all, (size_t)T * E * sizeof(float));
+        TD_TRY(td_share_room(m, 0, tp * (size_t)T * E, all));
+        return td_coll_all_gather(m->ranks->data.tp, part, *all, (size_t)T * E * sizeof(float));
     }
     size_t send[TD_MAX_RANKS], from[TD_MAX_RANKS], recv[TD_MAX_RANKS], to[TD_MAX_RANKS];
     int a, b;
@@ -156,8 +199,8 @@ static td_status gather_parts(td_model *m, const float *part, int T, bool blocks
         recv[i] = (size_t)*rows * E * sizeof(float);
         to[i] = i * recv[i];
     }
-    *all = td_share_room(&m->wire[0], tp * (size_t)*rows * E);
-    return td_coll_all_to_allv(m->ranks->tp, part, send, from, *all, recv, to);
+    TD_TRY(td_share_room(m, 0, tp * (size_t)*rows * E, all));
+    return td_coll_all_to_allv(m->ranks->data.tp, part, send, from, *all, recv, to);
 }
 
 /* As gather_parts, with all parts as integers on the way, this rank's too: so that all ranks add the same. */
@@ -168,7 +211,9 @@ static td_status gather_quantized(td_model *m, const float *part, int T, bool bl
     int a = 0, b = T;
     if (blocks) td_model_block(m, T, &a, &b);
     *rows = b - a;
-    void *mine = td_share_room(&m->wire[1], (size_t)T * row / sizeof(float)), *got = td_share_room(&m->wire[2], tp * (size_t)*rows * row / sizeof(float));
+    float *mine, *got;
+    TD_TRY(td_share_room(m, 1, (size_t)T * row / sizeof(float), &mine));
+    TD_TRY(td_share_room(m, 2, tp * (size_t)*rows * row / sizeof(float), &got));
     td_quant_rows(m->pool, part, T, m->desc.E, mine);
     if (blocks) block_table(m, T, row / sizeof(float), send, from);
     for (size_t i = 0; i < tp; i++) {
@@ -177,23 +222,21 @@ static td_status gather_quantized(td_model *m, const float *part, int T, bool bl
     }
     if (blocks) TD_TRY(td_coll_all_to_allv(m->ranks->tp, mine, send, from, got, recv, to));
     else TD_TRY(td_coll_all_gather(m->ranks->tp, mine, got, (size_t)T * row));
-    *all = td_share_room(&m->wire[0], tp * (size_t)*rows * E);
+    TD_TRY(td_share_room(m, 0, tp * (size_t)*rows * E, all));
     td_dequant_rows(m->pool, got, (int)tp * *rows, m->desc.E, *all);
     return TD_OK;
 }
 
-td_status td_share_parts(td_model *m, const float *part, int T, bool blocks, float **all, int *rows)
-{
-    return (m->quantized ? gather_quantized : gather_parts)(m, part, T, blocks, all, rows);
-}
-
-td_status td_share_sum(td_model *m, float *part, int T, const float *bias, float *x, bool blocks)
+td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks, bool add)
 {
     size_t E = (size_t)m->desc.E;
-    float *all;
-    int rows;
-    TD_TRY(td_share_parts(m, part, T, blocks, &all, &rows));
-    m->ops->sum_tree(m->pool, all, (size_t)rows * E, td_model_tp(m), rows, m->desc.E, E, bias, x, E, true);
+    int n = blocks ? T : (int)TD_MIN((size_t)T, sum_rows(m)), rows;
+    for (int t = 0; t < T; t += n) {
+        float *all;
+        n = TD_MIN(n, T - t);
+        TD_TRY((m->quantized ? gather_quantized : gather_parts)(m, part + (size_t)t * E, n, blocks, &all, &rows));
+        m->ops->sum_tree(m->pool, all, (size_t)rows * E, td_model_tp(m), rows, m->desc.E, E, bias, y + (size_t)t * E, E, add);
+    }
     return TD_OK;
 }
 
@@ -201,7 +244,7 @@ td_status td_share_gather(td_model *m, const float *block, int T, float *out)
 {
     size_t bytes[TD_MAX_RANKS], offset[TD_MAX_RANKS];
     block_table(m, T, (size_t)m->desc.E, bytes, offset);
-    return td_coll_all_gatherv(m->ranks->tp, block, out, bytes, offset);
+    return td_coll_all_gatherv(m->ranks->data.tp, block, out, bytes, offset);
 }
 
 /* First vocabulary row of TP rank i. */
@@ -212,22 +255,39 @@ static int vocab0(const td_model *m, int i)
     return td_grid_local(&m->ranks->grid, &m->desc, td_grid_rank(&m->ranks->grid, c)).v0;
 }
 
-td_status td_share_embed(td_model *m, float *part, const int32_t *ids, int T, float *x, bool blocks)
+/* Rows [t, t + n) of the ids' embeddings, from the ranks whose part of the vocabulary has them. */
+static td_status embed_rows(td_model *m, const float *part, const int32_t *ids, int n, float *x, bool blocks)
 {
     size_t E = (size_t)m->desc.E;
     float *all;
-    int rows, a = 0, b = T, first[TD_MAX_RANKS + 1], tp = td_model_tp(m);
-    TD_TRY(gather_parts(m, part, T, blocks, &all, &rows));
-    if (blocks) td_model_block(m, T, &a, &b);
+    const void *pick;
+    int rows, a = 0, b = n, first[TD_MAX_RANKS + 1], tp = td_model_tp(m);
+    TD_TRY(gather_parts(m, part, n, blocks, &all, &rows));
+    if (blocks) td_model_block(m, n, &a, &b);
     for (int i = 0; i < tp; i++) first[i] = vocab0(m, i);
     first[tp] = m->desc.V;
     for (int t = a; t < b; t++) {
         int owner = 0;
         while (ids[t] >= first[owner + 1]) owner++;
-        memcpy(x + (size_t)(t - a) * E, all + ((size_t)owner * (size_t)rows + (size_t)(t - a)) * E, E * sizeof *x);
+        m->share.local_ids[t - a] = owner * rows + t - a;
+    }
+    TD_TRY(td_place_put(m, m->share.local_ids, (size_t)(b - a) * sizeof *ids, &pick));
+    if (b > a) m->ops->take_rows(m->pool, all, E, pick, b - a, m->desc.E, x, E);
+    return TD_OK;
+}
+
+td_status td_share_embed(td_model *m, const float *part, const int32_t *ids, int T, float *x, bool blocks)
+{
+    size_t E = (size_t)m->desc.E;
+    int n = blocks ? T : (int)TD_MIN((size_t)T, sum_rows(m));
+    for (int t = 0; t < T; t += n) {
+        n = TD_MIN(n, T - t);
+        TD_TRY(embed_rows(m, part + (size_t)t * E, ids + t, n, x + (size_t)t * E, blocks));
     }
     return TD_OK;
 }
+
+/* ---- whole rows of logits: for tools, in this host's memory ---- */
 
 /* [T, V_i] of each TP rank -> [T, V]. */
 static td_status join_vocabulary(td_model *m, const float *part, int T, float *out)
@@ -242,14 +302,15 @@ static td_status join_vocabulary(td_model *m, const float *part, int T, float *o
         offset[i] = at;
         at += bytes[i];
     }
-    float *all = td_share_room(&m->wire[1], (size_t)T * V);
-    TD_TRY(td_coll_all_gatherv(m->ranks->tp, part, all, bytes, offset));
-    for (int i = 0; i < tp; i++) {
+    float *all = td_xalloc(((size_t)T * V + 1) * sizeof *all);
+    td_status st = td_coll_all_gatherv(m->ranks->tp, part, all, bytes, offset);
+    for (int i = 0; i < tp && st >= 0; i++) {
         size_t n = (size_t)(first[i + 1] - first[i]);
         const float *from = all + offset[i] / sizeof(float);
         for (int t = 0; t < T; t++) memcpy(out + (size_t)t * V + first[i], from + (size_t)t * n, n * sizeof *out);
     }
-    return TD_OK;
+    free(all);
+    return st;
 }
 
 /* Rows of all CP ranks, each in its own order, to the order of the step. */
@@ -262,11 +323,12 @@ static td_status join_rows(td_model *m, const td_step *step, const float *own, f
         offset[c] = at;
         at += bytes[c];
     }
-    float *all = td_share_room(&m->wire[2], (size_t)step->n_logits * V);
-    TD_TRY(td_coll_all_gatherv(m->ranks->cp, own, all, bytes, offset));
-    for (uint32_t k = 0; k < step->n_logits; k++)
+    float *all = td_xalloc(((size_t)step->n_logits * V + 1) * sizeof *all);
+    td_status st = td_coll_all_gatherv(m->ranks->cp, own, all, bytes, offset);
+    for (uint32_t k = 0; k < step->n_logits && st >= 0; k++)
         memcpy(logits + k * V, all + offset[place[k].cp] / sizeof(float) + (size_t)place[k].row * V, V * sizeof *logits);
-    return TD_OK;
+    free(all);
+    return st;
 }
 
 void td_share_places(td_model *m, const td_step *step)
@@ -281,166 +343,28 @@ void td_share_places(td_model *m, const td_step *step)
     }
 }
 
-td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits)
+/* part: in this host's memory. */
+static td_status join_logits(td_model *m, const td_step *step, const float *part, float *logits)
 {
     int T = m->share.n_want;
-    size_t V = (size_t)m->desc.V;
-    if (td_model_cp(m) == 1 && td_model_tp(m) == 1) {
-        return td_devmem_fetch(m->ops->dev, logits, part, (size_t)T * V * sizeof *logits);
-    }
     if (td_model_cp(m) == 1) return join_vocabulary(m, part, T, logits);
     if (td_model_tp(m) == 1) return join_rows(m, step, part, logits);
-    float *own = td_share_room(&m->wire[3], (size_t)T * V);
-    TD_TRY(join_vocabulary(m, part, T, own));
-    return join_rows(m, step, own, logits);
-}
-
-/* ---- context parallel ---- */
-
-/* What each CP rank has of [T, width] floats in shared order. */
-static void row_table(const td_model *m, size_t width, size_t *bytes, size_t *offset)
-{
-    const int *r0 = m->share.rank_row0;
-    for (int c = 0; c < td_model_cp(m); c++) {
-        bytes[c] = (size_t)(r0[c + 1] - r0[c]) * width * sizeof(float);
-        offset[c] = (size_t)r0[c] * width * sizeof(float);
-    }
-}
-
-static void pack_columns(const float *from, size_t ld, int T, size_t width, float *to)
-{
-    for (int t = 0; t < T; t++) memcpy(to + (size_t)t * width, from + (size_t)t * ld, width * sizeof *to);
-}
-
-td_status td_share_append(td_model *m, const td_rope_args *own)
-{
-    const td_share *s = &m->share;
-    size_t width = 2 * (size_t)own->G * (size_t)own->D, bytes[TD_MAX_RANKS], offset[TD_MAX_RANKS];
-    float *mine = td_share_room(&m->wire[0], (size_t)s->n_own * width), *all = td_share_room(&m->wire[1], (size_t)s->T * width);
-    pack_columns(own->qkv + (size_t)own->H * (size_t)own->D, own->ld, s->n_own, width, mine);
-    row_table(m, width, bytes, offset);
-    TD_TRY(td_coll_all_gatherv(m->ranks->cp, mine, all, bytes, offset));
-    td_rope_args a = *own;
-    a.qkv = all, a.ld = width, a.T = s->T, a.H = 0;
-    a.cs = own->cs - (size_t)s->own0 * (size_t)own->rot_dim;
-    a.row_page = own->row_page - s->own0, a.row_in_page = own->row_in_page - s->own0;
-    a.q_scale = NULL;
-    m->ops->rope_append(m->pool, &a);
-    a = *own;
-    a.G = 0;
-    m->ops->rope_append(m->pool, &a);
-    return TD_OK;
-}
-
-static void merge(td_model *m, const td_attn_args *own, const float *parts, size_t stride, int n_parts)
-{
-    const float *part[TD_MAX_RANKS];
-    for (int r = 0; r < td_model_cp(m); r++) part[r] = parts + (size_t)r * stride;
-    td_merge_args a = {.part = part, .out = own->out, .ldo = own->ldo, .T = m->share.n_own, .H = own->H, .D = own->D,
-                       .n_parts = n_parts, .ranks = td_model_cp(m)};
-    m->ops->attn_merge(m->pool, &a);
-}
-
-/* Queries go to the keys: every rank computes all rows' parts over its own splits, and parts come home. */
-static td_status pass_q(td_model *m, const td_attn_args *own, int n_parts)
-{
-    const td_share *s = &m->share;
-    size_t HD = (size_t)own->H * (size_t)own->D, unit = (size_t)n_parts * (size_t)own->H * (size_t)(own->D + 2);
-    size_t bytes[TD_MAX_RANKS], offset[TD_MAX_RANKS], recv[TD_MAX_RANKS], to[TD_MAX_RANKS];
-    float *mine = td_share_room(&m->wire[0], (size_t)s->n_own * HD), *q = td_share_room(&m->wire[1], (size_t)s->T * HD);
-    pack_columns(own->q, own->ldq, s->n_own, HD, mine);
-    row_table(m, HD, bytes, offset);
-    TD_TRY(td_coll_all_gatherv(m->ranks->cp, mine, q, bytes, offset));
-    td_attn_args a = *own;
-    a.q = q, a.ldq = HD, a.seq = own->seq - s->own_seq0, a.n_seq = s->n_seqs;
-    a.part = td_share_room(&m->wire[2], (size_t)s->T * unit);
-    a.n_parts = n_parts, a.rank = m->ranks->at.cp, a.ranks = td_model_cp(m);
-    m->ops->attention(m->pool, m->scratch.ops, &a);
-    float *home = td_share_room(&m->wire[3], (size_t)td_model_cp(m) * (size_t)s->n_own * unit);
-    row_table(m, unit, bytes, offset);
-    for (int r = 0; r < td_model_cp(m); r++) {
-        recv[r] = (size_t)s->n_own * unit * sizeof(float);
-        to[r] = (size_t)r * recv[r];
-    }
-    TD_TRY(td_coll_all_to_allv(m->ranks->cp, a.part, bytes, offset, home, recv, to));
-    merge(m, own, home, (size_t)s->n_own * unit, n_parts);
-    return TD_OK;
-}
-
-/* Pages that the step's sequences have on each rank, one after the other: their number; table[i]: first of sequence i. */
-static int count_pages(const td_model *m, const td_step *step, int P, int *first)
-{
-    const td_step_seq *q = td_step_seqs(step);
-    int n = 0;
-    for (uint32_t i = 0; i < step->n_seqs; i++) {
-        first[i] = n;
-        n += ((int)td_kvmap_most(m->kvmap, q[i].pos0 + q[i].n_rows) + P - 1) / P;
-    }
-    return n;
-}
-
-/* Keys go to the queries, round the ring: own rows meet one rank's splits after the other's. */
-static td_status pass_kv(td_model *m, const td_step *step, int group, const td_attn_args *own, int n_parts)
-{
-    const td_share *s = &m->share;
-    int R = td_model_cp(m), me = m->ranks->at.cp, P = own->kv->P, *first = td_xalloc(step->n_seqs * sizeof *first);
-    int n_pages = count_pages(m, step, P, first);
-    size_t page = td_kv_page_bytes(own->kv), bytes = page * (size_t)n_pages;
-    uint8_t *now = (uint8_t *)td_share_room(&m->wire[0], bytes / 4 + 16), *then = (uint8_t *)td_share_room(&m->wire[1], bytes / 4 + 16);
-    int32_t *table = td_xalloc((size_t)(n_pages + 1) * sizeof *table);
-    for (int i = 0; i < n_pages; i++) table[i] = i;
-    td_attn_seq *seq = td_xalloc((size_t)(s->n_own_seqs + 1) * sizeof *seq);
-    const td_step_seq *q = td_step_seqs(step);
-    size_t at = 0;
-    for (uint32_t i = 0; i < step->n_seqs; i++) {
-        int end = i + 1 < step->n_seqs ? first[i + 1] : n_pages;
-        const int32_t *pages = td_step_pages(step, &q[i], group);
-        for (int k = 0; k < end - first[i]; k++, at += page) memcpy(now + at, td_kv_page(own->kv, own->slot, pages[k]), page);
-    }
-    for (int i = 0; i < s->n_own_seqs; i++) {
-        seq[i] = own->seq[i];
-        uint32_t k = 0; /* the sequence whose table it is */
-        while (td_step_pages(step, &q[k], group) != own->seq[i].pages) k++;
-        seq[i].pages = table + first[k];
-        seq[i].row0 -= s->own0; /* of own rows, which q and out hold */
-    }
-    size_t stride = (size_t)s->n_own * (size_t)n_parts * (size_t)own->H * (size_t)(own->D + 2);
-    float *parts = td_share_room(&m->wire[2], (size_t)R * stride);
-    td_status st = TD_OK;
-    for (int i = 0; i < R && st >= 0; i++) {
-        int from = (me - i + R) % R; /* whose splits are here now */
-        td_kv kv = *own->kv;
-        kv.base = now, kv.n_pages = n_pages;
-        td_attn_args a = *own;
-        a.kv = &kv, a.slot = 0, a.seq = seq, a.part = parts + (size_t)from * stride;
-        a.n_parts = n_parts, a.rank = from, a.ranks = R;
-        m->ops->attention(m->pool, m->scratch.ops, &a);
-        if (i + 1 == R) break;
-        st = td_coll_sendrecv(m->ranks->cp, (me + 1) % R, now, bytes, (me - 1 + R) % R, then, bytes);
-        uint8_t *t = now;
-        now = then, then = t;
-    }
-    if (st >= 0) merge(m, own, parts, stride, n_parts);
-    free(first), free(table), free(seq);
+    float *own = td_xalloc(((size_t)T * (size_t)m->desc.V + 1) * sizeof *own);
+    td_status st = join_vocabulary(m, part, T, own);
+    if (st >= 0) st = join_rows(m, step, own, logits);
+    free(own);
     return st;
 }
 
-/* Floats on the wire, per rank, one way and the other. The same on every rank. */
-static bool keys_are_cheaper(const td_model *m, const td_step *step, const td_attn_args *own, int n_parts)
+td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits)
 {
-    const td_share *s = &m->share;
-    double R = td_model_cp(m), H = own->H, D = own->D, T = s->T, keys = 0;
-    const td_step_seq *q = td_step_seqs(step);
-    for (uint32_t i = 0; i < step->n_seqs; i++) keys += td_kvmap_most(m->kvmap, q[i].pos0 + q[i].n_rows);
-    double kv = (R - 1) * keys * 2 * own->G * D * (double)td_dtype_bytes(own->kv->dtype) / 4;
-    double qs = (R - 1) / R * T * H * (D + n_parts * (D + 2));
-    return kv < qs;
-}
-
-td_status td_share_attend(td_model *m, const td_step *step, int group, const td_attn_args *own)
-{
-    int S = m->split, R = td_model_cp(m), splits = (m->share.longest + S - 1) / S, n_parts = (splits + R - 1) / R;
-    if (m->cp_mode != TD_CP_PASS_Q && (m->cp_mode == TD_CP_PASS_KV || keys_are_cheaper(m, step, own, n_parts)))
-        return pass_kv(m, step, group, own, n_parts);
-    return pass_q(m, own, n_parts);
+    size_t bytes = (size_t)m->share.n_want * (size_t)m->local.V * sizeof *part;
+    td_dev *dev = m->ops->dev;
+    if (td_model_cp(m) == 1 && td_model_tp(m) == 1) return td_devmem_fetch(dev, logits, part, bytes);
+    if (!dev) return join_logits(m, step, part, logits);
+    float *mine = td_xalloc(bytes + 1);
+    td_status st = td_devmem_fetch(dev, mine, part, bytes);
+    if (st >= 0) st = join_logits(m, step, mine, logits);
+    free(mine);
+    return st;
 }

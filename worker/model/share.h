@@ -8,10 +8,12 @@
  * giving each rank the parts of its block of rows, so that it adds, norms and keeps only those (sequence parallel). Both give
  * the same bits.
  *
+ * On a device what is exchanged lies in its memory, and goes through groups of ranks that take it (td_ranks.data).
+ *
  * Threads: the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks.
- * Limits:  exchange buffers grow to what the largest step needs and stay so. Context parallel, the largest are parts of
- *          attention: max_rows * ceil(max_model_len / split / CP) * own heads * (D + 2) floats, twice when queries travel;
- *          and, when keys travel, twice one layer's pages of the step's sequences. They are beside the KV memory. */
+ * Limits:  buffers for sums and for context parallelism are made at open, from max_rows and the model alone: a sum over more rows,
+ *          or attention over longer contexts, is done in several exchanges (context.h). Expert parallel and fully sharded, buffers
+ *          grow to what the largest step needs: at most max_rows * top_k rows of every replica, or max_rows of every rank. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_SHARE_H
 #define TD_WORKER_MODEL_SHARE_H
@@ -22,18 +24,17 @@
 td_status td_share_open(td_model *m);
 void td_share_close(td_model *m);
 
-/* A growable buffer; grows to what the largest step needs. */
-float *td_share_room(td_buffer *b, size_t n_floats);
+/* Buffer i of m->wire with room for so many floats, where the kernels work; each function uses them anew. EFULL. */
+td_status td_share_room(td_model *m, int i, size_t n_floats, float **out);
+/* Columns of T rows -> [T, width]. */
+void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, float *to);
 
 /* The step's rows in shared order, who owns them. Fills m->share from the step. */
 void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 
-/* x += the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode x and the result are this rank's
- * block of the T rows. */
-td_status td_share_sum(td_model *m, float *part, int T, const float *bias, float *x, bool blocks);
-/* Parts [T, E] of all TP ranks, [tp][rows][E] in *all: of all rows, or of this rank's block; as integers on the way if the
- * model is opened so. */
-td_status td_share_parts(td_model *m, const float *part, int T, bool blocks, float **all, int *rows);
+/* y (+)= the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode y is this rank's block of the T
+ * rows. y may be part. The parts are integers on the way if the model is opened so. */
+td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks, bool add);
 /* Blocks of [T, E] on each TP rank -> all rows on all. */
 td_status td_share_gather(td_model *m, const float *block, int T, float *out);
 /* Fills m->share.place for the step whose rows are at hand. */
@@ -42,11 +43,6 @@ void td_share_places(td_model *m, const td_step *step);
 td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits);
 
 /* x = the embeddings, of which each TP rank has those of its part of the vocabulary in `part`. */
-td_status td_share_embed(td_model *m, float *part, const int32_t *ids, int T, float *x, bool blocks);
-
-/* Keys and values of own rows (before rope, in qkv) go to the ranks that keep them. */
-td_status td_share_append(td_model *m, const td_rope_args *own);
-/* Attention of own rows over all ranks' keys of a page group. By passing queries or keys round, whichever is fewer bytes. */
-td_status td_share_attend(td_model *m, const td_step *step, int group, const td_attn_args *own);
+td_status td_share_embed(td_model *m, const float *part, const int32_t *ids, int T, float *x, bool blocks);
 
 #endif
