@@ -3,6 +3,7 @@
  * peer leaves, comes too late, calls something else, or aborts; and nobody spins while waiting. */
 #include "common/clock.h"
 #include "common/log.h"
+#include "kernels/dev.h"
 #include "tests/coll/support_cases.h"
 #include "tests/t.h"
 #include <pthread.h>
@@ -48,6 +49,23 @@ static void cases(td_coll *c, coll_tally *t)
 {
     C_OK(t, !strcmp(td_coll_name(c), "threads"));
     coll_cases(c, td_coll_size(c) <= 3 ? (1u << 20) + 7 : 100001, t);
+}
+
+/* Buffers of a device, which is this host here (tests/simt has one whose memory nobody else can touch). */
+static void staged(td_coll *c, coll_tally *t)
+{
+    td_dev *dev = NULL;
+    td_coll *s = NULL;
+    C_IS(t, td_dev_open("host", 0, &dev), TD_OK);
+    C_IS(t, td_coll_staged_open(c, dev, &s), TD_OK);
+    C_OK(t, !strcmp(td_coll_name(s), "staged"));
+    coll_cases(s, 100001, t);
+    td_coll_deadline(s, td_coll_rank(c) == 0 ? 20000 : 0);
+    if (td_coll_rank(c) != 1) C_IS(t, td_coll_barrier(s), td_coll_size(c) > 1 ? TD_ETIME : TD_OK); /* its own deadline, not its group's */
+    else usleep(60000);
+    if (td_coll_size(c) > 1) C_IS(t, td_coll_barrier(s), TD_ETIME);
+    td_coll_close(s);
+    td_dev_close(dev);
 }
 
 static void test_self(void)
@@ -172,6 +190,7 @@ int main(void)
     td_log_open("test", TD_LOG_ERROR);
     test_self();
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) run_ranks(sizes[i], cases);
+    for (int n = 1; n <= 4; n++) run_ranks(n, staged);
     run_ranks(3, aborted);
     run_ranks(4, late);
     run_ranks(3, leaves);

@@ -1,9 +1,10 @@
-/* worker/coll/coll.h - moving bytes among the ranks of a worker: one table, four back ends.
+/* worker/coll/coll.h - moving bytes among the ranks of a worker: one table, five back ends.
  *
  *   self      a group of one: copies
  *   threads   ranks as threads of one process (tests, a single CPU host): copies between their buffers
- *   mpi       Open MPI, CPU memory (device memory is staged through pinned host buffers by the caller)
+ *   mpi       Open MPI, CPU memory
  *   nccl      NCCL by dlopen, device memory on a stream
+ *   staged    device memory through page-locked buffers, over any of the first three
  *
  * A td_coll is one rank's end of one group. All members call the same functions in the same order with the
  * same sizes. Nothing here adds: sums are kernels, in a fixed order (DESIGN 2).
@@ -24,7 +25,8 @@
  *            5. Members wait without spinning for more than 50 us: ranks share machines.
  * Ownership: groups are closed by their owner, children before parents. Buffers are borrowed until the call
  *            returns (start: until wait). self, threads, mpi: a call that returned is done. nccl: it is
- *            enqueued, and done in the order of the stream; only barrier waits for the device.
+ *            enqueued, and done in the order of the stream; only barrier waits for the device. staged: what was to be sent is
+ *            sent, what was received is enqueued on the compute stream.
  * Threads:   one owner thread for all groups of a rank (MPI_THREAD_FUNNELED suffices). td_coll_abort: that
  *            thread too; it ends the waits of all others.
  * Errors:    EBADREQ: a wrong argument (nothing was sent, the group is as before). EGONE, ETIME, EPROTO, EIO:
@@ -42,6 +44,7 @@
 enum { TD_COLL_MAX_RANKS = 1024, TD_COLL_MAX_THREADS = 64, TD_COLL_MAX_PENDING = 4, TD_COLL_MEET_MS = 8000 };
 
 typedef struct td_coll td_coll;
+typedef struct td_dev td_dev; /* kernels/dev.h */
 
 /* ---- opening ---- */
 
@@ -55,6 +58,8 @@ td_status td_coll_mpi_open(int *argc, char ***argv, td_coll **out);
  * ENOSUP on all ranks when one has no libnccl (with what was looked for) or no such device, or when their
  * versions differ. version: of the library that was found, e.g. 23004; may be NULL. */
 td_status td_coll_nccl_open(td_coll *host, int device, void *stream, int *version, td_coll **out);
+/* Same ranks as `host`, an own group of them; buffers are memory of `dev` (kernels/dev.h), borrowed. */
+td_status td_coll_staged_open(td_coll *host, td_dev *dev, td_coll **out);
 /* The newest libnccl of this machine, whether it has a device or not: the system's, then the Python
  * packages'. path: static. Both may be NULL. */
 td_status td_coll_nccl_find(int *version, const char **path);
@@ -72,7 +77,7 @@ void td_coll_abort(td_coll *c, const char *why);
 
 int td_coll_rank(const td_coll *c);
 int td_coll_size(const td_coll *c);
-const char *td_coll_name(const td_coll *c); /* "self", "threads", "mpi", "nccl" */
+const char *td_coll_name(const td_coll *c); /* "self", "threads", "mpi", "nccl", "staged" */
 
 /* ---- moving ---- */
 
