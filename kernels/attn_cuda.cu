@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/attn_cuda.cu - the plan of a step, the merge of partial results, and what a call launches. */
+/* kernels/attn_cuda.cu - the plan of a step, the merge of partial results, of this device and of several ranks,
+ * and what a call launches. */
 #include "kernels/attn_cuda_launch.h"
 #include "kernels/attn_cuda_tile.h"
 #include <string.h>
@@ -46,11 +47,17 @@ struct plan_cost {
     long long items, slots, rows, blocks;
     bool few;
 };
-static TD_DEV plan_cost plan_of(const td_cuda_attn_seq &q, int H, int G, int window, int few, int block_rows)
+static TD_DEV plan_cost plan_of(const td_cuda_attn_seq &q, int H, int G, int window, int few, int block_rows,
+                                int parts)
 {
     plan_cost c = {0, 0, 0, 0, false};
     if (q.n_rows <= 0) return c;
     long long n = (long long)q.n_rows * (H / G);
+    if (parts > 0) {
+        c.few = true;
+        c.items = (n + 15) / 16 * G * parts;
+        return c;
+    }
     int splits = (q.pos0 + q.n_rows - 1) / TD_CUDA_ATTN_SPLIT -
                  attn_first_key(q.pos0, window) / TD_CUDA_ATTN_SPLIT + 1;
     c.few = n <= few;
@@ -65,7 +72,7 @@ static TD_DEV plan_cost plan_of(const td_cuda_attn_seq &q, int H, int G, int win
 // limits: regs 64, spill 0, smem 2048
 static __global__ void __launch_bounds__(256)
     attn_plan_kernel(const td_cuda_attn_seq *seq, int n_seq, int H, int G, int window, long long max_slots,
-                     int few, int block_rows, int32_t *plan)
+                     int few, int block_rows, int parts, int32_t *plan)
 {
     __shared__ long long s[PLAN_THREADS];
     const int tid = (int)threadIdx.x, per = (n_seq + PLAN_THREADS - 1) / PLAN_THREADS;
@@ -74,14 +81,14 @@ static __global__ void __launch_bounds__(256)
     td_grid_wait();
     long long want = 0, total, sum[4] = {0, 0, 0, 0}, at[4];
     for (int i = s0; i < s1; i++) {
-        plan_cost c = plan_of(seq[i], H, G, window, few, block_rows);
+        plan_cost c = plan_of(seq[i], H, G, window, few, block_rows, parts);
         if (c.few) want += c.slots;
     }
     const long long first = plan_scan(s, want, &total);
     for (int pass = 0; pass < 2; pass++) {
         long long used = first;
         for (int i = s0; i < s1; i++) {
-            plan_cost c = plan_of(seq[i], H, G, window, few, block_rows);
+            plan_cost c = plan_of(seq[i], H, G, window, few, block_rows, parts);
             if (c.few) {
                 used += c.slots;
                 c.few = used <= max_slots;
@@ -113,7 +120,15 @@ int td_cuda_attn_plan(void *stream, const td_cuda_attn_seq *seq, int n_seq, int 
     if (n_seq < 0 || n_seq > TD_CUDA_ATTN_MAX_SEQ) return (int)cudaErrorInvalidValue;
     long long most = max_slots < (size_t)INT32_MAX ? (long long)max_slots : INT32_MAX;
     return (int)td_launch(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq, n_seq,
-                          H, G, window, most, few, attn_block_rows(D), (int32_t *)plan);
+                          H, G, window, most, few, attn_block_rows(D), 0, (int32_t *)plan);
+}
+
+int td_cuda_attn_plan_parts(void *stream, const td_cuda_attn_seq *seq, int n_seq, int H, int G, int n_parts,
+                            void *plan)
+{
+    if (n_seq < 0 || n_seq > TD_CUDA_ATTN_MAX_SEQ || n_parts < 1) return (int)cudaErrorInvalidValue;
+    return (int)td_launch(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq, n_seq,
+                          H, G, 0, 0ll, 0, 1, n_parts, (int32_t *)plan);
 }
 
 /* A warp merges one (row, head) in split order. */
@@ -149,6 +164,72 @@ static __global__ void __launch_bounds__(128) attn_merge_kernel(const attn_args 
                 attn_store(a, (size_t)(q.row0 + t) * a.ldo + (size_t)(head * a.D + lane + e * 32),
                            O[e] * end);
     }
+}
+
+/* ---- parts of several ranks ---- */
+
+struct merge_args {
+    const float *part[TD_CUDA_ATTN_MAX_RANKS];
+    const float *before;
+    float *state, *out;
+    size_t ldo;
+    int T, H, D, n_parts, ranks;
+};
+
+/* As attn_merge_kernel, over parts as they travel. */
+// limits: regs 64, spill 0, smem 0
+template <int N>
+static __global__ void __launch_bounds__(128) attn_parts_kernel(const __grid_constant__ merge_args a)
+{
+    const int lane = (int)threadIdx.x & 31;
+    const size_t unit = (size_t)(a.D + 2);
+    td_grid_wait();
+    for (int i = (int)(blockIdx.x * 4 + threadIdx.x / 32); i < a.T * a.H; i += (int)gridDim.x * 4) {
+        float O[N] = {}, M = -INFINITY, L = 0.f;
+        if (a.before) {
+            const float *p = a.before + (size_t)i * unit;
+            M = p[0];
+            L = p[1];
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                if (lane + e * 32 < a.D) O[e] = p[2 + lane + e * 32];
+        }
+        const size_t at = ((size_t)(i / a.H) * a.n_parts * a.H + i % a.H) * unit;
+        for (int u = 0; u < a.n_parts * a.ranks; u++) {
+            const float *p = a.part[u % a.ranks] + at + (size_t)(u / a.ranks) * a.H * unit;
+            const attn_scale c = attn_merge(M, L, p[0], p[1]);
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                if (lane + e * 32 < a.D) O[e] = attn_merge_o(O[e], p[2 + lane + e * 32], c);
+        }
+        __syncwarp(); /* all have read before: it may be state */
+        float *to = a.state ? a.state + (size_t)i * unit
+                            : a.out + (size_t)(i / a.H) * a.ldo + (size_t)(i % a.H) * a.D;
+        const float end = a.state ? 1.f : attn_end(M, L, nullptr, 0);
+        if (a.state && lane == 0) {
+            to[0] = M;
+            to[1] = L;
+        }
+        if (a.state) to += 2;
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            if (lane + e * 32 < a.D) to[lane + e * 32] = a.state ? O[e] : O[e] * end + 0.f;
+    }
+}
+
+int td_cuda_attn_merge(void *stream, const float *const *part, const float *before, float *state, float *out,
+                       size_t ldo, int T, int H, int D, int n_parts, int ranks)
+{
+    merge_args a = {{}, before, state, out, ldo, T, H, D, n_parts, ranks};
+    if (T <= 0) return 0;
+    if (ranks < 1 || ranks > TD_CUDA_ATTN_MAX_RANKS || D > 256 || n_parts < 0) return (int)cudaErrorInvalidValue;
+    for (int r = 0; r < ranks; r++) a.part[r] = part[r];
+    long long want = ((long long)T * H + 3) / 4;
+    void (*merge)(const merge_args) = D <= 64    ? attn_parts_kernel<2>
+                                      : D <= 128 ? attn_parts_kernel<4>
+                                                 : attn_parts_kernel<8>;
+    return (int)td_launch(merge, dim3((unsigned)(want < 1 << 16 ? want : 1 << 16)), dim3(128), 0,
+                          (cudaStream_t)stream, a);
 }
 
 attn_args attn_args_of(const td_cuda_attn_args *a)
@@ -187,6 +268,11 @@ attn_args attn_args_of(const td_cuda_attn_args *a)
     r.sinks = a->sinks;
     r.part_ml = (float *)a->ws;
     r.part_o = r.part_ml + a->max_slots * 2;
+    r.part = a->part;
+    r.part0 = a->part0;
+    r.n_parts = a->n_parts;
+    r.rank = a->rank;
+    r.ranks = a->ranks;
     return r;
 }
 
@@ -206,6 +292,7 @@ int td_cuda_attention(void *stream, const td_cuda_attn_args *a)
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     if (e != cudaSuccess) return (int)e;
+    if (a->part) return attn_split(stream, r, f16, sms);
     if (a->prompts) {
         int err = attn_prompt(stream, r, f16, (int)attn_most_blocks(a));
         if (err) return err;

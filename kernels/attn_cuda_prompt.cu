@@ -67,7 +67,7 @@ static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_
     float *stash = (float *)(smem + L::O_AT) + tid;
     long long *off = (long long *)(smem + L::OFF_AT);
     int key0 = src.begin / ATTN_TILE * ATTN_TILE, buf = 0;
-    attn_offsets(off, a, &src, key0, tid, L::THREADS);
+    attn_offsets(off, a, &src, key0, 0, tid, L::THREADS);
     __syncthreads();
     attn_copy<DM>(smem + L::K_AT, src.kv, off, a.D, tid, L::THREADS);
     td_cp_async_commit();
@@ -81,7 +81,7 @@ static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_
         const int next = key0 + ATTN_TILE;
         const bool active = key0 <= rows.pos_max && next > rows.first_min;
         float p[8][4];
-        if (next < src.end) attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &src, next, tid, L::THREADS);
+        if (next < src.end) attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &src, next, 0, tid, L::THREADS);
         td_cp_async_wait<0>();
         __syncthreads(); /* K is here, V's buffer is free, the next offsets are written */
         attn_copy<DM>(smem + L::V_AT, src.kv + a.v_elems, off + buf * ATTN_TILE, a.D, tid, L::THREADS);

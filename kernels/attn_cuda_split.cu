@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/attn_cuda_split.cu - attention of few rows (generated tokens, drafts): a warp is a block of its own
  * and takes 16 packed rows over one split of 256 keys; the result goes to the workspace (attn_merge_kernel
- * adds them up).
+ * adds them up), or to where parts are wanted, of rows however many.
  *
  * The grid stays: a warp walks over its share of the plan's items, and K of the next tile is on its way
  * across the border of two items. One buffer each for K and V, no block barrier; 6 warps of an SM (D 128)
@@ -23,6 +23,7 @@ template <int DM> struct split_shape {
 struct split_at {
     int item, seq, split, g, pr0, n, key0, end;
     attn_src src;
+    int elsewhere; /* keys before the split that are not in the page table */
 };
 static_assert(sizeof(split_at) <= 64, "two fit their place in shared memory");
 
@@ -34,8 +35,9 @@ static TD_DEV void split_seek(split_at *w, const attn_args &a, int item)
     const td_cuda_attn_seq s = a.seq[seq];
     const int n = s.n_rows * a.group, rem = item - plan_items(a)[seq], tiles = (n + 15) / 16,
               g = rem / tiles % a.G;
-    const int split = attn_first_key(s.pos0, a.window) / TD_CUDA_ATTN_SPLIT + rem / (tiles * a.G),
-              pr0 = rem % tiles * 16;
+    const int nth = rem / (tiles * a.G), pr0 = rem % tiles * 16;
+    const int split = a.part ? a.rank + (a.part0 + nth) * a.ranks
+                             : attn_first_key(s.pos0, a.window) / TD_CUDA_ATTN_SPLIT + nth;
     const int begin = attn_first_key(s.pos0 + pr0 / a.group, a.window),
               stop = s.pos0 + (min(pr0 + 16, n) - 1) / a.group + 1;
     const int k0 = split * TD_CUDA_ATTN_SPLIT, key0 = max(k0, begin / ATTN_TILE * ATTN_TILE);
@@ -47,6 +49,7 @@ static TD_DEV void split_seek(split_at *w, const attn_args &a, int item)
     w->n = n;
     w->key0 = key0 < end ? key0 : k0; /* no row sees a key here: one tile of zeros makes the empty result */
     w->end = end;
+    w->elsewhere = a.part ? (split - nth) * TD_CUDA_ATTN_SPLIT : 0;
     w->src.kv = a.kv + (size_t)g * a.head_elems;
     w->src.pages = a.pages + s.page0;
     w->src.begin = begin;
@@ -74,6 +77,7 @@ static TD_DEV void split_next(split_at *r, const attn_args &a, const split_at *w
     r->src.pages = w->src.pages;
     r->src.begin = w->src.begin;
     r->src.end = w->src.end;
+    r->elsewhere = w->elsewhere;
 }
 
 template <int DM>
@@ -81,18 +85,28 @@ static TD_DEV void split_store(attn_state<DM> &st, const attn_args &a, const spl
 {
     attn_sum(st);
     const td_cuda_attn_seq s = a.seq[w->seq];
-    const int nth = w->split - attn_first_key(s.pos0, a.window) / TD_CUDA_ATTN_SPLIT;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int pr = w->pr0 + (lane >> 2) + h * 8;
         if (pr >= w->n) continue;
-        const size_t slot =
-            (size_t)plan_slots(a)[w->seq] + (size_t)nth * (size_t)(w->n * a.G) + (size_t)(w->g * w->n + pr);
-        if ((lane & 3) == 0) {
-            a.part_ml[slot * 2] = st.m[h];
-            a.part_ml[slot * 2 + 1] = st.l[h];
+        float *ml, *o;
+        if (a.part) {
+            const int nth = (w->split - a.rank) / a.ranks - a.part0, head = w->g * a.group + pr % a.group;
+            const size_t at = ((size_t)(s.row0 + pr / a.group) * a.n_parts + nth) * (size_t)(a.G * a.group) + head;
+            ml = a.part + at * (size_t)(a.D + 2);
+            o = ml + 2;
+        } else {
+            const int nth = w->split - attn_first_key(s.pos0, a.window) / TD_CUDA_ATTN_SPLIT;
+            const size_t slot = (size_t)plan_slots(a)[w->seq] + (size_t)nth * (size_t)(w->n * a.G) +
+                                (size_t)(w->g * w->n + pr);
+            ml = a.part_ml + slot * 2;
+            o = a.part_o + slot * (size_t)a.D;
         }
-        float *o = a.part_o + slot * (size_t)a.D + (lane & 3) * 2;
+        if ((lane & 3) == 0) {
+            ml[0] = st.m[h];
+            ml[1] = st.l[h];
+        }
+        o += (lane & 3) * 2;
 #pragma unroll
         for (int k = 0; k < attn_shape<DM>::NV; k++)
             if (k * 8 < a.D) *(float2 *)(o + k * 8) = make_float2(st.o[k][h * 2], st.o[k][h * 2 + 1]);
@@ -116,7 +130,7 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
     if (lane == 0) split_seek(&at[0], a, (int)blockIdx.x);
     __syncwarp();
     if (at[0].item < 0) return;
-    attn_offsets(off, a, &at[0].src, at[0].key0, lane, 32);
+    attn_offsets(off, a, &at[0].src, at[0].key0, at[0].elsewhere, lane, 32);
     __syncwarp();
     attn_copy<DM>(smem, at[0].src.kv, off, a.D, lane, 32);
     td_cp_async_commit();
@@ -134,7 +148,7 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
         if (lane == 0) split_next(&at[buf ^ 1], a, w);
         __syncwarp();
         const bool more = next->item >= 0;
-        if (more) attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &next->src, next->key0, lane, 32);
+        if (more) attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &next->src, next->key0, next->elsewhere, lane, 32);
         td_cp_async_wait<0>();
         __syncwarp(); /* K is here, V's buffer is free, the next offsets are written */
         attn_copy<DM>(smem + L::V_AT, w->src.kv + a.v_elems, off + buf * ATTN_TILE, a.D, lane, 32);

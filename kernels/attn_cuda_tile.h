@@ -35,6 +35,8 @@ typedef struct attn_args {
     float scale2, softcap, cap_in, cap_out; /* base 2: scale2 = scale * log2(e) */
     const float *sinks;
     float *part_o, *part_ml;
+    float *part; /* NULL, or parts of this rank's splits (cuda_attn.h) */
+    int part0, n_parts, rank, ranks;
     int32_t
         *redo; /* NULL, or a mark per block of the prompt kernel: marked ones are done, and unmarked again */
 } attn_args;
@@ -134,15 +136,16 @@ struct attn_src {
     int begin, end;
 };
 
-/* Offset in elements of every key of a tile, -1: zeros. By the block's first 64 threads. */
-static TD_DEV void attn_offsets(long long *off, const attn_args &a, const attn_src *s, int key0, int tid,
-                                int n_threads)
+/* Offset in elements of every key of a tile, -1: zeros. By the block's first 64 threads. elsewhere: keys before
+ * this tile that are not in the page table. */
+static TD_DEV void attn_offsets(long long *off, const attn_args &a, const attn_src *s, int key0, int elsewhere,
+                                int tid, int n_threads)
 {
     for (int i = tid; i < ATTN_TILE; i += n_threads) {
-        int key = key0 + i, page = a.p_shift >= 0 ? key >> a.p_shift : key / a.P;
+        int key = key0 + i, at = key - elsewhere, page = a.p_shift >= 0 ? at >> a.p_shift : at / a.P;
         long long v = -1;
         if (key >= s->begin && key < s->end)
-            v = (long long)s->pages[page] * (long long)a.page_elems + (long long)(key - page * a.P) * a.D;
+            v = (long long)s->pages[page] * (long long)a.page_elems + (long long)(at - page * a.P) * a.D;
         off[i] = v;
     }
 }

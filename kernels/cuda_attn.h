@@ -32,7 +32,7 @@ extern "C" {
 #endif
 #include "kernels/tensor.h"
 
-enum { TD_CUDA_ATTN_SPLIT = 256, TD_CUDA_ATTN_FEW = 64, TD_CUDA_ATTN_MAX_SEQ = 8192 };
+enum { TD_CUDA_ATTN_SPLIT = 256, TD_CUDA_ATTN_FEW = 64, TD_CUDA_ATTN_MAX_SEQ = 8192, TD_CUDA_ATTN_MAX_RANKS = 64 };
 
 /* One sequence's rows, as td_attn_seq; its page table begins at pages[page0]. */
 typedef struct td_cuda_attn_seq {
@@ -61,6 +61,10 @@ typedef struct td_cuda_attn_args {
     const void *plan; /* of td_cuda_attn_plan with the same seq, H, G, window */
     void *ws;         /* td_cuda_attn_ws_bytes(max_slots, D) */
     size_t max_slots;
+    /* NULL, or as td_attn_args.part, 8-byte aligned: then no out; sinks are not added. All sequences go to the
+     * split kernel; plan is of td_cuda_attn_plan_parts with the same seq and n_parts. */
+    float *part;
+    int part0, n_parts, rank, ranks;
 } td_cuda_attn_args;
 
 /* NULL, or why these shapes cannot be computed. */
@@ -77,6 +81,11 @@ static inline size_t td_cuda_attn_slots(int n_rows, int pos0, int window, int H)
 /* few: TD_CUDA_ATTN_FEW (tests: 0 sends every sequence to the prompt kernel). */
 int td_cuda_attn_plan(void *stream, const td_cuda_attn_seq *seq, int n_seq, int H, int G, int D, int window,
                       size_t max_slots, int few, void *plan);
+int td_cuda_attn_plan_parts(void *stream, const td_cuda_attn_seq *seq, int n_seq, int H, int G, int n_parts,
+                            void *plan);
+/* As td_ops.attn_merge; part: host array of device addresses. */
+int td_cuda_attn_merge(void *stream, const float *const *part, const float *before, float *state, float *out,
+                       size_t ldo, int T, int H, int D, int n_parts, int ranks);
 int td_cuda_attention(void *stream, const td_cuda_attn_args *a);
 /* Hopper's kernel for the sequences of the prompt kernel (sm_90a; bf16, D 64 and 128, P 8 to 128 a power of
  * two or a multiple of 128); its bits are its own. redo: max_blocks marks, zero before the first call and

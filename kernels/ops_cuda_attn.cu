@@ -15,6 +15,7 @@ struct step_copy {
     char *host; /* what was sent */
     size_t bytes, room;
     int n_seq, H, G, D, window;
+    int part0, n_parts, rank, ranks; /* n_parts 0: no parts */
     size_t max_slots, stamp;
     bool prompts, few;
     block data, plan;
@@ -24,16 +25,22 @@ static step_copy copies[4];
 static size_t now; /* counts uses */
 static block splits;
 
-static int pages_of(const td_attn_seq *q, int P)
+/* Entries of its page table that are read. */
+static int pages_of(const td_attn_args *a, const td_attn_seq *q)
 {
-    return q->n_rows > 0 ? (q->pos0 + q->n_rows + P - 1) / P : 0;
+    int P = a->kv->P, S = TD_CUDA_ATTN_SPLIT, end = q->pos0 + q->n_rows;
+    if (q->n_rows <= 0) return 0;
+    if (!a->part) return (end + P - 1) / P;
+    int rest = end % (S * a->ranks) - a->rank * S; /* of this rank's keys, those of the asked parts */
+    int keys = end / (S * a->ranks) * S + min(max(rest, 0), S) - a->part0 * S;
+    return (min(max(keys, 0), a->n_parts * S) + P - 1) / P;
 }
 
 /* [n_seq] td_cuda_attn_seq, then all page tables one after another. */
 static size_t describe_step(const td_attn_args *a, step_copy *c)
 {
-    int P = a->kv->P, n_pages = 0;
-    for (int i = 0; i < a->n_seq; i++) n_pages += pages_of(&a->seq[i], P);
+    int n_pages = 0;
+    for (int i = 0; i < a->n_seq; i++) n_pages += pages_of(a, &a->seq[i]);
     size_t head = (size_t)a->n_seq * sizeof(td_cuda_attn_seq), bytes = head + (size_t)n_pages * 4;
     if (c->room < bytes) {
         free(c->host);
@@ -46,7 +53,7 @@ static size_t describe_step(const td_attn_args *a, step_copy *c)
     int32_t *pages = (int32_t *)(c->host + head), at = 0;
     for (int i = 0; i < a->n_seq; i++) {
         q[i] = td_cuda_attn_seq{a->seq[i].row0, a->seq[i].n_rows, a->seq[i].pos0, at};
-        int n = pages_of(&a->seq[i], P);
+        int n = pages_of(a, &a->seq[i]);
         memcpy(pages + at, a->seq[i].pages, (size_t)n * 4);
         at += n;
     }
@@ -58,6 +65,8 @@ static void choose_kernels(const td_attn_args *a, step_copy *c)
 {
     size_t slots = 0;
     c->prompts = c->few = false;
+    c->max_slots = 0;
+    if (a->part) return;
     for (int i = 0; i < a->n_seq; i++) {
         const td_attn_seq *q = &a->seq[i];
         if (q->n_rows * (a->H / a->G) <= TD_CUDA_ATTN_FEW) {
@@ -82,11 +91,21 @@ static bool send_step(const td_attn_args *a, step_copy *c)
     if (!parcel_send(&p)) return false;
     td_status s = d->copy(d, TD_STREAM_COMPUTE, c->data.p, sent, c->bytes);
     if (s != TD_OK) failed(s);
-    if (s == TD_OK)
-        launched(td_cuda_attn_plan(stream(), (const td_cuda_attn_seq *)c->data.p, a->n_seq, a->H, a->G, a->D,
+    const td_cuda_attn_seq *seq = (const td_cuda_attn_seq *)c->data.p;
+    if (s == TD_OK && a->part)
+        launched(td_cuda_attn_plan_parts(stream(), seq, a->n_seq, a->H, a->G, a->n_parts, c->plan.p),
+                 "plan of attention");
+    else if (s == TD_OK)
+        launched(td_cuda_attn_plan(stream(), seq, a->n_seq, a->H, a->G, a->D,
                                    a->window, c->max_slots, TD_CUDA_ATTN_FEW, c->plan.p),
                  "plan of attention");
     return may_run();
+}
+
+static bool same_parts(const td_attn_args *a, const step_copy *c)
+{
+    if (!a->part || !c->n_parts) return !a->part && !c->n_parts;
+    return a->part0 == c->part0 && a->n_parts == c->n_parts && a->rank == c->rank && a->ranks == c->ranks;
 }
 
 /* The copy that holds this step's tables; the least recently used one is given to a new step. */
@@ -99,7 +118,7 @@ static step_copy *step_of(const td_attn_args *a)
     if (!bytes) return nullptr;
     for (step_copy &s : copies) {
         if (s.bytes == bytes && s.n_seq == a->n_seq && s.H == a->H && s.G == a->G && s.D == a->D &&
-            s.window == a->window && !memcmp(s.host, fresh.host, bytes)) {
+            s.window == a->window && same_parts(a, &s) && !memcmp(s.host, fresh.host, bytes)) {
             s.stamp = ++now;
             return &s;
         }
@@ -117,6 +136,10 @@ static step_copy *step_of(const td_attn_args *a)
     c->G = a->G;
     c->D = a->D;
     c->window = a->window;
+    c->part0 = a->part0;
+    c->n_parts = a->part ? a->n_parts : 0;
+    c->rank = a->rank;
+    c->ranks = a->ranks;
     c->stamp = ++now;
     if (send_step(a, c)) return c;
     c->bytes = 0;
@@ -127,6 +150,7 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
 {
     if (a->n_seq == 0 || !may_run()) return;
     const char *why = td_cuda_attn_refuses(a->H, a->G, a->D, a->kv->P, a->kv->dtype);
+    if (a->split && a->split != TD_CUDA_ATTN_SPLIT) why = "splits must have 256 keys";
     if (why) failed(td_fail(TD_ENOSUP, "CUDA: attention of %d/%d heads of %d: %s", a->H, a->G, a->D, why));
     step_copy *c = why ? nullptr : step_of(a);
     if (!c) return;
@@ -152,12 +176,45 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.plan = c->plan.p;
     d.ws = splits.p;
     d.max_slots = c->max_slots;
+    d.part = a->part;
+    d.part0 = a->part0;
+    d.n_parts = a->n_parts;
+    d.rank = a->rank;
+    d.ranks = a->ranks;
     launched(td_cuda_attention(stream(), &d), "attention");
+}
+
+static void ops_attn_merge(td_pool *, const td_merge_args *a)
+{
+    if (may_run())
+        launched(td_cuda_attn_merge(stream(), a->part, a->before, a->state, a->out, a->ldo, a->T, a->H, a->D, a->n_parts, a->ranks),
+                 "merge of parts");
+}
+
+/* Pages of one slot: a pool of one slot begins there. */
+static void ops_gather_pages(td_pool *, const td_kv *kv, int slot, const int32_t *pages, int n, void *out)
+{
+    enum { AT_ONCE = 1024 };
+    td_kv src = *kv, dst = *kv;
+    src.base = td_kv_page(kv, slot, 0);
+    int32_t to[AT_ONCE];
+    for (int i = 0; i < n && may_run(); i += AT_ONCE) {
+        int k = min(n - i, (int)AT_ONCE);
+        parcel p;
+        if (!parcel_open(&p, 2 * padded((size_t)k * 4))) return;
+        for (int j = 0; j < k; j++) to[j] = j;
+        const int32_t *from_d = parcel_put(&p, pages + i, (size_t)k), *to_d = parcel_put(&p, to, (size_t)k);
+        dst.base = (uint8_t *)out + (size_t)i * td_kv_page_bytes(kv);
+        dst.n_pages = k;
+        if (parcel_send(&p)) launched(td_cuda_kv_copy(stream(), &dst, to_d, &src, from_d, k, 1), "gathering of pages");
+    }
 }
 
 void attention_fill(td_ops *t)
 {
     t->attention = ops_attention;
+    t->attn_merge = ops_attn_merge;
+    t->gather_pages = ops_gather_pages;
 }
 
 void attention_close()

@@ -207,6 +207,67 @@ static void check_values(const world *w, const float *out)
     free(s);
 }
 
+/* The same rows over keys that lie on `ranks` ranks, split by split, `most` parts at a time, merged into what was merged before. */
+static bool run_parts(const world *w, const piece *p, int n_seq, int ranks, int most, float *out)
+{
+    const attn_case *c = &w->c;
+    int H = c->G * c->group, T = 0, P = w->kv.P, per = TD_CUDA_ATTN_SPLIT / P, longest = 0, e = 0;
+    int n_pages = (c->L + P - 1) / P;
+    size_t width = (size_t)(H * c->D), unit = (size_t)H * (size_t)(c->D + 2);
+    int32_t *all = block_alloc((size_t)n_pages * 4), *local = block_alloc((size_t)(n_pages + per) * 4);
+    T_OK(dev_get(all, w->pages, (size_t)n_pages * 4));
+    for (int i = 0; i < n_seq; i++) T += p[i].n, longest = p[i].pos0 + p[i].n > longest ? p[i].pos0 + p[i].n : longest;
+    int parts = ((longest + TD_CUDA_ATTN_SPLIT - 1) / TD_CUDA_ATTN_SPLIT + ranks - 1) / ranks;
+    float *q = floats((size_t)T * width), *d_out = dev_new((size_t)T * width * 4), *state = dev_new((size_t)T * unit * 4);
+    td_cuda_attn_seq seq[MAX_SEQ];
+    for (int i = 0, row = 0; i < n_seq; row += p[i++].n) {
+        seq[i] = (td_cuda_attn_seq){row, p[i].n, p[i].pos0, 0};
+        memcpy(q + (size_t)row * width, w->q + (size_t)p[i].pos0 * width, (size_t)p[i].n * width * 4);
+    }
+    td_cuda_attn_args a = {.q = dev_put(q, (size_t)T * width * 4), .ldq = width, .kv = &w->kv, .slot = 1,
+                           .seq = dev_put(seq, sizeof seq[0] * (size_t)n_seq), .n_seq = n_seq, .H = H, .G = c->G, .D = c->D,
+                           .scale = scale_of(c), .window = c->window, .softcap = c->softcap, .T = T, .ranks = ranks,
+                           .plan = dev_new(td_cuda_attn_plan_bytes(n_seq)), .ws = dev_new(256)};
+    for (int part0 = 0; part0 < parts && e == 0; part0 += most) {
+        float *part[4];
+        a.part0 = part0, a.n_parts = parts - part0 < most ? parts - part0 : most;
+        for (int r = 0; r < ranks && e == 0; r++) {
+            int n = 0; /* pages of the rank's splits from part0 on; foreign pages would be noticed: they are out of range */
+            for (int i = part0; i < part0 + a.n_parts; i++)
+                for (int k = 0; k < per; k++, n++) local[n] = (i * ranks + r) * per + k < n_pages ? all[(i * ranks + r) * per + k] : -1;
+            a.rank = r, a.pages = dev_put(local, (size_t)n * 4);
+            a.part = part[r] = dev_new((size_t)T * (size_t)a.n_parts * unit * 4);
+            e = td_cuda_attn_plan_parts(dev()->stream[0], a.seq, n_seq, H, c->G, a.n_parts, (void *)(uintptr_t)a.plan);
+            if (e == 0) e = td_cuda_attention(dev()->stream[0], &a);
+        }
+        bool last = part0 + a.n_parts == parts;
+        if (e == 0) e = td_cuda_attn_merge(dev()->stream[0], (const float *const *)part, part0 ? state : NULL, last ? NULL : state, d_out,
+                                           width, T, H, c->D, a.n_parts, ranks);
+    }
+    bool ok = e == 0 && dev_get(out, d_out, (size_t)T * width * 4);
+    free(all), free(local), free(q);
+    return ok;
+}
+
+static void test_parts(const attn_case *c, int P)
+{
+    world w;
+    world_make(&w, c, 5);
+    world_put(&w, P, 0);
+    const piece p[] = {{0, 20}, {c->L - 21, 21}, {255, 2}, {300, 1}};
+    size_t width = (size_t)(c->G * c->group * c->D), n = 44 * width;
+    float *want = floats(n), *got = floats(n);
+    T_OK(run(&w, p, 4, 0, 0, want));
+    for (int ranks = 1; ranks <= 3; ranks++)
+        for (int most = 1; most <= 2; most++) {
+            memset(got, 0xff, n * 4);
+            T_OK(run_parts(&w, p, 4, ranks, most, got) && !memcmp(want, got, n * 4), "parts of %d ranks, %d at a time, pages of %d", ranks, most, P);
+        }
+    dev_done();
+    free(want), free(got);
+    world_free(&w);
+}
+
 static void test_case(const attn_case *c, uint64_t seed)
 {
     world w;
@@ -382,6 +443,8 @@ int main(void)
     for (size_t i = 0; i < TD_COUNT(cases); i++) test_case(&cases[i], 300 + i);
     test_nan(&(attn_case){64, 1, 4, 140, 0, 0, false, TD_BF16});
     test_nan(&(attn_case){32, 2, 1, 140, 20, 0, false, TD_F16});
+    test_parts(&(attn_case){64, 2, 2, 820, 0, 0, false, TD_BF16}, 16);
+    test_parts(&(attn_case){16, 1, 3, 530, 0, 0, false, TD_F16}, 64);
     test_forms();
     test_plan();
     return T_DONE();
