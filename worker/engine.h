@@ -133,6 +133,7 @@ typedef struct td_engine_stats {
     int64_t step_us_ewma;
     double prefill_tok_s, decode_tok_s;          /* EWMA, 0 until measured */
     td_engine_ledger_row ledger[TD_MAX_GROUPS];
+    td_expert_stats experts;        /* of rank 0's stage */
 } td_engine_stats;
 
 /* Logit rows a step may have: one per sequence and 64 for prompt logprobs. What td_model_opts.max_logits

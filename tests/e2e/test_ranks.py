@@ -6,6 +6,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -64,7 +65,18 @@ def collect(model, together=6, **kw):
         with ThreadPoolExecutor(together) as pool:
             got = list(pool.map(lambda b: ask(c, b), jobs(model)))
         c.wait_clean()
+        if "--eplb-interval" in kw.get("mixed_extra", ()):
+            experts_moved(c)
         return got
+
+
+def experts_moved(c):
+    """What /metrics says of it, once a beat has brought it."""
+    c.until("experts moved", 10, lambda: c.metric("tandem_eplb_experts_moved_total") > 0)
+    assert c.metric("tandem_eplb_balances_total") > 0 and c.metric("tandem_eplb_bytes_moved_total") > 0
+    ratio = {at: float(v) for at, v in re.findall(r'^tandem_eplb_imbalance{.*at="(\w+)"} (\S+)$', c.get("/metrics"), re.M)}
+    assert set(ratio) == {"counted", "before", "after"}, ratio
+    assert ratio["counted"] >= 1 and 1 <= ratio["after"] <= ratio["before"], ratio
 
 
 def sizes(tp=1, pp=1, cp=1, dp=1, *flags):
