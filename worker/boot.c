@@ -20,9 +20,14 @@ int td_boot_cores(void)
     return n < 1 ? 1 : TD_MIN(n, MAX_THREADS);
 }
 
-static td_status open_cuda(td_boot *b)
+/* The ranks of a host take its devices in turn; those beyond share the first. */
+static td_status open_cuda(const td_ranks *ranks, td_boot *b)
 {
-    TD_TRY(td_dev_open("cuda", 0, &b->dev));
+    int place = 0;
+    if (ranks) TD_TRY(td_ranks_on_host(ranks->world, &place));
+    td_status s = td_dev_open("cuda", place, &b->dev);
+    if (s < 0 && place) s = td_dev_open("cuda", 0, &b->dev);
+    TD_TRY(s);
     TD_TRY(td_cuda_ops_open(b->dev, &b->ops));
     TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20);
     return TD_OK;
@@ -138,27 +143,48 @@ static td_status fall_back(const td_conf *c, const char *dir, const td_ops **ops
     return td_ops_open("ref", ops);
 }
 
-/* With --ops auto: one rank, and a model that these kernels take and whose arithmetic nobody pinned to another's. */
+/* With --ops auto: a model that these kernels take, in a way that they can, and whose arithmetic nobody pinned to another's. */
 static bool device_serves(const td_conf *c, const char *dir, const td_boot *b)
 {
     td_model_desc d;
     td_status s = dir && dir[0] ? td_model_desc_read(dir, &d) : td_model_desc_shape(c->shape, &d);
-    return s == TD_OK && td_model_fits(&d, b->ops) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics));
+    return s == TD_OK && td_model_fits(&d, b->ops) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
+           !c->fully_sharded && !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
-static td_status choose_ops(const td_conf *c, const char *dir, const td_ranks *ranks, td_boot *b)
+/* Every rank, or none. */
+static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
 {
-    bool cuda = !strcmp(c->ops, "cuda"), many = ranks && td_grid_ranks(&ranks->grid) > 1;
-    if (cuda && many)
-        return td_fail(TD_ENOSUP, "--ops cuda on %d ranks: only one rank is supported", td_grid_ranks(&ranks->grid));
-    if (cuda) {
-        TD_TRY(open_cuda(b));
-        if (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) return TD_OK;
-        return td_fail(TD_ENOSUP, "kernel family cuda computes as %s, not as %s", b->ops->numerics, c->numerics);
-    }
-    if (!strcmp(c->ops, "auto") && !many) {
-        if (open_cuda(b) < 0) TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
-        else if (device_serves(c, dir, b)) return TD_OK;
+    *all = mine;
+    if (!ranks) return TD_OK;
+    int n = td_coll_size(ranks->world);
+    bool *each = td_xalloc((size_t)n * sizeof *each);
+    td_status s = td_coll_all_gather(ranks->world, &mine, each, sizeof mine);
+    for (int i = 0; i < n; i++) *all &= each[i];
+    free(each);
+    return s;
+}
+
+/* td_refuse: some rank has no such device. */
+static td_status choose_device(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
+{
+    bool told = !strcmp(c->ops, "cuda"), all;
+    td_status s = open_cuda(ranks, b);
+    if (s >= 0 && told && c->numerics[0] && strcmp(c->numerics, b->ops->numerics))
+        s = td_fail(TD_ENOSUP, "kernel family cuda computes as %s, not as %s", b->ops->numerics, c->numerics);
+    if (s >= 0 && !told && !device_serves(c, dir, b)) s = td_refuse(TD_ENOSUP, "not for this model");
+    TD_TRY(all_can(ranks, s >= 0, &all));
+    if (s >= 0 && !all) s = td_refuse(TD_ENOSUP, "another rank has no device that can serve");
+    return s >= 0 && ranks ? td_ranks_device(ranks, b->dev) : s;
+}
+
+static td_status choose_ops(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
+{
+    td_ranks *many = ranks && td_grid_ranks(&ranks->grid) > 1 ? ranks : NULL;
+    if (!strcmp(c->ops, "cuda")) return choose_device(c, dir, many, b);
+    if (!strcmp(c->ops, "auto")) {
+        if (choose_device(c, dir, many, b) >= 0) return TD_OK;
+        TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
         close_device(b);
     }
     TD_TRY(choose_family(c, &b->ops));
@@ -175,7 +201,7 @@ void td_boot_numerics(const td_boot *b, char *out, size_t n)
     snprintf(out, n, "%s%s%s%s", b->ops->numerics, split, tp, quantized);
 }
 
-td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out)
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_ranks *ranks, td_boot *out)
 {
     td_boot b = {0};
     td_status s = choose_ops(c, dir, ranks, &b);

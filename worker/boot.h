@@ -3,8 +3,8 @@
  *
  * Use:       td_boot_open, then change b.opts where the program knows better (hash key, pages), then
  *            td_engine_open(&b.opts, &e).
- * --ops:     cuda: the first CUDA device, or ENOSUP; auto: it, where this build and machine have one, the model fits and
- *            there is one rank; else the best family of this CPU.
+ * --ops:     cuda: a CUDA device, or ENOSUP; auto: it, where this build and machine have one and the model fits, on all ranks;
+ *            else the best family of this CPU. The ranks of a host take its devices in turn.
  * Ownership: td_boot owns device, pool and model; the engine borrows them and is closed first.
  * Threads:   one, before the others start. Errors: as td_ops_open and td_model_open. */
 // SPDX-License-Identifier: Apache-2.0
@@ -26,8 +26,9 @@ typedef struct td_boot {
 } td_boot;
 
 /* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */
-/* ranks: this rank's place, NULL: one rank. Of several ranks all open, and agree on the number of KV pages. */
-td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out);
+/* ranks: this rank's place, NULL: one rank; on devices it gets groups for their memory (td_ranks_device). Of several ranks all
+ * open, and agree on the number of KV pages. */
+td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_ranks *ranks, td_boot *out);
 /* The arithmetic's id as the handshake and page hashes carry it: the family's, and what else changes bits. */
 void td_boot_numerics(const td_boot *b, char *out, size_t n);
 void td_boot_close(td_boot *b);

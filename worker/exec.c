@@ -24,6 +24,9 @@ typedef struct out_buf { /* what goes to the next stage */
     uint8_t *p;
     size_t cap;
     bool busy;
+    void *hidden;                  /* on a device: hidden rows in its memory */
+    size_t cap_hidden;
+    bool hidden_busy;
 } out_buf;
 
 struct td_exec {
@@ -67,7 +70,10 @@ static int drawing_rank(const td_exec *x, int replica)
 
 static void free_all(td_exec *x)
 {
-    for (int i = 0; i < 2; i++) free(x->next[i].p);
+    for (int i = 0; i < 2; i++) {
+        free(x->next[i].p);
+        td_devmem_free(x->o.ops->dev, x->next[i].hidden);
+    }
     for (int i = 0; i < TD_EXEC_MAX_DEPTH; i++) free(x->back[i].p);
     for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
     td_sampler_close(x->sampler);
@@ -112,6 +118,10 @@ td_status td_exec_open(const td_exec_opts *o, td_exec **out)
 
 static td_status wait_out(td_exec *x, int i)
 {
+    if (x->next[i].hidden_busy) {
+        x->next[i].hidden_busy = false;
+        TD_TRY(td_coll_send_wait(x->o.ranks->data.pp, i));
+    }
     if (!x->next[i].busy) return TD_OK;
     x->next[i].busy = false;
     TD_TRY(td_coll_send_wait(x->o.ranks->pp, 2 * i));
@@ -127,6 +137,25 @@ static uint8_t *room_out(out_buf *b, size_t bytes)
     return b->p;
 }
 
+/* Hidden rows of a device go by themselves, from a copy: the next step writes its own where they are. */
+static td_status send_hidden(td_exec *x, int i, const void *hidden, size_t bytes)
+{
+    td_dev *d = x->o.ops->dev;
+    out_buf *b = &x->next[i];
+    if (!bytes) return TD_OK;
+    if (b->cap_hidden < bytes) {
+        TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+        td_devmem_free(d, b->hidden);
+        b->hidden = NULL, b->cap_hidden = 0;
+        TD_TRY(td_devmem_alloc(d, bytes, "rows on their way", &b->hidden));
+        b->cap_hidden = bytes;
+    }
+    TD_TRY(d->copy(d, TD_STREAM_COMPUTE, b->hidden, hidden, bytes));
+    TD_TRY(td_coll_send_start(x->o.ranks->data.pp, i, x->o.ranks->at.pp + 1, b->hidden, bytes));
+    b->hidden_busy = true;
+    return TD_OK;
+}
+
 /* Head, payload and this rank's hidden rows; sent while this stage goes on. */
 static td_status pass_on(td_exec *x, head h, const void *payload, const void *hidden, size_t hidden_bytes)
 {
@@ -134,14 +163,16 @@ static td_status pass_on(td_exec *x, head h, const void *payload, const void *hi
     if (is_last(x)) return TD_OK;
     int i = x->turn ^= 1, to = x->o.ranks->at.pp + 1;
     out_buf *b = &x->next[i];
+    size_t along = x->o.ops->dev ? 0 : hidden_bytes;
     TD_TRY(wait_out(x, i));
-    (void)room_out(b, h.bytes + hidden_bytes);
+    (void)room_out(b, h.bytes + along);
     b->h = h;
     if (h.bytes) memcpy(b->p, payload, h.bytes);
-    if (hidden_bytes) memcpy(b->p + h.bytes, hidden, hidden_bytes);
+    if (along) memcpy(b->p + h.bytes, hidden, along);
     b->busy = true;
     TD_TRY(td_coll_send_start(x->o.ranks->pp, 2 * i, to, &b->h, sizeof b->h));
-    return td_coll_send_start(x->o.ranks->pp, 2 * i + 1, to, b->p, h.bytes + hidden_bytes);
+    TD_TRY(td_coll_send_start(x->o.ranks->pp, 2 * i + 1, to, b->p, h.bytes + along));
+    return along ? TD_OK : send_hidden(x, i, hidden, hidden_bytes);
 }
 
 /* ---- one step on one rank ---- */
@@ -181,7 +212,8 @@ static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
     TD_TRY(copy_pages(x, step));
-    return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
+    TD_TRY(td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a));
+    return x->o.ops->wait && !is_last(x) ? x->o.ops->wait() : TD_OK; /* an error is told to the next stage as such; the last one waits after its draws */
 }
 
 static td_sample_out *results_at(td_exec *x, int i) { return x->res + (size_t)i * x->cap_res; }
@@ -422,13 +454,16 @@ static td_status hear(td_exec *x, head *h)
 static td_status hear_payload(td_exec *x, head h)
 {
     const td_ranks *r = x->o.ranks;
-    uint8_t *p = room_in(x, h.bytes + h.hidden);
+    bool device = x->o.ops->dev != NULL;
+    size_t along = device ? 0 : (size_t)h.hidden;
+    uint8_t *p = room_in(x, h.bytes + along);
     if (is_first(x)) return td_coll_bcast(r->stage, p, h.bytes, 0);
-    TD_TRY(td_coll_recv(r->pp, r->at.pp - 1, p, h.bytes + h.hidden));
+    TD_TRY(td_coll_recv(r->pp, r->at.pp - 1, p, h.bytes + along));
     if (h.kind != STEP) return TD_OK;
     size_t want = 0;
     void *hidden = td_model_hidden(x->o.model, (const td_step *)(const void *)p, x->kv, &want);
     if (h.hidden != want) return td_fail(TD_EPROTO, "%zu bytes of hidden rows, not %zu", (size_t)h.hidden, want);
+    if (device) return td_coll_recv(r->data.pp, r->at.pp - 1, hidden, want);
     memcpy(hidden, p + h.bytes, want);
     return TD_OK;
 }

@@ -92,7 +92,7 @@ static td_status serve(const td_conf *c, td_ranks *r, const td_rank_hooks *h, td
     const td_boot *b = &self->boot;
     const td_engine_opts *e = &b->opts;
     td_exec *x;
-    TD_TRY(td_kvmem_open(NULL, td_model_groups(b->model), td_model_descr(b->model)->n_groups, (int)e->kv_pages, e->page_size,
+    TD_TRY(td_kvmem_open(b->dev, td_model_groups(b->model), td_model_descr(b->model)->n_groups, (int)e->kv_pages, e->page_size,
                          b->ops->kv_dtype, self->kv));
     td_exec_opts xo = {.model = b->model, .ops = b->ops, .pool = b->pool, .ranks = r, .depth = 1, .max_rows = e->max_batched_tokens,
                        .max_logits = e->max_logits, .kv = self->kv, .arg = h->arg};
@@ -109,7 +109,7 @@ td_status td_rank_serve(const td_conf *c, td_ranks *r, const td_rank_hooks *h)
     td_status s = serve(c, r, h, &self);
     if (s < 0) td_coll_abort(r->world, td_reason());
     if (h->closing) h->closing(h->arg);
-    if (self.boot.model) td_kvmem_close(NULL, td_model_groups(self.boot.model), td_model_descr(self.boot.model)->n_groups, self.kv);
+    if (self.boot.model) td_kvmem_close(self.boot.dev, td_model_groups(self.boot.model), td_model_descr(self.boot.model)->n_groups, self.kv);
     td_boot_close(&self.boot);
     return s;
 }

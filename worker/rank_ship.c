@@ -89,7 +89,7 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
                        .replicas = (uint32_t)r->grid.dp,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)self->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
-                       .wake_fd = o->wake_fd};
+                       .wake_fd = o->wake_fd, .dev = self->boot.dev};
     for (int g = 0; g < d->n_groups; g++) so.kv[g] = &self->kv[g];
     TD_TRY(td_ship_open(&so, &o->ship));
     td_ship_advertised(o->ship, c->bulk_advertise, endpoint, sizeof endpoint);

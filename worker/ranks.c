@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/ranks.h"
 #include "common/check.h"
+#include "common/log.h"
+#include "kernels/dev.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
 {
@@ -31,9 +34,79 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
     return TD_OK;
 }
 
+/* ---- groups for a device's memory ---- */
+
+/* OK on all ranks, or not OK on all. */
+static td_status all_or_none(td_coll *world, td_status mine)
+{
+    int n = td_coll_size(world), ok = mine >= 0, *all = td_xalloc((size_t)n * sizeof *all);
+    td_status s = td_coll_all_gather(world, &ok, all, sizeof ok);
+    for (int i = 0; i < n && s >= 0; i++)
+        if (!all[i]) s = mine < 0 ? mine : td_refuse(TD_ENOSUP, "rank %d could not", i);
+    free(all);
+    return s;
+}
+
+static void close_data(td_ranks *r)
+{
+    td_coll *all[] = {r->data.stage, r->data.pp, r->data.cp, r->data.tp};
+    for (size_t i = 0; i < TD_COUNT(all) && r->dev; i++) td_coll_close(all[i]);
+}
+
+static td_status by_nccl(td_ranks *r, struct td_dev *dev)
+{
+    td_coord c = r->at;
+    int tp = r->grid.tp, cp = r->grid.cp, pp = r->grid.pp;
+    td_coll *all = NULL;
+    td_status s = td_coll_nccl_open(r->world, dev->index, dev->stream[TD_STREAM_COMPUTE], NULL, &all);
+    s = all_or_none(r->world, s);
+    if (s >= 0) s = td_coll_split(all, (c.dp * pp + c.pp) * cp + c.cp, c.tp, &r->data.tp);
+    if (s >= 0) s = td_coll_split(all, (c.dp * pp + c.pp) * tp + c.tp, c.cp, &r->data.cp);
+    if (s >= 0) s = td_coll_split(all, (c.dp * cp + c.cp) * tp + c.tp, c.pp, &r->data.pp);
+    if (s >= 0) s = td_coll_split(all, c.pp, (c.dp * cp + c.cp) * tp + c.tp, &r->data.stage);
+    td_coll_close(all);
+    return s;
+}
+
+static td_status by_staging(td_ranks *r, struct td_dev *dev)
+{
+    TD_TRY(td_coll_staged_open(r->tp, dev, &r->data.tp));
+    TD_TRY(td_coll_staged_open(r->cp, dev, &r->data.cp));
+    TD_TRY(td_coll_staged_open(r->pp, dev, &r->data.pp));
+    return td_coll_staged_open(r->stage, dev, &r->data.stage);
+}
+
+td_status td_ranks_device(td_ranks *r, struct td_dev *dev)
+{
+    r->dev = dev;
+    memset(&r->data, 0, sizeof r->data);
+    td_status s = all_or_none(r->world, by_nccl(r, dev));
+    if (s < 0) {
+        TD_INFO("ranks exchange what is on their devices through this host's memory: %s", td_reason());
+        close_data(r);
+        memset(&r->data, 0, sizeof r->data);
+        s = by_staging(r, dev);
+    }
+    return s;
+}
+
+td_status td_ranks_on_host(td_coll *world, int *place)
+{
+    enum { NAME = 256 };
+    int n = td_coll_size(world), me = td_coll_rank(world);
+    char mine[NAME] = "", *all = td_xalloc((size_t)n * NAME);
+    if (gethostname(mine, sizeof mine - 1) < 0) snprintf(mine, sizeof mine, "host");
+    td_status s = td_coll_all_gather(world, mine, all, NAME);
+    *place = 0;
+    for (int i = 0; i < me; i++) *place += !memcmp(all + (size_t)i * NAME, mine, NAME);
+    free(all);
+    return s;
+}
+
 void td_ranks_close(td_ranks *r)
 {
     td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp};
+    close_data(r);
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_close(all[i]);
     *r = (td_ranks){0};
@@ -41,7 +114,7 @@ void td_ranks_close(td_ranks *r)
 
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
 {
-    td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world};
+    td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_deadline(all[i], timeout_us);
 }

@@ -14,7 +14,7 @@
 #include "tests/t.h"
 #include "worker/engine.h"
 
-enum { TE_MAX_N = 6, TE_MAX_OUT = 96, TE_MAX_PROMPT = 512 };
+enum { TE_MAX_N = 6, TE_MAX_OUT = 96, TE_MAX_PROMPT = 640 };
 
 typedef struct te_spec {
     td_leg leg; /* pointers are set by te_leg */

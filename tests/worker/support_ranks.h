@@ -53,7 +53,7 @@ static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks,
     const tr_opts *o = &r->group->o;
     td_kv kv[TD_MAX_GROUPS];
     int n = td_model_descr(m)->n_groups;
-    TD_TRY(td_kvmem_open(NULL, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size, o->ops->kv_dtype, kv));
+    TD_TRY(td_kvmem_open(o->ops->dev, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size, o->ops->kv_dtype, kv));
     td_exec_opts x = {.model = m, .ops = o->ops, .pool = pool, .ranks = ranks, .depth = 1, .max_rows = o->engine.max_batched_tokens,
                       .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv, .on_poll = o->on_poll, .arg = &r->rank};
     td_exec *e;
@@ -62,7 +62,7 @@ static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks,
         s = td_exec_serve(e);
         td_exec_close(e);
     }
-    td_kvmem_close(NULL, td_model_groups(m), n, kv);
+    td_kvmem_close(o->ops->dev, td_model_groups(m), n, kv);
     return s;
 }
 
@@ -90,6 +90,7 @@ static inline void *tr_thread(void *arg)
     td_status s = r->group->o.dir ? td_model_desc_read(r->group->o.dir, &d) : td_model_desc_shape(r->group->o.shape, &d);
     if (s >= 0) s = td_grid_check(&grid, &d);
     if (s >= 0) s = td_ranks_open(r->world, &grid, &ranks);
+    if (s >= 0 && r->group->o.ops->dev && td_grid_ranks(&grid) > 1) s = td_ranks_device(&ranks, r->group->o.ops->dev);
     if (s >= 0) {
         td_model *m = NULL;
         s = tr_open_model(r, &ranks, pool, &m);

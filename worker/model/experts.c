@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/devmem.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,9 +60,9 @@ static void open_layer(td_experts *x, td_expert_layer *l, const td_moe *w)
     index_map(x, l);
 }
 
-static void close_layer(td_experts *x, td_expert_layer *l)
+static void close_layer(td_dev *dev, td_experts *x, td_expert_layer *l)
 {
-    for (int i = 0; l->block && i < x->slots; i++) free(l->block[i]);
+    for (int i = 0; l->block && i < x->slots; i++) td_devmem_free(dev, l->block[i]);
     free(l->map), free(l->first), free(l->start), free(l->place), free(l->own), free(l->up), free(l->down), free(l->block), free(l->load);
 }
 
@@ -138,7 +139,7 @@ void td_experts_close(td_model *m)
 {
     td_experts *x = m->experts;
     if (!x) return;
-    for (int i = 0; x->layer && i < m->desc.L; i++) close_layer(x, &x->layer[i]);
+    for (int i = 0; x->layer && i < m->desc.L; i++) close_layer(m->ops->dev, x, &x->layer[i]);
     free(x->slot0), free(x->home0), free(x->turn), free(x->layer), free(x);
     m->experts = NULL;
 }
@@ -161,19 +162,25 @@ td_expert_stats td_model_expert_stats(const td_model *m)
 
 /* ---- steps ---- */
 
-int td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n)
+td_status td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n, int *slots)
 {
     td_experts *x = m->experts;
     td_expert_layer *l = &x->layer[layer];
+    td_dev *dev = m->ops->dev;
+    int32_t *here = dev ? td_xalloc((n + 1) * sizeof *here) : ids; /* on a device: its copy */
+    td_status s = dev ? td_devmem_fetch(dev, here, ids, n * sizeof *here) : TD_OK;
     for (int e = 0; e < x->shape.experts; e++) x->turn[e] = l->start[e];
-    for (size_t i = 0; i < n; i++) {
-        int e = ids[i];
+    for (size_t i = 0; i < n && s >= 0; i++) {
+        int e = here[i];
         int32_t *turn = &x->turn[e];
         l->load[e]++;
-        ids[i] = l->place[*turn];
+        here[i] = l->place[*turn];
         if (++*turn == l->first[e + 1]) *turn = l->first[e];
     }
-    return x->all;
+    if (dev && s >= 0) s = td_devmem_put(dev, ids, here, n * sizeof *here);
+    if (dev) free(here);
+    *slots = x->all;
+    return s;
 }
 
 /* ---- balancing ---- */
@@ -310,7 +317,7 @@ typedef struct change {
 
 static td_status send_part(change *c, int to, const void *p, size_t bytes)
 {
-    td_coll *stage = c->m->ranks->stage;
+    td_coll *stage = c->m->ranks->data.stage;
     int i = c->turn;
     c->turn = (i + 1) % TD_COLL_MAX_PENDING;
     if (c->busy[i]) TD_TRY(td_coll_send_wait(stage, i));
@@ -337,14 +344,15 @@ static td_status move(change *c)
         }
         if (to != x->me) continue;
         int s = i - x->slot0[x->me];
-        uint8_t *p = c->block[s] = aligned_alloc(ALIGN, aligned(l->up_bytes) + aligned(l->down_bytes));
-        if (!p) return td_fail(TD_EFULL, "no memory for an expert of %zu bytes", l->up_bytes + l->down_bytes);
+        void *room;
+        TD_TRY(td_devmem_alloc(c->m->ops->dev, aligned(l->up_bytes) + aligned(l->down_bytes), "an expert", &room));
+        uint8_t *p = c->block[s] = room;
         c->up[s].p = p, c->down[s].p = p + aligned(l->up_bytes);
-        TD_TRY(td_coll_recv(c->m->ranks->stage, from, p, l->up_bytes));
-        TD_TRY(td_coll_recv(c->m->ranks->stage, from, p + aligned(l->up_bytes), l->down_bytes));
+        TD_TRY(td_coll_recv(c->m->ranks->data.stage, from, p, l->up_bytes));
+        TD_TRY(td_coll_recv(c->m->ranks->data.stage, from, p + aligned(l->up_bytes), l->down_bytes));
     }
     for (int k = 0; k < TD_COLL_MAX_PENDING; k++)
-        if (c->busy[k]) TD_TRY(td_coll_send_wait(c->m->ranks->stage, k));
+        if (c->busy[k]) TD_TRY(td_coll_send_wait(c->m->ranks->data.stage, k));
     return TD_OK;
 }
 
@@ -370,12 +378,12 @@ static void keep(change *c)
 }
 
 /* Blocks of one that the other does not have are freed. */
-static void drop(const td_experts *x, uint8_t **of, uint8_t **but)
+static void drop(td_dev *dev, const td_experts *x, uint8_t **of, uint8_t **but)
 {
     for (int i = 0; i < x->slots; i++) {
         bool kept = false;
         for (int k = 0; k < x->slots; k++) kept |= but[k] == of[i];
-        if (!kept) free(of[i]);
+        if (!kept) td_devmem_free(dev, of[i]);
     }
     free(of);
 }
@@ -390,11 +398,11 @@ static td_status change_layer(td_model *m, td_expert_layer *l, const int32_t *ma
     keep(&c);
     td_status s = move(&c);
     if (s < 0) {
-        drop(x, c.block, l->block);
+        drop(m->ops->dev, x, c.block, l->block);
         free(c.up), free(c.down);
         return s;
     }
-    drop(x, l->block, c.block);
+    drop(m->ops->dev, x, l->block, c.block);
     free(l->up), free(l->down);
     l->up = c.up, l->down = c.down, l->block = c.block;
     memcpy(l->map, map, (size_t)x->all * sizeof *map);

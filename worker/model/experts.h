@@ -53,7 +53,7 @@ typedef struct td_experts {
 td_status td_experts_open(td_model *m, const td_plan *plan);
 void td_experts_close(td_model *m);
 size_t td_experts_bytes(const td_model *m); /* received, beside the image */
-/* ids [n] of experts become slots, and are counted. Returns the number of slots of the stage. */
-int td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n);
+/* ids [n] of experts, where the kernels work, become slots, and are counted. slots: of the stage. On a device: two waits. */
+td_status td_experts_choose(td_model *m, int layer, int32_t *ids, size_t n, int *slots);
 
 #endif
