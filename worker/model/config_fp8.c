@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/config_fp8.c - quantization_config: FP8 weights in the two ways that are read, everything else refused by
- * name. Every key in there is arithmetic unless it is listed here; activations are not rounded (fp8.h), so of the keys
- * about them only those count that would put more tensors into the checkpoint. */
+/* worker/model/config_fp8.c - quantization_config: FP8 weights in the two ways that are read, everything else refused
+ * by name. Every key in there is arithmetic unless it is listed here; activations are not rounded (fp8.h), so of the
+ * keys about them only those count that would put more tensors into the checkpoint. */
 #include "common/check.h"
 #include "worker/model/config_int.h"
 #include "worker/model/fp8.h"
@@ -16,8 +16,10 @@ static td_status refuse(const char *where, const char *key, const td_json *v)
 {
     td_buf b;
     td_buf_init(&b, 1 << 20);
-    if (v) td_json_write(&b, v, 0);
-    else td_buf_str(&b, "null");
+    if (v)
+        td_json_write(&b, v, 0);
+    else
+        td_buf_str(&b, "null");
     td_status st = td_fail(TD_ENOSUP, "config.json: %s.%.60s = %.80s%s is not supported", where, key, b.p ? b.p : "?",
                            b.len > 80 ? "..." : "");
     td_buf_deinit(&b);
@@ -29,8 +31,10 @@ static bool allowed(const td_json *v, const char *values)
     td_buf b;
     bool ok = !values;
     td_buf_init(&b, 1 << 20);
-    if (v) td_json_write(&b, v, 0);
-    else td_buf_str(&b, "null");
+    if (v)
+        td_json_write(&b, v, 0);
+    else
+        td_buf_str(&b, "null");
     for (const char *p = values; p && b.p && !ok; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
         size_t n = strcspn(p, "|");
         ok = n == b.len && !memcmp(p, b.p, n);
@@ -98,16 +102,11 @@ static td_status read_group(const td_json *g, td_fp8_desc *out)
                                  {"input_activations", NULL},
                                  {"output_activations", "null"},
                                  {"format", "null|\"float-quantized\""}};
-    static const rule weights[] = {{"num_bits", "8"},
-                                   {"type", "\"float\""},
-                                   {"symmetric", "null|true"},
-                                   {"strategy", "\"channel\"|\"block\""},
-                                   {"dynamic", "null|false"},
-                                   {"group_size", "null"},
-                                   {"actorder", "null"},
-                                   {"block_structure", "null|[128, 128]"},
-                                   {"observer", NULL},
-                                   {"observer_kwargs", NULL}};
+    static const rule weights[] = {{"num_bits", "8"},          {"type", "\"float\""},
+                                   {"symmetric", "null|true"}, {"strategy", "\"channel\"|\"block\""},
+                                   {"dynamic", "null|false"},  {"group_size", "null"},
+                                   {"actorder", "null"},       {"block_structure", "null|[128, 128]"},
+                                   {"observer", NULL},         {"observer_kwargs", NULL}};
     static const char where[] = "quantization_config.config_groups.weights";
     TD_TRY(check_members(g, "quantization_config.config_groups", rules, TD_COUNT(rules)));
     const td_json *w = td_json_get(g, "weights"), *a = td_json_get(g, "input_activations");
@@ -135,7 +134,8 @@ static td_status read_compressed(const td_json *q, td_fp8_desc *out)
                                  {"transform_config", "null|{}"}};
     TD_TRY(check_members(q, "quantization_config", rules, TD_COUNT(rules)));
     const td_json *groups = td_json_get(q, "config_groups");
-    if (!groups || groups->type != TD_JSON_OBJ || groups->n != 1) return refuse("quantization_config", "config_groups", groups);
+    if (!groups || groups->type != TD_JSON_OBJ || groups->n != 1)
+        return refuse("quantization_config", "config_groups", groups);
     out->suffix = "_scale";
     TD_TRY(read_group(groups->child, out));
     return read_keep(td_json_get(q, "ignore"), "quantization_config.ignore", out);
@@ -149,7 +149,8 @@ td_status td_config_fp8(const td_json *root, td_fp8_desc *out)
     } methods[] = {{"fp8", read_blocks}, {"compressed-tensors", read_compressed}};
     const td_json *q = td_json_get(root, "quantization_config");
     *out = (td_fp8_desc){0};
-    if (td_json_is_null(q) || (q->type == TD_JSON_OBJ && !q->n) || (q->type == TD_JSON_BOOL && !q->truth)) return TD_OK;
+    if (td_json_is_null(q) || (q->type == TD_JSON_OBJ && !q->n) || (q->type == TD_JSON_BOOL && !q->truth))
+        return TD_OK;
     const char *method = td_json_str(q, "quant_method", NULL);
     for (size_t i = 0; method && i < TD_COUNT(methods); i++)
         if (!strcmp(method, methods[i].method)) return methods[i].read(q, out);

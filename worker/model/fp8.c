@@ -56,7 +56,8 @@ static bool in_set(const char *p, int n, char c)
         if (i + 2 < n && p[i + 1] == '-') {
             if (c >= p[i] && c <= p[i + 2]) return true;
             i += 2;
-        } else if (p[i] == c) return true;
+        } else if (p[i] == c)
+            return true;
     }
     return false;
 }
@@ -117,7 +118,8 @@ bool td_fp8_keeps(const td_fp8_desc *f, const char *module)
             if (names_part(e, module)) return true;
         } else if (expression(e)) {
             if (parse(expression(e), &p) && matches(&p, module)) return true;
-        } else if (!strcmp(e, module)) return true;
+        } else if (!strcmp(e, module))
+            return true;
     }
     return false;
 }
@@ -130,7 +132,10 @@ static td_status refuse(const td_plan *p, const td_st_tensor *t, td_status st, c
                    td_st_dtype_name(t->dtype), why);
 }
 
-static int64_t blocks(int n) { return (n + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK; }
+static int64_t blocks(int n)
+{
+    return (n + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
+}
 
 static td_status check_scales(const td_plan *p, const td_piece *e, const td_part *part, const td_st_tensor *s)
 {
@@ -139,11 +144,14 @@ static td_status check_scales(const td_plan *p, const td_piece *e, const td_part
     const char *file = td_safetensors_file(p->files, s->file);
     td_dtype t;
     if (!td_st_weight_dtype(s, &t))
-        return td_fail(TD_ENOSUP, "%s: tensor \"%.200s\": scales of dtype %s are not supported (F32, BF16 and F16 are)", file,
+        return td_fail(TD_ENOSUP,
+                       "%s: tensor \"%.200s\": scales of dtype %s are not supported (F32, BF16 and F16 are)", file,
                        s->name, td_st_dtype_name(s->dtype));
-    bool fits = (s->rank == 2 && s->shape[0] == want0 && s->shape[1] == want1) || (rows && s->rank == 1 && s->shape[0] == want0);
+    bool fits = (s->rank == 2 && s->shape[0] == want0 && s->shape[1] == want1) ||
+                (rows && s->rank == 1 && s->shape[0] == want0);
     if (fits) return TD_OK;
-    return td_fail(TD_EPROTO, "%s: tensor \"%.200s\" has %zu values in %d dimensions, the scales of \"%.120s\" are [%lld, %lld]",
+    return td_fail(TD_EPROTO,
+                   "%s: tensor \"%.200s\" has %zu values in %d dimensions, the scales of \"%.120s\" are [%lld, %lld]",
                    file, s->name, td_st_elements(s), s->rank, part->name, (long long)want0, (long long)want1);
 }
 
@@ -164,7 +172,8 @@ td_status td_fp8_bind(const td_plan *p, const td_piece *e, td_part *part)
     if (codes && kept) return refuse(p, t, TD_EPROTO, "quantization_config lists it among what is not converted");
     if (!codes && !kept && !head) return refuse(p, t, TD_EPROTO, "quantization_config makes it F8_E4M3");
     if (!codes) return TD_OK;
-    if (!scale) return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\", the scales of \"%s\"", name, part->name);
+    if (!scale)
+        return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\", the scales of \"%s\"", name, part->name);
     TD_TRY(check_scales(p, e, part, scale));
     part->scale = scale;
     return TD_OK;
@@ -191,8 +200,9 @@ void td_fp8_arrange(const td_plan *p, td_piece *e)
 /* The stored scale of the element at (row, column) of a part's tensor. */
 static float scale_at(const td_piece *e, const td_part *part, td_fp8_kind kind, int row, int column)
 {
-    size_t i = kind == TD_FP8_ROWS ? (size_t)row
-                                   : (size_t)(row / TD_FP8_BLOCK) * (size_t)blocks(e->src_K) + (size_t)(column / TD_FP8_BLOCK);
+    size_t i = kind == TD_FP8_ROWS
+                   ? (size_t)row
+                   : (size_t)(row / TD_FP8_BLOCK) * (size_t)blocks(e->src_K) + (size_t)(column / TD_FP8_BLOCK);
     td_dtype t = TD_F32;
     (void)td_st_weight_dtype(part->scale, &t); /* checked when it was bound */
     uint32_t raw = 0;                          /* aligned for any of them */
