@@ -106,6 +106,7 @@ static void close_flights(td_engine *e)
 static void copy_page(void *arg, int group, int32_t from, int32_t to)
 {
     const td_engine_replica *r = arg;
+    r->engine->copies++;
     td_step_build_copy(td_engine_flight_at(r->engine, r->engine->n_flights)->build[r->index], group, from, to);
 }
 
@@ -163,6 +164,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
     e->depth = o->depth > 0 ? o->depth : 1;
     e->n_replicas = o->ranks ? (uint32_t)o->ranks->grid.dp : 1;
+    e->ahead = e->depth > 1 && td_exec_knows_draws(o->ops, o->ranks);
     int64_t pages = td_engine_choose_pages(o);
     td_kvmap map = td_model_kvmap(o->model);
     int64_t least = td_kvmap_most(map, (uint32_t)TD_MAX(o->max_model_len, 2)) / (uint32_t)o->page_size + 2;
@@ -350,22 +352,23 @@ void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status stat
 
 void td_engine_landed(td_engine *e, td_seq *q)
 {
-    if (q->flying) return;
     if (q->state == TD_LEG_ENDED) {
+        if (q->flying) return;
         for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++)
             td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
         if (!q->holds) forget(e, q);
         return;
     }
     for (uint32_t c = q->holds ? 1 : 0; q->forked && c < q->d.sampling.n; c++)
-        if (q->choice[c].done) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv); /* cancelled meanwhile */
+        if (q->choice[c].done && !q->choice[c].flying) /* cancelled meanwhile, or ended with a row ahead */
+            td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
     /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
-    if (q->forked && !q->flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
+    if (q->forked && !q->choice[c].flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -609,7 +612,7 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        if (q->forked && q->choice[0].done && !q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
+        if (q->forked && q->choice[0].done && !q->choice[0].flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
         return;
     }
     if (q->flying) return; /* td_engine_landed does it */
