@@ -71,7 +71,7 @@ static void open_tables(td_engine *e)
 {
     const td_engine_opts *o = &e->o;
     uint32_t seqs = (uint32_t)o->max_seqs;
-    e->leg = td_xalloc((size_t)o->max_legs * sizeof *e->leg);
+    e->leg = td_xalloc(((size_t)o->max_legs + (size_t)seqs * (size_t)e->depth) * sizeof *e->leg);
     td_map_init(&e->by_key, (size_t)o->max_legs);
     e->cand = td_xalloc(seqs * sizeof *e->cand);
     e->sched = td_xalloc(seqs * sizeof *e->sched);
@@ -337,8 +337,21 @@ static void forget(td_engine *e, td_seq *q)
     while (i < e->n_leg && e->leg[i] != q) i++;
     TD_CHECK(i < e->n_leg);
     memmove(&e->leg[i], &e->leg[i + 1], (--e->n_leg - i) * sizeof *e->leg);
-    td_map_del(&e->by_key, q->d.key);
+    if (q->gone) e->n_gone--;
+    else td_map_del(&e->by_key, q->d.key);
     td_seq_close(q);
+}
+
+/* Nobody will ask for the leg again; it stays in the table while steps in flight have rows of it. */
+static void let_go(td_engine *e, td_seq *q)
+{
+    if (!q->flying) {
+        forget(e, q);
+        return;
+    }
+    td_map_del(&e->by_key, q->d.key);
+    q->gone = true;
+    e->n_gone++;
 }
 
 void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status status, const char *reason)
@@ -347,7 +360,7 @@ void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status stat
     td_engine_drop_tables(e, q);
     q->state = TD_LEG_ENDED;
     tell_end(e, q->d.key, finish, status, reason);
-    if (!q->holds && !q->flying) forget(e, q);
+    if (!q->holds) let_go(e, q);
 }
 
 void td_engine_landed(td_engine *e, td_seq *q)
@@ -415,7 +428,7 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
     uint32_t longest = 0;
     if (td_engine_find(e, leg->key))
         return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
-    if (e->n_leg >= (uint32_t)e->o.max_legs)
+    if (e->n_leg - e->n_gone >= (uint32_t)e->o.max_legs)
         return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
     if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES))
         return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n,
@@ -615,9 +628,8 @@ void td_engine_unhold(td_engine *e, uint64_t key)
         if (q->forked && q->choice[0].done && !q->choice[0].flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
         return;
     }
-    if (q->flying) return; /* td_engine_landed does it */
-    td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
-    forget(e, q);
+    if (!q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv); /* else td_engine_landed does it */
+    let_go(e, q);
 }
 
 /* ---- turn ---- */

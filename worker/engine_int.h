@@ -64,8 +64,8 @@ struct td_engine {
     td_exec *exec;
     int max_len, max_logits, depth;
     bool ahead;                      /* rows of tokens that are still being drawn are planned too */
-    td_seq **leg;                    /* in order of arrival, live and held ones */
-    uint32_t n_leg;
+    td_seq **leg;                    /* [max_legs + max_seqs * depth] in order of arrival: live, held and gone ones */
+    uint32_t n_leg, n_gone;
     td_map by_key;                   /* key -> td_seq pointer */
     uint32_t slots;                  /* sequences in use by running and reserved legs */
     /* [depth + 1], a ring: flight[first] is collected next; the one after the last in flight is being planned */

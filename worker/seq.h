@@ -47,6 +47,7 @@ typedef struct td_seq {             /* a leg in the engine's table */
     uint32_t replica;               /* whose pages it has, once it has some (data parallel) */
     uint32_t holds, hit;
     uint32_t flying;                /* items of steps in flight: the tables stay until they are collected */
+    bool gone;                      /* over for everybody but those items: its key is free */
     uint32_t kv_told;               /* tokens whose layers on_kv was told of: not again after a preemption */
     td_h128 root;
     td_sample_out *score;           /* [n_prompt - 1] with prompt logprobs */

@@ -40,6 +40,7 @@ static td_engine *open_with(td_engine_opts o)
 
 static void close_idle(td_engine *e)
 {
+    te_drain(e);
     T_OK(te_ledger(e, true), "pages or legs are left");
     td_engine_close(e);
 }
@@ -81,9 +82,10 @@ static void vary(td_engine_opts o, uint32_t together, bool twice, const char *wh
     td_engine_stats_get(e, &st);
     if (twice) T_OK(st.hit_tokens > 100, "%s: %llu tokens hit", why, (unsigned long long)st.hit_tokens);
     if (o.kv_pages) T_OK(st.preemptions > 0, "%s: %llu preemptions", why, (unsigned long long)st.preemptions);
+    T_EQ(st.discarded_rows > 0, depth > 1); /* stop ids, met in flight */
     if (getenv("VERBOSE"))
-        printf("%-28s steps %llu, rows %llu, preemptions %llu, hits %llu of %llu, evictions %llu\n", why,
-               (unsigned long long)st.steps, (unsigned long long)st.rows, (unsigned long long)st.preemptions,
+        printf("%-28s steps %llu, rows %llu, discarded %llu, preemptions %llu, hits %llu of %llu, evictions %llu\n", why,
+               (unsigned long long)st.steps, (unsigned long long)st.rows, (unsigned long long)st.discarded_rows, (unsigned long long)st.preemptions,
                (unsigned long long)st.hit_tokens, (unsigned long long)st.query_tokens,
                (unsigned long long)st.evictions);
     T_OK(model->bad_reads == 0, "%s: %llu bad reads", why, (unsigned long long)model->bad_reads);
@@ -626,7 +628,11 @@ int main(void)
     T_OK(td_ops_open("ref", &ops) == TD_OK);
     for (int windows = 0; windows < 2 && !t_failed; windows++) {
         model = fake_open(windows);
-        for (depth = 1; depth <= 3; depth += 1 + windows) all_tests();
+        for (depth = 1; depth <= 3; depth += 1 + windows) {
+            model->ahead = 0;
+            all_tests();
+            T_EQ(model->ahead > 10000, depth > 1); /* rows of tokens that nobody knew when they were planned */
+        }
         free(model);
     }
     td_pool_close(threads);
