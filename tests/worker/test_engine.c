@@ -535,6 +535,85 @@ static void test_model_error(void)
     te_result_free(&right);
 }
 
+static bool begins(const te_spec *s, const te_result *whole, const te_result *part)
+{
+    for (uint32_t c = 0; c < s->leg.sampling.n; c++)
+        if (part->n[c] > whole->n[c] || memcmp(part->token[c], whole->token[c], part->n[c] * sizeof(uint32_t))) return false;
+    return true;
+}
+
+/* Whichever step is refused: its legs end with the error, the others are as if nothing had been. A page that it should have
+ * copied would be read as it is. */
+static void test_refused_step(void)
+{
+    enum { LEGS = 4 };
+    static te_spec s[LEGS];
+    static te_result right[LEGS], r[LEGS];
+    uint32_t ended = 0, whole = 0;
+    td_engine *e = open_with((td_engine_opts){0});
+    for (uint32_t i = 0; i < LEGS; i++) {
+        s[i] = te_make(i + 1, 9 + 7 * i, 6 + 3 * i, V);
+        s[i].leg.sampling.n = 1 + (i + 2) % 3;
+        s[i].leg.sampling.temperature = 1;
+        te_run(e, &s[i], &right[i], 1);
+    }
+    close_idle(e);
+    for (uint64_t refuse = 1; refuse < 40; refuse++) {
+        e = open_with((td_engine_opts){.max_batched_tokens = 5, .prefix_cache = refuse % 2});
+        model->refuse = refuse;
+        te_run_some(e, s, r, LEGS, 2);
+        for (uint32_t i = 0; i < LEGS; i++) {
+            bool error = r[i].end.finish == TD_FINISH_ERROR;
+            if (error) T_OK(r[i].end.status == TD_EPROTO && begins(&s[i], &right[i], &r[i]), "refused in step %d", (int)refuse);
+            else te_same(&s[i], &right[i], &r[i], "beside a refused step");
+            ended += error, whole += !error;
+        }
+        T_OK(!model->bad_reads, "%llu bad reads", (unsigned long long)model->bad_reads);
+        model->refuse = model->bad_reads = 0;
+        close_idle(e);
+    }
+    T_OK(ended > 20 && whole > 20, "%u ended, %u did not", ended, whole);
+    for (int i = 0; i < LEGS; i++) te_result_free(&right[i]), te_result_free(&r[i]);
+}
+
+/* A leg without rows in the refused step, which should have copied its choices' pages. */
+static void test_refused_copies(void)
+{
+    td_engine *a = open_with((td_engine_opts){0});
+    td_engine_on_step(a, NULL, NULL);
+    td_engine *b = open_with((td_engine_opts){.max_batched_tokens = 2});
+    te_spec old = te_make(1, 2, 30, V), q = te_make(2, 20, 8, V);
+    te_result r = {0}, old_r = {0};
+    td_engine_out o;
+    uint32_t hit, first[2];
+    te_carrier *c = td_xalloc(sizeof *c);
+    old.leg.sampling.n = q.leg.sampling.n = 2;
+    te_expect(&old, &old_r);
+    T_OK(td_engine_start(b, te_leg(&old)) == TD_OK, "%s", td_reason());
+    while (old_r.n[1] < 3 && td_engine_turn(b, &o) == TD_OK) te_take(&old, &old_r, 1, &o);
+    te_spec d = q;
+    d.leg.kind = TD_LEG_DECODE;
+    T_OK(td_engine_reserve(b, te_leg(&d), &hit) == TD_OK, "%s", td_reason());
+    *c = (te_carrier){.from = a, .to = b, .key = 2, .n_tokens = 20};
+    T_OK(te_prefill(c, &q, &r, "refused copies"));
+    for (int k = 0; k < 2; k++) first[k] = r.token[k][0];
+    for (uint64_t n = 1; n < 1 + (uint64_t)depth; n++) model->refuse = watch.steps + n;
+    T_OK(td_engine_land(b, 2, first, 2) == TD_OK, "%s", td_reason());
+    te_result_free(&r);
+    te_spec both[2] = {old, d};
+    te_result end[2] = {old_r, {0}};
+    end[1].n[0] = end[1].n[1] = 1;
+    te_finish(b, both, end, 2);
+    model->refuse = 0;
+    T_OK(end[0].end.status == TD_EPROTO, "the older leg has rows in every step");
+    T_OK(end[1].end.status == TD_EPROTO || !model->bad_reads, "the copies are lost");
+    model->bad_reads = 0;
+    close_idle(a);
+    close_idle(b);
+    free(c);
+    te_result_free(&end[0]), te_result_free(&end[1]);
+}
+
 /* ---- several choices ---- */
 
 /* A landed prompt of several choices is published like any other: the next hand-off of it hits. */
@@ -618,6 +697,8 @@ static void all_tests(void)
     test_choices_short_of_copies();
     test_all_logits();
     test_model_error();
+    test_refused_step();
+    test_refused_copies();
     for (int i = 0; i < N; i++) te_result_free(&want[i]);
 }
 
