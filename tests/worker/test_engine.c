@@ -302,6 +302,30 @@ static void test_cancel_choice(void)
     te_result_free(&r);
 }
 
+/* The rows that a cancelled choice has in flight fill a block, maybe with a token that nobody has seen: it is not published. */
+static void test_cancelled_block(void)
+{
+    for (uint32_t at = 3; at < 8; at++) {
+        td_engine *e = open_with((td_engine_opts){.prefix_cache = true});
+        te_spec s = te_make(1, 10, 30, V);
+        te_result r = {0};
+        td_engine_stats st;
+        td_engine_out o;
+        s.leg.sampling.n = 2;
+        s.leg.sampling.temperature = 1;
+        te_expect(&s, &r);
+        T_OK(td_engine_start(e, te_leg(&s)) == TD_OK);
+        while (r.n[0] < at && td_engine_turn(e, &o) == TD_OK) te_take(&s, &r, 1, &o);
+        T_OK(td_engine_cancel_choice(e, 1, 0) == TD_OK);
+        te_finish(e, &s, &r, 1);
+        te_drain(e);
+        td_engine_stats_get(e, &st);
+        T_OK(st.ledger[0].cached == (at > 6 ? 3 : 2), "cancelled at %u: %lld blocks", at, (long long)st.ledger[0].cached);
+        close_idle(e);
+        te_result_free(&r);
+    }
+}
+
 static void test_deadline(void)
 {
     for (int state = 0; state < 3; state++) {
@@ -597,16 +621,16 @@ static void test_refused_copies(void)
     *c = (te_carrier){.from = a, .to = b, .key = 2, .n_tokens = 20};
     T_OK(te_prefill(c, &q, &r, "refused copies"));
     for (int k = 0; k < 2; k++) first[k] = r.token[k][0];
-    for (uint64_t n = 1; n < 1 + (uint64_t)depth; n++) model->refuse = watch.steps + n;
+    model->refuse = watch.steps + 1;
     T_OK(td_engine_land(b, 2, first, 2) == TD_OK, "%s", td_reason());
     te_result_free(&r);
     te_spec both[2] = {old, d};
-    te_result end[2] = {old_r, {0}};
+    te_result end[2] = {old_r};
     end[1].n[0] = end[1].n[1] = 1;
     te_finish(b, both, end, 2);
     model->refuse = 0;
-    T_OK(end[0].end.status == TD_EPROTO, "the older leg has rows in every step");
-    T_OK(end[1].end.status == TD_EPROTO || !model->bad_reads, "the copies are lost");
+    T_OK(end[0].end.status == TD_EPROTO && end[1].end.status == TD_EPROTO, "%d, %d", end[0].end.status, end[1].end.status);
+    T_OK(!model->bad_reads, "%llu bad reads", (unsigned long long)model->bad_reads);
     model->bad_reads = 0;
     close_idle(a);
     close_idle(b);
@@ -686,6 +710,7 @@ static void all_tests(void)
     test_hand_off(true, 64, 8, 7, true);
     test_cancel();
     test_cancel_choice();
+    test_cancelled_block();
     test_deadline();
     test_refusals();
     test_crowd();
