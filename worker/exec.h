@@ -46,7 +46,7 @@ typedef struct td_exec_opts {
     void *arg;
 } td_exec_opts;
 
-enum { TD_EXEC_POLL_BYTES = 16384 };
+enum { TD_EXEC_POLL_BYTES = 32768 };
 
 /* Whether the ranks that read a step's ids have the results of the step before it: then ids may refer to them (step.h). One
  * pipeline stage; not with context parallel ranks, whose draws are one rank's; not with several ranks on devices. */
