@@ -22,6 +22,8 @@ struct td_sampler {
     td_draw *draw;
     td_sample_out *packed; /* results of all context ranks */
     size_t n_row, n_users;
+    td_sample_out *drawn; /* several ranks on a device: where its draws write; the host gathers them */
+    size_t n_drawn;
     float *copy;   /* rows of logits that are processed beside the raw ones */
     uint8_t *wire; /* [ranks][message] */
     size_t n_copy, n_wire;
@@ -45,6 +47,7 @@ void td_sampler_close(td_sampler *s)
 {
     if (!s) return;
     td_devmem_free(s->ops->dev, s->copy);
+    td_devmem_free(s->ops->dev, s->drawn);
     free(s->own), free(s->users), free(s->row), free(s->draw), free(s->packed), free(s->wire);
     free(s);
 }
@@ -175,6 +178,27 @@ static td_status run_draws(const run *r)
     return TD_OK;
 }
 
+static td_status run_whole(run *r)
+{
+    td_sampler *s = r->s;
+    td_dev *dev = s->ops->dev;
+    td_sample_out *out = r->out;
+    size_t n = r->step->n_samples;
+    bool here = dev && s->ranks && td_grid_ranks(&s->ranks->grid) > 1; /* this host's memory */
+    if (here && s->n_drawn < n) {
+        void *p;
+        TD_TRY(td_devmem_alloc(dev, n * sizeof *out, "results of draws", &p));
+        td_devmem_free(dev, s->drawn);
+        s->drawn = p;
+        s->n_drawn = n;
+    }
+    if (here) r->out = s->drawn;
+    run_scores(r);
+    TD_TRY(run_draws(r));
+    r->out = out;
+    return here ? td_devmem_fetch(dev, out, s->drawn, n * sizeof *out) : TD_OK;
+}
+
 /* ---- parts of it on several ranks ---- */
 
 /* Every rank counts and opens the same. Draws that leave their row's raw logits alone get a copy to work in.
@@ -265,8 +289,7 @@ td_status td_sampler_run(td_sampler *s, const td_step *step, const td_logit_plac
     if (s->v.ranks > 1) {
         TD_TRY(draw_together(&r));
     } else {
-        run_scores(&r);
-        TD_TRY(run_draws(&r));
+        TD_TRY(run_whole(&r));
     }
     return place && s->ranks->at.tp == 0 ? gather_results(&r) : TD_OK;
 }

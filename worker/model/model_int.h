@@ -110,6 +110,7 @@ struct td_model {
     td_buffer wire[5];       /* what is exchanged, where the kernels work */
     bool least_workspace;
     bool quantized;          /* what TP ranks exchange for their sums */
+    const td_sample_out *drawn; /* by the step before; NULL: not known here */
     bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };
 

@@ -15,7 +15,8 @@
 
 /* Of own rows. page, in_page and cs are within those of all rows of the shared order. */
 typedef struct td_placed {
-    const int32_t *ids, *want;                                /* [n_own], in this rank's part of the vocabulary; [n_want] */
+    int32_t *ids;                                             /* [n_own], in this rank's part of the vocabulary */
+    const int32_t *want;                                      /* [n_want] */
     const int32_t *page[TD_MAX_GROUPS], *in_page[TD_MAX_GROUPS]; /* [n_own] */
     const float *cs, *q_scale;                                /* [n_own][rot_dim]; [n_own] or NULL */
 } td_placed;

@@ -164,8 +164,13 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv)
     s->n_own = s->rank_row0[me + 1] - s->own0;
     for (int i = 0; i < s->n_own; i++)
         if (wanted(step, s->row[s->own0 + i]) >= 0) s->want[s->n_want++] = i;
-    for (int i = 0; i < s->n_own; i++) s->local_ids[i] = s->ids[s->own0 + i] - m->local.v0;
     m->blocks = td_model_tp(m) > 1 && (m->ranks->grid.ep || s->n_own >= m->block_rows);
+}
+
+void td_share_local_ids(td_model *m)
+{
+    td_share *s = &m->share;
+    for (int i = 0; i < s->n_own; i++) s->local_ids[i] = s->ids[s->own0 + i] - m->local.v0;
 }
 
 /* ---- tensor parallel ---- */

@@ -32,6 +32,9 @@ void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, 
 /* The step's rows in shared order, who owns them. Fills m->share from the step. */
 void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 
+/* Own rows' ids in this rank's part of the vocabulary, once all ids are known here. */
+void td_share_local_ids(td_model *m);
+
 /* y (+)= the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode y is this rank's block of the T
  * rows. y may be part. The parts are integers on the way if the model is opened so. */
 td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks, bool add);
