@@ -82,6 +82,10 @@ int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int3
 /* As td_ops.fill_ids. */
 int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before);
 
+/* As td_ops.draw_say; draws: device copies whose pointers, those of their rows too, are the device's (out is not looked at);
+ * message: device. */
+int td_cuda_draw_say(td_stream s, const td_vocab *v, const td_draw *draws, int n, unsigned char *message);
+
 /* ---- pages ----
  * A rectangle: slots [slot0, slot0 + n_slots), tokens [tok0, tok0 + n_tok) of one sequence; pages[t / P - page0] is
  * token t's page (device array). payload is [slot][k|v][G][token][D], as worker/ship/codec.h has it. */

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/ops_cuda_sample.cu - the CUDA table's token choice: queued like everything else. */
+#include "kernels/draw.h"
 #include "kernels/ops_cuda.h"
+
+extern "C" void td_sample_fill_ref(td_ops *t); /* family.h, whose rest is C */
 
 namespace td_ops_cuda
 {
-static block ws;
+static block ws, messages;
 
 static size_t row_bytes(const td_sample_row *r, int V)
 {
@@ -55,8 +58,49 @@ static void ops_fill_ids(td_pool *, int32_t *ids, int n, const td_sample_out *be
     if (may_run()) launched(td_cuda_fill_ids(stream(), ids, n, before), "ids of drawn tokens");
 }
 
+/* ---- a vocabulary in parts (draw.h) ---- */
+
+/* Copies of the draws whose pointers are the device's. What a row points to is read in the first stage only. */
+static const td_draw *send_draws(const td_draw *d, int n, int V)
+{
+    size_t bytes = padded((size_t)n * sizeof *d);
+    for (int i = 0; i < n; i++)
+        if (d[i].stage == TD_DRAW_START) bytes += row_bytes(&d[i].row, V);
+    parcel p;
+    if (!parcel_open(&p, bytes)) return nullptr;
+    td_draw *copy = (td_draw *)(p.h->host + p.used);
+    const td_draw *at = parcel_put(&p, d, (size_t)n);
+    for (int i = 0; i < n; i++) {
+        bool start = d[i].stage == TD_DRAW_START;
+        copy[i].row.pen = start ? parcel_put(&p, d[i].row.pen, d[i].row.n_pen) : nullptr;
+        copy[i].row.bias = start ? parcel_put(&p, d[i].row.bias, d[i].row.n_bias) : nullptr;
+        copy[i].row.mask = start ? parcel_put(&p, d[i].row.mask, ((size_t)V + 31) / 32) : nullptr;
+    }
+    return parcel_send(&p) ? at : nullptr;
+}
+
+static void ops_draw_say(td_pool *, const td_vocab *v, td_draw *d, int n, uint8_t *message)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes = max(bytes, d[i].at + d[i].bytes);
+    memset(message, 0, bytes); /* also after an error: ranks stay in step until it is told */
+    if (!bytes || !may_run() || !want(&messages, bytes)) return;
+    const td_draw *at = send_draws(d, n, v->V);
+    if (!at) return;
+    launched(td_cuda_draw_say(stream(), v, at, n, (unsigned char *)messages.p), "token choice by parts");
+    if (!may_run()) return;
+    td_dev *dev = ctx.dev;
+    td_status s = dev->download(dev, TD_STREAM_COMPUTE, message, messages.p, bytes);
+    if (s == TD_OK) s = dev->sync(dev, TD_STREAM_COMPUTE);
+    if (s != TD_OK) failed(s);
+}
+
 void choice_fill(td_ops *t)
 {
+    td_ops host = {};
+    td_sample_fill_ref(&host);
+    t->draw_say = ops_draw_say;
+    t->draw_hear = host.draw_hear;
     t->sample = ops_sample;
     t->score = ops_score;
     t->fill_ids = ops_fill_ids;
@@ -65,5 +109,6 @@ void choice_fill(td_ops *t)
 void choice_close()
 {
     drop(&ws);
+    drop(&messages);
 }
 } // namespace td_ops_cuda

@@ -227,19 +227,9 @@ static void apply_penalties(float *x, const td_vocab *v, const td_sample_row *r)
 
 /* ---- START: the largest logits ---- */
 
-enum { START, CUT, END };
-
-typedef struct start_msg {
-    float max, raw_max;
-    int32_t first; /* the lowest id of max; INT32_MAX: this part is empty */
-    int32_t live;  /* some processed logit is above -inf */
-} start_msg;
-
-typedef struct end_msg {
-    float best, raw; /* of the race; the raw logit of token, where it is owned */
-    int32_t token, owned, n_top, pad_;
-    uint64_t mass; /* of the raw logits */
-} end_msg;
+enum { START = TD_DRAW_START, CUT = TD_DRAW_CUT, END = TD_DRAW_END };
+typedef td_draw_start start_msg;
+typedef td_draw_end end_msg;
 
 _Static_assert(sizeof(start_msg) == TD_DRAW_START_BYTES && sizeof(td_top) == 8, "messages");
 _Static_assert(sizeof(end_msg) + TD_MAX_TOP_LOGPROBS * sizeof(td_top) <= TD_DRAW_MAX_BYTES, "messages");
@@ -511,7 +501,10 @@ static void settle_ties(const td_vocab *v, td_draw *d, int bin, const uint8_t *a
     for (int r = 0; r < v->ranks; r++) {
         const uint64_t *mass = (const uint64_t *)(const void *)(all + (size_t)r * each);
         uint64_t here = mass[bin] / one;
-        if (r == v->rank) d->id = want == 0 ? -1 : want >= here ? v->V : nth_member(v, d, want);
+        if (r == v->rank) {
+            d->id = want == 0 ? -1 : v->V;
+            d->tie = want < here ? want : 0;
+        }
         want -= TD_MIN(want, here);
     }
 }
@@ -616,9 +609,11 @@ static void run_race(const td_vocab *v, const td_draw *d, end_msg *m)
     m->token = r.token;
 }
 
-static void say_end(const td_vocab *v, const td_draw *d, uint8_t *to)
+static void say_end(const td_vocab *v, td_draw *d, uint8_t *to)
 {
     end_msg m = {.token = d->token};
+    if (d->tie) d->id = nth_member(v, d, d->tie);
+    d->tie = 0;
     td_top top[TD_MAX_TOP_LOGPROBS] = {0};
     if (d->token == INT32_MAX) run_race(v, d, &m);
     if (wants_report(d)) {

@@ -221,6 +221,9 @@ static void edges(const td_ops *o)
     T_EQ(out.n_top, 0);
 }
 
+#ifndef TEST_PARTS_V
+#define TEST_PARTS_V 4000
+#endif
 #ifndef TEST_DRAWS
 #define TEST_DRAWS 20000 /* fewer where a draw is slow */
 #endif
@@ -364,7 +367,7 @@ int main(void)
     for (int f = 0; (o = td_ops_family(f)); f++) {
         for (size_t i = 0; i < TD_COUNT(sample_V); i++)
             against_oracle(o, sample_V[i]), log_probabilities(o, sample_V[i]);
-        for (int V = 1; o->draw_say && V < 4000; V = V * 3 + V % 7 + 1) in_parts(o, V);
+        for (int V = 1; o->draw_say && V < TEST_PARTS_V; V = V * 3 + V % 7 + 1) in_parts(o, V);
         edges(o);
         small_masses(o);
         distribution(o);

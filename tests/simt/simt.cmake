@@ -62,7 +62,7 @@ foreach(t ${simt_tests} ${simt_shared})
       target_sources(${area}_${n} PRIVATE worker/ship/stage.c worker/ship/codec.c worker/ship/token_map.c)
     endif()
     if(t IN_LIST simt_shared)
-      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501)
+      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501 TEST_PARTS_V=600)
     endif()
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_engine td_kernels) # in this order: the library's td_dev_open_cuda wins
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)

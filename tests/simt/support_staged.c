@@ -3,6 +3,7 @@
  * on it as they are: every call uploads what it reads and what it may write, runs, downloads what it may have
  * written. Operations that the table has not are ref's. */
 #include "tests/simt/support_staged.h"
+#include "kernels/draw.h"
 #include "kernels/cuda.h"
 #include "tests/simt/support.h"
 
@@ -272,6 +273,23 @@ static void fill_ids(td_pool *pool, int32_t *ids, int n, const td_sample_out *be
     dev_done();
 }
 
+/* x of a draw is written in its first stage, and read in others. */
+static void draw_say(td_pool *pool, const td_vocab *v, td_draw *d, int n, uint8_t *message)
+{
+    size_t row = (size_t)v->n * sizeof(float);
+    td_draw *c = malloc((size_t)n * sizeof *c);
+    for (int i = 0; i < n; i++) {
+        c[i] = d[i];
+        c[i].raw = give(d[i].raw, row);
+        c[i].x = d[i].x == d[i].raw ? (float *)(uintptr_t)c[i].raw : d[i].x ? give(d[i].x, row) : NULL;
+    }
+    cuda->draw_say(pool, v, c, n, message);
+    for (int i = 0; i < n; i++)
+        if (d[i].x) fetch(d[i].x, c[i].x, row);
+    dev_done();
+    free(c);
+}
+
 static const td_ops *open_staged(void)
 {
     const td_ops *ref = NULL;
@@ -306,7 +324,7 @@ static const td_ops *open_staged(void)
     staged.sample = sample;
     staged.score = score;
     staged.fill_ids = fill_ids;
-    staged.draw_say = cuda->draw_say;
+    staged.draw_say = draw_say;
     staged.draw_hear = cuda->draw_hear;
     return &staged;
 }
