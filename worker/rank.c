@@ -39,19 +39,28 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
     return td_ranks_agree(world, text);
 }
 
-/* Layers are dealt by measured time: rank 0 measures while the others wait, and all take its figure. */
+typedef struct head_call { const td_conf *c; const td_model_desc *d; const td_grid *grid; } head_call;
+
+static int head_cost(void *arg)
+{
+    const head_call *h = arg;
+    const td_ops *ops;
+    if (h->grid->tp > h->d->H || td_ops_open(h->c->ops, &ops) != TD_OK) return 0;
+    td_pool *pool = td_pool_open(h->c->threads ? (int)h->c->threads : td_boot_cores());
+    int cost = td_profile_head_cost(pool, ops, h->d, h->grid->tp);
+    td_pool_close(pool);
+    TD_INFO("the output matrix takes as long as %d.%d layers", cost / 10, cost % 10);
+    return cost;
+}
+
+/* Layers are dealt by measured time: rank 0 measures while the others wait, and all take its figure. A large model on a slow
+ * machine takes longer than ranks may take to meet. */
 static td_status measure_head(const td_conf *c, td_coll *world, const td_model_desc *d, td_grid *grid)
 {
-    const td_ops *ops;
-    int cost = !strcmp(c->role, "prefill"); /* few rows of many need it */
-    if (!cost && td_coll_rank(world) == 0 && grid->tp <= d->H && td_ops_open(c->ops, &ops) == TD_OK) {
-        td_pool *pool = td_pool_open(c->threads ? (int)c->threads : td_boot_cores());
-        cost = td_profile_head_cost(pool, ops, d, grid->tp);
-        td_pool_close(pool);
-        TD_INFO("the output matrix takes as long as %d.%d layers", cost / 10, cost % 10);
-    }
-    TD_TRY(td_coll_bcast(world, &cost, sizeof cost, 0));
-    grid->head_cost = cost;
+    head_call call = {c, d, grid};
+    int cost = 1;
+    if (strcmp(c->role, "prefill")) TD_TRY(td_ranks_compute(world, head_cost, &call, TD_RANK_MEET_MS * 1000 / 10, &cost));
+    grid->head_cost = cost; /* prefill: few rows of many need it */
     return TD_OK;
 }
 

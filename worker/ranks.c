@@ -3,9 +3,12 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "kernels/dev.h"
+#include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
@@ -117,6 +120,78 @@ void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
     td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_deadline(all[i], timeout_us);
+}
+
+/* ---- what one works out for all ---- */
+
+typedef struct sum { /* of rank 0 */
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    int (*fn)(void *arg);
+    void *arg;
+    int value;
+    bool done;
+} sum;
+
+static void *work_out(void *arg)
+{
+    sum *s = arg;
+    int value = s->fn(s->arg);
+    pthread_mutex_lock(&s->lock);
+    s->value = value, s->done = true;
+    pthread_cond_signal(&s->cond);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+static bool done_after(sum *s, int64_t us)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t ns = until.tv_nsec + us % 1000000 * 1000;
+    until.tv_sec += us / 1000000 + ns / 1000000000, until.tv_nsec = ns % 1000000000;
+    pthread_mutex_lock(&s->lock);
+    while (!s->done && pthread_cond_timedwait(&s->cond, &s->lock, &until) != ETIMEDOUT) continue;
+    bool done = s->done;
+    pthread_mutex_unlock(&s->lock);
+    return done;
+}
+
+static td_status lead_sum(td_coll *world, sum *s, int64_t tick_us, int *out)
+{
+    td_status st = TD_OK;
+    for (int said[2] = {0}; st >= 0 && !said[0];) {
+        said[0] = done_after(s, tick_us);
+        said[1] = said[0] ? s->value : 0;
+        st = td_coll_bcast(world, said, sizeof said, 0);
+        *out = said[1];
+    }
+    return st;
+}
+
+td_status td_ranks_compute(td_coll *world, int (*fn)(void *arg), void *arg, int64_t tick_us, int *out)
+{
+    int heard[2] = {0};
+    if (td_coll_rank(world) != 0) {
+        while (!heard[0]) TD_TRY(td_coll_bcast(world, heard, sizeof heard, 0));
+        *out = heard[1];
+        return TD_OK;
+    }
+    sum s = {.fn = fn, .arg = arg};
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&s.lock, NULL);
+    pthread_cond_init(&s.cond, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    bool started = pthread_create(&s.thread, NULL, work_out, &s) == 0;
+    if (!started) work_out(&s);
+    td_status st = lead_sum(world, &s, tick_us, out);
+    if (started) pthread_join(s.thread, NULL);
+    pthread_cond_destroy(&s.cond);
+    pthread_mutex_destroy(&s.lock);
+    return st;
 }
 
 /* The first line in which two texts differ. */

@@ -30,6 +30,10 @@ td_status td_ranks_device(td_ranks *r, struct td_dev *dev);
 td_status td_ranks_on_host(td_coll *world, int *place);
 void td_ranks_close(td_ranks *r);
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us); /* of every group and of world */
+/* What rank 0 works out (fn, on a thread of its own) while the others wait: it says every tick_us that it is still at it, so that
+ * however long it takes, a rank that dies is noticed within the deadline of `world`, which is to be longer than a tick. fn is waited
+ * for in any case. Collective. */
+td_status td_ranks_compute(td_coll *world, int (*fn)(void *arg), void *arg, int64_t tick_us, int *out);
 /* Every rank says the same bytes of `text`, or all get EPROTO naming the first rank that differs, and both values. Lines
  * "name: value". Collective. */
 td_status td_ranks_agree(td_coll *world, const char *text);

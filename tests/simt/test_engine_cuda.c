@@ -138,8 +138,17 @@ static void test_refused(void)
     td_ranks two = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}};
     td_model_opts o = {.dir = "tests/golden/models/llama-gqa", .ops = ti_ops, .pool = ti_pool, .max_rows = 16, .max_logits = 16, .ranks = &two};
     td_model *m = NULL;
+    T_EQ(td_model_open(&o, &m), TD_EBADREQ); /* groups for the device's memory were not opened */
+    T_OK(strstr(td_reason(), "td_ranks_device"), "%s", td_reason());
+    o.quantized = true;
     T_EQ(td_model_open(&o, &m), TD_ENOSUP);
-    T_OK(strstr(td_reason(), "cuda") && strstr(td_reason(), "2 ranks"), "%s", td_reason());
+    T_OK(strstr(td_reason(), "cuda") && strstr(td_reason(), "quantized"), "%s", td_reason());
+    o.quantized = false, two.grid.cp = 2, two.grid.fsdp = true;
+    T_EQ(td_model_open(&o, &m), TD_ENOSUP);
+    T_OK(strstr(td_reason(), "sharded"), "%s", td_reason());
+    o.ranks = NULL, o.attn_split = 128;
+    T_EQ(td_model_open(&o, &m), TD_ENOSUP);
+    T_OK(strstr(td_reason(), "128 keys"), "%s", td_reason());
     if (!open_named("llama-gqa")) return;
     td_engine *e = NULL;
     td_engine_opts much = {.model = ti_model, .ops = ti_ops, .pool = ti_pool, .page_size = 16, .kv_pages = 100000000, .max_batched_tokens = 64,
@@ -213,9 +222,6 @@ static void test_boot(void)
     const char *none[1];
     te_spec s = te_make(1, 9, 5, 320);
     T_OK(td_conf_parse(&c, TD_CONF_LOGITS, TD_COUNT(argv), argv, none, 1, &n) == TD_OK, "%s", td_reason());
-    td_ranks two = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}};
-    T_EQ(td_boot_open(&c, "tests/golden/models/llama-gqa", 0, &two, &b), TD_ENOSUP);
-    T_OK(strstr(td_reason(), "--ops cuda on 2 ranks") != NULL, "%s", td_reason());
     if (td_boot_open(&c, "tests/golden/models/llama-gqa", 0, NULL, &b) == TD_OK) {
         td_engine *e = NULL;
         T_OK(!strcmp(b.ops->family, "cuda") && b.dev, "%s", b.ops->family);
