@@ -485,6 +485,11 @@ td_status td_coll_send_wait(td_coll *c, int slot)
     return lane_wait(c, 1 + slot);
 }
 
+int64_t td_coll_started_us(const td_coll *c)
+{
+    return c->started_us;
+}
+
 td_status td_coll_poke(td_coll *c)
 {
     return c->ops->poke ? c->ops->poke(c) : TD_OK;

@@ -109,6 +109,9 @@ td_status td_coll_all_gather_wait(td_coll *c, int slot);
  * above, shared with all_gather_start. */
 td_status td_coll_send_start(td_coll *c, int slot, int to, const void *buf, size_t bytes);
 td_status td_coll_send_wait(td_coll *c, int slot);
+/* Microseconds that calls of this rank took to move large parts of started exchanges of this group, in whichever call was waiting:
+ * time that nothing else was done in. nccl, staged: 0. */
+int64_t td_coll_started_us(const td_coll *c);
 /* Between pieces of a long computation: what was started goes on as far as it can without waiting (mpi moves nothing by
  * itself). Cheap. */
 td_status td_coll_poke(td_coll *c);

@@ -20,6 +20,7 @@ enum {
     TD_COLL_LANES = 1 + TD_COLL_MAX_PENDING,
     TD_COLL_CHANNEL_P2P = TD_COLL_LANES,
     TD_COLL_CHANNELS,
+    TD_COLL_TIMED = 64 << 10, /* bytes; copies of less are not timed */
     TD_COLL_SPIN_US = 50, /* rule 5 of coll.h */
     TD_COLL_WORK_US = 8,  /* looks that take longer than this found work */
 };
@@ -67,7 +68,7 @@ typedef struct td_coll_ops {
 struct td_coll {
     const td_coll_ops *ops;
     int rank, size;
-    int64_t timeout_us;
+    int64_t timeout_us, started_us;
     td_coll_lane lane[TD_COLL_LANES];
 };
 

@@ -66,6 +66,7 @@ typedef struct pass { /* goes ahead of a message that takes the pipe */
 typedef struct transfer {  /* a message that takes the pipe */
     struct transfer *next; /* in the world's list while it is not done */
     td_coll_part *part;
+    td_coll *started; /* whose started exchange it is; NULL: a call waits for it */
     peer *peer;
     pass pass;
     size_t moved;
@@ -172,7 +173,7 @@ static td_status transfer_post(end *e, flight *f, const td_coll_lane *l, td_coll
 {
     transfer *t = &f->transfers[f->n_transfers];
     int tag = (int)l->channel, code;
-    *t = (transfer){.next = e->w->active, .part = p, .peer = e->peers[p->peer], .comm = e->comm, .req = MPI_REQUEST_NULL};
+    *t = (transfer){.next = e->w->active, .part = p, .started = l != &e->base.lane[0] ? &e->base : NULL, .peer = e->peers[p->peer], .comm = e->comm, .req = MPI_REQUEST_NULL};
     if (p->to) {
         code = MPI_Irecv(&t->pass, sizeof t->pass, MPI_BYTE, p->peer, tag, e->comm, &t->req);
     } else {
@@ -266,7 +267,9 @@ static td_status transfers_look(world *w)
         moved = false;
         for (transfer **at = &w->active; *at;) {
             transfer *t = *at;
+            int64_t before = t->started ? td_spin_us() : 0;
             td_status s = t->part->to ? transfer_in(w, t) : transfer_out(t);
+            if (t->started && s == TD_OK) t->started->started_us += td_spin_us() - before;
             if (s < 0) return s;
             if (s == TD_OK) moved = true;
             t->part->done = t->moved == t->part->bytes;

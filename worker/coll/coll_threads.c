@@ -211,7 +211,10 @@ static td_status take_part(end *e, const td_coll_lane *l, td_coll_part *p)
         if (s == POINTER) atomic_store(&at->state, EMPTY);
         return bad;
     }
+    bool timed = l != &e->base.lane[0] && p->bytes >= TD_COLL_TIMED;
+    int64_t before = timed ? td_spin_us() : 0;
     memcpy(p->to, s == DATA ? at->data : at->from, p->bytes);
+    if (timed) e->base.started_us += td_spin_us() - before;
     *place += 1;
     p->done = true;
     atomic_store(&at->state, EMPTY);

@@ -127,8 +127,8 @@ size_t td_model_resident_bytes(const td_model *m);
 size_t td_model_workspace_bytes(const td_model *m);
 /* Fully sharded: bytes of the largest layer as it is gathered; 0: weights are whole. */
 size_t td_model_unit_bytes(const td_model *m);
-/* Fully sharded: layers gathered and their bytes, how long steps waited for them, and how long the gathers take when nothing
- * else is done (measured at open). All 0: weights are whole. */
+/* Fully sharded: layers gathered and their bytes, how long steps waited for them, or copied them while they waited for something
+ * else, and how long the gathers take when nothing else is done (measured at open). All 0: weights are whole. */
 typedef struct td_shard_stats { uint64_t gathers, bytes; int64_t waited_us, alone_us; } td_shard_stats;
 td_shard_stats td_model_shard_stats(const td_model *m);
 /* Part of the gathers' time that was hidden behind other work, 0 to 1. */

@@ -61,6 +61,7 @@ typedef struct td_shard {
     int32_t *counts;                /* [shards][2]: rows that each rank embeds, and wants logits of */
     int *v0;                        /* [shards + 1]: first vocabulary row of each */
     double us_per_byte;             /* of a gather alone */
+    int64_t copied_us;              /* by this rank, for gathers that were waited for already */
     td_shard_stats stats;
 } td_shard;
 

@@ -45,9 +45,11 @@ const td_layer *td_layer_acquire(td_model *m, int layer)
         b = 0;
         if (start(m, layer, b) < 0) return NULL;
     }
-    int64_t before = td_now_us();
+    /* Where the cores that compute also copy, bytes of the gather came in whatever waited for something else: that hid nothing. */
+    int64_t before = td_now_us(), elsewhere = td_coll_started_us(group(m)) - s->copied_us;
     if (finish(m, b) < 0) return NULL;
-    s->stats.waited_us += td_now_us() - before;
+    s->stats.waited_us += td_now_us() - before + elsewhere;
+    s->copied_us = td_coll_started_us(group(m));
     s->stats.gathers++;
     s->stats.bytes += s->unit[layer].bytes;
     int next = layer + 1 < m->local.layer1 ? layer + 1 : m->local.layer0;
@@ -100,6 +102,7 @@ static td_status measure(td_model *m)
         best = TD_MIN(best, td_now_us() - before);
     }
     s->layer[0] = -1;
+    s->copied_us = td_coll_started_us(group(m));
     s->us_per_byte = (double)TD_MAX(best, 1) / (double)TD_MAX(s->unit[layer].bytes, (size_t)1);
     return TD_OK;
 }
