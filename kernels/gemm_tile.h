@@ -4,6 +4,7 @@
  *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
+ *   QUIET_AHEAD bytes that a tile of one or two rows prefetches ahead; 0: none
  *   PIECE       0, or: k pairs of a panel that all tiles pass over before the next ones (few registers, many tiles)
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
@@ -26,8 +27,8 @@ typedef struct tile_arg {
     bool add;
 } tile_arg;
 
-/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it better alone.
- * Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
+/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it best alone or with a
+ * near hint. Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
 enum { QUIET_ROWS = NATIVE_DP ? 4 : 2, AHEAD = 12 << 10 };
 
 TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
@@ -131,7 +132,7 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV, const int ahe
 
 #define NV_OF(MR) ((MR) <= MR_WIDE ? NV_FULL : NV_HALF)
 #define QUIET(MR) \
-    TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), 0); }
+    TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), QUIET_AHEAD); }
 typedef void tile_fn(const tile_arg *t);
 QUIET(1) QUIET(2)
 #if NATIVE_DP
@@ -156,7 +157,9 @@ TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[row
 
 /* ---- a panel piece by piece ---- */
 
-enum { PART_BLOCKS = 16, /* of rows, at most, that pass over a piece */
+enum { NEAR = 16,        /* k pairs of a piece of up to NEAR_ROWS rows, which live on what the hardware fetches */
+       NEAR_ROWS = 4,
+       PART_BLOCKS = 16, /* of rows, at most, that pass over a piece */
        STATE = (1 + STACKED) * MR_MAX * NV_HALF * LANES };
 
 typedef struct piece {
@@ -337,8 +340,9 @@ static void run_panel(const gemm_job *j, int n)
         whole_panel(j, n);
         return;
     }
-    size_t slice = j->steps / (size_t)j->slices, runs = (slice + PIECE - 1) / PIECE, run = (slice + runs - 1) / runs;
-    int together = slice < PIECE ? (int)(PIECE / slice) : 1;
+    size_t slice = j->steps / (size_t)j->slices, most = j->T <= NEAR_ROWS ? NEAR : PIECE,
+           runs = (slice + most - 1) / most, run = (slice + runs - 1) / runs;
+    int together = slice < most ? (int)(most / slice) : 1;
     const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
     piece p = {.t = {.slices = j->slices}};
     for (p.first = 0; p.first < j->slices; p.first += p.n)
