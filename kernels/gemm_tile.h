@@ -225,6 +225,42 @@ TD_INLINE int block_row(const gemm_job *j, int b)
     return b * each + (b < more ? b : more);
 }
 
+#if PIECE
+/* Four pairs of up to R rows of x, rounded to bf16, to [4][XD][R]: the odd elements first, as the chain takes them.
+ * Stores run over their end, into what is stored next; the last ones before `end` do not. */
+TD_INLINE void pack_four(float *to, const float *end, const float *x, size_t ldx, int left, const int R)
+{
+    vec r[8];
+    TD_UNROLL for (int m = 0; m < 8; m++)
+        r[m] = m < R ? vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx) : vec_load_n(x + (size_t)m * ldx, left))
+                     : vec_zero();
+    transpose8(r);
+    TD_UNROLL for (int i = 0; i < 8; i++, to += R) {
+        if (to + 8 <= end) vec_store(to, r[i ^ 1]);
+        else if (to < end) memcpy(to, &r[i ^ 1], (size_t)R * sizeof *to);
+    }
+}
+
+TD_INLINE void pack_rows(const gemm_job *j, int row, int p0, int p1, const int R)
+{
+    const float *x = j->x + (size_t)row * j->ldx;
+    float *base = (float *)j->packed + (size_t)row * j->steps * XD, *end = base + p1 * XD * R;
+    for (int p = p0; p < p1; p += 4) pack_four(base + p * XD * R, end, x + 2 * p, j->ldx, j->w->K - 2 * p, R);
+}
+
+#define PACK(R) \
+    TD_NOINLINE void pack_##R(const gemm_job *j, int row, int p0, int p1) { pack_rows(j, row, p0, p1, R); }
+PACK(1) PACK(2) PACK(3) PACK(4) PACK(5) PACK(6)
+typedef void pack_fn(const gemm_job *j, int row, int p0, int p1);
+static pack_fn *const packs[] = {NULL, pack_1, pack_2, pack_3, pack_4, pack_5, pack_6};
+
+/* Rounds pairs [p0, p1) of the rows of block b to bf16 and interleaves them. */
+static void pack_strip(const gemm_job *j, int b, int p0, int p1)
+{
+    int row = block_row(j, b);
+    packs[block_row(j, b + 1) - row](j, row, p0, p1);
+}
+#else
 /* The 16 dwords at `from` are one pair of each row of the block; `rows` of them are real. */
 TD_INLINE void store_pair(uint32_t *to, const uint32_t *from, int rows)
 {
@@ -259,6 +295,8 @@ TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
             store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
     }
 }
+
+#endif
 
 static void pack_item(void *arg, int i, int member)
 {
@@ -383,7 +421,7 @@ static void plan_chunks(gemm_job *j, int members)
     j->chunk[j->n_chunks] = P;
 }
 
-enum { PACK_SERIAL = 1 << 15 }; /* elements of x below which forking costs more than packing */
+enum { PACK_SERIAL = PIECE ? 1 << 13 : 1 << 15 }; /* elements of x below which forking costs more than packing */
 
 static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                         float *y, size_t ldy, bool add)
