@@ -265,11 +265,11 @@ TD_INLINE void store_x_16(uint32_t *p, v16 v)
 #endif
 }
 
-TD_INLINE void store_x_32(uint32_t *p, v16 a, v16 b)
+TD_INLINE void store_exp2_32(uint32_t *p, v16 a, v16 b)
 {
 #if WIDE_X
-    v16_store((float *)p, v16_round_bf16(a));
-    v16_store((float *)p + 16, v16_round_bf16(b));
+    v16_store((float *)p, v16_round_exp2(a));
+    v16_store((float *)p + 16, v16_round_exp2(b));
 #else
     store_bf16_32((uint16_t *)p, a, b);
 #endif
@@ -312,8 +312,8 @@ TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const i
             x[i][c] = v16_exp2(v16_sub(x[i][c], vm));
             if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, v16_zero());
         }
-        store_x_32(p + i * PAIRS * XD, x[i][0], x[i][1]);
-        store_x_32(p + (i * PAIRS + 16) * XD, x[i][2], x[i][3]);
+        store_exp2_32(p + i * PAIRS * XD, x[i][0], x[i][1]);
+        store_exp2_32(p + (i * PAIRS + 16) * XD, x[i][2], x[i][3]);
         fold[i] = v16_add(v16_add(x[i][0], x[i][1]), v16_add(x[i][2], x[i][3]));
     }
     float new_m[MR], new_l[MR];

@@ -311,6 +311,13 @@ TD_INLINE __m256i v16_to_bf16(v16 v)
 /* Rounded to bf16, as f32. */
 TD_INLINE vec vec_round_bf16(vec v) { return vec_odd(round_bf16_8(v)); }
 TD_INLINE v16 v16_round_bf16(v16 v) { return (v16){vec_round_bf16(v.lo), vec_round_bf16(v.hi)}; }
+/* The same for what v16_exp2 makes of sums of bf16 products: 0, normal, or a quiet NaN whose low half is 0. */
+TD_INLINE vec vec_round_exp2(vec v)
+{
+    veci u = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    return vec_odd(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd));
+}
+TD_INLINE v16 v16_round_exp2(v16 v) { return (v16){vec_round_exp2(v.lo), vec_round_exp2(v.hi)}; }
 
 /* 8 x 8 dwords in registers: r[i] lane j <-> r[j] lane i. */
 TD_INLINE void transpose8(__m256 r[8])
