@@ -45,8 +45,8 @@ static void carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
         td_rect r = {.group = (uint16_t)g, .layer0 = (uint16_t)d->layer[l].slot, .n_layers = 1, .n_heads = (uint16_t)d->group[g].G,
                      .tok0 = TD_MAX(tok0, first), .n_tok = tok1 - TD_MIN(TD_MAX(tok0, first), tok1)};
         if (!r.n_tok) continue;
-        T_OK(td_stage_gather(&c->stage, &from, pa, 0, na, &r, &to.tokens, c->payload) == TD_OK, "gather: %s", td_reason());
-        T_OK(td_stage_scatter(&c->stage, &to, pb, 0, nb, &r, &to.tokens, c->payload) == TD_OK, "scatter: %s", td_reason());
+        T_OK(td_stage_gather(&c->stage, &from, pa, 0, na, &r, &to.tokens, c->payload, NULL) == TD_OK, "gather: %s", td_reason());
+        T_OK(td_stage_scatter(&c->stage, &to, pb, 0, nb, &r, &to.tokens, c->payload, NULL) == TD_OK, "scatter: %s", td_reason());
     }
 }
 
@@ -122,24 +122,25 @@ static void test_rectangles(void)
     T_EQ(td_stage_open(&s, dev()), TD_OK);
     T_EQ(td_stage_open(&plain, NULL), TD_OK);
     for (int i = 0; i < 40; i++) {
+        uint32_t x = 0, y = 1;
         td_rect r = {.layer0 = (uint16_t)te_draw(SLOTS), .n_layers = 1, .head0 = (uint16_t)te_draw(G), .n_heads = 1, .tok0 = te_draw(HELD * P - 1)};
         r.n_tok = 1 + te_draw(HELD * P - r.tok0);
         if (!r.head0) r.n_heads = (uint16_t)(1 + te_draw(G));
         if (r.layer0 + 1 < SLOTS) r.n_layers = (uint16_t)(1 + te_draw(2));
         size_t n = td_codec_bytes(&kv, &r, &on_dev.tokens);
-        T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a), TD_OK);
-        T_EQ(td_stage_gather(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, b), TD_OK);
-        T_OK(!memcmp(a, b, n), "gather %d differs", i);
+        T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a, &x), TD_OK);
+        T_EQ(td_stage_gather(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, b, &y), TD_OK);
+        T_OK(!memcmp(a, b, n) && x == y, "gather %d differs", i);
         for (size_t k = 0; k < n; k++) a[k] = (uint8_t)te_draw(256);
-        T_EQ(td_stage_scatter(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a), TD_OK);
-        T_EQ(td_stage_scatter(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, a), TD_OK);
-        T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes), "scatter %d differs", i);
+        T_EQ(td_stage_scatter(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a, &x), TD_OK);
+        T_EQ(td_stage_scatter(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, a, &y), TD_OK);
+        T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes) && x == y, "scatter %d differs", i);
     }
     const int32_t hole[HELD] = {4, -1, 5, 0};
     td_rect r = {.n_layers = 1, .n_heads = G, .tok0 = 2, .n_tok = 20}, slot = {.layer0 = 2, .n_layers = 2, .n_heads = G, .n_tok = 1};
-    T_EQ(td_stage_scatter(&s, &on_dev, hole, 0, HELD, &r, &on_dev.tokens, a), TD_EPROTO);
-    T_EQ(td_stage_gather(&s, &on_dev, pages, 1, HELD - 1, &r, &on_dev.tokens, a), TD_EPROTO);
-    T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &slot, &on_dev.tokens, a), TD_EPROTO);
+    T_EQ(td_stage_scatter(&s, &on_dev, hole, 0, HELD, &r, &on_dev.tokens, a, NULL), TD_EPROTO);
+    T_EQ(td_stage_gather(&s, &on_dev, pages, 1, HELD - 1, &r, &on_dev.tokens, a, NULL), TD_EPROTO);
+    T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &slot, &on_dev.tokens, a, NULL), TD_EPROTO);
     T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes), "a refused rectangle was written");
     td_stage_close(&s), td_stage_close(&plain);
     free(before), free(after), free(a), free(b);

@@ -37,7 +37,8 @@
 #include "worker/ship/grid_plan.h"
 #include "worker/ship/trace.h"
 
-enum { TD_SHIP_MAX_DESTS = 112 };
+/* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is sent. */
+enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 8 };
 
 typedef struct td_ship td_ship;
 

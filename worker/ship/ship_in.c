@@ -2,6 +2,7 @@
 /* worker/ship/ship_in.c - the receiving half: frames into pages, answers, and what the engine is told. */
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/crc.h"
 #include "common/log.h"
 #include "worker/ship/codec.h"
 #include "worker/ship/ship_int.h"
@@ -231,27 +232,42 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     if (!keep_early(s, now, id, &f, part[1])) handle(s, now, id, &f, part[1]);
 }
 
+/* The payload to its pages, if it has a place. NULL, or why it cannot be written. */
+static const char *write_pages(td_ship *s, const td_kvframe *f, td_part payload, td_epoch **e, uint32_t *crc)
+{
+    td_rect rect;
+    *e = td_receiver_place(s->receiver, f, &rect);
+    if (!*e) return NULL;
+    const receiving *r = (*e)->user;
+    const td_codec_side side = ship_side(s, rect.group);
+    td_status st = td_stage_scatter(&s->stage, &side, r->pages[rect.group], 0, r->n_pages[rect.group], &rect, &side.tokens,
+                                    payload.p, crc);
+    return st >= 0 ? NULL : st == TD_EPROTO ? "a page of the reservation is missing" : "pages cannot be written to the device";
+}
+
+static td_recv_action receive(td_ship *s, int64_t now, const td_kvframe *f, td_part payload)
+{
+    td_epoch *e;
+    uint32_t crc = 0;
+    const char *why = write_pages(s, f, payload, &e, &crc);
+    if (f->type == TD_KVF_COMMIT) crc = td_crc32c(0, payload.p, payload.n);
+    if (!why) return td_receiver_message(s->receiver, now, f, payload.p, crc);
+    e->state = TD_EPOCH_FAILED;
+    e->why = why;
+    return (td_recv_action){.epoch = e};
+}
+
 static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload)
 {
-    td_recv_action a = td_receiver_message(s->receiver, now, f, payload.p);
+    td_recv_action a = receive(s, now, f, payload);
     if (a.bad) {
         s->frames_bad++;
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f->epoch,
                 a.why ? a.why : "message for a sender");
     }
     if (a.epoch) remember(a.epoch->user, f->src_rank, id);
-    if (a.write) {
-        const receiving *r = a.epoch->user;
-        const td_codec_side side = ship_side(s, a.rect.group);
-        td_status st = td_stage_scatter(&s->stage, &side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
-                                        &side.tokens, payload.p);
-        if (st < 0) {
-            a.epoch->state = TD_EPOCH_FAILED;
-            a.epoch->why = st == TD_EPROTO ? "a page of the reservation is missing" : "pages cannot be written to the device";
-        }
-    }
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
-        settle(s, a.epoch, now, f->type == TD_KVF_ABORT ? f->src_rank : -1);
+        settle(s, a.epoch, td_now_us(), f->type == TD_KVF_ABORT ? f->src_rank : -1); /* now is when this turn began */
     else if (a.answer == TD_KVF_CREDIT && f->src_rank < ((receiving *)a.epoch->user)->n_peers)
         owe(s, a.epoch->user, f->src_rank, a.credits);
     else if (a.answer)

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BULK_HWM = 64, FRAMES_PER_TURN = 4, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000 };
+enum { FRAMES_PER_TURN = 4, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000 };
 
 static sending *find(td_ship *s, uint64_t key, uint32_t dst)
 {
@@ -58,7 +58,7 @@ static td_status dest_open(td_ship *s, const cmd *c, const char *endpoint, dest 
     }
     *d = (dest){.has_key = c->sink.has_key};
     snprintf(d->endpoint, sizeof d->endpoint, "%s", endpoint);
-    td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = BULK_HWM};
+    td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM};
     if (d->has_key) {
         if (!s->o.curve)
             return td_refuse(TD_ENOSUP, "%s wants encryption and this worker has no key", d->endpoint);
@@ -193,7 +193,8 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
         stack_give(NULL, s->buffers);
         return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
     }
-    td_status st = td_stage_gather(&s->stage, &side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload);
+    uint32_t crc;
+    td_status st = td_stage_gather(&s->stage, &side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload, &crc);
     if (st < 0) {
         stack_give(payload, s->buffers);
         if (st != TD_EPROTO) return st;
@@ -202,7 +203,7 @@ static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_e
     td_frame_rect(&a->head, &a->rect, kv->dtype, kv->D,
                   td_token_before(&x->tokens, a->rect.tok0 + a->rect.n_tok) -
                   td_token_before(&x->tokens, a->rect.tok0));
-    td_frame_seal(&a->head, payload, n);
+    td_frame_seal_with(&a->head, crc, n);
     *posted = (td_send_event){.type = TD_SEND_POSTED, .digest = td_frame_digest(&a->head), .bytes = n};
     int64_t number = (int64_t)s->frames_sent;
     if (s->fault.what == FAULT_FLIP && number == s->fault.n) payload[n / 2] ^= 1;
@@ -222,7 +223,7 @@ static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t 
     }
     td_kvcommit h;
     memcpy(&h, x->commit.p, sizeof h);
-    h.exposed_us = TD_MAX(now - x->prompt_end_us, (int64_t)0);
+    h.exposed_us = TD_MAX(td_now_us() - x->prompt_end_us, (int64_t)0); /* now is when this turn began */
     memcpy(x->commit.p, &h, sizeof h);
     a->head.sent_us = x->m.first_us < 0 ? 0 : now - x->m.first_us;
     td_frame_seal(&a->head, x->commit.p, x->commit.len);

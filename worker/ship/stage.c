@@ -96,21 +96,21 @@ static td_status load(td_stage *s, const td_codec_side *side, const int32_t *pag
 }
 
 td_status td_stage_gather(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                          const td_rect *r, const td_token_set *pick, void *payload)
+                          const td_rect *r, const td_token_set *pick, void *payload, uint32_t *crc)
 {
     window w;
-    if (!s->dev) return td_codec_gather(side, pages, page0, n_pages, r, pick, payload) ? TD_OK : missing(r);
+    if (!s->dev) return td_codec_gather(side, pages, page0, n_pages, r, pick, payload, crc) ? TD_OK : missing(r);
     TD_TRY(load(s, side, pages, page0, n_pages, r, &w));
-    return td_codec_gather(&w.side, s->page, w.first, w.n, r, pick, payload) ? TD_OK : missing(r);
+    return td_codec_gather(&w.side, s->page, w.first, w.n, r, pick, payload, crc) ? TD_OK : missing(r);
 }
 
 /* What is beside the rectangle in its pages stays: they come here first. */
 td_status td_stage_scatter(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                           const td_rect *r, const td_token_set *pick, const void *payload)
+                           const td_rect *r, const td_token_set *pick, const void *payload, uint32_t *crc)
 {
     window w;
-    if (!s->dev) return td_codec_scatter(side, pages, page0, n_pages, r, pick, payload) ? TD_OK : missing(r);
+    if (!s->dev) return td_codec_scatter(side, pages, page0, n_pages, r, pick, payload, crc) ? TD_OK : missing(r);
     TD_TRY(load(s, side, pages, page0, n_pages, r, &w));
-    if (!td_codec_scatter(&w.side, s->page, w.first, w.n, r, pick, payload)) return missing(r);
+    if (!td_codec_scatter(&w.side, s->page, w.first, w.n, r, pick, payload, crc)) return missing(r);
     return move(s, &w, pages, page0, true);
 }

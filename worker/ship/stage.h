@@ -25,8 +25,8 @@ typedef struct td_stage {
 td_status td_stage_open(td_stage *s, td_dev *dev);
 void td_stage_close(td_stage *s);
 td_status td_stage_gather(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                          const td_rect *r, const td_token_set *pick, void *payload);
+                          const td_rect *r, const td_token_set *pick, void *payload, uint32_t *crc);
 td_status td_stage_scatter(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                           const td_rect *r, const td_token_set *pick, const void *payload);
+                           const td_rect *r, const td_token_set *pick, const void *payload, uint32_t *crc);
 
 #endif
