@@ -132,7 +132,7 @@ static void ships_open(ranks *r, uint32_t n)
     r->gb.tp = DSTS;
     grid_open(&r->src, &r->ga, &d, 0, 16, n, 0xAA, 1);
     grid_tag(&r->src, &d, n);
-    td_ship_opts o = {.z = zs, .desc = &d, .incarnation = SRC_INC, .max_keys = 4, .timeout_us = 20000000, .wake_fd = r->wake};
+    td_ship_opts o = {.z = zs, .desc = &d, .incarnation = SRC_INC, .max_keys = 4, .credits = CREDITS, .timeout_us = 20000000, .wake_fd = r->wake};
     for (int g = 0; g < d.n_groups; g++) o.kv[g] = &r->src.kv[g];
     TD_CHECK(td_ship_open(&o, &r->from) == TD_OK);
     o.grid = &r->gb;

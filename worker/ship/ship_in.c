@@ -48,8 +48,8 @@ static void tell(td_ship *s, const receiving *r, uint64_t epoch, const char *why
                    why ? TD_KVF_NACK : TD_KVF_ACK, 0, why);
 }
 
-/* One message gives back what a turn has read: fewer wake-ups when there is much, none held back when there
- * is little. */
+/* Credits go back by the quarter of what a sender was told: a message a frame would wake four threads each time. Nobody
+ * waits for the others: a sender whose frames were all read has more than three quarters. */
 static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
 {
     r->peer[rank].owed += credits;
@@ -62,9 +62,9 @@ static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
 static void pay(td_ship *s, receiving *r)
 {
     for (uint32_t k = 0; k < r->n_peers; k++) {
-        if (r->peer[k].owed)
-            answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, r->key, s->o.incarnation, TD_KVF_CREDIT,
-                   r->peer[k].owed, NULL);
+        if (!r->peer[k].owed || r->peer[k].owed < s->o.credits / 4) continue;
+        answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, r->key, s->o.incarnation, TD_KVF_CREDIT,
+               r->peer[k].owed, NULL);
         r->peer[k].owed = 0;
     }
 }
