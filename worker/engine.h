@@ -64,7 +64,9 @@ typedef struct td_engine_opts {
     /* logit rows per step, as the model was opened with; 0: td_engine_logit_rows(max_seqs) */
     int max_logits;
     const td_ranks *ranks;          /* the worker's ranks (this one is rank 0); NULL: one. Borrowed */
-    int depth;                      /* steps in flight; 0: one, or one per pipeline stage */
+    /* Steps in flight; 0: one. More, where one stage draws what it reads (td_exec_knows_draws): the device has its next step
+     * before the host has the last one's tokens. With pipeline stages: one a stage. */
+    int depth;
     int eplb_interval;              /* parallel experts are balanced every so many steps; 0: never */
 } td_engine_opts;
 
@@ -128,11 +130,13 @@ typedef struct td_engine_ledger_row {
 
 typedef struct td_engine_stats {
     uint64_t steps, rows, prompt_rows, decode_rows, preemptions, hit_tokens, query_tokens, evictions;
+    uint64_t discarded_rows;        /* of rows: of legs and choices that had ended by the time they were computed */
     uint32_t legs_waiting, legs_running, seqs_running;
     uint64_t waiting_tokens;        /* prompt tokens not yet computed */
     int64_t step_us_ewma;
     double prefill_tok_s, decode_tok_s;          /* EWMA, 0 until measured */
     td_engine_ledger_row ledger[TD_MAX_GROUPS];
+    td_expert_stats experts;        /* of rank 0's stage */
 } td_engine_stats;
 
 /* Logit rows a step may have: one per sequence and 64 for prompt logprobs. What td_model_opts.max_logits
@@ -176,6 +180,8 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out);
  * in their pages. */
 typedef void td_engine_kv_fn(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1);
 void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg);
+/* A PREFILL leg has its pages, and so its replica. In planning: td_engine_command may be called. */
+void td_engine_on_admit(td_engine *e, void (*fn)(void *arg, uint64_t key), void *arg);
 /* Each submitted step, for traces and the step log (before it runs). */
 void td_engine_on_step(td_engine *e, void (*fn)(void *arg, const td_step *s), void *arg);
 /* Rows of legs with all_logits, as they are computed: logits[V] of the leg's position. */
@@ -188,6 +194,7 @@ void td_engine_on_logits(td_engine *e,
 const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n);
 /* The replica that has the leg's pages (data parallel); 0 if it has none yet. */
 uint32_t td_engine_replica_of(const td_engine *e, uint64_t key);
+uint32_t td_engine_replicas(const td_engine *e);
 const td_kv *td_engine_kv(const td_engine *e, int group);
 const td_model_desc *td_engine_descr(const td_engine *e);
 int td_engine_max_model_len(const td_engine *e);
