@@ -35,14 +35,14 @@ static void put_end(void)
 }
 #endif
 
-static uint32_t picked(const td_rect *r, const td_token_set *pick)
+uint32_t td_codec_tokens(const td_rect *r, const td_token_set *pick)
 {
     return td_token_before(pick, r->tok0 + r->n_tok) - td_token_before(pick, r->tok0);
 }
 
 size_t td_codec_bytes(const td_kv *kv, const td_rect *r, const td_token_set *pick)
 {
-    return 2 * (size_t)r->n_layers * r->n_heads * picked(r, pick) * (size_t)kv->D * td_dtype_bytes(kv->dtype);
+    return 2 * (size_t)r->n_layers * r->n_heads * td_codec_tokens(r, pick) * (size_t)kv->D * td_dtype_bytes(kv->dtype);
 }
 
 /* The next tokens of the rectangle that lie side by side: picked, and in one page of this side. */
@@ -73,6 +73,16 @@ static bool fits(const td_codec_side *s, const int32_t *pages, uint32_t page0, u
         if (!x.n || j < page0 || j - page0 >= n_pages) return false;
         if (pages[j - page0] < 0 || pages[j - page0] >= s->kv->n_pages) return false;
     }
+    return true;
+}
+
+bool td_codec_rows(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages, const td_rect *r,
+                   const td_token_set *pick, int32_t *row)
+{
+    uint32_t P = (uint32_t)s->kv->P;
+    if (!fits(s, pages, page0, n_pages, r, pick)) return false;
+    for (stretch x = {.token = r->tok0}; next(s, r, pick, &x);)
+        for (uint32_t i = 0; i < x.n; i++) *row++ = pages[x.local / P - page0] * (int32_t)P + (int32_t)(x.local % P + i);
     return true;
 }
 
@@ -135,7 +145,7 @@ static void walk(mover *m, const td_codec_side *s, const int32_t *pages, uint32_
 {
     const td_kv *kv = s->kv;
     uint32_t P = (uint32_t)kv->P;
-    size_t row = (size_t)kv->D * td_dtype_bytes(kv->dtype), head = row * picked(r, pick), off = 0;
+    size_t row = (size_t)kv->D * td_dtype_bytes(kv->dtype), head = row * td_codec_tokens(r, pick), off = 0;
     size_t page_head = (size_t)P * row,
            skip = page_head * (size_t)(kv->G - r->n_heads); /* to the same head of V */
     for (stretch x = {.token = r->tok0}; next(s, r, pick, &x); off += x.n * row) {

@@ -32,10 +32,14 @@ static inline td_codec_side td_codec_whole(const td_kv *kv, int n_slots)
     return (td_codec_side){.kv = kv, .n_slots = (uint16_t)n_slots, .tokens = {{TD_TOKENS_ALL, 1, 0}, 0}};
 }
 
+uint32_t td_codec_tokens(const td_rect *r, const td_token_set *pick); /* of the rectangle, in the payload */
 size_t td_codec_bytes(const td_kv *kv, const td_rect *r, const td_token_set *pick);
 bool td_codec_gather(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages,
                      const td_rect *r, const td_token_set *pick, void *payload, uint32_t *crc);
 bool td_codec_scatter(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages,
                       const td_rect *r, const td_token_set *pick, const void *payload, uint32_t *crc);
+/* Where the payload's tokens lie: page * P + place in it, of each. */
+bool td_codec_rows(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages, const td_rect *r,
+                   const td_token_set *pick, int32_t *row);
 
 #endif

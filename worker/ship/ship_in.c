@@ -11,6 +11,7 @@
 #include <string.h>
 
 enum { RECV_PER_TURN = 32, MAX_EARLY = 128, EARLY_US = 2000000 };
+static const char BAD_DEVICE[] = "pages cannot be written to the device";
 static const char BAD_FIRST[] = "COMMIT's first tokens are malformed";
 
 static void receiving_free(receiving *r)
@@ -110,6 +111,10 @@ static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
         e->state = TD_EPOCH_FAILED;
         e->why = BAD_FIRST;
     }
+    if (td_stage_flush(&s->stage) < 0 && e->state == TD_EPOCH_LANDED) {
+        e->state = TD_EPOCH_FAILED;
+        e->why = BAD_DEVICE;
+    }
     const char *why = e->state == TD_EPOCH_LANDED ? NULL : e->why ? e->why : "failed";
     ev->bytes = e->bytes;
     ev->frames = e->frames;
@@ -189,6 +194,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     if (c->type == CMD_RECV_CLOSE) {
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (!e) return; /* LANDED or LOST is on the way to the engine */
+        if (td_stage_flush(&s->stage) < 0) TD_DEBUG_LOG("%s", td_reason());
         tell(s, e->user, e->id, "the reservation was cancelled", -1);
         disown(s, e->user);
         receiving_free(e->user);
@@ -241,9 +247,10 @@ static const char *write_pages(td_ship *s, const td_kvframe *f, td_part payload,
     if (!*e) return NULL;
     const receiving *r = (*e)->user;
     const td_codec_side side = ship_side(s, rect.group);
-    td_status st = td_stage_scatter(&s->stage, &side, r->pages[rect.group], 0, r->n_pages[rect.group], &rect, &side.tokens,
-                                    payload.p, crc);
-    return st >= 0 ? NULL : st == TD_EPROTO ? "a page of the reservation is missing" : "pages cannot be written to the device";
+    td_status st = td_stage_scatter(&s->stage, &(td_stage_rect){.side = &side, .pages = r->pages[rect.group],
+                                                                .n_pages = r->n_pages[rect.group], .r = &rect,
+                                                                .pick = &side.tokens}, payload.p, crc);
+    return st >= 0 ? NULL : st == TD_EPROTO ? "a page of the reservation is missing" : BAD_DEVICE;
 }
 
 static td_recv_action receive(td_ship *s, int64_t now, const td_kvframe *f, td_part payload)
