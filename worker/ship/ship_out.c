@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { FRAMES_PER_TURN = 4, AHEAD = 3, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000 };
+enum { FRAMES_PER_TURN = 4, AHEAD = 3, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000,
+       BACK_S = 5 };
 
 static sending *find(td_ship *s, uint64_t key, uint32_t dst)
 {
@@ -116,8 +118,12 @@ static void stack_free(stack *b)
 
 void ship_stack_close(stack *b)
 {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += BACK_S;
     pthread_mutex_lock(&b->mu);
-    while (b->dev && b->out) pthread_cond_wait(&b->back, &b->mu); /* their sockets are closed: soon */
+    while (b->dev && b->out && !pthread_cond_timedwait(&b->back, &b->mu, &until)) {} /* their sockets are closed: soon */
+    if (b->dev && b->out) TD_WARN("%u frames have not come back from their sockets", b->out);
     b->closed = true;
     bool last = !b->out;
     pthread_mutex_unlock(&b->mu);
