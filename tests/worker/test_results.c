@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/worker/test_results.c - results of steps in flight on a device that does nothing before somebody waits for it, and then
- * only what must be done: so what fetch waits for is seen, and what it must not wait for too. And on the host. */
-#include "worker/results.h"
+/* tests/worker/test_results.c - results of steps in flight on a device that does nothing before somebody
+ * waits for it, and then only what must be done: so what fetch waits for is seen, and what it must not wait
+ * for too. And on the host. */
 #include "common/check.h"
 #include "tests/t.h"
+#include "worker/results.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,9 @@ typedef struct op { /* of a stream: bytes that move, or an event to wait for, or
     td_event *wait, *record;
     int nth; /* wait: for that record of it */
 } op;
-struct td_event { int records, done; }; /* done: of those */
+struct td_event {
+    int records, done;
+}; /* done: of those */
 static op queue[TD_N_STREAMS][MAX_OPS];
 static int n_queued[TD_N_STREAMS], n_done[TD_N_STREAMS], live;
 
@@ -74,7 +77,10 @@ static td_status lazy_event(td_dev *d, td_event **out)
     live++;
     return TD_OK;
 }
-static void lazy_event_close(td_dev *d, td_event *e) { lazy_free(d, e); }
+static void lazy_event_close(td_dev *d, td_event *e)
+{
+    lazy_free(d, e);
+}
 static td_status lazy_record(td_dev *d, td_stream_kind s, td_event *e)
 {
     (void)d;
@@ -99,9 +105,20 @@ static td_status lazy_sync(td_dev *d, td_stream_kind s)
     return TD_OK;
 }
 
-static td_dev lazy = {.kind = "lazy", .alloc = lazy_alloc, .free = lazy_free, .alloc_host = lazy_alloc, .free_host = lazy_free,
-                      .upload = lazy_move, .download = lazy_move, .copy = lazy_move, .event_open = lazy_event,
-                      .event_close = lazy_event_close, .record = lazy_record, .wait = lazy_wait, .await = lazy_await, .sync = lazy_sync};
+static td_dev lazy = {.kind = "lazy",
+                      .alloc = lazy_alloc,
+                      .free = lazy_free,
+                      .alloc_host = lazy_alloc,
+                      .free_host = lazy_free,
+                      .upload = lazy_move,
+                      .download = lazy_move,
+                      .copy = lazy_move,
+                      .event_open = lazy_event,
+                      .event_close = lazy_event_close,
+                      .record = lazy_record,
+                      .wait = lazy_wait,
+                      .await = lazy_await,
+                      .sync = lazy_sync};
 
 static td_sample_out made[64][2 * N];
 
@@ -116,8 +133,10 @@ static void draw(td_results *r, int step, size_t n)
 {
     T_EQ(td_results_room(r, n), TD_OK);
     td_sample_out *to = td_results_at(r, step % DEPTH);
-    if (r->dev && n) lazy_move(r->dev, TD_STREAM_COMPUTE, to, made[step], n * sizeof *to);
-    else if (n) memcpy(to, made[step], n * sizeof *to);
+    if (r->dev && n)
+        lazy_move(r->dev, TD_STREAM_COMPUTE, to, made[step], n * sizeof *to);
+    else if (n)
+        memcpy(to, made[step], n * sizeof *to);
     T_EQ(td_results_send(r, step % DEPTH, n), TD_OK);
 }
 
@@ -125,7 +144,8 @@ static void fetch(td_results *r, int step, size_t n)
 {
     td_sample_out out[2 * N];
     T_EQ(td_results_fetch(r, step % DEPTH, n, out), TD_OK);
-    T_OK(!memcmp(out, made[step], n * sizeof *out), "step %d: %d is not %d", step, out[0].token, made[step][0].token);
+    T_OK(!memcmp(out, made[step], n * sizeof *out), "step %d: %d is not %d", step, out[0].token,
+         made[step][0].token);
 }
 
 static void test_order(td_dev *dev)
@@ -135,13 +155,16 @@ static void test_order(td_dev *dev)
     draw(&r, 0, 8), draw(&r, 1, 8);
     int compute = n_queued[TD_STREAM_COMPUTE];
     for (int step = 2; step < 60; step++) {
-        size_t n = step == 20 ? N : step == 40 ? 2 * N : 8; /* twice the arrays grow, with two steps in flight */
+        size_t n = step == 20   ? N
+                   : step == 40 ? 2 * N
+                                : 8; /* twice the arrays grow, with two steps in flight */
         draw(&r, step, n);
         int before = n_queued[TD_STREAM_COMPUTE];
         fetch(&r, step - 2, step - 2 == 20 ? N : step - 2 == 40 ? 2 * N : 8);
         bool grown = step >= 20 && step <= 21 + DEPTH; /* a larger step waits for everything */
         grown = grown || (step >= 40 && step <= 41 + DEPTH);
-        T_OK(!dev || grown || n_done[TD_STREAM_COMPUTE] <= compute, "step %d's fetch has waited for later steps", step - 2);
+        T_OK(!dev || grown || n_done[TD_STREAM_COMPUTE] <= compute,
+             "step %d's fetch has waited for later steps", step - 2);
         compute = before;
     }
     td_results_close(&r);
