@@ -144,10 +144,14 @@ typedef struct td_ops {
 
     /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so
      * that threads and shards can share the work; dst is the whole matrix. packed_dtype: what `from` becomes
-     * in this family. */
+     * in this family: of E4M3 either E4M3 (the codes are packed, the scales put behind them by the caller) or
+     * another type (then the caller multiplies first and packs f32). */
     td_dtype (*packed_dtype)(td_dtype from);
     size_t (*packed_bytes)(int N, int K, td_dtype from);
     void (*pack)(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1);
+    /* Why `linear` does not take a weight of this shape, type, slices and scales (p is not looked at), or NULL.
+     * NULL itself: it takes all. */
+    const char *(*refuses)(const td_weight *w);
 
     size_t (*scratch_bytes)(int max_rows, int max_K, int max_D, int n_threads);
 

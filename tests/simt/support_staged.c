@@ -29,7 +29,9 @@ static void *give(const void *host, size_t bytes)
 static td_weight weight_of(const td_weight *w)
 {
     td_weight d = *w; /* what it is made from does not matter: the packed type alone decides the bytes */
-    d.p = give(w->p, cuda->packed_bytes(w->N, w->K, w->dtype));
+    size_t bytes = cuda->packed_bytes(w->N, w->K, w->dtype);
+    if (w->scale_rows) bytes = w->scale_at + td_weight_scale_count(w) * sizeof(float);
+    d.p = give(w->p, bytes);
     d.bias = give(w->bias, (size_t)w->N * 4);
     return d;
 }
@@ -284,6 +286,7 @@ static const td_ops *open_staged(void)
     staged.packed_dtype = cuda->packed_dtype;
     staged.packed_bytes = cuda->packed_bytes;
     staged.pack = cuda->pack;
+    staged.refuses = cuda->refuses;
     staged.scratch_bytes = cuda->scratch_bytes;
     staged.linear = linear;
     staged.linear_grouped = linear_grouped;
