@@ -553,7 +553,8 @@ static td_status collect(td_engine *e)
         q->flying--;
         td_engine_landed(e, q);
     }
-    note_speed(e, f, now - TD_MAX(f->submitted_us, e->collected_us));
+    /* A step that waited in the queue behind another takes from that one's end. */
+    note_speed(e, f, now - (e->ahead ? TD_MAX(f->submitted_us, e->collected_us) : f->submitted_us));
     e->collected_us = now;
     return TD_OK;
 }
