@@ -33,10 +33,11 @@ static td_status prepare(forward *f)
     td_share_rows(m, f->step, f->kv);
     f->T = s->n_own;
     td_rope_rows(&m->rope, s->pos, s->T, m->scratch.cs);
-    bool unknown = f->step->n_before > 0, device = m->ops->dev != NULL; /* on a device: one rank, with the whole vocabulary */
+    bool unknown = f->step->n_before > 0, device = m->ops->dev != NULL; /* on a device: one rank has all ids */
     if (unknown && !device) m->ops->fill_ids(m->pool, s->ids + s->own0, f->T, m->drawn);
     td_share_local_ids(m);
-    TD_TRY(td_place_step(m, m->scratch.cs, td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale), &f->at));
+    TD_TRY(td_place_step(m, m->scratch.cs,
+                         td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale), &f->at));
     if (unknown && device) m->ops->fill_ids(m->pool, f->at.ids, f->T, m->drawn);
     return TD_OK;
 }
@@ -238,7 +239,8 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 {
     TD_TRY(td_model_check(m, step, kv));
     if (step->n_before && !m->drawn)
-        return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here", (unsigned long long)step->number);
+        return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here",
+                       (unsigned long long)step->number);
     forward f = {.m = m, .step = step, .kv = kv};
     TD_TRY(prepare(&f));
     TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
