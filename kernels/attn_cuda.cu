@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/attn_cuda.cu - the plan of a step, the merge of partial results, of this device and of several ranks,
- * and what a call launches. */
+/* kernels/attn_cuda.cu - the plan of a step, the merge of partial results, of this device and of several
+ * ranks, and what a call launches. */
 #include "kernels/attn_cuda_launch.h"
 #include "kernels/attn_cuda_tile.h"
 #include <string.h>
@@ -222,7 +222,8 @@ int td_cuda_attn_merge(void *stream, const float *const *part, const float *befo
 {
     merge_args a = {{}, before, state, out, ldo, T, H, D, n_parts, ranks};
     if (T <= 0) return 0;
-    if (ranks < 1 || ranks > TD_CUDA_ATTN_MAX_RANKS || D > 256 || n_parts < 0) return (int)cudaErrorInvalidValue;
+    if (ranks < 1 || ranks > TD_CUDA_ATTN_MAX_RANKS || D > 256 || n_parts < 0)
+        return (int)cudaErrorInvalidValue;
     for (int r = 0; r < ranks; r++) a.part[r] = part[r];
     long long want = ((long long)T * H + 3) / 4;
     void (*merge)(const merge_args) = D <= 64    ? attn_parts_kernel<2>

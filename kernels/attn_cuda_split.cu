@@ -92,7 +92,8 @@ static TD_DEV void split_store(attn_state<DM> &st, const attn_args &a, const spl
         float *ml, *o;
         if (a.part) {
             const int nth = (w->split - a.rank) / a.ranks - a.part0, head = w->g * a.group + pr % a.group;
-            const size_t at = ((size_t)(s.row0 + pr / a.group) * a.n_parts + nth) * (size_t)(a.G * a.group) + head;
+            const size_t at =
+                ((size_t)(s.row0 + pr / a.group) * a.n_parts + nth) * (size_t)(a.G * a.group) + head;
             ml = a.part + at * (size_t)(a.D + 2);
             o = ml + 2;
         } else {
@@ -148,7 +149,8 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
         if (lane == 0) split_next(&at[buf ^ 1], a, w);
         __syncwarp();
         const bool more = next->item >= 0;
-        if (more) attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &next->src, next->key0, next->elsewhere, lane, 32);
+        if (more)
+            attn_offsets(off + (buf ^ 1) * ATTN_TILE, a, &next->src, next->key0, next->elsewhere, lane, 32);
         td_cp_async_wait<0>();
         __syncwarp(); /* K is here, V's buffer is free, the next offsets are written */
         attn_copy<DM>(smem + L::V_AT, w->src.kv + a.v_elems, off + buf * ATTN_TILE, a.D, lane, 32);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/draw_cuda.cu - draws over a vocabulary that lies in parts on several devices: what a rank says in each stage
- * (kernels/draw.h), one block a draw. What it hears is the host's to work out; messages are integers and maxima, so the results
- * are those of sample_cuda.cu over the whole vocabulary, to the bit.
- * Cost: as sample_cuda.cu, over this rank's part; a message to the host and one wait a stage. Not measured. */
+/* kernels/draw_cuda.cu - draws over a vocabulary that lies in parts on several devices: what a rank says in
+ * each stage (kernels/draw.h), one block a draw. What it hears is the host's to work out; messages are
+ * integers and maxima, so the results are those of sample_cuda.cu over the whole vocabulary, to the bit.
+ * Cost: as sample_cuda.cu, over this rank's part; a message to the host and one wait a stage. Not measured.
+ */
 #include "kernels/draw.h"
 #include "kernels/sample_cuda_tile.h"
 
@@ -107,8 +108,10 @@ TD_DEV void say_raw(shared_space *s, const td_draw &d, const part &v, td_draw_en
     if (m->n_top) top_n(s, d.raw, v.n, m->n_top, 0.0, top);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < want; i += (int)blockDim.x) {
-        if (i < m->n_top) top[i].id += (uint32_t)v.v0;
-        else top[i] = td_top{0u, 0.f};
+        if (i < m->n_top)
+            top[i].id += (uint32_t)v.v0;
+        else
+            top[i] = td_top{0u, 0.f};
     }
 }
 
@@ -127,7 +130,8 @@ TD_DEV void say_end(shared_space *s, const td_draw &d, const part &v, td_draw_en
 
 /* Draws without bytes left are over. */
 // limits: regs 64, spill 0, smem 18432
-static __global__ void __launch_bounds__(1024, 1) draw_say(const td_draw *draws, part v, unsigned char *message)
+static __global__ void __launch_bounds__(1024, 1)
+    draw_say(const td_draw *draws, part v, unsigned char *message)
 {
     __shared__ shared_space s;
     td_grid_wait();
@@ -142,10 +146,14 @@ static __global__ void __launch_bounds__(1024, 1) draw_say(const td_draw *draws,
         say_end(&s, d, v, (td_draw_end *)to);
 }
 
-extern "C" int td_cuda_draw_say(td_stream s, const td_vocab *v, const td_draw *draws, int n, unsigned char *message)
+extern "C" int td_cuda_draw_say(td_stream s, const td_vocab *v, const td_draw *draws, int n,
+                                unsigned char *message)
 {
     if (n == 0) return 0;
     if (v->V < 1 || v->V >= 1 << 19 || (v->n && v->v0 % 32)) return cudaErrorInvalidValue;
-    return td_launch(draw_say, (unsigned)n, v->n <= 1024 ? 128u : v->n <= 8192 ? 512u : 1024u, 0, (cudaStream_t)s, draws,
-                     part{v->V, v->v0, v->n}, message);
+    return td_launch(draw_say, (unsigned)n,
+                     v->n <= 1024   ? 128u
+                     : v->n <= 8192 ? 512u
+                                    : 1024u,
+                     0, (cudaStream_t)s, draws, part{v->V, v->v0, v->n}, message);
 }

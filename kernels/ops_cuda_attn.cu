@@ -96,8 +96,8 @@ static bool send_step(const td_attn_args *a, step_copy *c)
         launched(td_cuda_attn_plan_parts(stream(), seq, a->n_seq, a->H, a->G, a->n_parts, c->plan.p),
                  "plan of attention");
     else if (s == TD_OK)
-        launched(td_cuda_attn_plan(stream(), seq, a->n_seq, a->H, a->G, a->D,
-                                   a->window, c->max_slots, TD_CUDA_ATTN_FEW, c->plan.p),
+        launched(td_cuda_attn_plan(stream(), seq, a->n_seq, a->H, a->G, a->D, a->window, c->max_slots,
+                                   TD_CUDA_ATTN_FEW, c->plan.p),
                  "plan of attention");
     return may_run();
 }
@@ -187,7 +187,8 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
 static void ops_attn_merge(td_pool *, const td_merge_args *a)
 {
     if (may_run())
-        launched(td_cuda_attn_merge(stream(), a->part, a->before, a->state, a->out, a->ldo, a->T, a->H, a->D, a->n_parts, a->ranks),
+        launched(td_cuda_attn_merge(stream(), a->part, a->before, a->state, a->out, a->ldo, a->T, a->H, a->D,
+                                    a->n_parts, a->ranks),
                  "merge of parts");
 }
 
@@ -206,7 +207,8 @@ static void ops_gather_pages(td_pool *, const td_kv *kv, int slot, const int32_t
         const int32_t *from_d = parcel_put(&p, pages + i, (size_t)k), *to_d = parcel_put(&p, to, (size_t)k);
         dst.base = (uint8_t *)out + (size_t)i * td_kv_page_bytes(kv);
         dst.n_pages = k;
-        if (parcel_send(&p)) launched(td_cuda_kv_copy(stream(), &dst, to_d, &src, from_d, k, 1), "gathering of pages");
+        if (parcel_send(&p))
+            launched(td_cuda_kv_copy(stream(), &dst, to_d, &src, from_d, k, 1), "gathering of pages");
     }
 }
 

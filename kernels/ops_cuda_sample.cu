@@ -60,7 +60,8 @@ static void ops_fill_ids(td_pool *, int32_t *ids, int n, const td_sample_out *be
 
 /* ---- a vocabulary in parts (draw.h) ---- */
 
-/* Copies of the draws whose pointers are the device's. What a row points to is read in the first stage only. */
+/* Copies of the draws whose pointers are the device's. What a row points to is read in the first stage only.
+ */
 static const td_draw *send_draws(const td_draw *d, int n, int V)
 {
     size_t bytes = padded((size_t)n * sizeof *d);

@@ -1,6 +1,7 @@
-/* kernels/sample_cuda_tile.h - what choosing tokens on a device is made of, for rows whose vocabulary is here whole
- * (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): noise, fixed point, reductions of a block, the cut, processors,
- * the race. One block works on a row; V or n: tokens here, v0 the first. Source: sample_cuda.cu. */
+/* kernels/sample_cuda_tile.h - what choosing tokens on a device is made of, for rows whose vocabulary is here
+ * whole (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): noise, fixed point, reductions of a
+ * block, the cut, processors, the race. One block works on a row; V or n: tokens here, v0 the first. Source:
+ * sample_cuda.cu. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_SAMPLE_CUDA_TILE_H
 #define TD_KERNELS_SAMPLE_CUDA_TILE_H
@@ -290,7 +291,8 @@ TD_DEV void apply_penalties(float *x, int v0, int n, const td_sample_row &r)
     }
 }
 
-/* The processed tokens [v0, v0 + n) in x, v0 a multiple of 32: a thread's own elements need no barrier before its next pass. */
+/* The processed tokens [v0, v0 + n) in x, v0 a multiple of 32: a thread's own elements need no barrier before
+ * its next pass. */
 TD_DEV void process(const float *raw, float *x, int v0, int n, const td_sample_row &r)
 {
     for (int i = threadIdx.x; i < n; i += (int)blockDim.x) {
@@ -323,8 +325,8 @@ TD_DEV bool candidate(const race &r, float x, int i)
     return kept(r.c, x, i) && (r.min_p <= 0.f || exp_neg(x - r.max) >= r.min_p);
 }
 
-/* The winner among tokens [v0, v0 + n) and `first`, the likeliest of all, as rank_of. A thread takes blocks of 4 tokens: one
- * Philox call for each that can win. */
+/* The winner among tokens [v0, v0 + n) and `first`, the likeliest of all, as rank_of. A thread takes blocks
+ * of 4 tokens: one Philox call for each that can win. */
 TD_DEV u64 run_race(const race &r, const float *x, int v0, int n, const td_sample_row &row, int first)
 {
     uint32_t bits[4];

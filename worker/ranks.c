@@ -17,8 +17,9 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
     int rank = td_coll_rank(world), tp = grid->tp, cp = grid->cp, pp = grid->pp;
     r.grid.rank = rank;
     if (td_coll_size(world) != td_grid_ranks(grid))
-        return td_fail(TD_EBADREQ, "%d ranks were started for tensor %d x pipeline %d x context %d x data %d = %d", td_coll_size(world),
-                       tp, pp, cp, grid->dp, td_grid_ranks(grid));
+        return td_fail(TD_EBADREQ,
+                       "%d ranks were started for tensor %d x pipeline %d x context %d x data %d = %d",
+                       td_coll_size(world), tp, pp, cp, grid->dp, td_grid_ranks(grid));
     r.at = td_grid_coord(grid, rank);
     td_coord c = r.at;
     td_status s = td_coll_split(world, (c.dp * pp + c.pp) * cp + c.cp, c.tp, &r.tp);
@@ -117,7 +118,8 @@ void td_ranks_close(td_ranks *r)
 
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
 {
-    td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp, r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage};
+    td_coll *all[] = {r->news, r->back,  r->shard,   r->stage,   r->pp,      r->cp,
+                      r->tp,   r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_deadline(all[i], timeout_us);
 }
@@ -219,7 +221,8 @@ td_status td_ranks_agree(td_coll *world, const char *text)
         other[TEXT - 1] = 0;
         if (!strcmp(all, other)) continue;
         first_difference(all, other, la, lb, LINE);
-        s = td_fail(TD_EPROTO, "the ranks were started differently: rank 0 has \"%s\", rank %d \"%s\"", la, i, lb);
+        s = td_fail(TD_EPROTO, "the ranks were started differently: rank 0 has \"%s\", rank %d \"%s\"", la, i,
+                    lb);
     }
     free(all);
     return s;

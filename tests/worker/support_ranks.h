@@ -1,5 +1,5 @@
-/* tests/worker/support_ranks.h - a worker of several ranks inside one process: a thread per rank, the threads back end
- * between them; rank 0 runs the engine, the others serve. */
+/* tests/worker/support_ranks.h - a worker of several ranks inside one process: a thread per rank, the threads
+ * back end between them; rank 0 runs the engine, the others serve. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_SUPPORT_RANKS_H
 #define TD_TESTS_SUPPORT_RANKS_H
@@ -41,10 +41,19 @@ typedef struct tr_group {
 static inline td_status tr_open_model(const tr_rank *r, const td_ranks *ranks, td_pool *pool, td_model **out)
 {
     const tr_opts *o = &r->group->o;
-    td_model_opts m = {.dir = o->dir, .dummy_shape = o->shape, .ops = o->ops, .pool = pool, .max_rows = o->engine.max_batched_tokens,
-                       .max_logits = td_engine_logit_rows(o->engine.max_seqs), .ranks = ranks, .attn_split = o->attn_split,
-                       
-                       .block_rows = o->block_rows, .least_workspace = o->least_workspace, .cp_mode = o->cp_mode, .quantized = o->quantized};
+    td_model_opts m = {.dir = o->dir,
+                       .dummy_shape = o->shape,
+                       .ops = o->ops,
+                       .pool = pool,
+                       .max_rows = o->engine.max_batched_tokens,
+                       .max_logits = td_engine_logit_rows(o->engine.max_seqs),
+                       .ranks = ranks,
+                       .attn_split = o->attn_split,
+
+                       .block_rows = o->block_rows,
+                       .least_workspace = o->least_workspace,
+                       .cp_mode = o->cp_mode,
+                       .quantized = o->quantized};
     return td_model_open(&m, out);
 }
 
@@ -53,9 +62,18 @@ static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks,
     const tr_opts *o = &r->group->o;
     td_kv kv[TD_MAX_GROUPS];
     int n = td_model_descr(m)->n_groups;
-    TD_TRY(td_kvmem_open(o->ops->dev, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size, o->ops->kv_dtype, kv));
-    td_exec_opts x = {.model = m, .ops = o->ops, .pool = pool, .ranks = ranks, .depth = 1, .max_rows = o->engine.max_batched_tokens,
-                      .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv, .on_poll = o->on_poll, .arg = &r->rank};
+    TD_TRY(td_kvmem_open(o->ops->dev, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size,
+                         o->ops->kv_dtype, kv));
+    td_exec_opts x = {.model = m,
+                      .ops = o->ops,
+                      .pool = pool,
+                      .ranks = ranks,
+                      .depth = 1,
+                      .max_rows = o->engine.max_batched_tokens,
+                      .max_logits = td_engine_logit_rows(o->engine.max_seqs),
+                      .kv = kv,
+                      .on_poll = o->on_poll,
+                      .arg = &r->rank};
     td_exec *e;
     td_status s = td_exec_open(&x, &e);
     if (s >= 0) {
@@ -87,17 +105,20 @@ static inline void *tr_thread(void *arg)
     td_ranks ranks;
     td_grid grid = r->group->o.grid;
     td_model_desc d;
-    td_status s = r->group->o.dir ? td_model_desc_read(r->group->o.dir, &d) : td_model_desc_shape(r->group->o.shape, &d);
+    td_status s = r->group->o.dir ? td_model_desc_read(r->group->o.dir, &d)
+                                  : td_model_desc_shape(r->group->o.shape, &d);
     if (s >= 0) s = td_grid_check(&grid, &d);
     if (s >= 0) s = td_ranks_open(r->world, &grid, &ranks);
-    if (s >= 0 && r->group->o.ops->dev && td_grid_ranks(&grid) > 1) s = td_ranks_device(&ranks, r->group->o.ops->dev);
+    if (s >= 0 && r->group->o.ops->dev && td_grid_ranks(&grid) > 1)
+        s = td_ranks_device(&ranks, r->group->o.ops->dev);
     if (s >= 0) {
         td_model *m = NULL;
         s = tr_open_model(r, &ranks, pool, &m);
         if (s >= 0) s = r->rank ? tr_serve(r, m, &ranks, pool) : tr_lead(r, m, &ranks, pool);
         td_model_close(m);
         td_ranks_close(&ranks);
-        if (s >= 0) s = td_coll_barrier(r->world); /* they part in good order: nobody waited for what never came */
+        if (s >= 0)
+            s = td_coll_barrier(r->world); /* they part in good order: nobody waited for what never came */
     }
     r->status = s;
     if (s < 0) {
@@ -127,7 +148,8 @@ static inline bool tr_run(const tr_opts *o, void (*fn)(td_engine *e, void *arg),
     T_OK(td_coll_threads_open(n, end) == TD_OK);
     for (int i = 0; i < n; i++) {
         g.rank[i] = (tr_rank){.group = &g, .rank = i, .world = end[i]};
-        if (pthread_create(&g.rank[i].thread, NULL, tr_thread, &g.rank[i])) abort(); /* the harness counts on rank 0's thread now */
+        if (pthread_create(&g.rank[i].thread, NULL, tr_thread, &g.rank[i]))
+            abort(); /* the harness counts on rank 0's thread now */
     }
     for (int i = 0; i < n; i++) {
         pthread_join(g.rank[i].thread, NULL);

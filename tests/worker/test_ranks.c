@@ -1,7 +1,7 @@
-/* Every way to cut 1, 2, 4 and 8 ranks into tensor x pipeline x context parallel (and expert parallel, and with weights fully
- * sharded, and into replicas), against one rank:
- * tokens, log probabilities and logits, byte for byte. Prompts of odd lengths, an odd vocabulary, 2 and 1 kv heads, experts;
- * small attention splits, so that short prompts lie on several ranks. */
+/* Every way to cut 1, 2, 4 and 8 ranks into tensor x pipeline x context parallel (and expert parallel, and
+ * with weights fully sharded, and into replicas), against one rank: tokens, log probabilities and logits,
+ * byte for byte. Prompts of odd lengths, an odd vocabulary, 2 and 1 kv heads, experts; small attention
+ * splits, so that short prompts lie on several ranks. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/log.h"
 #include "tests/worker/support_engine.h"
@@ -14,7 +14,10 @@ static te_spec spec[N];
 static te_result want[N], got[N];
 static const td_ops *ops;
 
-typedef struct logit_log { float (*row)[V]; uint32_t n; } logit_log;
+typedef struct logit_log {
+    float (*row)[V];
+    uint32_t n;
+} logit_log;
 static logit_log want_logits, got_logits;
 
 static void take_logits(void *arg, uint64_t key, uint32_t position, const float *logits)
@@ -38,7 +41,10 @@ static void make_specs(void)
     spec[3].leg.sampling.temperature = 1;
 }
 
-typedef struct job { te_result *to; logit_log *logits; } job;
+typedef struct job {
+    te_result *to;
+    logit_log *logits;
+} job;
 
 static int n_ahead; /* steps of the last run with ids that were not known when they were planned */
 
@@ -59,7 +65,8 @@ static void run_all(td_engine *e, void *arg)
     for (int i = 0; i < N; i++) te_expect(&spec[i], &j->to[i]);
     te_run(e, spec, j->to, N);
     all.key = 77, all.all_logits = true;
-    all.sampling = (td_sampling){.top_p = 1, .repetition_penalty = 1, .max_tokens = 1, .n = 1, .logprobs = -1, .prompt_logprobs = -1};
+    all.sampling = (td_sampling){
+        .top_p = 1, .repetition_penalty = 1, .max_tokens = 1, .n = 1, .logprobs = -1, .prompt_logprobs = -1};
     td_engine_on_logits(e, take_logits, j->logits);
     j->logits->n = 0;
     T_OK(td_engine_start(e, &all) == TD_OK, "%s", td_reason());
@@ -82,9 +89,18 @@ static void check(tr_opts o, const char *what, bool first)
 
 static tr_opts base_opts(const char *shape)
 {
-    return (tr_opts){.shape = shape, .ops = ops, .attn_split = 64, .depth = 1,
-                     .engine = {.page_size = 16, .kv_pages = PAGES, .max_batched_tokens = 96, .max_seqs = 16, .max_legs = 32,
-                                .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}}};
+    return (tr_opts){.shape = shape,
+                     .ops = ops,
+                     .attn_split = 64,
+                     .depth = 1,
+                     .engine = {.page_size = 16,
+                                .kv_pages = PAGES,
+                                .max_batched_tokens = 96,
+                                .max_seqs = 16,
+                                .max_legs = 32,
+                                .max_model_len = 300,
+                                .prefix_cache = true,
+                                .hash_key = {3, 4}}};
 }
 
 static void all_grids(const char *shape, bool experts)
@@ -97,20 +113,28 @@ static void all_grids(const char *shape, bool experts)
     for (int ranks = 1; ranks <= 8; ranks *= 2)
         for (int cut = 0; cut < 64; cut++)
             for (int mode = 0; mode < 4; mode++) {
-                int tp = 1 << (cut & 3), pp = 1 << (cut >> 2 & 3), cp = 1 << (cut >> 4), dp = ranks / tp / pp / cp;
+                int tp = 1 << (cut & 3), pp = 1 << (cut >> 2 & 3), cp = 1 << (cut >> 4),
+                    dp = ranks / tp / pp / cp;
                 bool ep = mode & 1, fsdp = mode & 2;
-                if (tp * pp * cp * dp != ranks || pp > 4 || ep > experts || (fsdp && cp * dp == 1)) continue; /* 4 layers */
-                if (dp > 1 && !experts && (cut + mode) % 4) continue; /* replicas meet where there are experts: there all */
+                if (tp * pp * cp * dp != ranks || pp > 4 || ep > experts || (fsdp && cp * dp == 1))
+                    continue; /* 4 layers */
+                if (dp > 1 && !experts && (cut + mode) % 4)
+                    continue; /* replicas meet where there are experts: there all */
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
-                o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
+                o.block_rows = count % 3 == 0   ? 1
+                               : count % 3 == 1 ? 8
+                                                : 1000; /* blocks of rows always, sometimes, never */
                 o.cp_mode = (td_cp_mode)(count % 3);
                 o.least_workspace = count % 4 > 1;
                 o.depth = pp > 1 ? pp + count % 2 : 1 + count % 2; /* one for each stage, or one more */
                 o.engine.page_size = count % 2 ? 16 : 32;
-                o.engine.kv_pages = dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
-                snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d%s", shape,
-                         tp, pp, cp, dp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows, (int)o.cp_mode, o.engine.page_size,
-                         o.least_workspace ? ", least workspace" : "");
+                o.engine.kv_pages =
+                    dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
+                snprintf(what, sizeof what,
+                         "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, "
+                         "pages %d%s",
+                         shape, tp, pp, cp, dp, ep ? ", experts" : "", fsdp ? ", sharded" : "", o.block_rows,
+                         (int)o.cp_mode, o.engine.page_size, o.least_workspace ? ", least workspace" : "");
                 check(o, what, false);
                 count++;
             }
@@ -119,17 +143,21 @@ static void all_grids(const char *shape, bool experts)
 /* One grid of each kind, with everything that exchanges something. */
 static void some_grids(void)
 {
-    static const struct { const char *shape; td_grid grid; td_cp_mode mode; } some[] = {
-        {"ranks-tiny", {.tp = 2, .pp = 1, .cp = 2, .dp = 1}, TD_CP_PASS_Q},
-        {"ranks-tiny", {.tp = 1, .pp = 2, .cp = 2, .dp = 1, .fsdp = true}, TD_CP_PASS_KV},
-        {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 2, .ep = true}, TD_CP_AUTO},
-        {"moe-tiny", {.tp = 2, .pp = 2, .cp = 1, .dp = 1}, TD_CP_AUTO}};
+    static const struct {
+        const char *shape;
+        td_grid grid;
+        td_cp_mode mode;
+    } some[] = {{"ranks-tiny", {.tp = 2, .pp = 1, .cp = 2, .dp = 1}, TD_CP_PASS_Q},
+                {"ranks-tiny", {.tp = 1, .pp = 2, .cp = 2, .dp = 1, .fsdp = true}, TD_CP_PASS_KV},
+                {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 2, .ep = true}, TD_CP_AUTO},
+                {"moe-tiny", {.tp = 2, .pp = 2, .cp = 1, .dp = 1}, TD_CP_AUTO}};
     for (size_t i = 0; i < TD_COUNT(some); i++) {
         tr_opts o = base_opts(some[i].shape);
         o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
         check(o, "one rank", true);
         for (int k = 0; k < 2; k++) {
-            o.grid = some[i].grid, o.cp_mode = some[i].mode, o.depth = o.grid.pp, o.block_rows = k ? 1 : 1000, o.least_workspace = k;
+            o.grid = some[i].grid, o.cp_mode = some[i].mode, o.depth = o.grid.pp, o.block_rows = k ? 1 : 1000,
+            o.least_workspace = k;
             check(o, some[i].shape, false);
         }
     }
@@ -139,7 +167,9 @@ static void some_grids(void)
 
 enum { ANSWER = 4000 }; /* bytes: more than goes without the other side */
 
-typedef struct polls { int heard[8], answered, waited, ranks; } polls;
+typedef struct polls {
+    int heard[8], answered, waited, ranks;
+} polls;
 
 static size_t answer(void *arg, void *out, size_t cap)
 {
@@ -157,7 +187,8 @@ static void hear(void *arg, const void *p, size_t n)
     h->heard[b[0] % 8]++;
 }
 
-/* Polls answer once the steps before them are collected; the engine is closed with steps and a poll under way. */
+/* Polls answer once the steps before them are collected; the engine is closed with steps and a poll under
+ * way. */
 static void run_polls(td_engine *e, void *arg)
 {
     polls *h = arg;
@@ -167,8 +198,10 @@ static void run_polls(td_engine *e, void *arg)
         T_OK(td_engine_turn(e, &out) == TD_OK, "%s", td_reason());
         td_status s = td_engine_poll(e, hear, h);
         T_OK(s >= 0, "%s", td_reason());
-        if (s == TD_OK) h->answered++;
-        else h->waited++;
+        if (s == TD_OK)
+            h->answered++;
+        else
+            h->waited++;
     }
 }
 
@@ -187,7 +220,14 @@ static void polled(int tp, int pp, int cp, int dp)
 /* ---- what rank 0 works out while the others wait ---- */
 
 enum { DEADLINE_US = 1000000, WORK_US = 1500000, TICK_US = 20000 };
-typedef struct waiter { pthread_t thread; td_coll *world; bool dies; _Atomic bool *dead; td_status status; int value; } waiter;
+typedef struct waiter {
+    pthread_t thread;
+    td_coll *world;
+    bool dies;
+    _Atomic bool *dead;
+    td_status status;
+    int value;
+} waiter;
 
 /* Longer than anybody waits; or until a rank has died. */
 static int work(void *arg)
@@ -231,8 +271,8 @@ static void worked_out(bool dies)
     }
 }
 
-/* test_ranks mpi SHAPE TP PP CP EP FSDP [DP], started by mpirun: one grid over processes (tests/coll/test_ranks_mpi.py). Rank 0 knows
- * what one rank makes. */
+/* test_ranks mpi SHAPE TP PP CP EP FSDP [DP], started by mpirun: one grid over processes
+ * (tests/coll/test_ranks_mpi.py). Rank 0 knows what one rank makes. */
 static void over_mpi(int argc, char **argv)
 {
     td_coll *world;
@@ -241,16 +281,23 @@ static void over_mpi(int argc, char **argv)
     tr_opts o = base_opts(argv[2]);
     o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
     if (td_coll_rank(world) == 0) check(o, "one rank", true);
-    o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = argc > 8 ? atoi(argv[8]) : 1,
-                       .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
+    o.grid = (td_grid){.tp = atoi(argv[3]),
+                       .pp = atoi(argv[4]),
+                       .cp = atoi(argv[5]),
+                       .dp = argc > 8 ? atoi(argv[8]) : 1,
+                       .ep = atoi(argv[6]) != 0,
+                       .fsdp = atoi(argv[7]) != 0};
     if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
     o.depth = o.grid.pp + (o.grid.pp > 1); /* as of a prefill worker */
     o.block_rows = 8;
     o.least_workspace = o.grid.cp > 1;
     tr_world = world;
-    snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);
-    if (td_coll_rank(world) == 0) check(o, what, false);
-    else T_OK(tr_run(&o, run_all, NULL), "%s", what);
+    snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2],
+             o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);
+    if (td_coll_rank(world) == 0)
+        check(o, what, false);
+    else
+        T_OK(tr_run(&o, run_all, NULL), "%s", what);
     td_coll_close(world);
 }
 

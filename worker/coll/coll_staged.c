@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/coll/coll_staged.c - buffers of a device's memory over a group that moves host memory: what is sent comes to
- * page-locked memory first, what is received goes to the device from there.
+/* worker/coll/coll_staged.c - buffers of a device's memory over a group that moves host memory: what is sent
+ * comes to page-locked memory first, what is received goes to the device from there.
  *
- * A lane has one block of page-locked memory, its parts one after the other. start waits for the device (the bytes to send must
- * exist), never for a peer; wait queues the upload and returns: kernels queued after it see the bytes. The block is written
- * again only after the device has passed that upload. */
+ * A lane has one block of page-locked memory, its parts one after the other. start waits for the device (the
+ * bytes to send must exist), never for a peer; wait queues the upload and returns: kernels queued after it
+ * see the bytes. The block is written again only after the device has passed that upload. */
 #include "common/check.h"
 #include "kernels/dev.h"
 #include "worker/coll/coll_int.h"
@@ -24,7 +24,10 @@ typedef struct end {
     stage stage[TD_COLL_LANES];
 } end;
 
-static size_t padded(size_t n) { return (n + 63) / 64 * 64; }
+static size_t padded(size_t n)
+{
+    return (n + 63) / 64 * 64;
+}
 
 static td_status room(end *e, stage *s, size_t bytes)
 {
@@ -97,15 +100,24 @@ static td_status end_barrier(td_coll *c)
     return td_coll_barrier(e->inner);
 }
 
-static td_status end_health(td_coll *c) { return ((end *)c)->inner->ops->health(((end *)c)->inner); }
-static td_status end_poke(td_coll *c) { return td_coll_poke(((end *)c)->inner); }
-static void end_abort(td_coll *c, const char *why) { td_coll_abort(((end *)c)->inner, why); }
+static td_status end_health(td_coll *c)
+{
+    return ((end *)c)->inner->ops->health(((end *)c)->inner);
+}
+static td_status end_poke(td_coll *c)
+{
+    return td_coll_poke(((end *)c)->inner);
+}
+static void end_abort(td_coll *c, const char *why)
+{
+    td_coll_abort(((end *)c)->inner, why);
+}
 
 static void end_close(td_coll *c)
 {
     end *e = (end *)c;
     (void)e->dev->sync(e->dev, TD_STREAM_COMPUTE); /* uploads */
-    td_coll_close(e->inner); /* before its buffers go */
+    td_coll_close(e->inner);                       /* before its buffers go */
     for (int i = 0; i < TD_COLL_LANES; i++)
         if (e->stage[i].host) e->dev->free_host(e->dev, e->stage[i].host);
     td_coll_deinit(c);

@@ -10,8 +10,14 @@
 enum { OWN, ALL, PARTS, HOME, STATE, KEYS = OWN, OTHER_KEYS = ALL };
 enum { PART_FLOATS = 16 << 20, KEY_BYTES = 32 << 20, LEAST_SEQS = 16 };
 
-static size_t unit_of(const td_model *m) { return (size_t)m->local.H * (size_t)(m->desc.D + 2); }
-static int own_rows(const td_share *s, int rank) { return s->rank_row0[rank + 1] - s->rank_row0[rank]; }
+static size_t unit_of(const td_model *m)
+{
+    return (size_t)m->local.H * (size_t)(m->desc.D + 2);
+}
+static int own_rows(const td_share *s, int rank)
+{
+    return s->rank_row0[rank + 1] - s->rank_row0[rank];
+}
 
 /* ---- the workspace ---- */
 
@@ -24,7 +30,8 @@ static size_t most_own(const td_model *m)
 
 static size_t most_parts(const td_model *m)
 {
-    size_t R = (size_t)td_model_cp(m), S = (size_t)m->split, splits = ((size_t)m->desc.max_positions + S - 1) / S;
+    size_t R = (size_t)td_model_cp(m), S = (size_t)m->split,
+           splits = ((size_t)m->desc.max_positions + S - 1) / S;
     return (splits + R - 1) / R;
 }
 
@@ -36,11 +43,16 @@ td_status td_context_open(td_model *m)
     float *p;
     if (R == 1) return TD_OK;
     for (int g = 0; g < m->desc.n_groups; g++) G = TD_MAX(G, (size_t)m->group[g].G);
-    size_t width = 2 * G * (size_t)m->desc.D, split_bytes = (size_t)m->split * width * td_dtype_bytes(m->ops->kv_dtype);
-    c->part_floats = m->least_workspace ? R * unit : TD_MAX(R * unit, TD_MIN(R * own * unit * most_parts(m), (size_t)PART_FLOATS));
+    size_t width = 2 * G * (size_t)m->desc.D,
+           split_bytes = (size_t)m->split * width * td_dtype_bytes(m->ops->kv_dtype);
+    c->part_floats = m->least_workspace
+                         ? R * unit
+                         : TD_MAX(R * unit, TD_MIN(R * own * unit * most_parts(m), (size_t)PART_FLOATS));
     c->own_part_floats = TD_MAX(c->part_floats, R * own * unit);
-    c->key_bytes = m->least_workspace ? LEAST_SEQS * split_bytes
-                                      : TD_MAX(LEAST_SEQS * split_bytes, TD_MIN(most_parts(m) * LEAST_SEQS * split_bytes, (size_t)KEY_BYTES));
+    c->key_bytes = m->least_workspace
+                       ? LEAST_SEQS * split_bytes
+                       : TD_MAX(LEAST_SEQS * split_bytes,
+                                TD_MIN(most_parts(m) * LEAST_SEQS * split_bytes, (size_t)KEY_BYTES));
     TD_TRY(td_share_room(m, OWN, TD_MAX(own * TD_MAX(width, HD), c->key_bytes / sizeof(float)), &p));
     TD_TRY(td_share_room(m, ALL, TD_MAX(T * TD_MAX(width, HD), c->key_bytes / sizeof(float)), &p));
     TD_TRY(td_share_room(m, PARTS, c->own_part_floats, &p));
@@ -132,14 +144,21 @@ static round_rows next_rows(const td_model *m, int row, int left)
 }
 
 /* Parts of own rows [row, row + T) of all ranks, `stride` floats apart, into out, or into the state. */
-static void merge(td_model *m, const td_attn_args *own, int row, int T, const float *parts, size_t stride, int n_parts, bool first, bool last,
-                  float *state)
+static void merge(td_model *m, const td_attn_args *own, int row, int T, const float *parts, size_t stride,
+                  int n_parts, bool first, bool last, float *state)
 {
     const float *part[TD_MAX_RANKS];
     for (int r = 0; r < td_model_cp(m); r++) part[r] = parts + (size_t)r * stride;
-    td_merge_args a = {.part = part, .before = first ? NULL : state, .state = last ? NULL : state,
-                       .out = own->out + (size_t)row * own->ldo, .ldo = own->ldo, .T = T, .H = own->H, .D = own->D,
-                       .n_parts = n_parts, .ranks = td_model_cp(m)};
+    td_merge_args a = {.part = part,
+                       .before = first ? NULL : state,
+                       .state = last ? NULL : state,
+                       .out = own->out + (size_t)row * own->ldo,
+                       .ldo = own->ldo,
+                       .T = T,
+                       .H = own->H,
+                       .D = own->D,
+                       .n_parts = n_parts,
+                       .ranks = td_model_cp(m)};
     m->ops->attn_merge(m->pool, &a);
 }
 
@@ -160,9 +179,11 @@ static int round_seqs(td_model *m, int group, const round_rows *r, int P, int p0
     int n = 0, c = 0, base = 0; /* of rank c: where its rows of this round begin */
     for (int i = 0; i < s->n_seqs; i++, q++) {
         while (q->row0 >= s->rank_row0[c + 1]) base += rows_in(m, r, c++);
-        int first = s->rank_row0[c] + r->row, a = TD_MAX(q->row0, first), b = TD_MIN(q->row0 + q->n_rows, first + r->rows);
+        int first = s->rank_row0[c] + r->row, a = TD_MAX(q->row0, first),
+            b = TD_MIN(q->row0 + q->n_rows, first + r->rows);
         if (a >= b) continue;
-        m->context.seq[n++] = (td_attn_seq){base + a - first, b - a, q->pos0 + a - q->row0, pages_from(m, q, P, p0)};
+        m->context.seq[n++] =
+            (td_attn_seq){base + a - first, b - a, q->pos0 + a - q->row0, pages_from(m, q, P, p0)};
     }
     return n;
 }
@@ -245,16 +266,18 @@ static int parts_that_fit(const td_model *m, const td_step *step, const td_kv *k
     }
 }
 
-/* Tables of the round: pages that travel, each once; where every sequence's pages are among them. The same on every rank,
- * as pages are. */
-static void list_pages(td_model *m, const td_step *step, int group, const td_kv *kv, int p0, int n, int *n_ids)
+/* Tables of the round: pages that travel, each once; where every sequence's pages are among them. The same on
+ * every rank, as pages are. */
+static void list_pages(td_model *m, const td_step *step, int group, const td_kv *kv, int p0, int n,
+                       int *n_ids)
 {
     td_context *c = &m->context;
     size_t most = m->context.key_bytes / td_kv_page_bytes(kv) + 1;
     const td_step_seq *q = td_step_seqs(step);
     if (c->cap_ids < most) {
         c->cap_ids = most;
-        c->ids = td_xrealloc(c->ids, most * sizeof *c->ids), c->table = td_xrealloc(c->table, most * sizeof *c->table);
+        c->ids = td_xrealloc(c->ids, most * sizeof *c->ids),
+        c->table = td_xrealloc(c->table, most * sizeof *c->table);
     }
     if (!c->first) c->first = td_xalloc((size_t)m->max_rows * sizeof *c->first);
     if (c->cap_place < kv->n_pages) {
@@ -279,7 +302,8 @@ static void list_pages(td_model *m, const td_step *step, int group, const td_kv 
 }
 
 /* Own rows against this round's splits of each rank, whose keys come round. */
-static td_status round_of_keys(td_model *m, const td_step *step, int group, const td_attn_args *own, int p0, int n, bool last)
+static td_status round_of_keys(td_model *m, const td_step *step, int group, const td_attn_args *own, int p0,
+                               int n, bool last)
 {
     const td_share *s = &m->share;
     td_context *c = &m->context;
@@ -307,15 +331,18 @@ static td_status round_of_keys(td_model *m, const td_step *step, int group, cons
         a.part0 = p0, a.n_parts = n, a.rank = from, a.ranks = R;
         m->ops->attention(m->pool, m->scratch.ops, &a);
         if (i + 1 < R)
-            TD_TRY(td_coll_sendrecv(m->ranks->data.cp, (me + 1) % R, keys[i % 2], bytes, (me - 1 + R) % R, keys[(i + 1) % 2], bytes));
+            TD_TRY(td_coll_sendrecv(m->ranks->data.cp, (me + 1) % R, keys[i % 2], bytes, (me - 1 + R) % R,
+                                    keys[(i + 1) % 2], bytes));
     }
     merge(m, own, 0, s->n_own, parts, stride, n, p0 == 0, last, state);
     return TD_OK;
 }
 
-static td_status pass_kv(td_model *m, const td_step *step, int group, const td_attn_args *own, const round_rows *all)
+static td_status pass_kv(td_model *m, const td_step *step, int group, const td_attn_args *own,
+                         const round_rows *all)
 {
-    int most = (int)TD_MIN(m->context.own_part_floats / ((size_t)(td_model_cp(m) * all->most) * unit_of(m)), (size_t)all->parts);
+    int most = (int)TD_MIN(m->context.own_part_floats / ((size_t)(td_model_cp(m) * all->most) * unit_of(m)),
+                           (size_t)all->parts);
     for (int p = 0, n; p < all->parts; p += n) {
         n = parts_that_fit(m, step, own->kv, p, TD_MIN(most, all->parts - p));
         TD_TRY(round_of_keys(m, step, group, own, p, n, p + n == all->parts));

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-/* worker/model/moe.c - a layer's mixture of experts: route, sort the slots by expert, two grouped products, combine.
- * Dropless: every slot has a row. Weights are applied at the end, by the token's own order of slots, so a token's sum
- * does not depend on where its experts were computed.
+/* worker/model/moe.c - a layer's mixture of experts: route, sort the slots by expert, two grouped products,
+ * combine. Dropless: every slot has a row. Weights are applied at the end, by the token's own order of slots,
+ * so a token's sum does not depend on where its experts were computed.
  *
  *   one rank         as it stands
- *   tensor parallel  each rank has some columns of every expert: the slots' parts are summed before they are combined
- *   expert parallel  each rank has some experts, or copies, whole; each row of the stage has one source rank (its block): slots travel
- *                    to their experts and back (all-to-all, dropless), and the source combines them */
+ *   tensor parallel  each rank has some columns of every expert: the slots' parts are summed before they are
+ * combined expert parallel  each rank has some experts, or copies, whole; each row of the stage has one
+ * source rank (its block): slots travel to their experts and back (all-to-all, dropless), and the source
+ * combines them */
 #include "common/check.h"
 #include "worker/devmem.h"
 #include "worker/model/experts.h"
@@ -14,8 +15,8 @@
 #include <stdlib.h>
 
 /* Rows of x through their experts, [n] of them; row0 [n + 1]. */
-static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_down, const int32_t *row0, int n, int rows, float *x,
-                        float *gate_up)
+static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_down, const int32_t *row0,
+                        int n, int rows, float *x, float *gate_up)
 {
     const td_ops *o = m->ops;
     int F = m->local.moe_F;
@@ -27,8 +28,8 @@ static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_d
     o->linear_grouped(o, m->pool, m->scratch.ops, &down);
 }
 
-/* T rows of h: where their slots' rows are, and those rows, sorted by expert; with parallel experts by the copy that is
- * chosen, which is by rank first. */
+/* T rows of h: where their slots' rows are, and those rows, sorted by expert; with parallel experts by the
+ * copy that is chosen, which is by rank first. */
 static td_status sort_rows(td_model *m, const td_layer *l, const float *h, int T)
 {
     const td_ops *o = m->ops;
@@ -38,7 +39,9 @@ static td_status sort_rows(td_model *m, const td_layer *l, const float *h, int T
     o->moe_logits(m->pool, &l->moe.router, h, E, T, s->route_logits);
     o->moe_route(m->pool, law, s->route_logits, T, s->route_ids, s->route_weights);
     int places = law->n_experts;
-    if (m->experts) TD_TRY(td_experts_choose(m, (int)(l - m->weights.layer), s->route_ids, (size_t)T * (size_t)law->top_k, &places));
+    if (m->experts)
+        TD_TRY(td_experts_choose(m, (int)(l - m->weights.layer), s->route_ids, (size_t)T * (size_t)law->top_k,
+                                 &places));
     o->moe_place(m->pool, s->route_ids, T, law->top_k, places, s->expert_row0, s->expert_row);
     o->moe_gather(m->pool, h, E, s->expert_row, T, law->top_k, m->desc.E, s->expert_x, E);
     return TD_OK;
@@ -58,7 +61,8 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
     td_scratch *s = &m->scratch;
     int rows = T * m->desc.moe.route.top_k, a = 0, b = T;
     TD_TRY(sort_rows(m, l, s->h, T));
-    run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
+    run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows,
+                s->expert_x, s->expert_gate_up);
     if (m->blocks) td_model_block(m, T, &a, &b);
     if (td_model_tp(m) > 1) TD_TRY(td_share_sum(m, s->expert_x, rows, NULL, s->expert_x, false, false));
     combine(m, s->expert_x, a, b - a, s->x);
@@ -68,12 +72,12 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
 /* ---- expert parallel ---- */
 
 typedef struct route_plan {
-    int ranks, x0, X;              /* of the stage; this rank's slots of experts */
-    int32_t *count;                /* [ranks][X]: rows that come from each rank for each expert */
-    int32_t *row0;                 /* [X + 1]: of the rows as they are computed, by expert, then source */
+    int ranks, x0, X;               /* of the stage; this rank's slots of experts */
+    int32_t *count;                 /* [ranks][X]: rows that come from each rank for each expert */
+    int32_t *row0;                  /* [X + 1]: of the rows as they are computed, by expert, then source */
     int32_t *by_expert, *by_source; /* [rows]: of a row in one order, its place in the other */
     const int32_t *row0_at, *by_expert_at, *by_source_at; /* the same where the kernels work */
-    size_t *send, *from, *recv, *to; /* [ranks] bytes and offsets */
+    size_t *send, *from, *recv, *to;                      /* [ranks] bytes and offsets */
     int rows;
 } route_plan;
 
@@ -87,7 +91,8 @@ static td_status order_rows(td_model *m, route_plan *p)
 {
     size_t n = (size_t)p->rows, all = 2 * n + (size_t)p->X + 1;
     const void *at;
-    p->by_expert = td_xalloc(all * sizeof *p->by_expert), p->by_source = p->by_expert + n, p->row0 = p->by_source + n;
+    p->by_expert = td_xalloc(all * sizeof *p->by_expert), p->by_source = p->by_expert + n,
+    p->row0 = p->by_source + n;
     for (int e = 0, row = 0; e < p->X; e++) {
         for (int r = 0; r < p->ranks; r++) row += p->count[r * p->X + e];
         p->row0[e + 1] = row;
@@ -116,7 +121,8 @@ static td_status plan_open(td_model *m, route_plan *p)
     p->count = td_xalloc((size_t)n * (size_t)(p->X + 1) * sizeof *p->count);
     p->send = td_xalloc(4 * (size_t)n * sizeof *p->send);
     p->from = p->send + n, p->recv = p->from + n, p->to = p->recv + n;
-    int32_t *mine = td_xalloc((size_t)X * sizeof *mine), *all = td_xalloc((size_t)n * (size_t)X * sizeof *all);
+    int32_t *mine = td_xalloc((size_t)X * sizeof *mine),
+            *all = td_xalloc((size_t)n * (size_t)X * sizeof *all);
     td_status st = td_devmem_fetch(m->ops->dev, row0, m->scratch.expert_row0, (size_t)(X + 1) * sizeof *row0);
     for (int e = 0; e < X; e++) mine[e] = row0[e + 1] - row0[e];
     if (st >= 0) st = td_coll_all_gather(m->ranks->stage, mine, all, (size_t)X * sizeof *mine);
@@ -147,7 +153,8 @@ static td_status by_experts(td_model *m, const td_layer *l, int T)
     if (st >= 0) st = td_share_room(m, 0, (size_t)p.rows * E, &in);
     if (st >= 0) st = td_share_room(m, 1, (size_t)p.rows * E, &x);
     if (st >= 0) st = td_share_room(m, 2, (size_t)p.rows * 2 * (size_t)m->local.moe_F, &gate_up);
-    if (st >= 0) st = td_coll_all_to_allv(m->ranks->data.stage, s->expert_x, p.send, p.from, in, p.recv, p.to);
+    if (st >= 0)
+        st = td_coll_all_to_allv(m->ranks->data.stage, s->expert_x, p.send, p.from, in, p.recv, p.to);
     if (st >= 0) {
         m->ops->take_rows(m->pool, in, E, p.by_expert_at, p.rows, m->desc.E, x, E);
         run_experts(m, w->up, w->down, p.row0_at, p.X, p.rows, x, gate_up);

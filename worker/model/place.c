@@ -49,7 +49,7 @@ static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
 /* The other block of two, free to be written. */
 static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t bytes, td_place_block **out)
 {
-    td_place_block *b = &two[*turn ^= 1];
+    td_place_block *b = &two[ *turn ^= 1];
     if (b->bytes < bytes) {
         TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
         block_close(d, b);

@@ -34,14 +34,17 @@ void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, 
 static size_t sum_rows(const td_model *m)
 {
     enum { SUM_FLOATS = 1 << 20, LEAST_ROWS = 3 };
-    return m->least_workspace ? (size_t)LEAST_ROWS : (size_t)TD_MAX(TD_MAX(m->block_rows, SUM_FLOATS / m->desc.E), 1);
+    return m->least_workspace ? (size_t)LEAST_ROWS
+                              : (size_t)TD_MAX(TD_MAX(m->block_rows, SUM_FLOATS / m->desc.E), 1);
 }
 
 /* Room for the largest sum: all rows of a block from every rank, or all of a few rows. */
 static td_status open_sums(td_model *m)
 {
-    size_t T = (size_t)m->max_rows, E = (size_t)m->desc.E, tp = (size_t)td_model_tp(m), k = (size_t)TD_MAX(m->desc.moe.route.top_k, 1);
-    size_t few = TD_MIN(T * k, sum_rows(m)), all = TD_MAX(tp * few, T + tp), row = td_quant_row_bytes(m->desc.E) / sizeof(float);
+    size_t T = (size_t)m->max_rows, E = (size_t)m->desc.E, tp = (size_t)td_model_tp(m),
+           k = (size_t)TD_MAX(m->desc.moe.route.top_k, 1);
+    size_t few = TD_MIN(T * k, sum_rows(m)), all = TD_MAX(tp * few, T + tp),
+           row = td_quant_row_bytes(m->desc.E) / sizeof(float);
     float *p;
     TD_TRY(td_share_room(m, 0, all * E, &p));
     TD_TRY(td_share_room(m, 1, TD_MAX((T / tp + 1) * E, m->quantized ? TD_MAX(T, few) * row : 0), &p));
@@ -81,13 +84,15 @@ td_status td_share_open(td_model *m)
 void td_share_close(td_model *m)
 {
     td_share *s = &m->share;
-    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want), free(s->place), free(s->page), free(s->in_page), free(s->seq), free(s->of_seq);
+    free(s->rank_row0), free(s->row), free(s->ids), free(s->pos), free(s->local_ids), free(s->want),
+        free(s->place), free(s->page), free(s->in_page), free(s->seq), free(s->of_seq);
     td_devmem_free(m->ops->dev, s->in_order);
     for (size_t i = 0; i < TD_COUNT(m->wire); i++) td_devmem_free(m->ops->dev, m->wire[i].p);
 }
 
 /* Rows [first, first + n) of sequence q come next in shared order. */
-static void add_piece(td_model *m, const td_step *step, const td_kv *kv, const td_step_seq *q, int first, int n)
+static void add_piece(td_model *m, const td_step *step, const td_kv *kv, const td_step_seq *q, int first,
+                      int n)
 {
     td_share *s = &m->share;
     if (n <= 0) return;
@@ -142,8 +147,10 @@ static int wanted(const td_step *step, int row)
     int lo = 0, hi = (int)step->n_logits;
     while (lo < hi) {
         int mid = (lo + hi) / 2;
-        if (w[mid] < row) lo = mid + 1;
-        else hi = mid;
+        if (w[mid] < row)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo < (int)step->n_logits && w[lo] == row ? lo : -1;
 }
@@ -225,22 +232,27 @@ static td_status gather_quantized(td_model *m, const float *part, int T, bool bl
         recv[i] = (size_t)*rows * row;
         to[i] = i * recv[i];
     }
-    if (blocks) TD_TRY(td_coll_all_to_allv(m->ranks->tp, mine, send, from, got, recv, to));
-    else TD_TRY(td_coll_all_gather(m->ranks->tp, mine, got, (size_t)T * row));
+    if (blocks)
+        TD_TRY(td_coll_all_to_allv(m->ranks->tp, mine, send, from, got, recv, to));
+    else
+        TD_TRY(td_coll_all_gather(m->ranks->tp, mine, got, (size_t)T * row));
     TD_TRY(td_share_room(m, 0, tp * (size_t)*rows * E, all));
     td_dequant_rows(m->pool, got, (int)tp * *rows, m->desc.E, *all);
     return TD_OK;
 }
 
-td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks, bool add)
+td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks,
+                       bool add)
 {
     size_t E = (size_t)m->desc.E;
     int n = blocks ? T : (int)TD_MIN((size_t)T, sum_rows(m)), rows;
     for (int t = 0; t < T; t += n) {
         float *all;
         n = TD_MIN(n, T - t);
-        TD_TRY((m->quantized ? gather_quantized : gather_parts)(m, part + (size_t)t * E, n, blocks, &all, &rows));
-        m->ops->sum_tree(m->pool, all, (size_t)rows * E, td_model_tp(m), rows, m->desc.E, E, bias, y + (size_t)t * E, E, add);
+        TD_TRY((m->quantized ? gather_quantized : gather_parts)(m, part + (size_t)t * E, n, blocks, &all,
+                                                                &rows));
+        m->ops->sum_tree(m->pool, all, (size_t)rows * E, td_model_tp(m), rows, m->desc.E, E, bias,
+                         y + (size_t)t * E, E, add);
     }
     return TD_OK;
 }
@@ -312,7 +324,8 @@ static td_status join_vocabulary(td_model *m, const float *part, int T, float *o
     for (int i = 0; i < tp && st >= 0; i++) {
         size_t n = (size_t)(first[i + 1] - first[i]);
         const float *from = all + offset[i] / sizeof(float);
-        for (int t = 0; t < T; t++) memcpy(out + (size_t)t * V + first[i], from + (size_t)t * n, n * sizeof *out);
+        for (int t = 0; t < T; t++)
+            memcpy(out + (size_t)t * V + first[i], from + (size_t)t * n, n * sizeof *out);
     }
     free(all);
     return st;
@@ -331,7 +344,8 @@ static td_status join_rows(td_model *m, const td_step *step, const float *own, f
     float *all = td_xalloc(((size_t)step->n_logits * V + 1) * sizeof *all);
     td_status st = td_coll_all_gatherv(m->ranks->cp, own, all, bytes, offset);
     for (uint32_t k = 0; k < step->n_logits && st >= 0; k++)
-        memcpy(logits + k * V, all + offset[place[k].cp] / sizeof(float) + (size_t)place[k].row * V, V * sizeof *logits);
+        memcpy(logits + k * V, all + offset[place[k].cp] / sizeof(float) + (size_t)place[k].row * V,
+               V * sizeof *logits);
     free(all);
     return st;
 }

@@ -1,19 +1,21 @@
-/* worker/model/share.h - what the ranks of a worker do together inside a forward pass: the rows each of them computes, the
- * sums over tensor-parallel ranks, and attention over keys that lie on several ranks.
+/* worker/model/share.h - what the ranks of a worker do together inside a forward pass: the rows each of them
+ * computes, the sums over tensor-parallel ranks, and attention over keys that lie on several ranks.
  *
- * Context parallel: the rows of a step are dealt to the CP ranks, piece by piece (zigzag: of 2R pieces of a chunk rank c gets
- * pieces c and 2R-1-c, whose attention work adds up to the same for all). In *shared order* rank 0's rows come first, then rank
- * 1's, ..; own rows are [own0, own0 + n_own).
- * Tensor parallel: partial sums [T, E] become sums either by giving every rank all parts (few rows: one message), or by
- * giving each rank the parts of its block of rows, so that it adds, norms and keeps only those (sequence parallel). Both give
- * the same bits.
+ * Context parallel: the rows of a step are dealt to the CP ranks, piece by piece (zigzag: of 2R pieces of a
+ * chunk rank c gets pieces c and 2R-1-c, whose attention work adds up to the same for all). In *shared order*
+ * rank 0's rows come first, then rank 1's, ..; own rows are [own0, own0 + n_own). Tensor parallel: partial
+ * sums [T, E] become sums either by giving every rank all parts (few rows: one message), or by giving each
+ * rank the parts of its block of rows, so that it adds, norms and keeps only those (sequence parallel). Both
+ * give the same bits.
  *
- * On a device what is exchanged lies in its memory, and goes through groups of ranks that take it (td_ranks.data).
+ * On a device what is exchanged lies in its memory, and goes through groups of ranks that take it
+ * (td_ranks.data).
  *
  * Threads: the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks.
- * Limits:  buffers for sums and for context parallelism are made at open, from max_rows and the model alone: a sum over more rows,
- *          or attention over longer contexts, is done in several exchanges (context.h). Expert parallel and fully sharded, buffers
- *          grow to what the largest step needs: at most max_rows * top_k rows of every replica, or max_rows of every rank. */
+ * Limits:  buffers for sums and for context parallelism are made at open, from max_rows and the model alone:
+ * a sum over more rows, or attention over longer contexts, is done in several exchanges (context.h). Expert
+ * parallel and fully sharded, buffers grow to what the largest step needs: at most max_rows * top_k rows of
+ * every replica, or max_rows of every rank. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_SHARE_H
 #define TD_WORKER_MODEL_SHARE_H
@@ -24,7 +26,8 @@
 td_status td_share_open(td_model *m);
 void td_share_close(td_model *m);
 
-/* Buffer i of m->wire with room for so many floats, where the kernels work; each function uses them anew. EFULL. */
+/* Buffer i of m->wire with room for so many floats, where the kernels work; each function uses them anew.
+ * EFULL. */
 td_status td_share_room(td_model *m, int i, size_t n_floats, float **out);
 /* Columns of T rows -> [T, width]. */
 void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, float *to);
@@ -35,14 +38,16 @@ void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 /* Own rows' ids in this rank's part of the vocabulary, once all ids are known here. */
 void td_share_local_ids(td_model *m);
 
-/* y (+)= the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode y is this rank's block of the T
- * rows. y may be part. The parts are integers on the way if the model is opened so. */
-td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks, bool add);
+/* y (+)= the tree sum over TP ranks of part + bias; part [T, E] on each rank. In block mode y is this rank's
+ * block of the T rows. y may be part. The parts are integers on the way if the model is opened so. */
+td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks,
+                       bool add);
 /* Blocks of [T, E] on each TP rank -> all rows on all. */
 td_status td_share_gather(td_model *m, const float *block, int T, float *out);
 /* Fills m->share.place for the step whose rows are at hand. */
 void td_share_places(td_model *m, const td_step *step);
-/* Own rows' logits [n_want, V_local] on each rank -> [n_logits, V] on all ranks, in the order the step asked for. */
+/* Own rows' logits [n_want, V_local] on each rank -> [n_logits, V] on all ranks, in the order the step asked
+ * for. */
 td_status td_share_logits(td_model *m, const td_step *step, const float *part, float *logits);
 
 /* x = the embeddings, of which each TP rank has those of its part of the vocabulary in `part`. */
