@@ -97,7 +97,8 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
 /* ---- the table ----
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
- * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
+ * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring (of td_grouped.w
+ * the device keeps its pointers, and they are sent again only when they differ). `pool` and
  * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
  * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
  * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.

@@ -127,10 +127,12 @@ typedef struct td_route_law {
     float scale;
 } td_route_law;
 
-/* Several products of one shape (N, K): rows row0[e] .. row0[e + 1] - 1 of x and y belong to w[e]. */
+/* Several products of one shape (N, K, dtype, slices and scales are w[0]'s): rows row0[e] .. row0[e + 1] - 1 of x and y
+ * belong to w[e]. A w[e] without rows may have no bytes. */
 typedef struct td_grouped {
     const td_weight *w; int n;
     const int32_t *row0;             /* [n + 1], ascending; row0[0] need not be 0 */
+    int max_rows;                    /* row0[n] is at most this: for who does not look into row0 */
     const float *x; size_t ldx;
     float *y; size_t ldy;
 } td_grouped;

@@ -20,10 +20,10 @@ static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_d
     const td_ops *o = m->ops;
     int F = m->local.moe_F;
     size_t E = (size_t)m->desc.E, F2 = 2 * (size_t)F;
-    td_grouped up = {w_up, n, row0, x, E, gate_up, F2};
+    td_grouped up = {w_up, n, row0, rows, x, E, gate_up, F2};
     o->linear_grouped(o, m->pool, m->scratch.ops, &up);
     o->silu_mul(m->pool, gate_up, F2, rows, F, gate_up, F2);
-    td_grouped down = {w_down, n, row0, gate_up, F2, x, E};
+    td_grouped down = {w_down, n, row0, rows, gate_up, F2, x, E};
     o->linear_grouped(o, m->pool, m->scratch.ops, &down);
 }
 
