@@ -135,7 +135,7 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.ldq = a->ldq;
     d.out = a->out;
     d.ldo = a->ldo;
-    d.out_dtype = TD_F32;
+    d.out_dtype = a->out_dtype;
     d.kv = a->kv;
     d.slot = a->slot;
     d.seq = (const td_cuda_attn_seq *)c->data.p;

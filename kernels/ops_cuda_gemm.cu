@@ -82,15 +82,15 @@ static bool want_ws(int T, int N, int K)
     return s == TD_OK;
 }
 
-static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                       size_t ldy, bool add)
+/* x: f32, or what the operands of w are */
+static void product(const td_weight *w, const void *x, bool x_is_f32, size_t ldx, int T, float *y, size_t ldy, bool add)
 {
     td_cuda_weight d;
     if (T == 0 || !may_run() || !weight_of(w, &d) || !want_ws(T, w->N, w->K)) return;
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;
-    a.x_is_f32 = true;
+    a.x_is_f32 = x_is_f32;
     a.ldx = ldx;
     a.T = T;
     a.y = y;
@@ -98,6 +98,23 @@ static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, si
     a.add = add;
     a.ws = ws.p;
     launched(td_cuda_gemm(stream(), &a), "product");
+}
+
+static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
+                       size_t ldy, bool add)
+{
+    product(w, x, true, ldx, T, y, ldy, add);
+}
+
+static td_dtype operand_dtype(td_dtype weight)
+{
+    return weight == TD_F16 ? TD_F16 : TD_BF16;
+}
+
+static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, size_t ldx, int T, float *y,
+                           size_t ldy, bool add)
+{
+    product(w, x, false, ldx, T, y, ldy, add);
 }
 
 /* ---- experts ----
@@ -178,7 +195,7 @@ static void ops_linear_grouped(const td_ops *, td_pool *, void *, const td_group
     d.row0 = a->row0;
     d.max_rows = a->max_rows;
     d.x = a->x;
-    d.x_is_f32 = true;
+    d.x_is_f32 = a->x_dtype == TD_F32;
     d.ldx = a->ldx;
     d.y = a->y;
     d.ldy = a->ldy;
@@ -193,8 +210,10 @@ static void ops_embed_packed(td_pool *, const td_weight *w, const int32_t *ids, 
         launched(td_cuda_gemm_embed(stream(), &d, ids, T, out, ldo), "embedding");
 }
 
-void products_fill(td_ops *t)
+void products_fill(td_ops *t, td_operand_ops *o)
 {
+    o->dtype = operand_dtype;
+    o->linear = operand_linear;
     t->weight_dtype = TD_BF16;
     t->layout = LAYOUT_FRAGMENT;
     t->packed_dtype = ops_packed_dtype;

@@ -96,7 +96,7 @@ static void test_experts(const expert_case *c)
     for (int e = 0; e < X; e++)
         cuda->linear(NULL, NULL, &w[e], dx + (size_t)c->row0[e] * (size_t)c->K, (size_t)c->K, c->row0[e + 1] - c->row0[e],
                      one + (size_t)c->row0[e] * (size_t)c->N, (size_t)c->N, false);
-    td_grouped g = {w, X, row0, MAX_ROWS, dx, (size_t)c->K, all, (size_t)c->N};
+    td_grouped g = {w, X, row0, MAX_ROWS, dx, (size_t)c->K, all, (size_t)c->N, TD_F32};
     cuda->linear_grouped(cuda, NULL, NULL, &g); /* workspaces may grow here */
     T_OK(dev_get(want, one, out * 4) && dev_get(y, all, out * 4) && td_cuda_ops_status() == TD_OK);
     T_OK(!memcmp(want, y, out * 4), "%d x %d: experts together and one by one", c->N, c->K);
@@ -130,7 +130,7 @@ static void test_limits(void)
     T_OK(!cuda->refuses(&w));
     w.scale_rows = 1, w.scale_cols = 256;
     T_OK(!cuda->refuses(&w));
-    td_grouped g = {&w, 513, NULL, 5, NULL, 64, NULL, 24};
+    td_grouped g = {&w, 513, NULL, 5, NULL, 64, NULL, 24, TD_F32};
     cuda->linear_grouped(cuda, NULL, NULL, &g);
     T_OK(td_cuda_ops_status() == TD_ENOSUP && strstr(td_reason(), "513 experts"), "%s", td_reason());
 }

@@ -163,6 +163,11 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(expert_x, T * k * E);
     CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
 #undef CUT
+    size_t operands = TD_MAX(T * dense_F, T * k * (size_t)m->local.moe_F);
+    if (m->ops->operand) {
+        if (block) s->operand = block + at;
+        at += padded(operands * td_dtype_bytes(TD_BF16));
+    }
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
     if (X) {
