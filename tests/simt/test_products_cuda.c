@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call are those of
- * one call each, bit for bit, and neither waits for the device nor brings anything back; their lists follow the weights. */
+ * one call each, bit for bit, and neither waits for the device nor brings anything back; their lists follow the weights.
+ * Whole models whose operations write operands of products (td_operand_ops) against the same without: the same bits. */
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
+#include "tests/worker/support_step.h"
 
 static const td_ops *cuda;
 
@@ -135,11 +137,73 @@ static void test_limits(void)
     T_OK(td_cuda_ops_status() == TD_ENOSUP && strstr(td_reason(), "513 experts"), "%s", td_reason());
 }
 
+/* ---- models ---- */
+
+enum { N = 37, SEQS = 2, STEPS = 4 };
+
+typedef struct step_plan {
+    int from, n;
+    bool all; /* logits of every row; else of the last of each sequence */
+} step_plan;
+static const step_plan plan[STEPS] = {{0, 33, true}, {33, 2, false}, {35, 1, false}, {36, 1, true}}; /* 66 rows, 4, 2, 2 */
+
+/* Logits of all steps one after another; how many. */
+static size_t run_model(const char *dir, const td_ops *ops, float *out)
+{
+    td_model *m = NULL;
+    td_model_opts o = {.dir = dir, .ops = ops, .pool = team(1), .max_rows = 80, .max_logits = 80};
+    T_OK(td_model_open(&o, &m) == TD_OK, "%s: %s", dir, td_reason());
+    if (!m) return 0;
+    const td_model_desc *d = td_model_descr(m);
+    size_t V = (size_t)d->V, done = 0;
+    int32_t ids[SEQS * N];
+    ts_kv kv;
+    ts_kv_open(&kv, d, ops, 16, N, SEQS);
+    td_kv there[TD_MAX_GROUPS];
+    for (int i = 0; i < SEQS * N; i++) ids[i] = (i * 37 + 5) % d->V;
+    for (int g = 0; g < d->n_groups; g++) {
+        there[g] = kv.kv[g];
+        there[g].base = dev_new(td_kv_page_bytes(&kv.kv[g]) * (size_t)kv.kv[g].n_pages * (size_t)d->group[g].n_slots);
+    }
+    float *logits = dev_new(80 * V * 4);
+    for (int i = 0; i < STEPS; i++) {
+        ts_seq q[SEQS];
+        for (int k = 0; k < SEQS; k++) q[k] = (ts_seq){k, plan[i].from, plan[i].n, ids + k * N + plan[i].from};
+        td_step *s = ts_step(&kv, d, q, SEQS, plan[i].all);
+        size_t n = (size_t)s->n_logits * V;
+        T_OK(td_model_forward(m, s, there, logits, NULL, NULL) == TD_OK, "%s", td_reason());
+        T_OK(dev_get(out + done, logits, n * 4) && td_cuda_ops_status() == TD_OK, "%s: step %d", dir, i);
+        done += n;
+        free(s);
+    }
+    ts_kv_close(&kv);
+    td_model_close(m);
+    dev_done();
+    return done;
+}
+
+static void test_model(const char *dir)
+{
+    td_ops plain = *cuda;
+    plain.operand = NULL;
+    size_t room = (size_t)STEPS * 80 * 512;
+    float *a = floats(room), *b = floats(room);
+    size_t n = run_model(dir, cuda, a), m = run_model(dir, &plain, b);
+    T_OK(n == m && n > 0 && !memcmp(a, b, n * 4), "%s: rounded by the producer, not the same bits", dir);
+    free(a), free(b);
+}
+
 int main(void)
 {
+    static const char *const models[] = {"models/llama-bias", "models/llama-f16", "models/qwen3", "models/mixtral", "quantized/fp8-block"};
     if (td_cuda_ops_open(dev(), &cuda) != TD_OK) return 1;
     for (size_t i = 0; i < TD_COUNT(cases); i++) test_experts(&cases[i]);
     test_limits();
+    for (size_t i = 0; i < TD_COUNT(models); i++) {
+        char dir[100];
+        snprintf(dir, sizeof dir, "tests/golden/%s", models[i]);
+        test_model(dir);
+    }
     td_cuda_ops_close();
     return T_DONE();
 }
