@@ -3,7 +3,7 @@
  *
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
- *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing to unpack where they are multiplied
+ *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing is unpacked in the inner loop
  *                        ATTN_FILL  name of the fill function
  * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
@@ -328,7 +328,8 @@ static void scores(const item *it, int buffer, int r, int n, int hi)
 {
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
-    dots_arg t = {sp->q + (size_t)r * D / 2 * XD, D / 2 * XD, sp->k, TILE, (int)D / 2, sp->s + buffer * MR * TILE, TILE, NULL};
+    dots_arg t = {sp->q + (size_t)r * D / 2 * XD,  D / 2 * XD, sp->k, TILE, (int)D / 2,
+                  sp->s + buffer * MR * TILE, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
 }
 

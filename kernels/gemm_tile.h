@@ -237,8 +237,9 @@ TD_INLINE void pack_four(float *to, const float *end, const float *x, size_t ldx
 {
     vec r[8];
     TD_UNROLL for (int m = 0; m < 8; m++)
-        r[m] = m < R ? vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx) : vec_load_n(x + (size_t)m * ldx, left))
-                     : vec_zero();
+        r[m] = m >= R ? vec_zero()
+                      : vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx)
+                                                 : vec_load_n(x + (size_t)m * ldx, left));
     transpose8(r);
     TD_UNROLL for (int i = 0; i < 8; i++, to += R) {
         if (to + 8 <= end) vec_store(to, r[i ^ 1]);
