@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Attention of every family: against double, and the same bits for every page size, chunking, team and
  * company of rows; of the x86 families, the bits on record. Pages hold NaN wherever nothing was appended yet. */
-#include "common/hash.h"
+#include "common/crc.h"
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/support.h"
 
