@@ -746,7 +746,7 @@ int64_t td_engine_capacity_tokens(const td_engine *e)
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
 {
     *out = e->stats;
-    out->experts = td_model_expert_stats(e->o.model);
+    if (e->o.ranks && e->o.ranks->grid.ep) out->experts = td_model_expert_stats(e->o.model);
     out->evictions = 0;
     for (uint32_t r = 0; r < e->n_replicas; r++) out->evictions += td_kvpool_evictions(e->replica[r].pool);
     out->legs_waiting = out->legs_running = out->seqs_running = 0;

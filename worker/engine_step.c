@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "worker/engine_int.h"
 #include <stdio.h>
+#include "worker/ranks.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -204,20 +205,34 @@ static void grow_decodes(td_engine *e)
     }
 }
 
-/* Steps that run side by side, in a pipeline: the replica's sequences are dealt out among them. */
-static int side_by_side(const td_engine *e)
+/* Steps that the sequences are dealt out among: one for each stage. Flights beyond that take prompt rows only, which need
+ * no token of the steps before them. */
+static uint32_t lanes(const td_engine *e)
 {
-    return e->ahead ? 1 : e->depth;
+    int stages = e->o.ranks ? e->o.ranks->grid.pp : 1;
+    if (e->ahead) return 1; /* one after the other, all sequences in each */
+    return (uint32_t)(stages > 1 ? TD_MIN(stages, e->depth) : e->depth);
 }
 
 static uint32_t share_of_flight(const td_engine *e, uint32_t replica)
 {
-    uint32_t running = 0, among = (uint32_t)side_by_side(e);
-    for (uint32_t i = 0; i < e->n_leg && among > 1; i++)
+    uint32_t running = 0, n = lanes(e);
+    for (uint32_t i = 0; i < e->n_leg && n > 1; i++)
         if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica)
             running += e->leg[i]->forked ? td_seq_slots(e->leg[i]) : 1;
-    uint32_t share = (running + among - 1) / among;
-    return among > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
+    return n > 1 ? TD_MAX((running + n - 1) / n, 1) : (uint32_t)e->o.max_seqs;
+}
+
+/* Prompt rows of the replica's running legs that no step has yet. */
+static uint64_t prompt_rows_left(const td_engine *e, uint32_t replica)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < e->n_leg; i++) {
+        const td_seq *q = e->leg[i];
+        uint32_t length = td_seq_length(q, 0), planned = q->choice[0].planned;
+        if (q->state == TD_LEG_RUNNING && q->replica == replica && length > planned + 1) n += length - planned;
+    }
+    return n;
 }
 
 static uint32_t list_candidates(td_engine *e, uint32_t replica)
@@ -318,12 +333,10 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
 static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
 {
     uint32_t n = list_candidates(e, replica);
-    uint64_t wanted = 0;
-    for (uint32_t i = 0; i < n; i++) wanted += e->sched[i].decode ? 0 : e->sched[i].want;
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
                                   (uint32_t)e->max_logits,
-                                  td_sched_pipe_rows(wanted * (uint64_t)side_by_side(e), side_by_side(e))});
+                                  td_sched_pipe_rows(prompt_rows_left(e, replica), (int)lanes(e))});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }

@@ -103,7 +103,7 @@ static void all_grids(const char *shape, bool experts)
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
                 o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
                 o.cp_mode = (td_cp_mode)(count % 3);
-                o.depth = pp > 1 ? pp : 1 + count % 2;
+                o.depth = pp > 1 ? pp + count % 2 : 1 + count % 2; /* one for each stage, or one more */
                 o.engine.page_size = count % 2 ? 16 : 32;
                 o.engine.kv_pages = dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
                 snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d", shape,
@@ -175,7 +175,7 @@ static void over_mpi(int argc, char **argv)
     o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = argc > 8 ? atoi(argv[8]) : 1,
                        .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
     if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
-    o.depth = o.grid.pp;
+    o.depth = o.grid.pp + (o.grid.pp > 1); /* as of a prefill worker */
     o.block_rows = 8;
     tr_world = world;
     snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);
