@@ -33,8 +33,9 @@ bool want(block *b, size_t bytes)
     if (b->bytes >= bytes) return true;
     td_dev *d = ctx.dev;
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
-    /* What grew once grows in larger steps: longer sequences want a little more every few steps. */
+    /* Whole pages, and what grew once grows in larger steps: longer sequences want a little more every few steps. */
     if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
+    bytes = (bytes + 4095) / 4096 * 4096;
     drop(b);
     void *p = nullptr;
     if (s == TD_OK) s = d->alloc(d, bytes, &p);
