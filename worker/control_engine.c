@@ -34,7 +34,7 @@ typedef struct wleg {
     bool open_due;                   /* PREFILL: ship hears of it when its replica is known */
     td_msg_sink sink;                /* until then; its texts are in arena */
     td_arena arena;
-    bool reserved_due;               /* RESERVED waits until every rank has opened the epoch (wengine.due) */
+    bool reserved_due; /* RESERVED waits until every rank has opened the epoch (wengine.due) */
     uint32_t reserved_hit;
     uint32_t *base;                  /* [n_choices]: index of the first new token of each choice */
     td_first *first;                 /* [n_choices], PREFILL; token TD_KVF_NO_TOKEN: none yet */
@@ -59,7 +59,8 @@ struct td_wengine {
     td_map legs;                     /* id -> wleg * */
     uint32_t n_shipping;             /* of them in ship */
     uint32_t n_told;                 /* mirror.h */
-    /* reservations whose RESERVED waits, the oldest first; of the first n_asked the poll under way will tell */
+    /* reservations whose RESERVED waits, the oldest first; of the first n_asked the poll under way will tell
+     */
     uint64_t *due;
     uint32_t n_due, n_asked, due_room;
     td_wbatch *batch;
@@ -309,7 +310,8 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     td_mirror_key k = mirror_key(w, l);
     td_mirror_recv_open(&k, hit, l->n_ctx, l->n_choices, t.pages, t.n);
     l->reserved_hit = hit;
-    if (td_engine_many(w->o.engine)) reserve_later(w, l);
+    if (td_engine_many(w->o.engine))
+        reserve_later(w, l);
     else say_reserved(w, l);
 }
 
@@ -642,7 +644,8 @@ static void say_asked(td_wengine *w)
 {
     for (uint32_t i = 0; i < w->n_asked; i++) {
         wleg *l = find(w, w->due[i]);
-        if (l && l->reserved_due && l->in_engine && !l->cancelled) say_reserved(w, l); /* nothing more of one that is over */
+        if (l && l->reserved_due && l->in_engine && !l->cancelled)
+            say_reserved(w, l); /* nothing more of one that is over */
     }
     w->n_due -= w->n_asked;
     if (w->n_due) memmove(w->due, w->due + w->n_asked, w->n_due * sizeof *w->due);

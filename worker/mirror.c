@@ -34,13 +34,14 @@ struct td_mirror {
 
 /* ---- rank 0 ---- */
 
-static bool put_together(td_buf *b, command *c, const char *text, const void *ranks, const int32_t *const *pages,
-                         const uint32_t *n_pages)
+static bool put_together(td_buf *b, command *c, const char *text, const void *ranks,
+                         const int32_t *const *pages, const uint32_t *n_pages)
 {
     c->text_bytes = text ? (uint32_t)strlen(text) : 0;
     for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++) c->n_pages[g] = pages[g] ? n_pages[g] : 0;
     td_buf_add(b, c, sizeof *c);
-    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++) td_buf_add(b, pages[g], c->n_pages[g] * sizeof **pages);
+    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++)
+        td_buf_add(b, pages[g], c->n_pages[g] * sizeof **pages);
     td_buf_add(b, ranks, c->ranks_bytes);
     td_buf_add(b, text, c->text_bytes);
     return td_buf_ok(b);
@@ -175,7 +176,8 @@ static td_status send_open(td_mirror *m, const command *c, const char *text, con
     td_msg_sink sink = {.endpoint = text, .epoch = c->epoch, .incarnation = c->incarnation, .hit_tokens = c->hit, .credits = c->credits,
                         .has_key = c->has_key, .ranks = ranks, .ranks_bytes = c->ranks_bytes};
     memcpy(sink.public_key, c->public_key, sizeof sink.public_key);
-    if (!td_map_put(&m->sending, c->key, c->hit)) return td_fail(TD_EFULL, "more hand-offs than rank 0 may have");
+    if (!td_map_put(&m->sending, c->key, c->hit))
+        return td_fail(TD_EFULL, "more hand-offs than rank 0 may have");
     td_ship_send_open(m->ship, c->key, &sink, c->n_tokens);
     return TD_OK;
 }
@@ -196,20 +198,33 @@ static td_status carry_out(td_mirror *m, const command *c, const char *text, con
                            const int32_t *const pages[TD_MAX_GROUPS])
 {
     switch ((verb)c->verb) {
-    case SEND_OPEN: return send_open(m, c, text, bytes);
-    case SEND_HIT: td_ship_send_layers(m->ship, c->key, m->layer0, m->layer1, c->tok0, c->tok1, pages, c->n_pages); break;
-    case SEND_COMMIT: return send_commit(m, c, bytes);
-    case SEND_CANCEL: td_ship_send_cancel(m->ship, c->key, c->abort_index, text); break;
-    case RECV_OPEN: td_ship_recv_open(m->ship, c->key, c->hit, c->n_tokens, c->n_first, pages, c->n_pages); break;
-    case RECV_CLOSE: td_ship_recv_close(m->ship, c->key); break;
-    case UNTOLD: return td_fail(TD_EPROTO, "rank 0: %s", text);
-    default: return td_fail(TD_EPROTO, "a hand-off's command of kind %u", c->verb);
+    case SEND_OPEN:
+        return send_open(m, c, text, bytes);
+    case SEND_HIT:
+        td_ship_send_layers(m->ship, c->key, m->layer0, m->layer1, c->tok0, c->tok1, pages, c->n_pages);
+        break;
+    case SEND_COMMIT:
+        return send_commit(m, c, bytes);
+    case SEND_CANCEL:
+        td_ship_send_cancel(m->ship, c->key, c->abort_index, text);
+        break;
+    case RECV_OPEN:
+        td_ship_recv_open(m->ship, c->key, c->hit, c->n_tokens, c->n_first, pages, c->n_pages);
+        break;
+    case RECV_CLOSE:
+        td_ship_recv_close(m->ship, c->key);
+        break;
+    case UNTOLD:
+        return td_fail(TD_EPROTO, "rank 0: %s", text);
+    default:
+        return td_fail(TD_EPROTO, "a hand-off's command of kind %u", c->verb);
     }
     return TD_OK;
 }
 
 /* The command, and the start of its page tables; EPROTO: not as it was sent. */
-static td_status parse(td_mirror *m, const void *p, size_t n, command *c, const int32_t *pages[TD_MAX_GROUPS], const char **rest)
+static td_status parse(td_mirror *m, const void *p, size_t n, command *c, const int32_t *pages[TD_MAX_GROUPS],
+                       const char **rest)
 {
     if (n < sizeof *c) return td_fail(TD_EPROTO, "a hand-off's command of %zu bytes", n);
     memcpy(c, p, sizeof *c);
@@ -287,7 +302,8 @@ td_status td_mirror_take(td_ship *ship, const void *p, size_t n)
     for (td_ship_report r; at < end; at += r.commit_bytes) {
         size_t left = (size_t)(end - at);
         if (left >= sizeof r) memcpy(&r, at, sizeof r);
-        if (left < sizeof r || left - sizeof r < r.commit_bytes) return td_fail(TD_EPROTO, "a report of %zu bytes", left);
+        if (left < sizeof r || left - sizeof r < r.commit_bytes)
+            return td_fail(TD_EPROTO, "a report of %zu bytes", left);
         at += sizeof r;
         td_ship_peer(ship, &r, at);
     }

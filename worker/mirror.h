@@ -1,5 +1,5 @@
-/* worker/mirror.h - the hand-offs of a worker of several ranks, on its other ranks: what rank 0 tells its ship, they are told
- * too, in order with the steps; what their ships say goes back to rank 0.
+/* worker/mirror.h - the hand-offs of a worker of several ranks, on its other ranks: what rank 0 tells its ship,
+ * they are told too, in order with the steps; what their ships say goes back to rank 0.
  *
  *   rank 0:  td_mirror_*() -> td_engine_command .. td_exec ..> on_command -> their td_ship
  *            td_engine_poll <.. td_exec <.. on_poll <- their td_ship: td_ship_report
@@ -8,9 +8,10 @@
  * Finished layers need no message: a step carries keys, positions and page tables, and on_layer tells the ship.
  * A td_mirror is the other ranks' end.
  *
- * Rules:   1. Commands are numbered. One that cannot be read or carried out, is missing or comes twice ends the worker, with the
- *             reason (exec.h rule 3): its ranks would disagree about what they send and receive from there on, and a worker
- *             is one failure domain. So does one that rank 0 cannot put together, and a report that it cannot read.
+ * Rules:   1. Commands are numbered. One that cannot be read or carried out, is missing or comes twice ends the
+ *             worker, with the reason (exec.h rule 3): its ranks would disagree about what they send and receive
+ *             from there on, and a worker is one failure domain. So does one that rank 0 cannot put together, and
+ *             a report that it cannot read.
  * Threads: the rank's engine thread. Errors: EPROTO, EFULL. Limits: max_keys keys; commands of 64 MiB. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MIRROR_H
@@ -41,8 +42,8 @@ void td_mirror_send_cancel(const td_mirror_key *k, uint32_t abort_index, const c
 void td_mirror_recv_close(const td_mirror_key *k);
 /* That recall, which rank 0's ship has taken in already: only the others are told. */
 void td_mirror_recall(const td_mirror_key *k, const td_ship_event *recall);
-/* Only the others are told, too: tokens [tok0, tok1) of all layers were there already (a prefix hit); pages of the whole
- * context. */
+/* Only the others are told, too: tokens [tok0, tok1) of all layers were there already (a prefix hit); pages of the
+ * whole context. */
 void td_mirror_send_hit(const td_mirror_key *k, uint32_t tok0, uint32_t tok1,
                         const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
 

@@ -348,7 +348,8 @@ td_status td_image_open(td_image *im, const char *dir, uint64_t limit, const td_
         return open_anonymous(im, bytes, fill, arg);
     }
     prune(dir, limit, path, bytes);
-    if (open_cached(im, path, key, bytes, pool, fill, arg) != TD_OK) return open_anonymous(im, bytes, fill, arg);
+    if (open_cached(im, path, key, bytes, pool, fill, arg) != TD_OK)
+        return open_anonymous(im, bytes, fill, arg);
     im->held = im->shared ? td_image_hold(path) : -1;
     return TD_OK;
 }

@@ -69,8 +69,10 @@ static images list(int dir)
         strcpy(i->name, e->d_name);
         l.bytes += i->bytes;
     }
-    if (d) closedir(d);
-    else if (copy >= 0) close(copy);
+    if (d)
+        closedir(d);
+    else if (copy >= 0)
+        close(copy);
     return l;
 }
 
@@ -115,7 +117,8 @@ void td_image_prune(const char *dir, uint64_t limit, uint64_t want, const char *
         if (!may_go(&l.at[i], keep) || !remove_free(d, l.at[i].name)) continue;
         remove_lock_file(d, l.at[i].name);
         l.bytes -= l.at[i].bytes;
-        TD_INFO("image cache: %s was not used for long and is removed: %.1f MB", l.at[i].name, (double)l.at[i].bytes / 1e6);
+        TD_INFO("image cache: %s was not used for long and is removed: %.1f MB", l.at[i].name,
+                (double)l.at[i].bytes / 1e6);
     }
     free(l.at);
     close(d);

@@ -1,7 +1,8 @@
-/* worker/model/prune.h - keeps a directory of images (image.h) within a limit: those that were opened longest ago go first.
+/* worker/model/prune.h - keeps a directory of images (image.h) within a limit: those that were opened longest ago
+ * go first.
  *
- * Rules:   1. An image that a process holds (td_image_hold, for as long as it maps it) is never removed, nor are those of
- *             the model and arrangement that is being opened: the other shards of its worker.
+ * Rules:   1. An image that a process holds (td_image_hold, for as long as it maps it) is never removed, nor are
+ *             those of the model and arrangement that is being opened: the other shards of its worker.
  *          2. So the limit is a wish: what is in use, and what is to come, may be more than it.
  *          3. Files that a process left half made count as images, and go when nobody has written them for a day.
  *          4. When it was opened last: its time of modification, which td_image_hold sets.

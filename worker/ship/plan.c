@@ -20,7 +20,8 @@ td_status td_ship_plan_check(const td_model_desc *d, td_dtype kv)
     for (int g = 0; g < d->n_groups; g++) {
         size_t bytes = td_ship_plan_token_bytes(d, g, kv);
         if (bytes > TD_KVF_FRAME_BYTES)
-            return td_refuse(TD_ENOSUP, "one token of page group %d has %zu bytes, a frame %d", g, bytes, TD_KVF_FRAME_BYTES);
+            return td_refuse(TD_ENOSUP, "one token of page group %d has %zu bytes, a frame %d", g, bytes,
+                             TD_KVF_FRAME_BYTES);
     }
     return TD_OK;
 }

@@ -1,10 +1,10 @@
-/* worker/ship/plan.h - what is shipped of a leg's KV, and the unit it goes in: arithmetic only. Which rank sends it where,
- * and in which frames, is grid_plan.h's.
+/* worker/ship/plan.h - what is shipped of a leg's KV, and the unit it goes in: arithmetic only. Which rank sends
+ * it where, and in which frames, is grid_plan.h's.
  *
  * A rectangle is slots [layer0, layer0 + n_layers) of one page group x heads x tokens [tok0, tok0 + n_tok).
  *
- * Rules:   Of a group tokens [td_ship_plan_first(...), n_tokens) are shipped: those the other side has, and those that fell
- *          out of a window group's window, never.
+ * Rules:   Of a group tokens [td_ship_plan_first(...), n_tokens) are shipped: those the other side has, and those
+ *          that fell out of a window group's window, never.
  * Threads: pure. Limits: one token of one layer fits a frame (td_ship_plan_check). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_PLAN_H
