@@ -97,7 +97,8 @@ td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32
  * td_receiver_message says why). Changes nothing. */
 td_epoch *td_receiver_place(td_receiver *r, const td_kvframe *f, td_rect *rect);
 /* crc: of the payload as it was read; of a FRAME without a place it is not looked at. */
-td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload, uint32_t crc);
+td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload,
+                                   uint32_t crc);
 td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);
 /* Next epoch whose deadline has passed (it is FAILED now; settle and close it); NULL: none. */
 td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us);

@@ -56,7 +56,8 @@ typedef struct td_ship_opts {
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
     uint32_t max_keys;
-    uint32_t credits;            /* that this worker's reservations tell senders of: a quarter goes back at a time; 0: each at once */
+    /* that this worker's reservations tell senders of: a quarter goes back at a time; 0: each at once */
+    uint32_t credits;
     int64_t timeout_us;          /* without progress a hand-off fails */
     int wake_fd;                 /* signalled when events are there */
     td_trace *trace;             /* or NULL */
