@@ -73,7 +73,7 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     fill_call call = {plan, o};
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
-    TD_TRY(td_image_open(&m->image, dir, &key, plan->image_bytes, o->pool, fill, &call));
+    TD_TRY(td_image_open(&m->image, dir, o->cache_limit, &key, plan->image_bytes, o->pool, fill, &call));
     if (m->ops->dev) TD_TRY(upload_image(m, plan));
     else td_plan_attach(plan, m->image.data);
     m->row_bytes = td_plan_row_bytes(plan);
