@@ -5,10 +5,11 @@
  * Planned, computed, committed: at depth 1 a step is collected in the turn that submits it, so planned =
  * computed between turns; publishing and emitting happen in collect, on committed tokens only.
  *
- * Ahead: with more depth, the next row of a choice is planned while the step that draws its token runs (step.h: ids). All that
- * a step says of the row follows from the number of tokens, so the step is the one that depth 1 would make, and the noise is
- * stateless: the tokens are the same. If that token ends the choice, its rows in flight are thrown away when they are collected:
- * they count for nothing, and the tables, which they wrote behind the committed tokens, go back. */
+ * Ahead: with more depth, the next row of a choice is planned while the step that draws its token runs
+ * (step.h: ids). All that a step says of the row follows from the number of tokens, so the step is the one
+ * that depth 1 would make, and the noise is stateless: the tokens are the same. If that token ends the
+ * choice, its rows in flight are thrown away when they are collected: they count for nothing, and the tables,
+ * which they wrote behind the committed tokens, go back. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
@@ -94,7 +95,8 @@ static uint64_t all_changes(const td_engine *e)
 static void preempt(td_engine *e, td_seq *q)
 {
     td_engine_drop_tables(e, q);
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = q->choice[c].planned = q->choice[c].ahead = 0;
+    for (uint32_t c = 0; c < q->d.sampling.n; c++)
+        q->choice[c].computed = q->choice[c].planned = q->choice[c].ahead = 0;
     q->forked = q->d.sampling.n == 1;
     q->state = TD_LEG_WAITING;
     e->stats.preemptions++;
@@ -107,9 +109,10 @@ static bool has_ready(const td_seq *q)
     return false;
 }
 
-/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the step being
- * planned: what was copied for that row is part of the step, and must go to the page's owner. Where rows run ahead everybody
- * is in flight: the youngest is waited for, and until then nobody younger than the one in need goes on (draining). */
+/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the
+ * step being planned: what was copied for that row is part of the step, and must go to the page's owner.
+ * Where rows run ahead everybody is in flight: the youngest is waited for, and until then nobody younger than
+ * the one in need goes on (draining). */
 static td_seq *victim(td_engine *e, td_engine_replica *r)
 {
     for (uint32_t i = e->n_leg; i-- > 0;) {
@@ -191,21 +194,23 @@ static bool choice_runs(const td_engine *e, const td_seq *q, uint32_t c)
 static void grow_decodes(td_engine *e)
 {
     for (uint32_t i = 0; i < e->n_leg; i++)
-        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++) e->leg[i]->choice[c].ready = e->leg[i]->choice[c].copied = false;
+        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++)
+            e->leg[i]->choice[c].ready = e->leg[i]->choice[c].copied = false;
     for (uint32_t r = 0; r < e->n_replicas; r++) e->replica[r].draining = false;
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING && !e->replica[q->replica].draining; c++)
+        for (uint32_t c = 0;
+             c < q->d.sampling.n && q->state == TD_LEG_RUNNING && !e->replica[q->replica].draining; c++)
             if (choice_runs(e, q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
     }
 }
 
-/* Steps that run side by side, in a pipeline: the replica's sequences are dealt out among them, one for each stage. Flights
- * beyond that take prompt rows only, which need no token of the steps before them. */
+/* Steps that the sequences are dealt out among: one for each stage. Flights beyond that take prompt rows only, which need
+ * no token of the steps before them. */
 static uint32_t lanes(const td_engine *e)
 {
     int stages = e->o.ranks ? e->o.ranks->grid.pp : 1;
-    if (e->ahead) return 1;
+    if (e->ahead) return 1; /* one after the other, all sequences in each */
     return (uint32_t)(stages > 1 ? TD_MIN(stages, e->depth) : e->depth);
 }
 
@@ -342,7 +347,8 @@ static td_engine_flight *plan(td_engine *e)
     td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
     f->n_draw = f->n_item = 0;
     f->number = e->step + 1;
-    for (uint32_t r = 0; r < e->n_replicas; r++) td_step_build_begin(f->build[r], f->number); /* before pages are taken: copies go into it */
+    for (uint32_t r = 0; r < e->n_replicas; r++)
+        td_step_build_begin(f->build[r], f->number); /* before pages are taken: copies go into it */
     admit(e);
     grow_decodes(e);
     for (uint32_t r = 0; r < e->n_replicas; r++) plan_replica(e, f, r);
@@ -393,8 +399,8 @@ static void unplan(td_engine *e, td_engine_flight *f)
         if (i + 1 == f->n_item || f->item[i + 1].q != f->item[i].q) td_engine_landed(e, f->item[i].q);
 }
 
-/* No rank has heard of the step: every leg that has rows in it ends, for it would be made again; so does one whose page the
- * step should have copied. The others go on. */
+/* No rank has heard of the step: every leg that has rows in it ends, for it would be made again; so does one
+ * whose page the step should have copied. The others go on. */
 static void refused(td_engine *e, td_engine_flight *f, td_status s)
 {
     char why[200];
@@ -462,7 +468,8 @@ static void take_draw(td_engine *e, const td_engine_flight *f, const td_engine_d
         q->score[d->score_at - 1] = *r;
         return;
     }
-    if (q->choice[d->c].done) return; /* cancelled, or ended by the token before, while the step was in flight */
+    if (q->choice[d->c].done)
+        return; /* cancelled, or ended by the token before, while the step was in flight */
     if (r->token < 0) {               /* every token masked or not a number */
         td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO,
                           "no token can be drawn: all logits are masked or not numbers");
@@ -559,7 +566,8 @@ static td_status collect(td_engine *e)
         q->flying--;
         td_engine_landed(e, q);
     }
-    note_speed(e, f, now - TD_MAX(f->submitted_us, e->collected_us));
+    /* A step that waited in the queue behind another takes from that one's end. */
+    note_speed(e, f, now - (e->ahead ? TD_MAX(f->submitted_us, e->collected_us) : f->submitted_us));
     e->collected_us = now;
     return TD_OK;
 }

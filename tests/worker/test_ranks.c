@@ -39,12 +39,22 @@ static void make_specs(void)
 
 typedef struct job { te_result *to; logit_log *logits; } job;
 
+static int n_ahead; /* steps of the last run with ids that were not known when they were planned */
+
+static void on_step(void *arg, const td_step *s)
+{
+    (void)arg;
+    n_ahead += s->n_before > 0;
+}
+
 static void run_all(td_engine *e, void *arg)
 {
     const job *j = arg;
     td_leg all = *te_leg(&spec[8]);
     td_engine_out out;
     bool over = false;
+    n_ahead = 0;
+    td_engine_on_step(e, on_step, NULL);
     for (int i = 0; i < N; i++) te_expect(&spec[i], &j->to[i]);
     te_run(e, spec, j->to, N);
     all.key = 77, all.all_logits = true;
@@ -63,6 +73,7 @@ static void check(tr_opts o, const char *what, bool first)
     bool ok = tr_run(&o, run_all, &j);
     T_OK(ok, "%s", what);
     if (first || !ok) return;
+    T_EQ(n_ahead > 0, o.depth > 1 && o.grid.pp == 1 && o.grid.cp == 1);
     for (int i = 0; i < N; i++) te_same(&spec[i], &want[i], &got[i], what);
     T_EQ(got_logits.n, want_logits.n);
     T_OK(!memcmp(got_logits.row, want_logits.row, 64 * sizeof got_logits.row[0]), "%s: logits", what);
