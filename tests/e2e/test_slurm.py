@@ -95,7 +95,8 @@ def has(words, *pair):
 
 def layout():
     with Job("cluster.sbatch", NODES[:5], PREFILL="1", DECODE="2", NODES_DECODE="2", RANKS_PER_NODE="4", HTTP_PORT="8800",
-             GRPC_PORT="8801", OPTIONS="--insecure --page-size 8", ROUTER_OPTIONS="--max-queue 9",
+             GRPC_PORT="8801", OPTIONS="--insecure --page-size 8",
+             ROUTER_OPTIONS="--max-queue 9 --tls-cert /c --tls-key /k",
              PREFILL_OPTIONS="--tensor-parallel-size 4",
              DECODE_OPTIONS="--tensor-parallel-size 4 --pipeline-parallel-size 2") as j:
         got = sorted(j.started(4), key=lambda s: (s[1], s[2][-1] if s[1] == "part" else s[2][s[2].index("--name") + 1]))
@@ -103,7 +104,7 @@ def layout():
         assert router[:2] == (NODES[0], "part"), router
         assert router[2][0].endswith("tandem-router") and has(router[2], "--port", "8800") and has(router[2], "--max-queue", "9")
         assert has(router[2], "--grpc-port", "8801") and has(router[2], "--page-size", "8")
-        assert j.lines("tandem-77.url") == [f"http://{NODES[0]}:8800"]
+        assert j.lines("tandem-77.url") == [f"https://{NODES[0]}:8800"]
         for step, node, name, role, where in (
             (p0, NODES[0], "prefill-0", "prefill", ["--ranks", "4", "--"]),
             (d0, NODES[1], "decode-0", "decode", ["--ranks", "8", "--hosts", f"{NODES[1]}:4,{NODES[2]}:4", "--"]),
