@@ -20,6 +20,7 @@ typedef struct tr_opts {
     bool quantized, least_workspace;
     td_engine_opts engine;
     size_t (*on_poll)(void *arg, void *out, size_t cap); /* other ranks' answers; arg: int *, the rank */
+    td_status (*on_command)(void *arg, const void *p, size_t n); /* likewise */
 } tr_opts;
 
 typedef struct tr_rank {
@@ -73,6 +74,7 @@ static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks,
                       .max_logits = td_engine_logit_rows(o->engine.max_seqs),
                       .kv = kv,
                       .on_poll = o->on_poll,
+                      .on_command = o->on_command,
                       .arg = &r->rank};
     td_exec *e;
     td_status s = td_exec_open(&x, &e);
