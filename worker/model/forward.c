@@ -53,7 +53,8 @@ static size_t qkv_width(const td_model *m)
  * exchange is f32. */
 static td_dtype operand(const td_model *m, const td_weight *w)
 {
-    return m->ops->operand && !m->blocks && m->local.shards == 1 ? m->ops->operand->dtype(w->dtype) : TD_F32;
+    bool alone = td_model_tp(m) == 1 && !m->blocks && m->local.shards == 1;
+    return m->ops->operand && alone ? m->ops->operand->dtype(w->dtype) : TD_F32;
 }
 
 /* h = norm(x), as `to`, for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
