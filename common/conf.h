@@ -182,6 +182,10 @@ enum {
       "prompt tokens of one sequence in a step; 0: what the step has left") \
     X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE, \
       "kernel family") \
+    X(BOOL, deterministic, "deterministic", 0, "false", 0, 0, "", TD_C_ENGINE, \
+      "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
+    X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE, \
+      "CUDA device; -1: this process's number among the ranks of its host") \
     X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE, "numerics id to pin in a mixed fleet") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \

@@ -100,11 +100,26 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
  * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
  * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
  * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
- * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
+ * One table per process. Workspaces are of the sizes given to td_ops.reserve; a call beyond them makes them larger, once,
+ * with a synchronization (td_cuda_ops_grown counts these).
+ * Mode: which kernels products and attention run is choose_cuda.h's; with check, after the check there.
  * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.wait is a
  * synchronization and this. */
-td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
+#define TD_CUDA_NUMERICS "cuda-sm80-bf16" /* of the deterministic mode */
+typedef struct td_cuda_mode {
+    bool fast;     /* else deterministic */
+    bool check;    /* run the smallest cases first; ENOSUP where the portable kernels compute otherwise than the host */
+    unsigned also; /* tests: kernels (bits of choose_cuda.h) taken as proven */
+} td_cuda_mode;
+td_status td_cuda_ops_open_as(td_dev *dev, const td_cuda_mode *mode, const td_ops **out);
+/* Deterministic, unchecked. */
+static inline td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
+{
+    const td_cuda_mode plain = {false, false, 0};
+    return td_cuda_ops_open_as(dev, &plain, out);
+}
 td_status td_cuda_ops_status(void);
+unsigned td_cuda_ops_grown(void);
 void td_cuda_ops_close(void);
 
 /* OK for 0; EDEVICE with the driver's text, or ENOSUP for a refused shape. what: the operation. */

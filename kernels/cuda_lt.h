@@ -40,6 +40,7 @@ typedef struct td_cuda_lt_args {
     bool add; /* y += (with a bias: of the first call of the sum only) */
 } td_cuda_lt_args;
 
+size_t td_cuda_lt_version(void); /* of the library; 0: this build has none */
 /* ws: TD_CUDA_LT_WS_BYTES on the device, 256-byte aligned, borrowed. */
 td_status td_cuda_lt_open(void *ws, td_cuda_lt **out);
 void td_cuda_lt_close(td_cuda_lt *lt); /* NULL: nothing */

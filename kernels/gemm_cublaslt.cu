@@ -20,6 +20,7 @@ typedef struct lt_plan {
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
+    bool refused; /* the library has nothing for it: said once */
     unsigned long long used;
 } lt_plan;
 
@@ -43,6 +44,11 @@ static td_status lt_failed(cublasStatus_t s, const char *what)
 static cudaDataType_t type_of(td_dtype t)
 {
     return t == TD_F32 ? CUDA_R_32F : t == TD_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+size_t td_cuda_lt_version(void)
+{
+    return cublasLtGetVersion();
 }
 
 td_status td_cuda_lt_open(void *ws, td_cuda_lt **out)
@@ -147,7 +153,8 @@ static td_status plan_of(td_cuda_lt *lt, const td_cuda_lt_args *a, lt_plan **out
     plan_close(p);
     p->key = k;
     td_status s = plan_open(lt, p);
-    if (s != TD_OK) {
+    p->refused = s == TD_ENOSUP;
+    if (s != TD_OK && !p->refused) {
         plan_close(p);
         return s;
     }
@@ -162,6 +169,7 @@ td_status td_cuda_lt_gemm(td_cuda_lt *lt, void *stream, const td_cuda_lt_args *a
     if (a->T <= 0) return TD_OK;
     lt_plan *p;
     TD_TRY(plan_of(lt, a, &p));
+    if (p->refused) return td_refuse(TD_ENOSUP, "cuBLASLt: no algorithm for %d x %d", a->N, a->K);
     uint64_t rows = (uint64_t)a->T;
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->x, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->y, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));

@@ -135,6 +135,14 @@ typedef struct td_grouped {
     float *y; size_t ldy;
 } td_grouped;
 
+/* Largest sizes of a model's steps, for reserve. */
+typedef struct td_ops_room {
+    int max_rows, max_logits;        /* rows; rows of logits, drawn or scored */
+    int max_expert_rows;             /* rows of all experts together; 0: none */
+    int N, K, V;                     /* largest of any product; of the vocabulary */
+    int H, G, D, max_len;            /* tokens of a sequence */
+} td_ops_room;
+
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
@@ -156,6 +164,11 @@ typedef struct td_ops {
     struct td_dev *dev;
     /* With dev: waits for what is queued; the first error since the last call of this. NULL without. */
     td_status (*wait)(void);
+    /* With dev, before the first step. reserve: workspaces, so that no call within these sizes allocates. beside: what the
+     * family keeps beside a model's packed matrices (sets rows of each w[i]), in one block of device memory that the caller
+     * frees after the last step; *block NULL: nothing. May change numerics. */
+    td_status (*reserve)(const td_ops_room *room);
+    td_status (*beside)(td_weight *const *w, int n, void **block);
 
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,

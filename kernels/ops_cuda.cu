@@ -5,6 +5,7 @@
  * What host memory holds (rows to sample, page tables) goes through a ring of two pinned halves: a half is
  * written again only after the stream has passed the event that follows its last copy. */
 #include "kernels/cuda.h"
+#include "kernels/choose_cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
 #include "kernels/td_cuda.h"
@@ -47,6 +48,8 @@ struct context {
     block sample, out, gemm, splits;
     step_copy step[STEPS];
     size_t stamp;
+    td_cuda_choice choice;
+    unsigned grown;
     td_ops ops;
 } ctx;
 
@@ -59,6 +62,11 @@ void failed(td_status s)
 bool may_run()
 {
     return ctx.status == TD_OK;
+}
+
+void kept(td_status s)
+{
+    if (s != TD_OK) failed(s);
 }
 
 void launched(int code, const char *what)
@@ -76,6 +84,7 @@ bool want(block *b, size_t bytes)
 {
     if (b->bytes >= bytes) return true;
     td_dev *d = ctx.dev;
+    ctx.grown++;
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
     if (b->p) d->free(d, b->p);
     *b = block{nullptr, 0};
@@ -121,6 +130,7 @@ td_status turn(size_t bytes)
     ring_half *h = &ctx.half[ctx.at];
     if (h->bytes < bytes) {
         TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+        ctx.grown++;
         half_close(h);
         TD_TRY(half_open(h, bytes * 2));
     } else {
@@ -215,17 +225,21 @@ bool weight_of(const td_weight *w, td_cuda_weight *out)
     return !why;
 }
 
+/* Its counters are zero before the first call. */
+bool want_gemm(int T, int N, int K)
+{
+    size_t had = ctx.gemm.bytes;
+    if (!want(&ctx.gemm, td_cuda_gemm_ws_bytes(T, N, K))) return false;
+    if (ctx.gemm.bytes != had) kept(ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ctx.gemm.p, 0, TD_CUDA_GEMM_COUNTERS * 4));
+    return may_run();
+}
+
 void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
                 size_t ldy, bool add)
 {
     td_cuda_weight d;
     if (T == 0 || !may_run() || !weight_of(w, &d)) return;
-    size_t had = ctx.gemm.bytes;
-    if (!want(&ctx.gemm, td_cuda_gemm_ws_bytes(T, w->N, w->K))) return;
-    if (ctx.gemm.bytes != had) {
-        td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ctx.gemm.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
-        if (s != TD_OK) failed(s);
-    }
+    if (!want_gemm(T, w->N, w->K)) return;
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;
@@ -236,7 +250,7 @@ void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ld
     a.ldy = ldy;
     a.add = add;
     a.ws = ctx.gemm.p;
-    launched(td_cuda_gemm(stream(), &a), "product");
+    kept(td_cuda_choice_gemm(&ctx.choice, stream(), &a, w->rows));
 }
 
 /* Row counts come to the host first: one wait for each grouped product. */
@@ -391,7 +405,7 @@ void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.plan = c->plan.p;
     d.ws = ctx.splits.p;
     d.max_slots = c->max_slots;
-    launched(td_cuda_attention(stream(), &d), "attention");
+    kept(td_cuda_choice_attention(&ctx.choice, stream(), &d));
 }
 
 /* ---- rows ---- */
@@ -549,14 +563,52 @@ td_status ops_wait()
     return td_cuda_ops_status();
 }
 
+/* ---- sizes ---- */
+
+/* Partial results of attention that a step may have, whatever its sequences are. */
+size_t most_slots(const td_ops_room *r)
+{
+    size_t splits = ((size_t)r->max_len + TD_CUDA_ATTN_SPLIT - 1) / TD_CUDA_ATTN_SPLIT;
+    size_t slots = (size_t)r->max_rows * (size_t)r->H * splits;
+    return slots < MAX_SPLIT_SLOTS ? slots : MAX_SPLIT_SLOTS;
+}
+
+/* Masks and page tables of a step; penalties and biases may need more. */
+size_t ring_bytes(const td_ops_room *r)
+{
+    size_t rows = (size_t)r->max_logits * (sizeof(td_sample_row) + padded(((size_t)r->V + 31) / 32 * 4)) + ALIGN;
+    return rows > HALF_BYTES ? rows : HALF_BYTES;
+}
+
+td_status ops_reserve(const td_ops_room *r)
+{
+    const int rows = r->max_rows > r->max_expert_rows ? r->max_rows : r->max_expert_rows;
+    const int block = (rows * (r->H / r->G) + 63) / 64 + r->max_rows; /* of the prompt kernel, at least 64 rows each */
+    if (want_gemm(rows, r->N, r->K) && want(&ctx.splits, td_cuda_attn_ws_bytes(most_slots(r), r->D)) &&
+        want(&ctx.sample, td_cuda_sample_bytes(r->max_logits, r->V)) &&
+        want(&ctx.out, (size_t)r->max_logits * sizeof(td_sample_out)))
+        for (int i = 0; i < HALVES && may_run(); i++)
+            if (ctx.half[ctx.at].used || ctx.half[(ctx.at + 1) % HALVES].bytes < ring_bytes(r)) kept(turn(ring_bytes(r)));
+    if (may_run()) kept(td_cuda_choice_reserve(&ctx.choice, rows, r->K, (long long)block * r->G));
+    ctx.grown = 0;
+    return td_cuda_ops_status();
+}
+
+td_status ops_beside(td_weight *const *w, int n, void **block)
+{
+    return td_cuda_choice_copies(&ctx.choice, w, n, block);
+}
+
 void fill_table(td_ops *t)
 {
     *t = td_ops{};
     t->dev = ctx.dev;
     t->wait = ops_wait;
+    t->reserve = ops_reserve;
+    t->beside = ops_beside;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
-    t->numerics = "cuda-sm80-bf16";
+    t->numerics = ctx.choice.numerics;
     t->weight_dtype = t->kv_dtype = TD_BF16;
     t->layout = LAYOUT_FRAGMENT;
     t->packed_dtype = ops_packed_dtype;
@@ -582,7 +634,7 @@ void fill_table(td_ops *t)
 }
 } // namespace
 
-extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
+extern "C" td_status td_cuda_ops_open_as(td_dev *dev, const td_cuda_mode *mode, const td_ops **out)
 {
     if (ctx.dev) return td_fail(TD_EFULL, "the CUDA operations are open already");
     if (strcmp(dev->kind, "cuda"))
@@ -591,6 +643,8 @@ extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
     ctx.dev = dev;
     td_status s = TD_OK;
     for (int i = 0; i < HALVES && s == TD_OK; i++) s = half_open(&ctx.half[i], HALF_BYTES);
+    if (s == TD_OK) s = td_cuda_choice_open(dev, mode->fast, mode->also, &ctx.choice);
+    if (s == TD_OK && mode->check) s = td_cuda_choice_check(&ctx.choice);
     if (s != TD_OK) {
         td_cuda_ops_close();
         return s;
@@ -607,10 +661,16 @@ extern "C" td_status td_cuda_ops_status(void)
     return s;
 }
 
+extern "C" unsigned td_cuda_ops_grown(void)
+{
+    return ctx.grown;
+}
+
 extern "C" void td_cuda_ops_close(void)
 {
     if (!ctx.dev) return;
     ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
+    td_cuda_choice_close(&ctx.choice);
     for (ring_half &h : ctx.half) half_close(&h);
     for (block *b : {&ctx.sample, &ctx.out, &ctx.gemm, &ctx.splits})
         if (b->p) ctx.dev->free(ctx.dev, b->p);

@@ -46,6 +46,7 @@ typedef struct td_weight {
     const void *p;     /* 64-byte aligned; td_ops.packed_bytes(N, K) bytes; borrowed (mapped image) */
     const float *bias; /* [N] or NULL; borrowed */
     int slices;        /* 0 or 1: one sum over K; else K is cut into so many (ops.h, matrix law) */
+    const void *rows;  /* a copy in row-major order beside p, where the family made one (td_ops.beside); else NULL */
 } td_weight;
 
 enum { TD_MAX_SLICES = 8 };

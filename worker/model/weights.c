@@ -473,7 +473,7 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
             *e->table = (td_table){e->N, e->K, e->to, at};
             break;
         case TD_PIECE_MATRIX:
-            *e->weight = (td_weight){e->N, e->K, e->to, at, e->weight->bias, e->slices};
+            *e->weight = (td_weight){.N = e->N, .K = e->K, .dtype = e->to, .p = at, .bias = e->weight->bias, .slices = e->slices};
             break;
         }
     }
