@@ -49,7 +49,7 @@ void td_cuda_choice_close(td_cuda_choice *c);
 void td_cuda_choice_drop(td_cuda_choice *c, unsigned bits);
 td_status td_cuda_choice_check(td_cuda_choice *c);
 /* Room for calls of up to so many rows (of all sequences), columns, blocks of the prompt kernel. Nothing is allocated by
- * calls within it; a larger one goes to the portable kernel. */
+ * calls within it; a larger one goes to the portable kernel. 0: as before. */
 td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, long long max_blocks);
 /* Row-major copies of packed weights (n of td_weight, in this order) in one block of device memory, which the caller
  * frees; w[i]->rows is set. *block NULL: there are none, for the reason that was logged. */

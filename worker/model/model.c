@@ -224,14 +224,17 @@ void td_scratch_close(td_scratch *s)
 }
 
 /* Workspaces of the kernels, before pages take what is left of a device. */
-static td_status reserve_ops(const td_model *m)
+static td_status reserve_ops(const td_model *m, const td_model_opts *o)
 {
     const td_model_desc *d = &m->desc;
     const td_local *l = &m->local;
     if (!m->ops->reserve) return TD_OK;
     int HD = l->H * d->D, qkv = (l->H + 2 * l->G) * d->D, E = d->E, F = TD_MAX(l->F, l->moe_F);
     td_ops_room r = {.max_rows = m->max_rows, .max_logits = m->max_logits, .V = l->V, .H = l->H, .G = l->G, .D = d->D,
-                     .max_len = d->max_positions, .max_expert_rows = m->max_rows * d->moe.route.top_k,
+                     .n_groups = d->n_groups,
+                     .max_len = o->max_len > 0 ? TD_MIN(o->max_len, d->max_positions) : d->max_positions,
+                     .max_seqs = o->max_seqs > 0 ? o->max_seqs : m->max_rows,
+                     .page_size = o->page_size > 0 ? o->page_size : 16, .max_expert_rows = m->max_rows * d->moe.route.top_k,
                      .N = TD_MAX(TD_MAX(TD_MAX(qkv, E), 2 * F), l->V), .K = TD_MAX(TD_MAX(HD, E), F)};
     return m->ops->reserve(&r);
 }
@@ -271,7 +274,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
     if (st >= 0) st = td_place_open(m);
-    if (st >= 0) st = reserve_ops(m);
+    if (st >= 0) st = reserve_ops(m, o);
     if (st < 0) {
         td_model_close(m);
         return st;
