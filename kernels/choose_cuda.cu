@@ -26,7 +26,7 @@ static unsigned proven()
 static void name_numerics(td_cuda_choice *c)
 {
     char lt[32] = "", sm[16] = "";
-    if (c->may & TD_CUDA_LT) snprintf(lt, sizeof lt, "-lt%zu", td_cuda_lt_version());
+    if (c->may & TD_CUDA_LT) snprintf(lt, sizeof lt, "-lt%u", (unsigned)td_cuda_lt_version());
     if (c->may & (TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A))
         snprintf(sm, sizeof sm, "-h%u", c->may & (TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A));
     if (c->may)

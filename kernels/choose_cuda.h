@@ -34,7 +34,7 @@ enum { TD_CUDA_LT = 1, TD_CUDA_GEMM_SM90A = 2, TD_CUDA_ATTN_SM90A = 4, TD_CUDA_K
 typedef struct td_cuda_choice {
     td_dev *dev;
     unsigned may;            /* candidates that are left */
-    char numerics[64];
+    char numerics[96];
     struct td_cuda_lt *lt;
     char *lt_ws, *x16;       /* x16: x in the type of the product */
     size_t x16_bytes;

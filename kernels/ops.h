@@ -140,7 +140,7 @@ typedef struct td_ops_room {
     int max_rows, max_logits;        /* rows; rows of logits, drawn or scored */
     int max_expert_rows;             /* rows of all experts together; 0: none */
     int N, K, V;                     /* largest of any product; of the vocabulary */
-    int H, G, D, n_groups;
+    int H, G, D;
     int max_seqs, max_len, page_size; /* sequences of a step, tokens of one */
 } td_ops_room;
 

@@ -185,8 +185,8 @@ void attention_reserve(const td_ops_room *r)
 {
     const long long blocks = ((long long)r->max_rows * (r->H / r->G) + 63) / 64 + r->max_seqs; /* of 64 rows at least */
     want(&splits, td_cuda_attn_ws_bytes(most_slots(r), r->D));
-    for (int i = 0; i < r->n_groups && i < (int)(sizeof copies / sizeof copies[0]) && may_run(); i++)
-        if (want(&copies[i].data, step_bytes(r))) want(&copies[i].plan, td_cuda_attn_plan_bytes(r->max_seqs));
+    for (step_copy &c : copies)
+        if (may_run() && want(&c.data, step_bytes(r))) want(&c.plan, td_cuda_attn_plan_bytes((int)most_seqs(r)));
     if (may_run()) kept(td_cuda_choice_reserve(&ctx.kernels, 0, 0, blocks * r->G));
 }
 

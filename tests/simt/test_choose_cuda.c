@@ -182,7 +182,7 @@ static void test_dispatch(bool bias, int N)
     float *x = floats(MAX_T * K), *own = floats((size_t)(MAX_T * N)), *got = floats((size_t)(MAX_T * N)), *lt = floats((size_t)(MAX_T * N));
     td_weight *w[1] = {&m->w};
     void *block = NULL;
-    td_ops_room room = {.max_rows = MAX_T, .max_logits = 1, .N = N, .K = K, .V = 8, .H = 1, .G = 1, .D = 16, .n_groups = 1, .max_seqs = 1,
+    td_ops_room room = {.max_rows = MAX_T, .max_logits = 1, .N = N, .K = K, .V = 8, .H = 1, .G = 1, .D = 16, .max_seqs = 1,
                         .max_len = 16, .page_size = 16};
     rnd_fill(x, MAX_T * K, 4, 1);
     if (!emulated || !open_as(false, false, 0, TD_OK)) return;

@@ -203,11 +203,23 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     return at + padded(ops);
 }
 
+static td_status activations_fit(const td_model *m, size_t bytes)
+{
+    td_dev *dev = m->ops->dev;
+    size_t left;
+    TD_TRY(dev->free_bytes(dev, &left));
+    if (bytes <= left) return TD_OK;
+    return td_fail(TD_EFULL, "device %s:%d (%s): activations of %d rows need %zu MiB, %zu MiB of %zu MiB are free beside the weights: "
+                   "--max-num-batched-tokens %zu would fit", dev->kind, dev->index, dev->name, m->max_rows, (bytes >> 20) + 1,
+                   left >> 20, dev->total_bytes >> 20, left / (bytes / (size_t)m->max_rows + 1));
+}
+
 td_status td_scratch_open(td_scratch *s, const td_model *m)
 {
     size_t T = (size_t)m->max_rows;
     void *block;
     s->dev = m->ops->dev;
+    if (s->dev) TD_TRY(activations_fit(m, cut(s, m, NULL)));
     TD_TRY(td_devmem_alloc(s->dev, cut(s, m, NULL), "activations", &block));
     s->block = block;
     cut(s, m, s->block);
@@ -231,7 +243,7 @@ static td_status reserve_ops(const td_model *m, const td_model_opts *o)
     if (!m->ops->reserve) return TD_OK;
     int HD = l->H * d->D, qkv = (l->H + 2 * l->G) * d->D, E = d->E, F = TD_MAX(l->F, l->moe_F);
     td_ops_room r = {.max_rows = m->max_rows, .max_logits = m->max_logits, .V = l->V, .H = l->H, .G = l->G, .D = d->D,
-                     .n_groups = d->n_groups,
+                    
                      .max_len = o->max_len > 0 ? TD_MIN(o->max_len, d->max_positions) : d->max_positions,
                      .max_seqs = o->max_seqs > 0 ? o->max_seqs : m->max_rows,
                      .page_size = o->page_size > 0 ? o->page_size : 16, .max_expert_rows = m->max_rows * d->moe.route.top_k,
