@@ -220,6 +220,8 @@ enum {
     X(INT, prompt_len, "prompt-len", 'p', "512", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, \
       "prompt tokens to compute") \
     X(INT, gen_len, "gen-len", 'n', "64", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, "tokens to generate") \
+    X(INT, context_len, "context-len", 0, "0", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, \
+      "tokens that generating sequences have before the clock starts") \
     X(STR, batch, "batch", 'B', "1,8,32", 1, 255, "list", TD_CONF_BENCH_ENGINE, \
       "batch sizes, comma separated") \
     X(INT, repeats, "repeats", 'r', "3", 1, 1000, "runs", TD_CONF_BENCH_ENGINE, "runs of each case") \

@@ -94,6 +94,13 @@ int td_cuda_kv_scatter(td_stream s, const td_kv *kv, const int32_t *pages, const
 int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_kv *src, const int32_t *from, int n,
                     int n_slots);
 
+/* ---- limits of a device ----
+ * td_cuda_read: one pass over `bytes`, a multiple of 64 KiB; out: 4 bytes. td_cuda_probe: bytes/s of the best such pass over far
+ * more than the caches hold, and operations/s of the largest bf16 product, by cuBLASLt where it is in the build. Takes memory of
+ * the device for about 0.1 s. */
+int td_cuda_read(td_stream s, const void *src, size_t bytes, unsigned *out);
+td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s);
+
 /* ---- the table ----
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,

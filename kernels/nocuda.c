@@ -19,6 +19,12 @@ td_status td_cuda_ops_open_as(td_dev *dev, const td_cuda_mode *mode, const td_op
     return td_refuse(TD_ENOSUP, "kernels cuda on %s: this build has none (cmake -DTD_CUDA=ON)", dev->name);
 }
 
+td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s)
+{
+    (void)read_s, (void)multiply_s;
+    return td_refuse(TD_ENOSUP, "limits of %s: this build has no CUDA kernels", dev->name);
+}
+
 void td_cuda_ops_close(void)
 {
 }

@@ -108,7 +108,7 @@ static int stream_call(void *arg, int i)
 {
     stream_arg *a = arg;
     (void)i;
-    return ceiling_read(stream(), a->p, READ_BYTES, a->out);
+    return td_cuda_read(stream(), a->p, READ_BYTES, a->out);
 }
 
 static int product_call(void *arg, int i)

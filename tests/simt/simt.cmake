@@ -82,3 +82,10 @@ if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
     --cache ${CMAKE_BINARY_DIR}/nvcc-cache WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 1200 PROCESSORS 2)
 endif()
+
+# Programs on the emulated device: tests/gpu/run --shim runs its whole logic on them.
+add_executable(simt_tandem EXCLUDE_FROM_ALL deploy/cli/main.c deploy/cli/bench_engine.c deploy/cli/bench_ranks.c deploy/cli/logits.c
+  deploy/cli/nocluster.c)
+target_include_directories(simt_tandem PRIVATE ${CMAKE_SOURCE_DIR})
+target_link_libraries(simt_tandem PRIVATE td_simt_kernels td_engine td_kernels)
+set_target_properties(simt_tandem PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/simt OUTPUT_NAME tandem LINKER_LANGUAGE CXX EXCLUDE_FROM_ALL FALSE)

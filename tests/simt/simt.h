@@ -1016,7 +1016,8 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
     *p = cudaDeviceProp{};
     strcpy(p->name, "simt host emulation");
-    p->totalGlobalMem = (size_t)simt::opt.memory << 20;
+    size_t left;
+    cudaMemGetInfo(&left, &p->totalGlobalMem);
     p->sharedMemPerBlock = 49152;
     p->sharedMemPerBlockOptin = 232448;
     p->major = simt::opt.arch / 10;
