@@ -128,7 +128,7 @@ int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int 
 /* What cuBLASLt takes without padding. */
 static bool copied(const td_weight *w)
 {
-    return w->dtype != TD_F32 && w->K % 8 == 0 && w->N % 8 == 0;
+    return (w->dtype == TD_BF16 || w->dtype == TD_F16) && w->K % 8 == 0 && w->N % 8 == 0;
 }
 
 static size_t copy_bytes(const td_weight *w)

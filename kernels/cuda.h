@@ -79,6 +79,9 @@ int td_cuda_sample(td_stream s, const float *logits, size_t ld, int V, const td_
 int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives, int n,
                   td_sample_out *out);
 
+/* As td_ops.fill_ids. */
+int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before);
+
 /* ---- pages ----
  * A rectangle: slots [slot0, slot0 + n_slots), tokens [tok0, tok0 + n_tok) of one sequence; pages[t / P - page0] is
  * token t's page (device array). payload is [slot][k|v][G][token][D], as worker/ship/codec.h has it. */
@@ -105,13 +108,13 @@ td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s);
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
  * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
- * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
- * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
+ * `scratch` are not looked at; work goes to the compute stream and is not done on return. pack works host to host: the packed
+ * image is uploaded as it is.
  * One table per process. Workspaces are of the sizes given to td_ops.reserve; a call beyond them makes them larger, once,
  * with a synchronization (td_cuda_ops_grown counts these).
  * Mode: which kernels products and attention run is choose_cuda.h's; with check, after the check there.
- * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.wait is a
- * synchronization and this. */
+ * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.status is
+ * this, td_ops.wait a synchronization before it. */
 #define TD_CUDA_NUMERICS "cuda-sm80-bf16" /* of the deterministic mode */
 typedef struct td_cuda_mode {
     bool fast;     /* else deterministic */

@@ -37,9 +37,10 @@ bool want(block *b, size_t bytes)
 {
     if (b->bytes >= bytes) return true;
     td_dev *d = ctx.dev;
-    if (b->p) bytes += bytes / 2;
     ctx.grown++;
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
+    /* What grew once grows in larger steps: longer sequences want a little more every few steps. */
+    if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
     drop(b);
     void *p = nullptr;
     if (s == TD_OK) s = d->alloc(d, bytes, &p);
@@ -252,6 +253,7 @@ static void fill_table(td_ops *t)
     *t = td_ops{};
     t->dev = ctx.dev;
     t->wait = ops_wait;
+    t->status = td_cuda_ops_status;
     t->reserve = ops_reserve;
     t->beside = ops_beside;
     t->take_rows = ops_take_rows;

@@ -84,8 +84,16 @@ if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
 endif()
 
 # Programs on the emulated device: tests/gpu/run --shim runs its whole logic on them.
-add_executable(simt_tandem EXCLUDE_FROM_ALL deploy/cli/main.c deploy/cli/bench_engine.c deploy/cli/bench_ranks.c deploy/cli/logits.c
+add_executable(simt_tandem deploy/cli/main.c deploy/cli/bench_engine.c deploy/cli/bench_ranks.c deploy/cli/logits.c
   deploy/cli/nocluster.c)
-target_include_directories(simt_tandem PRIVATE ${CMAKE_SOURCE_DIR})
-target_link_libraries(simt_tandem PRIVATE td_simt_kernels td_engine td_kernels)
-set_target_properties(simt_tandem PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/simt OUTPUT_NAME tandem LINKER_LANGUAGE CXX EXCLUDE_FROM_ALL FALSE)
+add_executable(simt_bench_cuda tests/gpu/bench_cuda.c tests/simt/ceiling_none.c)
+target_compile_definitions(simt_bench_cuda PRIVATE BENCH_TINY)
+set_target_properties(simt_tandem PROPERTIES OUTPUT_NAME tandem)
+set_target_properties(simt_bench_cuda PROPERTIES OUTPUT_NAME bench_cuda)
+foreach(t simt_tandem simt_bench_cuda)
+  target_include_directories(${t} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${t} PRIVATE td_simt_kernels td_engine td_kernels)
+  set_target_properties(${t} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/simt LINKER_LANGUAGE CXX)
+endforeach()
+add_test(NAME simt/test_gpu_run COMMAND python3 tests/simt/test_gpu_run.py WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+set_tests_properties(simt/test_gpu_run PROPERTIES TIMEOUT 300 ENVIRONMENT "TANDEM_BUILD=${CMAKE_BINARY_DIR}")
