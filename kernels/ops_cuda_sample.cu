@@ -64,7 +64,7 @@ void choice_fill(td_ops *t)
 
 void choice_reserve(const td_ops_room *r)
 {
-    if (want(&ws, td_cuda_sample_bytes(r->max_logits, r->V))) want(&results, (size_t)r->max_logits * sizeof(td_sample_out));
+    want(&ws, td_cuda_sample_bytes(r->max_logits, r->V));
 }
 
 void choice_close()
