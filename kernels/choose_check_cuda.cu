@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/choose_check_cuda.cu - the check before kernels are used (choose_cuda.h, rule 2).
  *
- * Products: small integers over 8, so that every sum is exact in f32 in any order: all kernels must give the host's bits, and
- * one that adds in less than f32, or from the wrong place, cannot. Attention: the host's result in double, within 0.03 (values
- * are up to 1; rounding of weights and queries makes less than 0.02). */
+ * Products: small integers over 8, so that every sum is exact in f32 in any order: all kernels must give the
+ * host's bits, and one that adds in less than f32, or from the wrong place, cannot. Attention: the host's
+ * result in double, within 0.03 (values are up to 1; rounding of weights and queries makes less than 0.02).
+ */
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/td_cuda.h"
@@ -18,7 +19,7 @@ extern "C" {
 
 namespace
 {
-enum { N = 48, K = 200, T = 80, FEW = 60 };              /* products */
+enum { N = 48, K = 200, T = 80, FEW = 60 }; /* products */
 enum { H = 4, G = 2, D = 64, P = 16, ROWS = 40, LONG = 301, PAGES = (ROWS + P - 1) / P + (LONG + P - 1) / P };
 enum { GUARD = 64 };
 
@@ -94,7 +95,8 @@ void make_product(product *p)
     arena *a = &p->a;
     size_t packed = td_cuda_gemm_packed_bytes(N, K, 0, TD_CUDA_W_BF16), ws = td_cuda_gemm_ws_bytes(T, N, K);
     char *image = nullptr, *zeros = nullptr;
-    p->weight = td_cuda_weight{N, K, 0, TD_CUDA_W_BF16, put<char>(a, nullptr, packed, &image), nullptr, nullptr};
+    p->weight =
+        td_cuda_weight{N, K, 0, TD_CUDA_W_BF16, put<char>(a, nullptr, packed, &image), nullptr, nullptr};
     td_cuda_gemm_pack_host(image, p->w16, TD_BF16, N, K, 0, TD_CUDA_W_BF16, 0, N);
     p->weight.bias = put(a, p->bias, N);
     p->rows = put(a, p->w16, N * K);
@@ -124,12 +126,14 @@ void spoil(product *p)
 
 const char *portable_products(product *p)
 {
-    static const char *const names[] = {"product of few rows", "product in tiles of 64", "product in tiles of 128"};
+    static const char *const names[] = {"product of few rows", "product in tiles of 64",
+                                        "product in tiles of 128"};
     for (int kernel = 1; kernel <= 3; kernel++) {
         spoil(p);
         p->args.T = kernel == 1 ? FEW : T;
         p->args.kernel = kernel;
-        keep(&p->a, td_cuda_status(td_cuda_gemm(p->a.dev->stream[TD_STREAM_COMPUTE], &p->args), names[kernel - 1]));
+        keep(&p->a,
+             td_cuda_status(td_cuda_gemm(p->a.dev->stream[TD_STREAM_COMPUTE], &p->args), names[kernel - 1]));
         if (!product_is_right(p, p->args.T)) return names[kernel - 1];
     }
     p->args.kernel = 0;
@@ -151,7 +155,8 @@ struct attention {
 
 float kv_at(const attention *t, int page, int v, int g, int in_page, int d)
 {
-    return td_bf16_to_f32(t->kv16[((((size_t)page * 2 + (size_t)v) * G + (size_t)g) * P + (size_t)in_page) * D + (size_t)d]);
+    return td_bf16_to_f32(
+        t->kv16[((((size_t)page * 2 + (size_t)v) * G + (size_t)g) * P + (size_t)in_page) * D + (size_t)d]);
 }
 
 /* One row and head of a sequence whose pages are page0, page0 + 1, ... */
@@ -162,7 +167,8 @@ void attend(attention *t, int row, int head, int pos, int page0)
     const int g = head / (H / G);
     for (int j = 0; j <= pos; j++) {
         s[j] = 0;
-        for (int d = 0; d < D; d++) s[j] += (double)q[d] * (double)kv_at(t, page0 + j / P, 0, g, j % P, d) / 8;
+        for (int d = 0; d < D; d++)
+            s[j] += (double)q[d] * (double)kv_at(t, page0 + j / P, 0, g, j % P, d) / 8;
         most = s[j] > most ? s[j] : most;
     }
     for (int j = 0; j <= pos; j++) sum += s[j] = exp(s[j] - most);
@@ -207,8 +213,8 @@ void make_attention(attention *t)
     g->plan = put<char>(a, nullptr, td_cuda_attn_plan_bytes(2));
     g->ws = put<char>(a, nullptr, td_cuda_attn_ws_bytes(g->max_slots, D));
     send(a);
-    keep(a, td_cuda_status(td_cuda_attn_plan(a->dev->stream[TD_STREAM_COMPUTE], g->seq, 2, H, G, D, 0, g->max_slots,
-                                             TD_CUDA_ATTN_FEW, (void *)g->plan),
+    keep(a, td_cuda_status(td_cuda_attn_plan(a->dev->stream[TD_STREAM_COMPUTE], g->seq, 2, H, G, D, 0,
+                                             g->max_slots, TD_CUDA_ATTN_FEW, (void *)g->plan),
                            "plan of attention"));
 }
 
@@ -245,7 +251,8 @@ void arena_close(arena *a)
 td_status wrong(const arena *a, const char *what)
 {
     if (a->status != TD_OK) return a->status;
-    return td_fail(TD_ENOSUP, "device cuda:%d (%s): %s computes otherwise than the host", a->dev->index, a->dev->name, what);
+    return td_fail(TD_ENOSUP, "device cuda:%d (%s): %s computes otherwise than the host", a->dev->index,
+                   a->dev->name, what);
 }
 
 /* A candidate that differs, or refuses the case, goes; a device that fails is an error. */
@@ -254,8 +261,8 @@ td_status candidate(td_cuda_choice *c, unsigned bit, const char *name, td_status
     if (called == TD_EDEVICE) return called;
     if (called == TD_OK && right) return TD_OK;
     td_cuda_choice_drop(c, bit);
-    TD_WARN("%s computes otherwise than the portable kernel on %s: not used, kernels compute as %s", name, c->dev->name,
-            c->numerics);
+    TD_WARN("%s computes otherwise than the portable kernel on %s: not used, kernels compute as %s", name,
+            c->dev->name, c->numerics);
     return TD_OK;
 }
 
@@ -315,7 +322,8 @@ td_status td_cuda_choice_check(td_cuda_choice *c)
     free(p);
     free(t);
     clock_gettime(CLOCK_MONOTONIC, &t1);
-    TD_DEBUG_LOG("kernels checked in %.1f ms: %s", (double)(t1.tv_sec - t0.tv_sec) * 1e3 + (double)(t1.tv_nsec - t0.tv_nsec) * 1e-6,
+    TD_DEBUG_LOG("kernels checked in %.1f ms: %s",
+                 (double)(t1.tv_sec - t0.tv_sec) * 1e3 + (double)(t1.tv_nsec - t0.tv_nsec) * 1e-6,
                  s == TD_OK ? c->numerics : td_reason());
     return s;
 }

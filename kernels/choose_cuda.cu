@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/choose_cuda.cu - see choose_cuda.h: candidates, row-major copies, and the two calls. */
-#include "kernels/choose_cuda.h"
 #include "kernels/attn_cuda_launch.h"
+#include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_lt.h"
 #include "kernels/gemm_cuda_tile.h"
@@ -117,8 +117,8 @@ int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int 
     gemm_cut c = gemm_cut_of(K, 0, TD_CUDA_W_BF16);
     for (int n0 = 0; n0 < N; n0 += 65520) { /* the grid's second dimension; a multiple of 16 */
         int n = N - n0 < 65520 ? N - n0 : 65520;
-        int e = (int)td_launch(gemm_unpack_kernel, dim3((unsigned)((K + 1023) / 1024), (unsigned)n), dim3(128), 0,
-                               (cudaStream_t)stream, (uint16_t *)dst + (size_t)n0 * (size_t)K,
+        int e = (int)td_launch(gemm_unpack_kernel, dim3((unsigned)((K + 1023) / 1024), (unsigned)n),
+                               dim3(128), 0, (cudaStream_t)stream, (uint16_t *)dst + (size_t)n0 * (size_t)K,
                                (const uint16_t *)packed + (size_t)n0 * (size_t)c.n_blocks * 64, K, c);
         if (e) return e;
     }
@@ -147,7 +147,8 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, td_weight *const *w, int n, v
     TD_TRY(d->free_bytes(d, &left));
     if (bytes > left / TD_CUDA_COPY_SHARE) {
         if (!c->copied) td_cuda_choice_drop(c, TD_CUDA_LT);
-        TD_WARN("row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free: cuBLASLt is "
+        TD_WARN("row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free: "
+                "cuBLASLt is "
                 "not used, kernels compute as %s",
                 bytes >> 20, left >> 20, c->numerics);
         return TD_OK;
@@ -157,8 +158,9 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, td_weight *const *w, int n, v
     at = (char *)*block;
     for (int i = 0; i < n; i++) {
         if (!copied(w[i])) continue;
-        TD_TRY(td_cuda_status(
-            td_cuda_gemm_unpack(d->stream[TD_STREAM_COMPUTE], at, w[i]->p, w[i]->N, w[i]->K), "copy of a weight"));
+        TD_TRY(
+            td_cuda_status(td_cuda_gemm_unpack(d->stream[TD_STREAM_COMPUTE], at, w[i]->p, w[i]->N, w[i]->K),
+                           "copy of a weight"));
         w[i]->rows = at;
         at += copy_bytes(w[i]);
     }
@@ -220,8 +222,8 @@ static bool hopper_takes(const td_cuda_choice *c, const td_cuda_attn_args *a)
 {
     const int P = a->kv->P;
     bool pages = P % 128 == 0 || (P >= 8 && 128 % P == 0);
-    return c->may & TD_CUDA_ATTN_SM90A && a->prompts && pages && a->kv->dtype == TD_BF16 && (a->D == 64 || a->D == 128) &&
-           attn_most_blocks(a) <= c->max_blocks;
+    return c->may & TD_CUDA_ATTN_SM90A && a->prompts && pages && a->kv->dtype == TD_BF16 &&
+           (a->D == 64 || a->D == 128) && attn_most_blocks(a) <= c->max_blocks;
 }
 
 td_status td_cuda_choice_attention(td_cuda_choice *c, void *stream, const td_cuda_attn_args *a)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/probe_cuda.cu - the two limits of a device, measured (cuda.h): a read-only stream, and the largest product. */
+/* kernels/probe_cuda.cu - the two limits of a device, measured (cuda.h): a read-only stream, and the largest
+ * product. */
 #include "kernels/cuda.h"
 #include "kernels/cuda_gemm.h"
 #include "kernels/cuda_lt.h"
@@ -12,8 +13,8 @@ static __global__ void __launch_bounds__(512) probe_read_kernel(const uint4 *src
     unsigned x = 0;
     size_t stride = (size_t)gridDim.x * 512, i = (size_t)blockIdx.x * 512 + threadIdx.x;
     for (; i + 3 * stride < n; i += 4 * stride) {
-        uint4 a = td_ld_stream(src + i), b = td_ld_stream(src + i + stride), c = td_ld_stream(src + i + 2 * stride),
-              d = td_ld_stream(src + i + 3 * stride);
+        uint4 a = td_ld_stream(src + i), b = td_ld_stream(src + i + stride),
+              c = td_ld_stream(src + i + 2 * stride), d = td_ld_stream(src + i + 3 * stride);
         x ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
     }
     for (; i < n; i += stride) {
@@ -29,8 +30,8 @@ int td_cuda_read(td_stream stream, const void *src, size_t bytes, unsigned *out)
     cudaError_t e = cudaGetDevice(&dev);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, dev);
     if (e != cudaSuccess) return (int)e;
-    return (int)td_launch(probe_read_kernel, dim3((unsigned)sms * 4), dim3(512), 0, (cudaStream_t)stream, (const uint4 *)src,
-                          bytes / 16, out);
+    return (int)td_launch(probe_read_kernel, dim3((unsigned)sms * 4), dim3(512), 0, (cudaStream_t)stream,
+                          (const uint4 *)src, bytes / 16, out);
 }
 
 namespace
@@ -80,8 +81,9 @@ td_status product(probe *p)
 
 td_status read(probe *p)
 {
-    return td_cuda_status(td_cuda_read(p->dev->stream[TD_STREAM_COMPUTE], p->p, p->read_bytes, (unsigned *)p->p),
-                          "read stream");
+    return td_cuda_status(
+        td_cuda_read(p->dev->stream[TD_STREAM_COMPUTE], p->p, p->read_bytes, (unsigned *)p->p),
+        "read stream");
 }
 
 /* The best of several passes, in s. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/simt/hopper.cu - in place of the files for sm_90a, which the shim cannot run: the portable kernels behind their names,
- * so that the choice among kernels is tested. Options "wrong" 4 and 8 plant an error in the product and in attention. */
+/* tests/simt/hopper.cu - in place of the files for sm_90a, which the shim cannot run: the portable kernels
+ * behind their names, so that the choice among kernels is tested. Options "wrong" 4 and 8 plant an error in
+ * the product and in attention. */
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
 #include "kernels/td_cuda.h"

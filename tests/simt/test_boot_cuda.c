@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/simt/test_boot_cuda.c - from options to an engine on a device: which device and mode, what its arithmetic is called and
- * pinned to, memory that is fixed at the start, and what is said where there is no device, an old driver, too little memory or a
- * kernel that computes wrongly. */
+/* tests/simt/test_boot_cuda.c - from options to an engine on a device: which device and mode, what its
+ * arithmetic is called and pinned to, memory that is fixed at the start, and what is said where there is no
+ * device, an old driver, too little memory or a kernel that computes wrongly. */
 #include "common/conf.h"
 #include "common/log.h"
 #include "kernels/choose_cuda.h"
@@ -24,8 +24,17 @@ static td_status open_with(const td_ranks *ranks, const char *dir, ...)
 {
     static char words[MAX_ARGS][64];
     static char *argv[MAX_ARGS];
-    const char *common[] = {"logits", "--no-pack-cache", "--max-model-len", "300", "--max-num-seqs", "4", "--max-num-batched-tokens", "128",
-                            "--threads", "1"}, *w, *none[1];
+    const char *common[] = {"logits",
+                            "--no-pack-cache",
+                            "--max-model-len",
+                            "300",
+                            "--max-num-seqs",
+                            "4",
+                            "--max-num-batched-tokens",
+                            "128",
+                            "--threads",
+                            "1"},
+               *w, *none[1];
     int n = 0, n_none = 0;
     va_list v;
     for (; n < (int)TD_COUNT(common); n++) snprintf(words[n], sizeof words[n], "%s", common[n]);
@@ -68,14 +77,18 @@ static void test_modes(void)
     td_boot_numerics(&boot, fast, sizeof fast);
     T_OK(!emulated || !strcmp(fast, "cuda-fast-sm80-lt1-bf16"), "%s", fast);
     td_boot_close(&boot);
-    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--deterministic", NULL))) expect_numerics(TD_CUDA_NUMERICS);
-    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--numerics", TD_CUDA_NUMERICS, NULL))) expect_numerics(TD_CUDA_NUMERICS);
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--deterministic", NULL)))
+        expect_numerics(TD_CUDA_NUMERICS);
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--numerics", TD_CUDA_NUMERICS, NULL)))
+        expect_numerics(TD_CUDA_NUMERICS);
     if (opened(open_with(NULL, GQA, "--ops", "cuda", "--numerics", fast, NULL))) expect_numerics(fast);
     refused(open_with(NULL, GQA, "--ops", "cuda", "--numerics", pinned, NULL), TD_ENOSUP, pinned);
     refused(open_with(NULL, GQA, "--ops", "cuda", "--deterministic", "--numerics", fast, NULL),
             strcmp(fast, TD_CUDA_NUMERICS) ? TD_ENOSUP : TD_OK, fast);
-    if (opened(open_with(NULL, GQA, "--ops", "auto", "--numerics", "cpu-ref-f32", NULL))) expect_numerics("cpu-ref-f32");
-    if (opened(open_with(NULL, GQA, "--ops", "ref", "--deterministic", NULL))) expect_numerics("cpu-ref-f32"); /* always is */
+    if (opened(open_with(NULL, GQA, "--ops", "auto", "--numerics", "cpu-ref-f32", NULL)))
+        expect_numerics("cpu-ref-f32");
+    if (opened(open_with(NULL, GQA, "--ops", "ref", "--deterministic", NULL)))
+        expect_numerics("cpu-ref-f32"); /* always is */
     td_ranks two = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}};
     refused(open_with(&two, GQA, "--ops", "cuda", NULL), TD_ENOSUP, "--ops cuda on 2 ranks");
 }
@@ -133,7 +146,8 @@ static void test_fixed(const char *mode)
 
 static void test_device(void)
 {
-    refused(open_with(NULL, GQA, "--ops", "cuda", "--device", "1000", NULL), TD_ENOSUP, "cuda:1000: this machine has");
+    refused(open_with(NULL, GQA, "--ops", "cuda", "--device", "1000", NULL), TD_ENOSUP,
+            "cuda:1000: this machine has");
     if (!emulated) return;
     (void)simt_set_option("devices", 3);
     if (opened(open_with(NULL, GQA, "--ops", "cuda", "--device", "2", NULL))) {
@@ -188,7 +202,8 @@ static int least_memory(const char *shape)
     for (int mib = 1; mib <= 256 && !least; mib += mib < 40 ? 1 : 8) {
         (void)simt_set_option("memory", mib);
         td_engine *e = NULL;
-        td_status s = open_with(NULL, "", "--ops", "cuda", "--deterministic", "--load-format", "dummy", "--shape", shape, NULL);
+        td_status s = open_with(NULL, "", "--ops", "cuda", "--deterministic", "--load-format", "dummy",
+                                "--shape", shape, NULL);
         if (s == TD_OK) s = td_engine_open(&boot.opts, &e);
         T_OK(s == TD_OK || s == TD_EFULL, "%d MiB: %s", mib, td_reason());
         if (s == TD_OK) least = mib;
@@ -202,8 +217,9 @@ static int least_memory(const char *shape)
 static void small(int mib, const char *text, const char *more)
 {
     (void)simt_set_option("memory", mib);
-    refused(open_with(NULL, "", "--ops", "cuda", "--deterministic", "--load-format", "dummy", "--shape", "tiny", "--max-num-batched-tokens",
-                      more, NULL), TD_EFULL, text);
+    refused(open_with(NULL, "", "--ops", "cuda", "--deterministic", "--load-format", "dummy", "--shape",
+                      "tiny", "--max-num-batched-tokens", more, NULL),
+            TD_EFULL, text);
     (void)simt_set_option("memory", 4096);
 }
 
@@ -220,7 +236,8 @@ static void test_memory(void)
         td_boot_close(&boot);
     }
     /* pages of the size of the pool that the memory makes, not of what the sequences could use */
-    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--max-num-seqs", "1000", "--max-model-len", "1000", NULL))) {
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--max-num-seqs", "1000", "--max-model-len", "1000",
+                         NULL))) {
         size_t left = 0;
         T_EQ(boot.dev->free_bytes(boot.dev, &left), TD_OK);
         (void)simt_set_option("memory", 4096 - (int)(left >> 20) + 32);
@@ -229,7 +246,8 @@ static void test_memory(void)
         int64_t pages = td_engine_choose_pages(&boot.opts);
         const td_model_desc *d = td_model_descr(boot.model);
         size_t bytes = (size_t)pages * page / 32 * (size_t)(d->D * d->G * d->L);
-        T_OK(bytes > left / 2 && bytes < left, "%lld pages are %zu bytes of %zu", (long long)pages, bytes, left);
+        T_OK(bytes > left / 2 && bytes < left, "%lld pages are %zu bytes of %zu", (long long)pages, bytes,
+             left);
         (void)simt_set_option("memory", 4096);
         td_boot_close(&boot);
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/simt/test_choose_cuda.c - kernels/choose_cuda.h: what each mode may run and what it calls itself, the check that finds
- * planted errors, which kernel a call runs (seen by its bits), copies and the memory they may take. */
+/* tests/simt/test_choose_cuda.c - kernels/choose_cuda.h: what each mode may run and what it calls itself, the
+ * check that finds planted errors, which kernel a call runs (seen by its bits), copies and the memory they
+ * may take. */
 #include "common/log.h"
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
@@ -64,7 +65,8 @@ static void test_planted(void)
     arch(90);
     for (size_t i = 0; i < TD_COUNT(cases); i++) {
         (void)simt_set_option("wrong", cases[i].wrong);
-        if (open_as(true, true, TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A, TD_OK)) expect_numerics(cases[i].numerics);
+        if (open_as(true, true, TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A, TD_OK))
+            expect_numerics(cases[i].numerics);
     }
     (void)simt_set_option("wrong", 4); /* nobody looks at what was not asked for */
     if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt1-bf16");
@@ -100,7 +102,11 @@ static void matrix_make(matrix *m, int N, int K, td_dtype t, bool bias)
     size_t bytes = table->packed_bytes(N, K, t);
     void *packed = block_alloc(bytes);
     table->pack(packed, m->raw, t, N, K, 0, N);
-    m->w = (td_weight){.N = N, .K = K, .dtype = t, .p = dev_put(packed, bytes), .slices = 1,
+    m->w = (td_weight){.N = N,
+                       .K = K,
+                       .dtype = t,
+                       .p = dev_put(packed, bytes),
+                       .slices = 1,
                        .bias = bias ? dev_put(m->bias, (size_t)N * 4) : NULL};
     free(packed);
 }
@@ -111,7 +117,11 @@ static void test_copies(void)
         int N, K;
         td_dtype t;
         bool copied;
-    } cases[] = {{16, 64, TD_BF16, true}, {200, 328, TD_BF16, true}, {40, 72, TD_F16, true}, {33, 64, TD_BF16, false}, {16, 36, TD_BF16, false}};
+    } cases[] = {{16, 64, TD_BF16, true},
+                 {200, 328, TD_BF16, true},
+                 {40, 72, TD_F16, true},
+                 {33, 64, TD_BF16, false},
+                 {16, 36, TD_BF16, false}};
     enum { N_CASES = TD_COUNT(cases) };
     matrix *m = td_xalloc(N_CASES * sizeof *m);
     td_weight *w[N_CASES];
@@ -134,7 +144,8 @@ static void test_copies(void)
     free(m), free(got);
 }
 
-/* Copies that would take more than half of what is free are not made, and the table says that it computes without them. */
+/* Copies that would take more than half of what is free are not made, and the table says that it computes
+ * without them. */
 static void test_memory(void)
 {
     matrix *m = td_xalloc(sizeof *m);
@@ -158,7 +169,8 @@ static void linear(const td_weight *w, const float *x, int T, float *y)
 {
     size_t bytes = (size_t)T * (size_t)w->N * 4;
     float *d = dev_new(bytes);
-    table->linear(NULL, NULL, w, dev_put(x, (size_t)T * (size_t)w->K * 4), (size_t)w->K, T, d, (size_t)w->N, false);
+    table->linear(NULL, NULL, w, dev_put(x, (size_t)T * (size_t)w->K * 4), (size_t)w->K, T, d, (size_t)w->N,
+                  false);
     T_EQ(td_cuda_ops_status(), TD_OK);
     T_OK(dev_get(y, d, bytes), "%s", simt_last_error());
 }
@@ -170,7 +182,8 @@ static void chain(const matrix *m, const float *x, int T, float *y)
         for (int n = 0; n < m->N; n++) {
             float s = 0;
             for (int k = 0; k < m->K; k++)
-                s = fmaf(td_bf16_to_f32(td_f32_to_bf16(x[t * m->K + k])), td_bf16_to_f32(m->raw[n * m->K + k]), s);
+                s = fmaf(td_bf16_to_f32(td_f32_to_bf16(x[t * m->K + k])),
+                         td_bf16_to_f32(m->raw[n * m->K + k]), s);
             y[t * m->N + n] = m->w.bias ? s + m->bias[n] : s;
         }
 }
@@ -179,11 +192,21 @@ static void test_dispatch(bool bias, int N)
 {
     enum { K = 328 };
     matrix *m = td_xalloc(sizeof *m);
-    float *x = floats(MAX_T * K), *own = floats((size_t)(MAX_T * N)), *got = floats((size_t)(MAX_T * N)), *lt = floats((size_t)(MAX_T * N));
+    float *x = floats(MAX_T * K), *own = floats((size_t)(MAX_T * N)), *got = floats((size_t)(MAX_T * N)),
+          *lt = floats((size_t)(MAX_T * N));
     td_weight *w[1] = {&m->w};
     void *block = NULL;
-    td_ops_room room = {.max_rows = MAX_T, .max_logits = 1, .N = N, .K = K, .V = 8, .H = 1, .G = 1, .D = 16, .max_seqs = 1,
-                        .max_len = 16, .page_size = 16};
+    td_ops_room room = {.max_rows = MAX_T,
+                        .max_logits = 1,
+                        .N = N,
+                        .K = K,
+                        .V = 8,
+                        .H = 1,
+                        .G = 1,
+                        .D = 16,
+                        .max_seqs = 1,
+                        .max_len = 16,
+                        .page_size = 16};
     rnd_fill(x, MAX_T * K, 4, 1);
     if (!emulated || !open_as(false, false, 0, TD_OK)) return;
     matrix_make(m, N, K, TD_BF16, bias);
