@@ -95,8 +95,10 @@ void make_product(product *p)
     arena *a = &p->a;
     size_t packed = td_cuda_gemm_packed_bytes(N, K, 0, TD_CUDA_W_BF16), ws = td_cuda_gemm_ws_bytes(T, N, K);
     char *image = nullptr, *zeros = nullptr;
-    p->weight =
-        td_cuda_weight{N, K, 0, TD_CUDA_W_BF16, put<char>(a, nullptr, packed, &image), nullptr, nullptr};
+    p->weight.N = N;
+    p->weight.K = K;
+    p->weight.type = TD_CUDA_W_BF16;
+    p->weight.p = put<char>(a, nullptr, packed, &image);
     td_cuda_gemm_pack_host(image, p->w16, TD_BF16, N, K, 0, TD_CUDA_W_BF16, 0, N);
     p->weight.bias = put(a, p->bias, N);
     p->rows = put(a, p->w16, N * K);

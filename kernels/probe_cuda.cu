@@ -68,7 +68,10 @@ td_status product(probe *p)
         a.ldx = a.ldy = (size_t)p->n;
         return td_cuda_lt_gemm(p->lt, stream, &a);
     }
-    td_cuda_weight weight = {p->n, p->n, 0, TD_CUDA_W_BF16, w, nullptr, nullptr};
+    td_cuda_weight weight = {};
+    weight.N = weight.K = p->n;
+    weight.type = TD_CUDA_W_BF16;
+    weight.p = w;
     td_cuda_gemm_args a = {};
     a.w = &weight;
     a.x = x;

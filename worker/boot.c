@@ -222,6 +222,19 @@ td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const 
     return TD_OK;
 }
 
+td_status td_boot_ops(const td_conf *c, td_boot *out)
+{
+    td_boot b = {0};
+    td_status s = choose_ops(c, NULL, NULL, &b);
+    if (s < 0) {
+        td_boot_close(&b);
+        return s;
+    }
+    b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
+    *out = b;
+    return TD_OK;
+}
+
 void td_boot_close(td_boot *b)
 {
     td_model_close(b->model);

@@ -30,6 +30,8 @@ typedef struct td_boot {
 /* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */
 /* ranks: this rank's place, NULL: one rank. Of several ranks all open, and agree on the number of KV pages. */
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out);
+/* Device, kernel family and threads alone: no model. */
+td_status td_boot_ops(const td_conf *c, td_boot *out);
 /* The arithmetic's id as the handshake and page hashes carry it: the family's, and what else changes bits. */
 void td_boot_numerics(const td_boot *b, char *out, size_t n);
 void td_boot_close(td_boot *b);

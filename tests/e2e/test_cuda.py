@@ -9,7 +9,7 @@ import time
 from support import cluster
 from support.cluster import BUILD, Cluster, questions, skip
 
-WORKER = os.path.join(BUILD, "simt", "tandem-worker")
+WORKER = os.path.join(BUILD, "simt", "simt_tandem_worker")
 if not os.path.exists(WORKER):
     skip("no worker on the shim in this build")
 SMALL = ["--max-model-len", "128", "--max-num-seqs", "2", "--max-num-batched-tokens", "64", "--ops", "cuda", "--deterministic",

@@ -70,7 +70,7 @@ foreach(t ${simt_tests} ${simt_shared})
     set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300)
   endforeach()
   # The other skewed schedule: warps and lanes descending. Not for the long ones, whose kernels the others run as well.
-  if(NOT n MATCHES "forward|sample|moe|engine|stage")
+  if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot")
     add_test(NAME simt_reverse/${n} COMMAND simt_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 ENVIRONMENT SIMT_ORDER=1)
   endif()
@@ -84,18 +84,15 @@ if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
 endif()
 
 # Programs on the emulated device: tests/gpu/run --shim runs its whole logic on them.
-add_executable(simt_tandem deploy/cli/main.c deploy/cli/bench_engine.c deploy/cli/bench_ranks.c deploy/cli/logits.c
+add_executable(simt_tandem deploy/cli/main.c deploy/cli/bench_engine.c deploy/cli/bench_kernels.c deploy/cli/bench_ranks.c deploy/cli/logits.c
   deploy/cli/nocluster.c)
 add_executable(simt_bench_cuda tests/gpu/bench_cuda.c tests/simt/ceiling_none.c)
 target_compile_definitions(simt_bench_cuda PRIVATE BENCH_TINY)
 set(simt_programs simt_tandem simt_bench_cuda)
 if(TARGET td_ship)
   add_executable(simt_tandem_worker worker/main.c)
-  set_target_properties(simt_tandem_worker PROPERTIES OUTPUT_NAME tandem-worker)
   list(APPEND simt_programs simt_tandem_worker)
 endif()
-set_target_properties(simt_tandem PROPERTIES OUTPUT_NAME tandem)
-set_target_properties(simt_bench_cuda PROPERTIES OUTPUT_NAME bench_cuda)
 foreach(t ${simt_programs})
   target_include_directories(${t} PRIVATE ${CMAKE_SOURCE_DIR})
   target_link_libraries(${t} PRIVATE td_simt_kernels)

@@ -92,7 +92,20 @@ def test_parts():
     expect(cost == {"a": 0.25}, f"cost {cost}")
 
 
+def test_kernels():
+    """`tandem bench kernels` on the CPU, as on a device."""
+    tandem = os.path.join(BUILD, "simt/simt_tandem")
+    r = subprocess.run([tandem, "bench", "kernels", "--shape", "ranks-tiny", "-r", "1", "-t", "1", "--ops", "auto", "--json", "-"],
+                       capture_output=True, text=True, env={**os.environ, "SIMT_DEVICES": "0"})
+    rows = [json.loads(line) for line in r.stdout.splitlines()]
+    expect(r.returncode == 0 and len(rows) == 24, f"bench kernels: status {r.returncode}, {len(rows)} rows: {r.stderr[-500:]}")
+    expect(all(x["us"] > 0 and x["of_bandwidth"] > 0 for x in rows) and {x["family"] for x in rows} != {"cuda"}, "figures of kernels")
+    bad_shape = subprocess.run([tandem, "bench", "kernels", "--shape", "70b"], capture_output=True, text=True)
+    expect(bad_shape.returncode == 2 and "not one of" in bad_shape.stderr, f"a bad shape: {bad_shape.stderr}")
+
+
 test_parts()
+test_kernels()
 test_all()
 test_failures()
 print("\n".join(bad) if bad else "1 passed, 0 failed")
