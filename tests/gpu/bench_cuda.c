@@ -278,7 +278,7 @@ typedef struct row_arg {
     td_kv kv;
 } row_arg;
 
-enum { ROWS = 4096 / SHRINK, E = 4096 / SHRINK, F = 14336 / SHRINK, V = 128256 / SHRINK, BATCH = SHRINK > 1 ? 2 : 64, QKV = 6144 };
+enum { ROWS = 4096 / SHRINK, E = 4096 / SHRINK, F = 14336 / SHRINK, V = 128256 / SHRINK, BATCH = SHRINK > 1 ? 2 : 64, QKV = 6144, KV = 2 * 8 * 128 };
 
 static int norm_call(void *arg, int i)
 {
@@ -339,7 +339,7 @@ static void bench_sample(const char *name, float temperature, float top_p, int t
 static void rows(void)
 {
     row_arg r = {.x = values((size_t)ROWS * (2 * F > QKV ? 2 * F : QKV) * 4), .y = values((size_t)ROWS * E * 4), .w = values(E * 4),
-                 .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * F * 2)};
+                 .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * (F > KV ? F : KV) * 2)};
     int32_t *page = td_xalloc(ROWS * sizeof *page), *in = td_xalloc(ROWS * sizeof *in);
     r.kv = (td_kv){values((size_t)ROWS * 2 * 8 * 128 * 2), TD_BF16, ROWS / 16, 16, 8, 128};
     for (int i = 0; i < ROWS; i++) page[i] = i / 16, in[i] = i % 16;

@@ -974,7 +974,8 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 cudaError_t cudaGetDeviceCount(int *n)
 {
     static const int env = simt_of_env("SIMT_DEVICES", -2);
-    const int have = env > -2 ? env : simt::opt.devices;
+    if (env > -2) simt::opt.devices = env;
+    const int have = simt::opt.devices;
     *n = have > 0 ? have : 0;
     return have > 0 ? cudaSuccess : have ? cudaErrorInsufficientDriver : cudaErrorNoDevice;
 }
