@@ -954,16 +954,18 @@ static void host_written(const void *p, size_t n)
 #endif
 } // namespace simt
 static size_t simt_live;
-/* Before the first launch too, which is when the other variables are read. */
-static int simt_of_env(const char *name, int value)
+/* Once, at the first question: before the first launch, which is when the other variables are read. */
+static bool simt_of_env(const char *name, int *option)
 {
     const char *v = getenv(name);
-    return v ? atoi(v) : value;
+    if (v) *option = atoi(v);
+    return v != nullptr;
 }
 static size_t simt_memory()
 {
-    static const int env = simt_of_env("SIMT_MEMORY", -1);
-    return (size_t)(env >= 0 ? env : simt::opt.memory) << 20;
+    static const bool told = simt_of_env("SIMT_MEMORY", &simt::opt.memory);
+    (void)told;
+    return (size_t)simt::opt.memory << 20;
 }
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 {
@@ -973,8 +975,8 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 }
 cudaError_t cudaGetDeviceCount(int *n)
 {
-    static const int env = simt_of_env("SIMT_DEVICES", -2);
-    if (env > -2) simt::opt.devices = env;
+    static const bool told = simt_of_env("SIMT_DEVICES", &simt::opt.devices);
+    (void)told;
     const int have = simt::opt.devices;
     *n = have > 0 ? have : 0;
     return have > 0 ? cudaSuccess : have ? cudaErrorInsufficientDriver : cudaErrorNoDevice;
