@@ -10,6 +10,7 @@
 #include "tests/simt/support.h"
 #include "tests/worker/support_engine.h"
 #include "worker/boot.h"
+#include "worker/devmem.h"
 #include "worker/ranks.h"
 #include <stdarg.h>
 
@@ -253,6 +254,55 @@ static void test_memory(void)
     }
 }
 
+/* ---- weights on their way ---- */
+
+static double fraction;
+static int told;
+
+static void progress(void *arg, const char *what, double f)
+{
+    T_OK(!strcmp(what, "upload") && f > fraction && f <= 1 && arg == &told, "%s: %g after %g", what, f,
+         fraction);
+    fraction = f;
+    told++;
+}
+
+static td_status (*real_upload)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+static int uploads_left;
+
+static td_status failing_upload(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
+{
+    if (uploads_left-- > 0) return real_upload(d, s, dst, src, bytes);
+    return td_fail(TD_EDEVICE, "CUDA: upload: planted");
+}
+
+/* Through both buffers, each more than once; an error in the middle is the answer. */
+static void test_staged(void)
+{
+    enum { BYTES = (56 << 20) + 12345 };
+    td_dev *d = NULL;
+    void *p = NULL;
+    td_pool *pool = td_pool_open(2);
+    uint8_t *a = block_alloc(BYTES), *b = block_alloc(BYTES);
+    for (size_t i = 0; i < BYTES; i++) a[i] = (uint8_t)(i * 2654435761u >> 13);
+    TD_CHECK(td_dev_open("cuda", 0, &d) == TD_OK && d->alloc(d, BYTES, &p) == TD_OK);
+    T_EQ(td_devmem_put_staged(d, pool, p, a, BYTES, progress, &told), TD_OK);
+    T_OK(told == 4 && fraction == 1, "told %d times, at last %g", told, fraction);
+    T_EQ(td_devmem_fetch(d, b, p, BYTES), TD_OK);
+    T_OK(!memcmp(a, b, BYTES), "other bytes arrived");
+    real_upload = d->upload;
+    d->upload = failing_upload;
+    for (int at = 0; at < 4; at++) {
+        uploads_left = at;
+        T_EQ(td_devmem_put_staged(d, pool, p, a, BYTES, NULL, NULL), TD_EDEVICE);
+    }
+    d->upload = real_upload;
+    d->free(d, p);
+    td_dev_close(d);
+    td_pool_close(pool);
+    free(a), free(b);
+}
+
 int main(void)
 {
     td_log_open("test", TD_LOG_ERROR);
@@ -265,6 +315,7 @@ int main(void)
     test_device();
     test_none();
     if (!simt_checks()) test_memory();
+    if (!simt_checks()) test_staged();
     td_conf_deinit(&conf);
     return T_DONE();
 }
