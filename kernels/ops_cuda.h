@@ -37,6 +37,7 @@ struct context {
     ring_half half[2];
     int at;
     td_ops ops;
+    td_operand_ops operand;
 };
 extern context ctx;
 
@@ -68,7 +69,7 @@ template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
 }
 
 /* Each part enters its operations, and frees its workspaces. */
-void products_fill(td_ops *t);
+void products_fill(td_ops *t, td_operand_ops *o);
 void products_close();
 void attention_fill(td_ops *t);
 void attention_close();
