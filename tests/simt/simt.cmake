@@ -74,12 +74,12 @@ foreach(t ${simt_tests} ${simt_shared})
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_engine td_kernels) # in this order: the library's td_dev_open_cuda wins
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
     add_test(NAME ${area}/${n} COMMAND ${area}_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-    set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300)
+    set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200)
   endforeach()
   # The other skewed schedule: warps and lanes descending. Not for the long ones, whose kernels the others run as well.
   if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot")
     add_test(NAME simt_reverse/${n} COMMAND simt_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-    set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 ENVIRONMENT SIMT_ORDER=1)
+    set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200 ENVIRONMENT SIMT_ORDER=1)
   endif()
 endforeach()
 
