@@ -94,19 +94,6 @@ td_status td_ranks_device(td_ranks *r, struct td_dev *dev)
     return s;
 }
 
-td_status td_ranks_on_host(td_coll *world, int *place)
-{
-    enum { NAME = 256 };
-    int n = td_coll_size(world), me = td_coll_rank(world);
-    char mine[NAME] = "", *all = td_xalloc((size_t)n * NAME);
-    if (gethostname(mine, sizeof mine - 1) < 0) snprintf(mine, sizeof mine, "host");
-    td_status s = td_coll_all_gather(world, mine, all, NAME);
-    *place = 0;
-    for (int i = 0; i < me; i++) *place += !memcmp(all + (size_t)i * NAME, mine, NAME);
-    free(all);
-    return s;
-}
-
 void td_ranks_close(td_ranks *r)
 {
     td_coll *all[] = {r->news, r->back, r->shard, r->stage, r->pp, r->cp, r->tp};

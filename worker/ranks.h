@@ -30,8 +30,6 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out);
 /* Opens r->data for buffers in dev's memory: over NCCL where every rank can, else staged through this host.
  * Collective. */
 td_status td_ranks_device(td_ranks *r, struct td_dev *dev);
-/* This rank's place among those of its host. Collective. */
-td_status td_ranks_on_host(td_coll *world, int *place);
 void td_ranks_close(td_ranks *r);
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us); /* of every group and of world */
 /* What rank 0 works out (fn, on a thread of its own) while the others wait: it says every tick_us that it is

@@ -49,7 +49,7 @@ static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
 /* The other block of two, free to be written. */
 static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t bytes, td_place_block **out)
 {
-    td_place_block *b = &two[ *turn ^= 1];
+    td_place_block *b = &two[*turn ^= 1];
     if (b->bytes < bytes) {
         TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
         block_close(d, b);
@@ -86,11 +86,12 @@ static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
     return there;
 }
 
-static size_t put_all(const td_model *m, td_place_block *b, td_placed *x)
+/* n rows of all, own ones, wanted ones */
+static size_t put_all(const td_model *m, td_place_block *b, size_t n, size_t own, size_t n_want, td_placed *x)
 {
-    size_t n = (size_t)m->share.T, own = (size_t)m->share.n_own, at = 0;
+    size_t at = 0;
     x->ids = put(b, &at, x->ids, own * sizeof *x->ids);
-    x->want = put(b, &at, x->want, (size_t)m->share.n_want * sizeof *x->want);
+    x->want = put(b, &at, x->want, n_want * sizeof *x->want);
     for (int g = 0; g < m->desc.n_groups; g++) {
         x->page[g] = put(b, &at, x->page[g], n * sizeof(int32_t));
         x->in_page[g] = put(b, &at, x->in_page[g], n * sizeof(int32_t));
@@ -111,10 +112,12 @@ td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_p
     td_place *p = &m->place;
     td_place_block *b;
     on_host(m, cs, q_scale, out);
+    const td_share *s = &m->share;
     if (p->dev) {
-        size_t bytes = put_all(m, NULL, out);
+        size_t n = (size_t)s->T, own = (size_t)s->n_own, n_want = (size_t)s->n_want;
+        size_t bytes = put_all(m, NULL, n, own, n_want, out);
         TD_TRY(next_block(p->dev, p->step, &p->turn, bytes, &b));
-        put_all(m, b, out);
+        put_all(m, b, n, own, n_want, out);
         TD_TRY(send(p->dev, b, bytes));
     }
     to_own(m, out);
@@ -131,6 +134,20 @@ td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **
     if (bytes) memcpy(b->host, src, bytes);
     *out = b->device;
     return send(p->dev, b, bytes);
+}
+
+td_status td_place_open(td_model *m)
+{
+    td_placed most;
+    size_t rows = (size_t)m->max_rows;
+    if (!m->place.dev) return TD_OK;
+    on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
+    size_t bytes = put_all(m, NULL, rows, rows, rows, &most);
+    for (int i = 0; i < 2; i++) {
+        TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
+        TD_TRY(m->place.dev->record(m->place.dev, TD_STREAM_COMPUTE, m->place.step[i].sent));
+    }
+    return TD_OK;
 }
 
 void td_place_close(td_place *p)

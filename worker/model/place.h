@@ -5,7 +5,7 @@
  * transfer of its last step is over.
  *
  * Ownership: the addresses are good for one step. Threads: the rank's engine thread. Errors: EFULL, EDEVICE.
- * Limits: a block grows to the largest step. */
+ * Limits: a block is of the largest step from the start. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_PLACE_H
 #define TD_WORKER_MODEL_PLACE_H
@@ -37,6 +37,8 @@ typedef struct td_place {
 td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out);
 /* Numbers that come up during a step; on the host src itself. Good until the second put after this one. */
 td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **out);
+/* Blocks for the model's largest step; nothing on the host. */
+td_status td_place_open(td_model *m);
 void td_place_close(td_place *p);
 
 #endif
