@@ -1,0 +1,79 @@
+/* kernels/ops_cuda.h - what the parts of the CUDA table share: its device, its first error, workspaces that grow, and the
+ * ring that host arguments go through. Internal to ops_cuda*.cu.
+ *
+ *   ops_cuda.cu         the ring, operations on rows, the table
+ *   ops_cuda_gemm.cu    matrix products      ops_cuda_attn.cu    attention
+ *   ops_cuda_sample.cu  token choice
+ *
+ * Rules:   1. After the first error nothing is queued any more (may_run); td_cuda_ops_status tells and clears it.
+ *          2. What host memory holds (rows to sample, page tables) goes through a ring of two pinned halves: a half is
+ *             written again only after the stream has passed the event that follows its last copy.
+ * Threads: the engine's. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_KERNELS_OPS_CUDA_H
+#define TD_KERNELS_OPS_CUDA_H
+
+#include "kernels/cuda.h"
+#include "kernels/td_cuda.h"
+#include <string.h>
+
+namespace td_ops_cuda
+{
+struct ring_half {
+    char *host, *device;
+    size_t used, bytes;
+    td_event *passed;
+};
+
+/* Device memory that grows (want), never shrinks. */
+struct block {
+    char *p;
+    size_t bytes;
+};
+
+struct context {
+    td_dev *dev;
+    td_status status;
+    ring_half half[2];
+    int at;
+    td_ops ops;
+};
+extern context ctx;
+
+void failed(td_status s);
+/* False after any error. */
+bool may_run();
+void launched(int code, const char *what);
+td_stream stream();
+/* At least `bytes` in b, kept for the next call; grows with a synchronization. False: failed. */
+bool want(block *b, size_t bytes);
+void drop(block *b);
+
+/* One argument block of a call: parts are put one after another, then sent in one transfer. */
+struct parcel {
+    ring_half *h;
+    size_t start, used;
+};
+size_t padded(size_t n);
+bool parcel_open(parcel *p, size_t bytes);
+bool parcel_send(parcel *p);
+/* Copies n bytes in; the device address they will have. NULL stays NULL. */
+template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
+{
+    if (!src || !n) return nullptr;
+    memcpy(p->h->host + p->used, src, n * sizeof(T));
+    const T *at = (const T *)(p->h->device + p->used);
+    p->used += padded(n * sizeof(T));
+    return at;
+}
+
+/* Each part enters its operations, and frees its workspaces. */
+void products_fill(td_ops *t);
+void products_close();
+void attention_fill(td_ops *t);
+void attention_close();
+void choice_fill(td_ops *t);
+void choice_close();
+} // namespace td_ops_cuda
+
+#endif

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/ops_cuda_attn.cu - the CUDA table's attention: sequences and page tables go to the device once a
+ * step. */
+#include "kernels/cuda_attn.h"
+#include "kernels/ops_cuda.h"
+#include <stdlib.h>
+
+namespace td_ops_cuda
+{
+static const size_t MAX_SPLIT_SLOTS = (size_t)1 << 17; /* partial results of attention: 68 MB at D = 128 */
+
+/* Sequences and page tables as the device has them, with the work list made from them: serves every layer of
+ * a group, and is sent again only when it differs. */
+struct step_copy {
+    char *host; /* what was sent */
+    size_t bytes, room;
+    int n_seq, H, G, D, window;
+    size_t max_slots, stamp;
+    bool prompts, few;
+    block data, plan;
+};
+
+static step_copy copies[4];
+static size_t now; /* counts uses */
+static block splits;
+
+static int pages_of(const td_attn_seq *q, int P)
+{
+    return q->n_rows > 0 ? (q->pos0 + q->n_rows + P - 1) / P : 0;
+}
+
+/* [n_seq] td_cuda_attn_seq, then all page tables one after another. */
+static size_t describe_step(const td_attn_args *a, step_copy *c)
+{
+    int P = a->kv->P, n_pages = 0;
+    for (int i = 0; i < a->n_seq; i++) n_pages += pages_of(&a->seq[i], P);
+    size_t head = (size_t)a->n_seq * sizeof(td_cuda_attn_seq), bytes = head + (size_t)n_pages * 4;
+    if (c->room < bytes) {
+        free(c->host);
+        c->room = bytes * 2;
+        c->host = (char *)malloc(c->room);
+        if (!c->host) c->room = 0;
+        if (!c->host) return 0;
+    }
+    td_cuda_attn_seq *q = (td_cuda_attn_seq *)c->host;
+    int32_t *pages = (int32_t *)(c->host + head), at = 0;
+    for (int i = 0; i < a->n_seq; i++) {
+        q[i] = td_cuda_attn_seq{a->seq[i].row0, a->seq[i].n_rows, a->seq[i].pos0, at};
+        int n = pages_of(&a->seq[i], P);
+        memcpy(pages + at, a->seq[i].pages, (size_t)n * 4);
+        at += n;
+    }
+    return bytes;
+}
+
+/* Where each sequence will be computed: the rule of cuda_attn.h's plan. */
+static void choose_kernels(const td_attn_args *a, step_copy *c)
+{
+    size_t slots = 0;
+    c->prompts = c->few = false;
+    for (int i = 0; i < a->n_seq; i++) {
+        const td_attn_seq *q = &a->seq[i];
+        if (q->n_rows * (a->H / a->G) <= TD_CUDA_ATTN_FEW) {
+            c->few = true;
+            slots += td_cuda_attn_slots(q->n_rows, q->pos0, a->window, a->H);
+        } else
+            c->prompts = true;
+    }
+    c->max_slots = slots < MAX_SPLIT_SLOTS ? slots : MAX_SPLIT_SLOTS;
+    if (slots > MAX_SPLIT_SLOTS) c->prompts = true;
+}
+
+static bool send_step(const td_attn_args *a, step_copy *c)
+{
+    parcel p;
+    td_dev *d = ctx.dev;
+    choose_kernels(a, c);
+    if (!want(&c->data, c->bytes) || !want(&c->plan, td_cuda_attn_plan_bytes(a->n_seq)) ||
+        !want(&splits, td_cuda_attn_ws_bytes(c->max_slots, a->D)) || !parcel_open(&p, padded(c->bytes)))
+        return false;
+    const char *sent = parcel_put(&p, c->host, c->bytes);
+    if (!parcel_send(&p)) return false;
+    td_status s = d->copy(d, TD_STREAM_COMPUTE, c->data.p, sent, c->bytes);
+    if (s != TD_OK) failed(s);
+    if (s == TD_OK)
+        launched(td_cuda_attn_plan(stream(), (const td_cuda_attn_seq *)c->data.p, a->n_seq, a->H, a->G, a->D,
+                                   a->window, c->max_slots, TD_CUDA_ATTN_FEW, c->plan.p),
+                 "plan of attention");
+    return may_run();
+}
+
+/* The copy that holds this step's tables; the least recently used one is given to a new step. */
+static step_copy *step_of(const td_attn_args *a)
+{
+    static step_copy fresh; /* its buffer is swapped with the copy's */
+    size_t bytes = describe_step(a, &fresh);
+    step_copy *c = &copies[0];
+    if (!bytes) failed(td_fail(TD_EFULL, "out of memory for page tables"));
+    if (!bytes) return nullptr;
+    for (step_copy &s : copies) {
+        if (s.bytes == bytes && s.n_seq == a->n_seq && s.H == a->H && s.G == a->G && s.D == a->D &&
+            s.window == a->window && !memcmp(s.host, fresh.host, bytes)) {
+            s.stamp = ++now;
+            return &s;
+        }
+        if (s.stamp < c->stamp) c = &s;
+    }
+    char *host = c->host;
+    size_t room = c->room;
+    c->host = fresh.host;
+    c->room = fresh.room;
+    fresh.host = host;
+    fresh.room = room;
+    c->bytes = bytes;
+    c->n_seq = a->n_seq;
+    c->H = a->H;
+    c->G = a->G;
+    c->D = a->D;
+    c->window = a->window;
+    c->stamp = ++now;
+    if (send_step(a, c)) return c;
+    c->bytes = 0;
+    return nullptr;
+}
+
+static void ops_attention(td_pool *, void *, const td_attn_args *a)
+{
+    if (a->n_seq == 0 || !may_run()) return;
+    const char *why = td_cuda_attn_refuses(a->H, a->G, a->D, a->kv->P, a->kv->dtype);
+    if (why) failed(td_fail(TD_ENOSUP, "CUDA: attention of %d/%d heads of %d: %s", a->H, a->G, a->D, why));
+    step_copy *c = why ? nullptr : step_of(a);
+    if (!c) return;
+    td_cuda_attn_args d = {};
+    d.q = a->q;
+    d.ldq = a->ldq;
+    d.out = a->out;
+    d.ldo = a->ldo;
+    d.out_dtype = TD_F32;
+    d.kv = a->kv;
+    d.slot = a->slot;
+    d.seq = (const td_cuda_attn_seq *)c->data.p;
+    d.n_seq = a->n_seq;
+    d.pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
+    d.H = a->H;
+    d.G = a->G;
+    d.D = a->D;
+    d.scale = a->scale;
+    d.window = a->window;
+    for (int i = 0; i < a->n_seq; i++) d.T = max(d.T, a->seq[i].row0 + a->seq[i].n_rows);
+    d.prompts = c->prompts;
+    d.few = c->few;
+    d.plan = c->plan.p;
+    d.ws = splits.p;
+    d.max_slots = c->max_slots;
+    launched(td_cuda_attention(stream(), &d), "attention");
+}
+
+void attention_fill(td_ops *t)
+{
+    t->attention = ops_attention;
+}
+
+void attention_close()
+{
+    for (step_copy &c : copies) {
+        free(c.host);
+        drop(&c.data);
+        drop(&c.plan);
+        c = step_copy{};
+    }
+    drop(&splits);
+}
+} // namespace td_ops_cuda
