@@ -113,8 +113,8 @@ int td_cuda_attn_plan(void *stream, const td_cuda_attn_seq *seq, int n_seq, int 
 {
     if (n_seq < 0 || n_seq > TD_CUDA_ATTN_MAX_SEQ) return (int)cudaErrorInvalidValue;
     long long most = max_slots < (size_t)INT32_MAX ? (long long)max_slots : INT32_MAX;
-    return (int)td_launch_next(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq, n_seq,
-                          H, G, window, most, few, attn_block_rows(D), (int32_t *)plan);
+    return (int)td_launch_next(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq,
+                               n_seq, H, G, window, most, few, attn_block_rows(D), (int32_t *)plan);
 }
 
 /* A warp merges one (row, head) in split order. */

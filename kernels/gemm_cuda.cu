@@ -182,9 +182,10 @@ static int copy_x(void *stream, void *out, gemm_args &g, bool x_is_f32, bool f16
     for (int t = 0; t < g.T; t += 65535) { /* the grid's second dimension */
         int n = g.T - t < 65535 ? g.T - t : 65535;
         const char *x = (const char *)g.x + (size_t)t * g.ldx * (x_is_f32 ? 4 : 2);
-        int e = (int)td_launch_next(k, dim3((unsigned)((c.n_blocks * 8 + 255) / 256), (unsigned)n), dim3(256), 0,
-                               (cudaStream_t)stream, (uint4 *)out + (size_t)t * (size_t)(c.n_blocks * 8),
-                               (const void *)x, g.ldx, c, g.row0, g.n_groups, t);
+        int e =
+            (int)td_launch_next(k, dim3((unsigned)((c.n_blocks * 8 + 255) / 256), (unsigned)n), dim3(256), 0,
+                                (cudaStream_t)stream, (uint4 *)out + (size_t)t * (size_t)(c.n_blocks * 8),
+                                (const void *)x, g.ldx, c, g.row0, g.n_groups, t);
         if (e) return e;
     }
     g.x = out;

@@ -10,12 +10,13 @@ static const size_t HALF_BYTES = (size_t)1 << 20, ALIGN = 256;
 
 void failed(td_status s)
 {
-    if (ctx.status == TD_OK) ctx.status = s;
+    td_status *to = ctx.rec.on ? &ctx.rec.status : &ctx.status;
+    if (*to == TD_OK) *to = s;
 }
 
 bool may_run()
 {
-    return ctx.status == TD_OK;
+    return (ctx.rec.on ? ctx.rec.status : ctx.status) == TD_OK;
 }
 
 void launched(int code, const char *what)
@@ -32,12 +33,17 @@ bool want(block *b, size_t bytes)
 {
     if (b->bytes >= bytes) return true;
     td_dev *d = ctx.dev;
+    if (ctx.rec.on) {
+        failed(td_refuse(TD_EFULL, "a workspace of %zu bytes is not there yet", bytes));
+        return false;
+    }
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
+    ctx.moved += b->held;
     drop(b);
     void *p = nullptr;
     if (s == TD_OK) s = d->alloc(d, bytes, &p);
     if (s == TD_OK)
-        *b = block{(char *)p, bytes};
+        b->p = (char *)p, b->bytes = bytes;
     else
         failed(s);
     return s == TD_OK;
@@ -46,7 +52,7 @@ bool want(block *b, size_t bytes)
 void drop(block *b)
 {
     if (b->p) ctx.dev->free(ctx.dev, b->p);
-    *b = block{nullptr, 0};
+    b->p = nullptr, b->bytes = 0;
 }
 
 /* ---- the ring ---- */
@@ -204,11 +210,17 @@ static td_status ops_wait()
     return td_cuda_ops_status();
 }
 
+static td_status ops_reserve(const td_reserve *r)
+{
+    return products_reserve(r->rows, r->N, r->K) && attention_reserve(r) ? TD_OK : td_cuda_ops_status();
+}
+
 static void fill_table(td_ops *t)
 {
     *t = td_ops{};
     t->dev = ctx.dev;
     t->wait = ops_wait;
+    t->reserve = ops_reserve;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
     t->numerics = "cuda-sm80-bf16";
@@ -226,6 +238,7 @@ static void fill_table(td_ops *t)
     products_fill(t);
     attention_fill(t);
     choice_fill(t);
+    replay_fill(t);
 }
 } // namespace td_ops_cuda
 
@@ -261,6 +274,7 @@ extern "C" void td_cuda_ops_close(void)
 {
     if (!ctx.dev) return;
     ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
+    replay_close();
     for (ring_half &h : ctx.half) half_close(&h);
     products_close();
     attention_close();

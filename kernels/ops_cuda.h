@@ -3,7 +3,7 @@
  *
  *   ops_cuda.cu         the ring, operations on rows, the table
  *   ops_cuda_gemm.cu    matrix products      ops_cuda_attn.cu    attention
- *   ops_cuda_sample.cu  token choice
+ *   ops_cuda_sample.cu  token choice         ops_cuda_replay.cu  steps that are recorded and run again
  *
  * Rules:   1. After the first error nothing is queued any more (may_run); td_cuda_ops_status tells and clears it.
  *          2. What host memory holds (rows to sample, page tables) goes through a ring of two pinned halves: a half is
@@ -25,10 +25,18 @@ struct ring_half {
     td_event *passed;
 };
 
+/* What a step's launches depend on besides the key: a recording is good while none of it changes. */
+struct recording {
+    bool on;          /* launches are recorded, not run */
+    td_status status; /* the first failure meanwhile */
+    size_t parts;     /* partial results of attention for which the launches are right */
+};
+
 /* Device memory that grows (want), never shrinks. */
 struct block {
     char *p;
     size_t bytes;
+    bool held; /* recordings have its address */
 };
 
 struct context {
@@ -36,16 +44,20 @@ struct context {
     td_status status;
     ring_half half[2];
     int at;
+    size_t moved; /* counts changes of addresses that recordings have */
+    recording rec;
     td_ops ops;
 };
 extern context ctx;
 
+/* While a step is recorded, an error is the recording's alone. */
 void failed(td_status s);
 /* False after any error. */
 bool may_run();
 void launched(int code, const char *what);
 td_stream stream();
-/* At least `bytes` in b, kept for the next call; grows with a synchronization. False: failed. */
+/* At least `bytes` in b, kept for the next call; grows with a synchronization, so not while a step is recorded. False:
+ * failed. */
 bool want(block *b, size_t bytes);
 void drop(block *b);
 
@@ -74,6 +86,11 @@ void attention_fill(td_ops *t);
 void attention_close();
 void choice_fill(td_ops *t);
 void choice_close();
+void replay_fill(td_ops *t);
+void replay_close();
+bool products_reserve(int rows, int N, int K);
+bool attention_reserve(const td_reserve *r);
+size_t attention_most_parts(); /* for which there ever is room; with more, the kernel for prompts takes the rest */
 } // namespace td_ops_cuda
 
 #endif

@@ -8,6 +8,7 @@
 namespace td_ops_cuda
 {
 static const size_t MAX_SPLIT_SLOTS = (size_t)1 << 17; /* partial results of attention: 68 MB at D = 128 */
+static const size_t COPY_BYTES = (size_t)1 << 20;      /* of sequences and page tables: reserved */
 
 /* Sequences and page tables as the device has them, with the work list made from them: serves every layer of
  * a group, and is sent again only when it differs. */
@@ -22,7 +23,9 @@ struct step_copy {
 
 static step_copy copies[4];
 static size_t now; /* counts uses */
-static block splits;
+static block splits = {nullptr, 0, true};
+static block plans[TD_ATTN_GROUPS] = {
+    {nullptr, 0, true}, {nullptr, 0, true}, {nullptr, 0, true}, {nullptr, 0, true}}; /* of placed sequences */
 
 static int pages_of(const td_attn_seq *q, int P)
 {
@@ -62,7 +65,7 @@ static void choose_kernels(const td_attn_args *a, step_copy *c)
         const td_attn_seq *q = &a->seq[i];
         if (q->n_rows * (a->H / a->G) <= TD_CUDA_ATTN_FEW) {
             c->few = true;
-            slots += td_cuda_attn_slots(q->n_rows, q->pos0, a->window, a->H);
+            slots += td_attn_parts(q->n_rows, q->pos0, a->window, a->H);
         } else
             c->prompts = true;
     }
@@ -123,14 +126,60 @@ static step_copy *step_of(const td_attn_args *a)
     return nullptr;
 }
 
+static bool sent(const td_attn_args *a, td_cuda_attn_args *d)
+{
+    step_copy *c = step_of(a);
+    if (!c) return false;
+    d->seq = (const td_cuda_attn_seq *)c->data.p;
+    d->n_seq = a->n_seq;
+    d->pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
+    for (int i = 0; i < a->n_seq; i++) d->T = max(d->T, a->seq[i].row0 + a->seq[i].n_rows);
+    d->prompts = c->prompts;
+    d->few = c->few;
+    d->plan = c->plan.p;
+    d->max_slots = c->max_slots;
+    return true;
+}
+
+/* ---- sequences that are there already ---- */
+
+/* Room for partial results in steps of a power of two, so that recordings outlive a growing context. */
+static size_t room_for(size_t parts, int D)
+{
+    size_t room = 1024;
+    while (room < parts && room < MAX_SPLIT_SLOTS) room *= 2;
+    return want(&splits, td_cuda_attn_ws_bytes(room, D)) ? room : 0;
+}
+
+/* The launches follow from n, the number of parts that have room, and whether more may come (prompts). */
+static bool placed(const td_attn_args *a, td_cuda_attn_args *d)
+{
+    const td_attn_placed *p = a->placed;
+    block *plan = &plans[p->group];
+    size_t room = room_for(p->parts, a->D);
+    if (!room || !want(plan, td_cuda_attn_plan_bytes(p->n))) return false;
+    d->seq = p->seq;
+    d->n_seq = d->T = p->n;
+    d->pages = p->pages;
+    d->prompts = p->parts > MAX_SPLIT_SLOTS;
+    d->few = true;
+    d->plan = plan->p;
+    d->max_slots = room;
+    if (!d->prompts) ctx.rec.parts = min(ctx.rec.parts, room);
+    if (p->fresh)
+        launched(td_cuda_attn_plan(stream(), d->seq, d->n_seq, a->H, a->G, a->D, a->window, d->max_slots,
+                                   TD_CUDA_ATTN_FEW, plan->p),
+                 "plan of attention");
+    return may_run();
+}
+
 static void ops_attention(td_pool *, void *, const td_attn_args *a)
 {
-    if (a->n_seq == 0 || !may_run()) return;
+    if ((a->placed ? a->placed->n : a->n_seq) == 0 || !may_run()) return;
     const char *why = td_cuda_attn_refuses(a->H, a->G, a->D, a->kv->P, a->kv->dtype);
     if (why) failed(td_fail(TD_ENOSUP, "CUDA: attention of %d/%d heads of %d: %s", a->H, a->G, a->D, why));
-    step_copy *c = why ? nullptr : step_of(a);
-    if (!c) return;
     td_cuda_attn_args d = {};
+    if (why || !(a->placed ? placed : sent)(a, &d)) return;
     d.q = a->q;
     d.ldq = a->ldq;
     d.out = a->out;
@@ -138,21 +187,30 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.out_dtype = TD_F32;
     d.kv = a->kv;
     d.slot = a->slot;
-    d.seq = (const td_cuda_attn_seq *)c->data.p;
-    d.n_seq = a->n_seq;
-    d.pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
     d.H = a->H;
     d.G = a->G;
     d.D = a->D;
     d.scale = a->scale;
     d.window = a->window;
-    for (int i = 0; i < a->n_seq; i++) d.T = max(d.T, a->seq[i].row0 + a->seq[i].n_rows);
-    d.prompts = c->prompts;
-    d.few = c->few;
-    d.plan = c->plan.p;
     d.ws = splits.p;
-    d.max_slots = c->max_slots;
     launched(td_cuda_attention(stream(), &d), "attention");
+}
+
+size_t attention_most_parts()
+{
+    return MAX_SPLIT_SLOTS;
+}
+
+bool attention_reserve(const td_reserve *r)
+{
+    const int n_seq = min(r->rows, (int)TD_CUDA_ATTN_MAX_SEQ);
+    const size_t plan_bytes = td_cuda_attn_plan_bytes(n_seq),
+                 tables = (size_t)n_seq * sizeof(td_cuda_attn_seq) + r->pages * 4;
+    bool ok = room_for(r->parts, r->D) > 0;
+    for (step_copy &c : copies)
+        ok = ok && want(&c.data, min(tables, COPY_BYTES)) && want(&c.plan, plan_bytes);
+    for (block &b : plans) ok = ok && want(&b, plan_bytes);
+    return ok;
 }
 
 void attention_fill(td_ops *t)
@@ -168,6 +226,7 @@ void attention_close()
         drop(&c.plan);
         c = step_copy{};
     }
+    for (block &b : plans) drop(&b);
     drop(&splits);
 }
 } // namespace td_ops_cuda

@@ -6,7 +6,7 @@
 namespace td_ops_cuda
 {
 enum { LAYOUT_FRAGMENT = 2 /* family.h */ };
-static block ws; /* its counters are zero between calls */
+static block ws = {nullptr, 0, true}; /* its counters are zero between calls */
 
 static td_dtype ops_packed_dtype(td_dtype from)
 {
@@ -46,17 +46,21 @@ static bool weight_of(const td_weight *w, td_cuda_weight *out)
     return !why;
 }
 
+bool products_reserve(int rows, int N, int K)
+{
+    size_t had = ws.bytes;
+    if (!want(&ws, td_cuda_gemm_ws_bytes(rows, N, K))) return false;
+    if (ws.bytes == had) return true;
+    td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
+    if (s != TD_OK) failed(s);
+    return s == TD_OK;
+}
+
 static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
                        size_t ldy, bool add)
 {
     td_cuda_weight d;
-    if (T == 0 || !may_run() || !weight_of(w, &d)) return;
-    size_t had = ws.bytes;
-    if (!want(&ws, td_cuda_gemm_ws_bytes(T, w->N, w->K))) return;
-    if (ws.bytes != had) {
-        td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
-        if (s != TD_OK) failed(s);
-    }
+    if (T == 0 || !may_run() || !weight_of(w, &d) || !products_reserve(T, w->N, w->K)) return;
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;
@@ -76,6 +80,10 @@ static void ops_linear_grouped(const td_ops *, td_pool *, void *, const td_group
     int32_t row0[TD_MAX_EXPERTS + 1];
     td_dev *d = ctx.dev;
     if (!may_run() || a->n > TD_MAX_EXPERTS) return;
+    if (ctx.rec.on) {
+        failed(td_refuse(TD_ENOSUP, "the host has to know how many rows each expert gets"));
+        return;
+    }
     td_status s = d->download(d, TD_STREAM_COMPUTE, row0, a->row0, ((size_t)a->n + 1) * sizeof *row0);
     if (s == TD_OK) s = d->sync(d, TD_STREAM_COMPUTE);
     if (s != TD_OK) failed(s);

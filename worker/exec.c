@@ -242,6 +242,7 @@ static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
     out_buf *b = NULL;
     if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
     TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, out));
+    td_model_record(x->o.model);
     /* Draws wait for the device, other steps would not. But once a step is collected its pages may go to others, who may
      * write them from another queue; and an error of the device belongs to its step. */
     if (x->o.ops->wait) TD_TRY(x->o.ops->wait());

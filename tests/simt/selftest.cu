@@ -158,8 +158,7 @@ template <int BUG> static __global__ void row_sum(float *out, const float *x)
 }
 
 /* tmp must not be read before the wait; scale, which nobody writes, may be. */
-template <int BUG>
-static __global__ void early(float *out, const float *in, const float *scale, float add)
+template <int BUG> static __global__ void early(float *out, const float *in, const float *scale, float add)
 {
     __shared__ __align__(16) float s[256];
     const int t = threadIdx.x;
@@ -186,7 +185,8 @@ static int run_early(int bug, cudaStream_t st, float *out, float *tmp, const flo
     if constexpr (BUG + 1 < EARLY_N) return run_early<BUG + 1>(bug, st, out, tmp, in, scale);
     return cudaErrorInvalidValue;
 }
-extern "C" int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in, const float *scale)
+extern "C" int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in,
+                              const float *scale)
 {
     return run_early<0>(bug, (cudaStream_t)stream, out, tmp, in, scale);
 }

@@ -571,8 +571,8 @@ static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
     if (early && w) fail("write of global memory before td_grid_wait at %s", symbol(pc).c_str());
     for (unsigned i = 0; i < n; i++, c++) {
         if (early && c->w.key && c->w.key != ~0u && c->w.bep >= B.chain_bep && c->w.bep < B.launch_bep)
-            fail("read before td_grid_wait at %s of what a launch before this one wrote: %s", symbol(pc).c_str(),
-                 describe(a + i).c_str());
+            fail("read before td_grid_wait at %s of what a launch before this one wrote: %s",
+                 symbol(pc).c_str(), describe(a + i).c_str());
         if (c->w.key == me.key && c->w.bep == me.bep && c->w.wep == me.wep && !w && !(c->w.fl & INFLIGHT))
             continue;
         if (clash(c->w))
@@ -730,7 +730,8 @@ static void exit_thread()
     B.ready[w] &= B.alive[w];
     B.done++;
     if (!g_cp[f->idx].empty()) fail("thread exits with cp.async copies not waited for");
-    if (B.overlaps && !f->waited) fail("thread ends without td_grid_wait in a launch that overlaps the one before");
+    if (B.overlaps && !f->waited)
+        fail("thread ends without td_grid_wait in a launch that overlaps the one before");
     for (uint32_t m = B.wwait[w]; m; m &= m - 1) {
         uint32_t q = g_f[w * 32 + __builtin_ctz(m)].mask;
         if (try_release(w, q)) break;
@@ -846,8 +847,9 @@ static void setup()
 #define SIMT_ENV(k, v)                                                                                       \
     if (getenv(k)) opt.v = atoi(getenv(k));
     SIMT_ENV("SIMT_ORDER", order)
-    SIMT_ENV("SIMT_POISON", poison) SIMT_ENV("SIMT_TIMEOUT", timeout) SIMT_ENV("SIMT_EXIT_OK", exit_ok)
-        SIMT_ENV("SIMT_UNINIT", uninit) SIMT_ENV("SIMT_EAGER", eager) static char alt[65536];
+    SIMT_ENV("SIMT_POISON", poison)
+    SIMT_ENV("SIMT_TIMEOUT", timeout) SIMT_ENV("SIMT_EXIT_OK", exit_ok) SIMT_ENV("SIMT_UNINIT", uninit)
+        SIMT_ENV("SIMT_EAGER", eager) static char alt[65536];
     stack_t ss{};
     ss.ss_sp = alt;
     ss.ss_size = sizeof alt;
@@ -879,8 +881,8 @@ static int check_launch(dim3 g, dim3 b, size_t smem, const void *kernel)
     return 0;
 }
 static bool g_chain_cut; // a copy, or the border of a graph: what follows starts after all before it
-static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_t argsz, const void *kernel,
-                      bool overlaps)
+static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_t argsz,
+                      const void *kernel, bool overlaps)
 {
     if (!g_f) setup();
     if (int e = check_launch(g, b, smem, kernel)) return e;
@@ -993,9 +995,11 @@ int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t ar
     const bool overlaps = overlaps_of(c);
     if (g_recorded && !c->stream) {
         g_broken = true;
-        return api_fail(cudaErrorStreamCaptureImplicit, "launch on the default stream while a stream is recorded");
+        return api_fail(cudaErrorStreamCaptureImplicit,
+                        "launch on the default stream while a stream is recorded");
     }
-    if (!g_recorded || c->stream != g_recorded) return launch_raw(g, b, smem, fn, arg, argsz, kernel, overlaps);
+    if (!g_recorded || c->stream != g_recorded)
+        return launch_raw(g, b, smem, fn, arg, argsz, kernel, overlaps);
     if (int e = check_launch(g, b, smem, kernel)) return e;
     auto bytes = std::make_shared<std::vector<std::max_align_t>>(argsz / sizeof(std::max_align_t) + 1);
     memcpy((void *)bytes->data(), arg, argsz);
@@ -1134,8 +1138,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
     *g = nullptr;
     if (!s || simt::g_recorded != s) return cudaErrorInvalidValue;
     simt::g_recorded = nullptr;
-    if (simt::g_broken) delete s->graph;
-    else *g = s->graph;
+    if (simt::g_broken)
+        delete s->graph;
+    else
+        *g = s->graph;
     s->graph = nullptr;
     return *g ? cudaSuccess : cudaErrorStreamCaptureInvalidated;
 }

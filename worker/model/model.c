@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "worker/devmem.h"
 #include "worker/model/experts.h"
+#include "worker/model/replay.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
 #include <stdio.h>
@@ -177,7 +178,8 @@ td_status td_scratch_open(td_scratch *s, const td_model *m)
     size_t T = (size_t)m->max_rows;
     void *block;
     s->dev = m->ops->dev;
-    TD_TRY(td_devmem_alloc(s->dev, cut(s, m, NULL), "activations", &block));
+    s->bytes = cut(s, m, NULL);
+    TD_TRY(td_devmem_alloc(s->dev, s->bytes, "activations", &block));
     s->block = block;
     cut(s, m, s->block);
     s->cs = td_xalloc((T * (size_t)m->desc.rope.rot_dim + 1) * sizeof *s->cs);
@@ -226,6 +228,8 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
+    if (st >= 0) st = td_place_open(m);
+    if (st >= 0) st = td_replay_open(m);
     if (st < 0) {
         td_model_close(m);
         return st;
@@ -238,6 +242,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
 void td_model_close(td_model *m)
 {
     if (!m) return;
+    td_replay_close(m);
     td_experts_close(m);
     td_shard_close(m);
     td_rope_deinit(&m->rope);
