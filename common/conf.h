@@ -91,6 +91,13 @@ enum {
     X(INT, grpc_port, "grpc-port", 0, "8001", 0, 65535, "port", TD_C_FRONT, "gRPC port; 0 = any free one") \
     X(STR, api_key, "api-key", 0, "", 0, 1024, "key", TD_C_CALL | TD_CONF_SECRET, \
       "key that clients must send as a bearer token; empty: none") \
+    X(STR, tls_cert, "tls-cert", 0, "", 0, 4096, "file", TD_C_FRONT, \
+      "PEM certificate chain: TLS 1.2 and up on the HTTP and the gRPC port; read again when it changes") \
+    X(STR, tls_key, "tls-key", 0, "", 0, 4096, "file", TD_C_FRONT, "PEM key of tls-cert, without a passphrase") \
+    X(STR, tls_client_ca, "tls-client-ca", 0, "", 0, 4096, "file", TD_C_FRONT, \
+      "PEM authorities: clients must show a certificate of one of them; empty: none is asked for") \
+    X(STR, tls_ca, "tls-ca", 0, "", 0, 4096, "file", TD_C_CLIENT, \
+      "PEM authorities that a https:// url is checked against; empty: the system's") \
     X(STR, chat_template, "chat-template", 0, "", 0, 4096, "file", TD_C_FRONT, \
       "Jinja chat template to use instead of the model's") \
     X(INT, max_queue, "max-queue", 0, "4096", 1, 1000000, "requests", TD_C_FRONT, \

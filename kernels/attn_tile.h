@@ -3,6 +3,7 @@
  *
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
+ *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing to unpack where they are multiplied
  *                        ATTN_FILL  name of the fill function
  * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
@@ -22,15 +23,16 @@
 #include <math.h>
 
 enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS, AHEAD = 2 /* tiles prefetched */ };
+enum { XD = WIDE_X ? 2 : 1 }; /* dwords of a pair of q or P */
 #define M_START -1e30f /* finite: a row that has seen only masked keys must not compute inf - inf */
 
 typedef struct space {
     uint32_t *k, *v;   /* [D/2][64], [32][D]: pairs of bf16 */
-    uint16_t *q;       /* [ROWS][D] */
+    uint32_t *q;       /* [ROWS][D/2][XD] */
     float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS]: of the split at hand */
     float *all_o, *all_m, *all_l; /* of the splits before it */
     float *s;          /* [2][MR][64] scores: two groups of rows at a time */
-    uint16_t *p;       /* [2][MR][64] */
+    uint32_t *p;       /* [2][MR][32][XD] */
 } space;
 
 typedef struct attn_job {
@@ -64,9 +66,9 @@ static space carve(char *at, int D)
     s.v = (uint32_t *)at, at += TILE * d * 2;
     s.o = (float *)at, at += rows * d * 4;
     s.all_o = (float *)at, at += rows * d * 4;
-    s.q = (uint16_t *)at, at += rows * d * 2;
+    s.q = (uint32_t *)at, at += rows * d * 2 * XD;
     s.s = (float *)at, at += 2 * MR * TILE * 4;
-    s.p = (uint16_t *)at, at += 2 * MR * TILE * 2;
+    s.p = (uint32_t *)at, at += 2 * MR * TILE * 2 * XD;
     s.m = (float *)at, at += (rows + MR) * 4; /* softmax_rows reads four, of m and of l */
     s.l = (float *)at, at += (rows + MR) * 4;
     s.all_m = (float *)at, at += (rows + MR) * 4;
@@ -77,7 +79,7 @@ static space carve(char *at, int D)
 /* ---- inner products: c[m] = c[m] * scale[m] (or 0) + sum over steps of pair a[m][k] . pairs b[k] ---- */
 
 typedef struct dots_arg {
-    const uint32_t *a; /* row m at a + m * lda, one dword per step */
+    const uint32_t *a; /* row m at a + m * lda, XD dwords per step */
     size_t lda;
     const uint32_t *b;
     size_t ldb;
@@ -99,6 +101,20 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
     TD_ONCE for (int k = 0; k < t->steps; k++) {
         veci w[NV_MAX];
         TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES);
+#if WIDE_X
+        const float *f = (const float *)a;
+        vec half[NV_MAX];
+        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_odd(w[v]);
+        TD_UNROLL for (int m = 0; m < rows; m++) {
+            vec x = vec_set1(f[(size_t)m * t->lda + 1]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
+        }
+        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_even(w[v]);
+        TD_UNROLL for (int m = 0; m < rows; m++) {
+            vec x = vec_set1(f[(size_t)m * t->lda]);
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
+        }
+#else
         TD_UNROLL for (int m = 0; m < rows; m++) {
             veci x = veci_set1(a[(size_t)m * t->lda]);
 #if NATIVE_DP
@@ -110,7 +126,8 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
             TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_even(w[v]), even, s[m][v]);
 #endif
         }
-        a++;
+#endif
+        a += XD;
         b += t->ldb;
     }
     TD_UNROLL for (int m = 0; m < rows; m++)
@@ -228,6 +245,25 @@ static bool v_special(const item *it)
 
 /* ---- rows ---- */
 
+TD_INLINE void store_x_16(uint32_t *p, v16 v)
+{
+#if WIDE_X
+    v16_store((float *)p, v16_round_bf16(v));
+#else
+    store_bf16_16((uint16_t *)p, v);
+#endif
+}
+
+TD_INLINE void store_x_32(uint32_t *p, v16 a, v16 b)
+{
+#if WIDE_X
+    v16_store((float *)p, v16_round_bf16(a));
+    v16_store((float *)p + 16, v16_round_bf16(b));
+#else
+    store_bf16_32((uint16_t *)p, a, b);
+#endif
+}
+
 /* Valid keys of row r in the tile at k0, as a range of 0..64; empty: lo >= hi. */
 TD_INLINE void valid_keys(const item *it, int r, int k0, int *lo, int *hi)
 {
@@ -246,7 +282,7 @@ TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const i
                               float *alpha)
 {
     const float *s = sp->s + buffer * MR * TILE;
-    uint16_t *p = sp->p + buffer * MR * TILE;
+    uint32_t *p = sp->p + buffer * MR * PAIRS * XD;
     v16 x[MR][4], fold[MR], none = v16_set1(-INFINITY);
     TD_UNROLL for (int i = 0; i < MR; i++) {
         TD_UNROLL for (int c = 0; c < 4; c++) {
@@ -265,8 +301,8 @@ TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const i
             x[i][c] = v16_exp2(v16_sub(x[i][c], vm));
             if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, v16_zero());
         }
-        store_bf16_32(p + i * TILE, x[i][0], x[i][1]);
-        store_bf16_32(p + i * TILE + 32, x[i][2], x[i][3]);
+        store_x_32(p + i * PAIRS * XD, x[i][0], x[i][1]);
+        store_x_32(p + (i * PAIRS + 16) * XD, x[i][2], x[i][3]);
         fold[i] = v16_add(v16_add(x[i][0], x[i][1]), v16_add(x[i][2], x[i][3]));
     }
     float new_m[MR], new_l[MR];
@@ -281,8 +317,7 @@ static void scores(const item *it, int buffer, int r, int n, int hi)
 {
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
-    const uint32_t *q = (const uint32_t *)(const void *)(sp->q + (size_t)r * D);
-    dots_arg t = {q, D / 2, sp->k, TILE, (int)D / 2, sp->s + buffer * MR * TILE, TILE, NULL};
+    dots_arg t = {sp->q + (size_t)r * D / 2 * XD, D / 2 * XD, sp->k, TILE, (int)D / 2, sp->s + buffer * MR * TILE, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
 }
 
@@ -292,8 +327,8 @@ static void values(const item *it, int buffer, int r, int n, int lo, int hi, con
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
     int pair = lo / 2;
-    const uint32_t *p = (const uint32_t *)(const void *)(sp->p + buffer * MR * TILE) + pair;
-    dots_arg t = {p, PAIRS, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
+    const uint32_t *p = sp->p + (buffer * MR * PAIRS + pair) * XD;
+    dots_arg t = {p, PAIRS * XD, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
     dots_wide(t, n, (int)D);
 }
 
@@ -382,7 +417,8 @@ static void start_rows(item *it)
         it->pos[r] = it->seq->pos0 + at / it->group;
         const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq +
                          (size_t)(it->g * it->group + at % it->group) * (size_t)D;
-        for (int d = 0; d < D; d += 16) store_bf16_16(it->sp.q + r * D + d, v16_mul(v16_load(q + d), scale));
+        for (int d = 0; d < D; d += 16)
+            store_x_16(it->sp.q + (r * D + d) / 2 * XD, v16_mul(v16_load(q + d), scale));
     }
 }
 

@@ -4,6 +4,7 @@
  *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
+ *   PIECE       0, or: k pairs of a panel that all tiles pass over before the next ones (few registers, many tiles)
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
  * slice in registers, the sums of finished subtrees wait on a small stack in L1. Loop order: panels (outer),
@@ -56,22 +57,36 @@ TD_INLINE float *fold(vec s[MR_MAX][NV_FULL], float *top, int i, bool last, cons
 typedef struct cursor {
     const uint32_t *a;
     const uint8_t *b;
+#if PIECE
+    const uint8_t *next; /* to fetch, `pace` bytes further with every step */
+    size_t pace;
+#endif
 } cursor;
 
-/* One chain per output over the next t->steps pairs. */
+TD_INLINE void zero(vec s[MR_MAX][NV_FULL], const int MR, const int NV)
+{
+    TD_UNROLL for (int m = 0; m < MR; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_zero();
+}
+
+/* Goes on with one chain per output over the next t->steps pairs. */
 TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], const int MR, const int NV,
                      const int ahead)
 {
     const uint32_t *a = at->a;
     const uint8_t *b = at->b;
-    TD_UNROLL for (int m = 0; m < MR; m++)
-        TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_zero();
     TD_ONCE for (size_t k = t->steps; k; k--) {
         veci w[NV_FULL];
         TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES * 4);
-        if (ahead)
+        if (ahead > 0)
             TD_UNROLL for (int i = 0; i < NV * LANES * 4; i += 64)
                 _mm_prefetch((const char *)b + ahead + i, _MM_HINT_T1);
+#if PIECE
+        if (ahead < 0) {
+            _mm_prefetch((const char *)at->next, _MM_HINT_T1);
+            at->next += at->pace;
+        }
+#endif
 #if NATIVE_DP
         TD_UNROLL for (int m = 0; m < MR; m++) {
             veci x = veci_set1(a[m]);
@@ -95,16 +110,18 @@ TD_INLINE void chain(const tile_arg *t, cursor *at, vec s[MR_MAX][NV_FULL], cons
         a += XD * MR;
         b += TD_PANEL * 4;
     }
-    *at = (cursor){a, b};
+    at->a = a;
+    at->b = b;
 }
 
 TD_INLINE void tile(const tile_arg *t, const int MR, const int NV, const int ahead)
 {
     vec s[MR_MAX][NV_FULL];
     float stack[STACKED * MR_MAX * NV_FULL * LANES] __attribute__((aligned(64))), *top = stack;
-    cursor at = {t->a, t->b};
+    cursor at = {.a = t->a, .b = t->b};
     int i = 0;
     do {
+        zero(s, MR, NV);
         chain(t, &at, s, MR, NV, ahead);
         top = fold(s, top, i, i + 1 == t->slices, MR, NV);
     } while (++i < t->slices);
@@ -113,32 +130,77 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV, const int ahe
 }
 
 #define NV_OF(MR) ((MR) <= MR_WIDE ? NV_FULL : NV_HALF)
-#define TILE(MR) \
-    TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), AHEAD * (NV_FULL / NV_OF(MR))); }
 #define QUIET(MR) \
     TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), 0); }
+typedef void tile_fn(const tile_arg *t);
 QUIET(1) QUIET(2)
 #if NATIVE_DP
 QUIET(3) QUIET(4)
 #endif
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5)
-#if MR_MAX > 5
-TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-#endif
-
-typedef void tile_fn(const tile_arg *t);
-static tile_fn *const tiles[] = {
-    NULL, tile_1, tile_2, tile_3, tile_4, tile_5,
-#if MR_MAX > 5
-    tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
-#endif
-};
 static tile_fn *const quiet[] = {
     NULL, quiet_1, quiet_2,
 #if NATIVE_DP
     quiet_3, quiet_4,
 #endif
 };
+
+#if !PIECE
+#define TILE(MR) \
+    TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), AHEAD * (NV_FULL / NV_OF(MR))); }
+TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+static tile_fn *const tiles[] = {NULL,   tile_1, tile_2, tile_3, tile_4,  tile_5,  tile_6,
+                                 tile_7, tile_8, tile_9, tile_10, tile_11, tile_12};
+TD_INLINE tile_fn *tile_of(int T, int rows) { return (T <= QUIET_ROWS ? quiet : tiles)[rows]; }
+#else
+TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[rows] : NULL; }
+
+/* ---- a panel piece by piece ---- */
+
+enum { PART_BLOCKS = 16, /* of rows, at most, that pass over a piece */
+       STATE = (1 + STACKED) * MR_MAX * NV_HALF * LANES };
+
+typedef struct piece {
+    tile_arg t;       /* steps: of each chain; slices: of all K */
+    int first, n;     /* slices in this piece */
+    bool begun, ends; /* the first chain goes on where the piece before left it; the last one ends its slice */
+    float *state;     /* [1 + STACKED][MR][NV]: chains under way, subtrees that wait */
+    const uint8_t *next;
+    size_t pace;
+} piece;
+
+TD_INLINE void tile_piece(const piece *p, const int MR, const int NV)
+{
+    const tile_arg *t = &p->t;
+    const int unit = MR * NV * LANES;
+    vec s[MR_MAX][NV_FULL];
+    float *top = p->state + (1 + __builtin_popcount((unsigned)p->first)) * unit;
+    cursor at = {t->a, t->b, p->next, p->pace};
+    if (p->begun)
+        TD_UNROLL for (int m = 0; m < MR; m++)
+            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_load(p->state + (m * NV + v) * LANES);
+    else zero(s, MR, NV);
+    for (int i = p->first;;) {
+        chain(t, &at, s, MR, NV, -1);
+        if (!p->ends) {
+            TD_UNROLL for (int m = 0; m < MR; m++)
+                TD_UNROLL for (int v = 0; v < NV; v++) vec_store(p->state + (m * NV + v) * LANES, s[m][v]);
+            return;
+        }
+        bool last = i + 1 == t->slices;
+        top = fold(s, top, i, last, MR, NV);
+        if (last) break;
+        if (++i == p->first + p->n) return;
+        zero(s, MR, NV);
+    }
+    TD_UNROLL for (int m = 0; m < MR; m++)
+        TD_UNROLL for (int v = 0; v < NV; v++) finish(t, m, v, s[m][v]);
+}
+
+#define PART(MR) TD_NOINLINE void piece_##MR(const piece *p) { tile_piece(p, MR, NV_HALF); }
+PART(3) PART(4) PART(5) PART(6)
+typedef void piece_fn(const piece *p);
+static piece_fn *const pieces[] = {NULL, NULL, NULL, piece_3, piece_4, piece_5, piece_6};
+#endif
 
 /* ---- driver ---- */
 
@@ -218,7 +280,7 @@ static void store_ragged(const gemm_job *j, int row, int rows, int n0, const flo
 }
 
 /* All rows against one panel. */
-static void run_panel(const gemm_job *j, int p)
+static void whole_panel(const gemm_job *j, int p)
 {
     float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
     int n0 = p * TD_PANEL;
@@ -234,11 +296,64 @@ static void run_panel(const gemm_job *j, int p)
             t.b = panel + col * 4;
             t.c = ragged ? buf + col : j->y + (size_t)row * j->ldy + n0 + col;
             t.bias = j->w->bias && !ragged ? j->w->bias + n0 + col : NULL;
-            (j->T <= QUIET_ROWS ? quiet : tiles)[rows](&t);
+            tile_of(j->T, rows)(&t);
         }
         if (ragged) store_ragged(j, row, rows, n0, buf);
     }
 }
+
+#if PIECE
+enum { PACED = 16 }; /* tiles that share the fetching of the next piece */
+
+/* The block of rows b over one piece: both halves of the panel. */
+static void block_piece(const gemm_job *j, piece *p, int b, const uint8_t *w, int n0, size_t k, float *state)
+{
+    float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
+    int row = block_row(j, b), rows = block_row(j, b + 1) - row, tiles = 2 * j->n_blocks;
+    bool ragged = n0 + TD_PANEL > j->w->N, last = p->ends && p->first + p->n == j->slices;
+    size_t bytes = p->t.steps * (size_t)p->n * TD_PANEL * 4;
+    if (tiles > PACED) tiles = PACED;
+    p->t.a = j->packed + ((size_t)row * j->steps + k * (size_t)rows) * XD;
+    p->t.add = j->add && !ragged;
+    p->t.ldc = ragged ? TD_PANEL : j->ldy;
+    for (int h = 0; h < 2; h++) {
+        int i = 2 * b + h, col = h * NV_HALF * LANES;
+        p->state = state + i * STATE;
+        p->pace = i < tiles ? (size_t)(TD_PANEL * 4 + tiles - 1) / (size_t)tiles : 0;
+        p->next = w + bytes + (i < tiles ? bytes / (size_t)tiles * (size_t)i : 0);
+        p->t.b = w + col * 4;
+        p->t.c = ragged ? buf + col : j->y + (size_t)row * j->ldy + n0 + col;
+        p->t.bias = j->w->bias && !ragged ? j->w->bias + n0 + col : NULL;
+        pieces[rows](p);
+    }
+    if (ragged && last) store_ragged(j, row, rows, n0, buf);
+}
+
+/* All rows against one panel, a piece of it at a time: slices in several pieces, or several slices to a piece. */
+static void run_panel(const gemm_job *j, int n)
+{
+    float state[2 * PART_BLOCKS * STATE] __attribute__((aligned(64)));
+    if (j->T <= QUIET_ROWS) {
+        whole_panel(j, n);
+        return;
+    }
+    size_t slice = j->steps / (size_t)j->slices, runs = (slice + PIECE - 1) / PIECE, run = (slice + runs - 1) / runs;
+    int together = slice < PIECE ? (int)(PIECE / slice) : 1;
+    const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
+    piece p = {.t = {.slices = j->slices}};
+    for (p.first = 0; p.first < j->slices; p.first += p.n)
+        for (size_t k = 0; k < slice; k += run) {
+            size_t at = (size_t)p.first * slice + k;
+            p.n = j->slices - p.first < together ? j->slices - p.first : together;
+            p.t.steps = slice - k < run ? slice - k : run;
+            p.begun = k > 0, p.ends = k + p.t.steps == slice;
+            for (int b = 0; b < j->n_blocks; b++)
+                block_piece(j, &p, b, panel + at * TD_PANEL * 4, n * TD_PANEL, at, state);
+        }
+}
+#else
+TD_INLINE void run_panel(const gemm_job *j, int n) { whole_panel(j, n); }
+#endif
 
 static void panels_item(void *arg, int i, int member)
 {
@@ -286,18 +401,31 @@ static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const 
     td_pool_for(pool, j.n_chunks, panels_item, &j);
 }
 
+#if PIECE
+/* Rows at a time: a piece's worth of their x stays in L2. */
+TD_INLINE int rows_of_part(int K)
+{
+    (void)K;
+    return PART_BLOCKS * MR_MAX;
+}
+#else
 enum {
     HOT_BYTES = 3 << 19,   /* packed x that stays close while every panel passes over it */
     PART_LEAST = 96 / XD   /* rows: below, reading the weights would take 2.5 GB/s and more of each core */
 };
 
+TD_INLINE int rows_of_part(int K)
+{
+    size_t blocks = HOT_BYTES / (td_pairs(K) * XD * 4 * MR_MAX), least = (PART_LEAST + MR_MAX - 1) / MR_MAX;
+    return (int)(blocks < least ? least : blocks) * MR_MAX;
+}
+#endif
+
 /* Rows in parts of whole blocks: reading the weights once more for each costs less than x from far away. */
 static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                    float *y, size_t ldy, bool add)
 {
-    size_t blocks = HOT_BYTES / (td_pairs(w->K) * XD * 4 * MR_MAX), least = (PART_LEAST + MR_MAX - 1) / MR_MAX;
-    if (blocks < least) blocks = least;
-    int each = blocks < (size_t)T ? (int)blocks * MR_MAX : T;
+    int each = rows_of_part(w->K);
     for (int t = 0; t < T; t += each)
         linear_part(pool, scratch, w, x + (size_t)t * ldx, ldx, T - t < each ? T - t : each,
                     y + (size_t)t * ldy, ldy, add);

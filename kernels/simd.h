@@ -290,8 +290,8 @@ TD_INLINE v16 v16_from_bf16(__m256i b)
     return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
                  _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
 }
-/* Eight bf16 patterns in the low halves of dwords. */
-TD_INLINE __m256i to_bf16_8(__m256 v)
+/* Eight bf16 patterns in the high halves of dwords; the low halves hold whatever the rounding left. */
+TD_INLINE __m256i round_bf16_8(__m256 v)
 {
     __m256i u = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
     __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)),
@@ -300,14 +300,15 @@ TD_INLINE __m256i to_bf16_8(__m256 v)
     r = _mm256_blendv_epi8(r, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan);
     __m256i exponent = _mm256_and_si256(u, _mm256_set1_epi32(0x7f800000));
     __m256i tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-    r = _mm256_blendv_epi8(r, _mm256_and_si256(u, _mm256_set1_epi32((int)0x80000000)), tiny);
-    return _mm256_srli_epi32(r, 16);
+    return _mm256_blendv_epi8(r, _mm256_and_si256(u, _mm256_set1_epi32((int)0x80000000)), tiny);
 }
 TD_INLINE __m256i v16_to_bf16(v16 v)
 {
-    __m256i p = _mm256_packus_epi32(to_bf16_8(v.lo), to_bf16_8(v.hi));
-    return _mm256_permute4x64_epi64(p, 0xd8);
+    __m256i lo = _mm256_srli_epi32(round_bf16_8(v.lo), 16), hi = _mm256_srli_epi32(round_bf16_8(v.hi), 16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
 }
+/* Rounded to bf16, as f32. */
+TD_INLINE v16 v16_round_bf16(v16 v) { return (v16){vec_odd(round_bf16_8(v.lo)), vec_odd(round_bf16_8(v.hi))}; }
 
 /* dst[k * stride + i] = rows[i][k0 + k]: 8 dwords of 8 rows. */
 TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t *dst, size_t stride)

@@ -88,6 +88,8 @@ static td_status open_core(router *r)
     return TD_OK;
 }
 
+static const char *given(const char *option) { return option[0] ? option : NULL; }
+
 static td_status open_net(router *r, unsigned i)
 {
     td_api_net *n = &r->api.nets[i];
@@ -100,6 +102,9 @@ static td_status open_net(router *r, unsigned i)
                      .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
                      .max_body_bytes = (size_t)r->conf.max_body_bytes,
                      .reuse_port = r->conf.net_threads > 1,
+                     .tls_cert_file = given(r->conf.tls_cert),
+                     .tls_key_file = given(r->conf.tls_key),
+                     .tls_client_ca_file = given(r->conf.tls_client_ca),
                      .handler = td_api_handle,
                      .error_body = td_api_error_body,
                      .arg = n};
@@ -139,9 +144,9 @@ static void on_ready(void *arg, const td_fleet *f)
     if (!kv) kv = td_fleet_kv_tokens(f, TD_ROLE_PREFILL);
     double full = f->id.max_model_len ? (double)kv / f->id.max_model_len : 0;
     snprintf(line, sizeof line,
-             "ready %.200s on http://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of "
+             "ready %.200s on %s://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of "
              "the full %u tokens at once\n",
-             r->api.model.name, r->conf.host, r->port, r->grpc_port, f->numerics, (unsigned long long)kv,
+             r->api.model.name, r->conf.tls_cert[0] ? "https" : "http", r->conf.host, r->port, r->grpc_port, f->numerics, (unsigned long long)kv,
              full, f->id.max_model_len);
     TD_INFO("%.*s", (int)strlen(line) - 1, line);
     tell(r, line);
@@ -153,8 +158,16 @@ static void on_drain(void *arg)
     for (unsigned i = 0; i < r->api.n_nets; i++) td_net_stop(r->api.nets[i].net);
 }
 
+static td_status check_tls(const td_conf *c)
+{
+    if (!c->tls_cert[0] == !c->tls_key[0] && (c->tls_cert[0] || !c->tls_client_ca[0])) return TD_OK;
+    return td_refuse(TD_EBADREQ, "%s needs --tls-cert and --tls-key",
+                     c->tls_cert[0] ? "--tls-cert" : c->tls_key[0] ? "--tls-key" : "--tls-client-ca");
+}
+
 static td_status open_all(router *r)
 {
+    TD_TRY(check_tls(&r->conf));
     TD_TRY(open_signals(r));
     TD_TRY(td_api_model_open(&r->api.model, &r->conf));
     r->wake_fd = td_wake_open();

@@ -30,6 +30,10 @@ typedef struct wleg {
     td_status status;
     char reason[256];
     uint32_t n_choices, n_ctx;       /* n_ctx: tokens whose KV is shipped */
+    uint32_t replica;                /* whose pages it has; known when it is opened in ship */
+    bool open_due;                   /* PREFILL: ship hears of it when its replica is known */
+    td_msg_sink sink;                /* until then; its texts are in arena */
+    td_arena arena;
     bool reserved_due;               /* RESERVED waits until every rank has opened the epoch */
     bool reserved_asked;             /* and the poll under way will tell */
     uint32_t reserved_hit;
@@ -68,6 +72,7 @@ static wleg *find(td_wengine *w, uint64_t id)
 
 static void leg_free(wleg *l)
 {
+    td_arena_deinit(&l->arena);
     free(l->base);
     free(l->first);
     free(l->top);
@@ -150,6 +155,7 @@ static wleg *leg_new(const td_wcmd *c, td_leg_kind kind)
     const td_msg_work *k = &c->work;
     wleg *l = td_xalloc(sizeof *l);
     l->id = c->leg;
+    td_arena_init(&l->arena, 1 << 18);
     l->kind = kind;
     l->n_choices = k->sampling.n;
     l->logprobs = k->sampling.logprobs >= 0;
@@ -185,6 +191,38 @@ static td_leg describe(const td_wcmd *c, td_leg_kind kind, td_arena *a)
     return d;
 }
 
+static td_mirror_key mirror_key(const td_wengine *w, const wleg *l)
+{
+    return (td_mirror_key){w->o.engine, w->ship, l->id, l->replica};
+}
+
+static void open_sending(td_wengine *w, wleg *l, const td_msg_sink *sink)
+{
+    l->open_due = false;
+    l->replica = td_engine_replica_of(w->o.engine, l->id);
+    td_mirror_key k = mirror_key(w, l);
+    td_mirror_send_open(&k, sink, l->n_ctx);
+}
+
+/* The sink outlives its command. Without memory for it the hand-off fails at once, as one to nobody. */
+static void keep_sink(wleg *l, const td_msg_sink *sink)
+{
+    l->open_due = true;
+    l->sink = *sink;
+    l->sink.endpoint = td_arena_strndup(&l->arena, sink->endpoint, strlen(sink->endpoint));
+    l->sink.ranks = td_arena_copy(&l->arena, sink->ranks, sink->ranks_bytes);
+    if (!l->sink.ranks) l->sink.ranks_bytes = 0;
+    if (!l->sink.endpoint) l->sink.endpoint = "";
+}
+
+/* A leg that ended before it had pages: any replica says the last word. */
+static void cancel_sending(td_wengine *w, wleg *l, uint32_t abort_index, const char *reason)
+{
+    if (l->open_due) open_sending(w, l, &l->sink);
+    td_mirror_key k = mirror_key(w, l);
+    td_mirror_send_cancel(&k, abort_index, reason);
+}
+
 static void on_start(td_wengine *w, td_wcmd *c)
 {
     td_leg_kind kind = c->has_sink ? TD_LEG_PREFILL : TD_LEG_MIXED;
@@ -200,8 +238,8 @@ static void on_start(td_wengine *w, td_wcmd *c)
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     if (!c->has_sink) return;
     l->in_ship = true;
-    td_ship_send_open(w->ship, l->id, &c->sink, l->n_ctx);
-    td_mirror_send_open(w->o.engine, l->id, &c->sink, l->n_ctx);
+    if (td_engine_replicas(w->o.engine) > 1) keep_sink(l, &c->sink);
+    else open_sending(w, l, &c->sink);
     /* No hold: the leg has ended already (resumed tokens contained the end); its end comes with the next
      * turn and aborts the epoch. */
     (void)td_engine_hold(w->o.engine, l->id);
@@ -228,8 +266,9 @@ static void say_reserved(td_wengine *w, wleg *l)
     m->reserved.epoch = l->id;
     m->reserved.hit_tokens = l->reserved_hit;
     m->reserved.credits = w->o.credits;
-    m->reserved.endpoint = "";   /* Hello's bulk endpoint */
-    if (w->o.bulk_ranks) m->reserved.ranks = w->o.bulk_ranks->p, m->reserved.ranks_bytes = (uint32_t)w->o.bulk_ranks->len;
+    const td_ship_home *home = w->o.home ? &w->o.home[l->replica] : NULL;
+    m->reserved.endpoint = home ? home->endpoint : ""; /* "": Hello's bulk endpoint */
+    if (home) m->reserved.ranks = home->ranks.p, m->reserved.ranks_bytes = (uint32_t)home->ranks.len;
 }
 
 static void on_reserve(td_wengine *w, td_wcmd *c)
@@ -249,8 +288,9 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     (void)td_engine_hold(w->o.engine, l->id);
     tables t = tables_of(w, l->id);
-    td_ship_recv_open(w->ship, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
-    td_mirror_recv_open(w->o.engine, l->id, hit, l->n_ctx, l->n_choices, t.pages, t.n);
+    l->replica = td_engine_replica_of(w->o.engine, l->id);
+    td_mirror_key k = mirror_key(w, l);
+    td_mirror_recv_open(&k, hit, l->n_ctx, l->n_choices, t.pages, t.n);
     l->reserved_hit = hit;
     if (td_engine_many(w->o.engine)) l->reserved_due = true, w->poll_us = 0;
     else say_reserved(w, l);
@@ -268,7 +308,7 @@ static void on_cancel(td_wengine *w, uint64_t id)
     }
     /* A prefill leg that waits for the acknowledgement. */
     set_end(l, TD_FINISH_CANCEL, TD_OK, "cancelled", false);
-    td_ship_send_cancel(w->ship, id, 0, "cancelled");
+    cancel_sending(w, l, 0, "cancelled");
 }
 
 static void take_commands(td_wengine *w)
@@ -371,8 +411,8 @@ static void take_ship_events(td_wengine *w)
         wleg *l = find(w, e->key);
         TD_CHECK(l && l->in_ship);
         if (e->type == TD_SHIP_RECALL) { /* one of this worker's ranks failed, or the key was cancelled */
-            if (e->sending) td_mirror_send_cancel(w->o.engine, e->key, e->over ? 0 : 1, e->reason);
-            else td_mirror_recv_close(w->o.engine, e->key);
+            td_mirror_key k = mirror_key(w, l);
+            td_mirror_recall(&k, e);
             td_ship_event_free(e);
             continue;
         }
@@ -400,10 +440,18 @@ static void on_kv(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
     if (l && l->in_ship) {
         tables t = tables_of(w, key);
         int a = TD_MAX(layer0, w->o.layer0), b = TD_MIN(layer1, w->o.layer1);
-        if (a < b) td_ship_send_layers(w->ship, key, a, b, tok0, tok1, t.pages, t.n);
-        if (!td_engine_computing(w->o.engine)) td_mirror_send_hit(w->o.engine, key, tok0, tok1, t.pages, t.n);
+        td_mirror_key k = mirror_key(w, l);
+        if (a < b && !l->replica) td_ship_send_layers(w->ship, key, a, b, tok0, tok1, t.pages, t.n);
+        if (!td_engine_computing(w->o.engine)) td_mirror_send_hit(&k, tok0, tok1, t.pages, t.n);
     }
     if (l && l->kind != TD_LEG_DECODE && tok1 < l->n_ctx) stop_if_due(w, TD_FAULT_PREFILL_CHUNK, key);
+}
+
+static void on_admit(void *arg, uint64_t key)
+{
+    td_wengine *w = arg;
+    wleg *l = find(w, key);
+    if (l && l->open_due) open_sending(w, l, &l->sink);
 }
 
 static void on_step(void *arg, const td_step *s)
@@ -491,14 +539,13 @@ static void end_prefill(td_wengine *w, wleg *l, const td_engine_end *e)
     }
     if (e->status == TD_OK && e->finish == TD_FINISH_NONE) { /* ENDED follows when the hand-off is decided */
         td_commit c = {.n_first = l->n_first ? l->n_choices : 0, .logprobs = l->logprobs, .first = l->first};
-        td_ship_send_commit(w->ship, l->id, &c, l->prompt_end_us);
-        td_mirror_send_commit(w->o.engine, l->id);
+        td_mirror_key k = mirror_key(w, l);
+        td_mirror_send_commit(&k, &c, l->prompt_end_us);
         return;
     }
     /* finished at the first token, cancelled, out of time: nothing to decode */
     bool over = e->status == TD_OK || e->status == TD_ETIME;
-    td_ship_send_cancel(w->ship, l->id, over ? 0 : 1, e->reason &&
-                        e->reason[0] ? e->reason : "the request is over");
+    cancel_sending(w, l, over ? 0 : 1, e->reason && e->reason[0] ? e->reason : "the request is over");
     set_end(l, e->finish, e->status, e->reason, false);
 }
 
@@ -509,7 +556,8 @@ static void pass_end(td_wengine *w, const td_engine_end *e)
     l->in_engine = false;
     if (l->kind == TD_LEG_PREFILL) end_prefill(w, l, e);
     else {
-        if (l->in_ship) td_ship_recv_close(w->ship, l->id);
+        td_mirror_key k = mirror_key(w, l);
+        if (l->in_ship) td_mirror_recv_close(&k);
         set_end(l, e->finish, e->status, e->reason, false);
     }
     maybe_forget(w, l);
@@ -527,7 +575,7 @@ static void fail_all(td_wengine *w)
         if (!l->in_engine || l->has_end) continue;
         set_end(l, TD_FINISH_ERROR, TD_EIO, "the worker could not compute a step", false);
         if (l->kind == TD_LEG_PREFILL && l->in_ship)
-            td_ship_send_cancel(w->ship, l->id, 1, "the prefill worker could not compute");
+            cancel_sending(w, l, 1, "the prefill worker could not compute");
         (void)td_engine_cancel(w->o.engine, k);
     }
 }
@@ -636,6 +684,7 @@ td_wengine *td_wengine_open(const td_wengine_opts *o)
     if (!w->o.layer1) w->o.layer1 = td_engine_descr(o->engine)->L;
     td_map_init(&w->legs, o->max_legs); /* control counts the same legs */
     td_engine_on_kv(o->engine, on_kv, w);
+    td_engine_on_admit(o->engine, on_admit, w);
     td_engine_on_step(o->engine, on_step, w);
     take_snapshot(w, true);
     return w;

@@ -31,7 +31,7 @@ typedef struct td_wengine_opts {
     td_engine *engine;           /* borrowed; nobody else calls it until close */
     uint32_t max_legs, credits;
     int layer0, layer1;          /* layers that this rank computes */
-    const td_buf *bulk_ranks;    /* td_ship_ranks of this worker, for Reserved; borrowed; one rank: empty or NULL */
+    const td_ship_home *home;    /* where each replica receives; borrowed; one rank: NULL */
     td_trace *trace;
     int wake_fd;                 /* signalled when batches are there */
 } td_wengine_opts;

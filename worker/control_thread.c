@@ -130,6 +130,9 @@ static void io_beat(void *arg, td_msg_heartbeat *h)
                             .query_tokens = s.stats.query_tokens, .frames_sent = f.frames_sent,
                             .frames_received = f.frames_received, .bytes_sent = f.bytes_sent,
                             .frames_bad = f.frames_bad};
+    const td_expert_stats *x = &s.stats.experts;
+    h->has_experts = x->balanced > 0;
+    h->experts = (td_msg_experts){x->balanced, x->moved, x->bytes, x->measured, x->before, x->after};
     for (uint32_t g = 0; g < s.n_groups && g < TD_MSG_MAX_GROUPS; g++) {
         const td_engine_ledger_row *r = &s.stats.ledger[g];
         h->ledger[g] = (td_msg_ledger){.total = r->total, .free = r->free, .private_ = r->private_,

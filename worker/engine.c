@@ -677,6 +677,10 @@ void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg)
 {
     e->on_kv = fn, e->kv_arg = arg;
 }
+void td_engine_on_admit(td_engine *e, void (*fn)(void *, uint64_t), void *arg)
+{
+    e->on_admit = fn, e->admit_arg = arg;
+}
 void td_engine_on_step(td_engine *e, void (*fn)(void *, const td_step *), void *arg)
 {
     e->on_step = fn, e->step_arg = arg;
@@ -689,6 +693,10 @@ uint32_t td_engine_replica_of(const td_engine *e, uint64_t key)
 {
     const td_seq *q = td_engine_find(e, key);
     return q ? q->replica : 0;
+}
+uint32_t td_engine_replicas(const td_engine *e)
+{
+    return e->n_replicas;
 }
 const td_kv *td_engine_kv(const td_engine *e, int group)
 {
@@ -718,6 +726,7 @@ int64_t td_engine_capacity_tokens(const td_engine *e)
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
 {
     *out = e->stats;
+    out->experts = td_model_expert_stats(e->o.model);
     out->evictions = 0;
     for (uint32_t r = 0; r < e->n_replicas; r++) out->evictions += td_kvpool_evictions(e->replica[r].pool);
     out->legs_waiting = out->legs_running = out->seqs_running = 0;

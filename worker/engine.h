@@ -133,6 +133,7 @@ typedef struct td_engine_stats {
     int64_t step_us_ewma;
     double prefill_tok_s, decode_tok_s;          /* EWMA, 0 until measured */
     td_engine_ledger_row ledger[TD_MAX_GROUPS];
+    td_expert_stats experts;        /* of rank 0's stage */
 } td_engine_stats;
 
 /* Logit rows a step may have: one per sequence and 64 for prompt logprobs. What td_model_opts.max_logits
@@ -176,6 +177,8 @@ td_status td_engine_turn(td_engine *e, td_engine_out *out);
  * in their pages. */
 typedef void td_engine_kv_fn(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1);
 void td_engine_on_kv(td_engine *e, td_engine_kv_fn *fn, void *arg);
+/* A PREFILL leg has its pages, and so its replica. In planning: td_engine_command may be called. */
+void td_engine_on_admit(td_engine *e, void (*fn)(void *arg, uint64_t key), void *arg);
 /* Each submitted step, for traces and the step log (before it runs). */
 void td_engine_on_step(td_engine *e, void (*fn)(void *arg, const td_step *s), void *arg);
 /* Rows of legs with all_logits, as they are computed: logits[V] of the leg's position. */
@@ -188,6 +191,7 @@ void td_engine_on_logits(td_engine *e,
 const int32_t *td_engine_pages(const td_engine *e, uint64_t key, int group, uint32_t *n);
 /* The replica that has the leg's pages (data parallel); 0 if it has none yet. */
 uint32_t td_engine_replica_of(const td_engine *e, uint64_t key);
+uint32_t td_engine_replicas(const td_engine *e);
 const td_kv *td_engine_kv(const td_engine *e, int group);
 const td_model_desc *td_engine_descr(const td_engine *e);
 int td_engine_max_model_len(const td_engine *e);

@@ -79,9 +79,10 @@ struct td_engine {
     uint64_t step;
     td_engine_stats stats;
     td_engine_kv_fn *on_kv;
+    void (*on_admit)(void *, uint64_t);
     void (*on_step)(void *, const td_step *);
     void (*on_logits)(void *, uint64_t, uint32_t, const float *);
-    void *kv_arg, *step_arg, *logits_arg;
+    void *kv_arg, *admit_arg, *step_arg, *logits_arg;
 };
 
 td_seq *td_engine_find(const td_engine *e, uint64_t key);

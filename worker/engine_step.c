@@ -154,6 +154,7 @@ static void admit(td_engine *e)
         }
         q->state = TD_LEG_RUNNING;
         td_engine_use_slots(e, q);
+        if (e->on_admit && q->d.kind == TD_LEG_PREFILL) e->on_admit(e->admit_arg, q->d.key);
         shipped_hit(e, q);
     }
 }

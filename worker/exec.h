@@ -45,7 +45,7 @@ typedef struct td_exec_opts {
     void *arg;
 } td_exec_opts;
 
-enum { TD_EXEC_POLL_BYTES = 16384 };
+enum { TD_EXEC_POLL_BYTES = 32768 };
 
 td_status td_exec_open(const td_exec_opts *o, td_exec **out);
 void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */

@@ -37,7 +37,7 @@ typedef struct worker {
     bool many;
     char numerics[64];
     td_beat *beat;
-    td_buf bulk_ranks;           /* where its ranks receive pages; of one rank: nothing */
+    td_ship_home *home;          /* [dp]: where its ranks receive pages; of one rank: NULL */
     td_boot boot;
     td_engine *engine;
     td_wengine *wengine;
@@ -111,15 +111,16 @@ static td_status load(worker *w)
     uint32_t max_legs = (uint32_t)w->boot.opts.max_legs;
     td_ship_grid grid = w->many ? td_ship_grid_of(&w->ranks.grid, (uint32_t)c->attention_split)
                                 : td_ship_grid_one(td_engine_descr(w->engine));
+    if (w->many) w->home = td_xalloc((size_t)w->ranks.grid.dp * sizeof *w->home);
+    for (int i = 0; w->many && i < w->ranks.grid.dp; i++) td_buf_init(&w->home[i].ranks, 0);
     td_wengine_opts wo = {.engine = w->engine, .max_legs = max_legs,
                           .credits = (uint32_t)c->credits, .trace = w->trace,
                           .layer0 = grid.stage[0], .layer1 = grid.stage[1],
-                          .bulk_ranks = &w->bulk_ranks,
+                          .home = w->home,
                           .wake_fd = td_control_thread_wake_fd(w->control)};
-    td_buf_init(&w->bulk_ranks, 0);
     w->wengine = td_wengine_open(&wo);
     td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
-                       .grid = &grid, .dev = w->boot.dev,
+                       .grid = &grid, .replicas = w->many ? (uint32_t)w->ranks.grid.dp : 1, .dev = w->boot.dev,
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
                        .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
                        .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
@@ -129,7 +130,7 @@ static td_status load(worker *w)
     if (w->many) TD_TRY(td_rank_incarnation(&w->ranks, &w->incarnation));
     TD_TRY(td_ship_open(&so, &w->ship));
     td_ship_advertised(w->ship, c->bulk_advertise, w->endpoint, sizeof w->endpoint);
-    if (w->many) TD_TRY(td_rank_endpoints(&w->ranks, &grid, w->endpoint, &w->bulk_ranks)); /* all are loaded */
+    if (w->many) TD_TRY(td_rank_endpoints(&w->ranks, &grid, w->endpoint, w->home)); /* all are loaded */
     td_wengine_start(w->wengine, w->ship);
     fill_hello(w);
     td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
@@ -193,7 +194,8 @@ static void stop(worker *w)
     td_engine_close(w->engine);
     td_beat_close(w->beat);              /* ranks take their own time to give their memory back */
     td_boot_close(&w->boot);
-    td_buf_deinit(&w->bulk_ranks);
+    for (int i = 0; w->home && i < w->ranks.grid.dp; i++) td_buf_deinit(&w->home[i].ranks);
+    free(w->home);
     td_rank_close(&w->ranks);
     td_zctx_close(w->z);
     td_trace_close(w->trace);

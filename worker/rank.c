@@ -55,15 +55,6 @@ static td_status measure_head(const td_conf *c, td_coll *world, const td_model_d
     return TD_OK;
 }
 
-/* Hand-offs know one replica's ranks: where requests change workers, replicas are workers of their own. */
-static td_status may_replicate(const td_conf *c)
-{
-    if (c->data_parallel_size > 1 && strcmp(c->role, "mixed"))
-        return td_fail(TD_EBADREQ, "data-parallel-size %d: only for role mixed, this is %s; start more workers instead",
-                       (int)c->data_parallel_size, c->role);
-    return TD_OK;
-}
-
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 {
     td_grid grid = td_rank_grid(c);
@@ -71,8 +62,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     td_coll *world;
     TD_TRY(td_coll_mpi_open(argc, argv, &world));
     td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
-    td_status s = may_replicate(c);
-    if (s >= 0) s = describe(c, &d);
+    td_status s = describe(c, &d);
     if (s >= 0) s = agree(c, world, &d);
     if (s >= 0 && grid.pp > 1) s = measure_head(c, world, &d, &grid);
     if (s >= 0) s = td_grid_check(&grid, &d);

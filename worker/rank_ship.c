@@ -35,16 +35,19 @@ td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation)
     return td_coll_bcast(r->world, incarnation, sizeof *incarnation, 0);
 }
 
-td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out)
+td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_ship_home *out)
 {
     enum { BYTES = 256 };
-    int n = td_coll_size(r->world);
+    int n = td_coll_size(r->world), each = (int)td_ship_grid_ranks(grid);
     char own[BYTES] = "", *all = td_xalloc((size_t)n * BYTES);
-    const char *end[TD_SHIP_MAX_RANKS];
     snprintf(own, sizeof own, "%s", mine);
     td_status s = td_coll_all_gather(r->world, own, all, BYTES);
-    for (int i = 0; i < TD_MIN(n, (int)TD_SHIP_MAX_RANKS); i++) end[i] = all + (size_t)i * BYTES;
-    if (s >= 0 && out && mine[0]) s = td_ship_ranks(grid, end, out);
+    for (int k = 0; k < r->grid.dp && s >= 0 && out && mine[0]; k++) {
+        const char *end[TD_SHIP_MAX_RANKS];
+        for (int i = 0; i < each; i++) end[i] = all + (size_t)(k * each + i) * BYTES;
+        snprintf(out[k].endpoint, sizeof out[k].endpoint, "%s", end[0]);
+        s = td_ship_ranks(grid, end, &out[k].ranks);
+    }
     free(all);
     return s;
 }
@@ -81,16 +84,16 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
     bool keys = c->curve_secret_file[0], receives = strcmp(c->role, "prefill");
     bind_of(c->bulk_bind, r->grid.rank, where, sizeof where);
     o->wake_fd = td_wake_open();
-    /* Hand-offs know the ranks of one replica (may_replicate): a rank's place among them. */
-    uint32_t place = (uint32_t)(r->grid.rank % (r->grid.tp * r->grid.cp * r->grid.pp));
-    td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = place,
+    uint32_t place = (uint32_t)r->grid.rank % td_ship_grid_ranks(&grid); /* among its replica's ranks */
+    td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = place, .replica = (uint32_t)r->at.dp,
+                       .replicas = (uint32_t)r->grid.dp,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
                        .max_keys = (uint32_t)self->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = o->wake_fd};
     for (int g = 0; g < d->n_groups; g++) so.kv[g] = &self->kv[g];
     TD_TRY(td_ship_open(&so, &o->ship));
     td_ship_advertised(o->ship, c->bulk_advertise, endpoint, sizeof endpoint);
-    o->mirror = td_mirror_open(o->ship, d, r->grid.rank, r->grid.layer0[r->at.pp], r->grid.layer0[r->at.pp + 1], so.max_keys);
+    o->mirror = td_mirror_open(o->ship, d, r, so.max_keys);
     x->on_layer = td_mirror_on_layer;
     x->on_command = td_mirror_on_command;
     x->on_poll = td_mirror_on_poll;

@@ -14,8 +14,8 @@
 td_status td_rank_beat(const td_conf *c, td_ranks *r, td_zctx *z, const td_curve *curve, td_beat **out);
 /* Rank 0's, which frames are addressed to on every rank. Collective, before the ships are opened. */
 td_status td_rank_incarnation(td_ranks *r, uint64_t *incarnation);
-/* Every rank's bulk endpoint, as Reserved carries them (rank 0; others: out NULL). Collective: all are loaded then. */
-td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_buf *out);
+/* Where each replica's ranks receive (rank 0: out[dp], to be closed; others: NULL). Collective: all are loaded then. */
+td_status td_rank_endpoints(td_ranks *r, const td_ship_grid *grid, const char *mine, td_ship_home *out);
 /* Ranks other than 0 of a worker: td_rank_serve with a ship. */
 td_status td_rank_ship_serve(const td_conf *c, td_ranks *r);
 

@@ -135,6 +135,16 @@ static PB(Heartbeat) * put_heartbeat(td_arena *a, const td_msg_heartbeat *h)
         g->pinned = l->pinned;
         rows[i] = g;
     }
+    if (h->has_experts) {
+        const td_msg_experts *x = &h->experts;
+        if (!(p->experts = NEW(a, Experts, TANDEM__CONTROL__V1__EXPERTS__INIT))) return NULL;
+        p->experts->balanced = x->balanced;
+        p->experts->moved = x->moved;
+        p->experts->bytes = x->bytes;
+        p->experts->counted = x->counted;
+        p->experts->before = x->before;
+        p->experts->after = x->after;
+    }
     p->n_ledger = n;
     p->ledger = rows;
     p->seq = h->seq;

@@ -50,6 +50,7 @@ typedef struct td_msg_hello {
 
 typedef struct td_msg_ledger { int64_t total, free, private_, shared, cached, in_transit,
                                pinned; } td_msg_ledger;
+typedef struct td_msg_experts { uint64_t balanced, moved, bytes; double counted, before, after; } td_msg_experts;
 typedef struct td_msg_heartbeat {
     uint64_t seq, step, waiting_tokens;
     td_wstate state;
@@ -61,6 +62,8 @@ typedef struct td_msg_heartbeat {
     int64_t step_us;
     uint64_t prompt_rows, decode_rows, preemptions, hit_tokens, query_tokens;
     uint64_t frames_sent, frames_received, bytes_sent, frames_bad;
+    td_msg_experts experts;
+    bool has_experts;
 } td_msg_heartbeat;
 
 typedef struct td_ids { const uint32_t *p; uint32_t n; } td_ids;

@@ -113,6 +113,11 @@ static td_status get_heartbeat(const PB(Heartbeat) *p, td_msg_heartbeat *h)
                                        .shared = g->shared, .cached = g->cached, .in_transit = g->in_transit,
                                        .pinned = g->pinned};
     }
+    const PB(Experts) *x = p->experts;
+    if ((h->has_experts = x != NULL))
+        h->experts = (td_msg_experts){.balanced = x->balanced, .moved = x->moved, .bytes = x->bytes,
+                                      .counted = not_nan(x->counted), .before = not_nan(x->before),
+                                      .after = not_nan(x->after)};
     h->seq = p->seq;
     h->state = (td_wstate)p->state;
     h->step = p->step;

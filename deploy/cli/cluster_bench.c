@@ -250,7 +250,7 @@ int cmd_bench_serve(int argc, char **argv)
         fprintf(stderr, "tandem bench serve: %s\n", td_reason());
         return 2;
     }
-    b.client = td_client_open(conf.url, conf.api_key);
+    b.client = td_client_open(conf.url, conf.api_key, conf.tls_ca);
     s = find_ids(&b);
     if (s == TD_OK) {
         if (conf.trace[0]) s = plan_trace(&b);

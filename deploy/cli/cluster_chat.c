@@ -226,7 +226,7 @@ int cmd_chat(int argc, char **argv)
     struct sigaction sa = {.sa_handler = on_int}; /* no SA_RESTART: fgets returns */
     sigaction(SIGINT, &sa, NULL);
     t.conf = &conf;
-    t.client = td_client_open(conf.url, conf.api_key);
+    t.client = td_client_open(conf.url, conf.api_key, conf.tls_ca);
     td_buf_init(&t.history, 16 << 20);
     td_buf_init(&t.answer, 16 << 20);
     td_buf_init(&t.timings, 1 << 20);

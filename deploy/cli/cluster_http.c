@@ -18,18 +18,19 @@ typedef struct call {
 struct td_client {
     CURLM *multi;
     struct curl_slist *headers;
-    char *base;
+    char *base, *ca; /* ca: NULL: the system's */
     call *calls;
     int n;
 };
 
-td_client *td_client_open(const char *base_url, const char *api_key)
+td_client *td_client_open(const char *base_url, const char *api_key, const char *ca)
 {
     td_client *c = td_xalloc(sizeof *c);
     curl_global_init(CURL_GLOBAL_DEFAULT);
     c->multi = curl_multi_init();
     TD_CHECK(c->multi);
     c->base = td_xstrdup(base_url);
+    c->ca = ca[0] ? td_xstrdup(ca) : NULL;
     size_t n = strlen(c->base);
     while (n && c->base[n - 1] == '/') c->base[--n] = 0;
     c->headers = curl_slist_append(NULL, "Content-Type: application/json");
@@ -75,6 +76,7 @@ void td_client_close(td_client *c)
     curl_multi_cleanup(c->multi);
     curl_slist_free_all(c->headers);
     free(c->base);
+    free(c->ca);
     free(c);
 }
 
@@ -117,6 +119,7 @@ td_status td_client_start(td_client *c, const char *path, const char *body, size
     td_buf_fmt(&url, "%s%s", c->base, path);
     curl_easy_setopt(k->easy, CURLOPT_URL, url.p);
     td_buf_deinit(&url);
+    if (c->ca) curl_easy_setopt(k->easy, CURLOPT_CAINFO, c->ca);
     curl_easy_setopt(k->easy, CURLOPT_HTTPHEADER, c->headers);
     curl_easy_setopt(k->easy, CURLOPT_WRITEFUNCTION, on_bytes);
     curl_easy_setopt(k->easy, CURLOPT_WRITEDATA, k);

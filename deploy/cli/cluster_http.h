@@ -18,7 +18,8 @@ typedef struct td_client_call {
     void *arg;
 } td_client_call;
 
-td_client *td_client_open(const char *base_url, const char *api_key);
+/* ca: PEM file that a https:// url is checked against; "": the system's. */
+td_client *td_client_open(const char *base_url, const char *api_key, const char *ca);
 void td_client_close(td_client *c); /* unfinished calls end with TD_EGONE */
 /* POST body (copied) to path, or GET when body is NULL. */
 td_status td_client_start(td_client *c, const char *path, const char *body, size_t n, const td_client_call *call);

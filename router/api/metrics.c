@@ -195,6 +195,27 @@ static pool sum_pool(const td_fleet *f)
     return p;
 }
 
+/* 1: nobody waits for another rank's experts. */
+static void expert_rows(sheet *s, const td_fleet *f)
+{
+    static const char *const when[] = {"counted", "before", "after"};
+    head(s, "", "tandem_eplb_imbalance", "gauge",
+         "Load of the heaviest rank against the mean at the last balancing: as counted, and by its counts before and after");
+    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
+        const td_worker *w = &f->w[i];
+        const td_msg_experts *x = &w->beat.experts;
+        const double v[] = {x->counted, x->before, x->after};
+        char name[140];
+        escape(name, sizeof name, w->name);
+        for (unsigned k = 0; td_worker_alive(w) && w->beat.has_experts && k < TD_COUNT(when); k++) {
+            td_buf_fmt(s->b, "tandem_eplb_imbalance{worker=\"%s\",role=\"%s\",at=\"%s\"} ", name,
+                       role_name(w->role), when[k]);
+            td_buf_json_num(s->b, v[k]);
+            td_buf_chr(s->b, '\n');
+        }
+    }
+}
+
 static void worker_rows(sheet *s, const td_fleet *f)
 {
     static const struct { const char *name, *type, *help; int what; } rows[] = {
@@ -210,6 +231,9 @@ static void worker_rows(sheet *s, const td_fleet *f)
         {"tandem_worker_kv_frames_bad_total", "counter", "KV frames that failed their check", 9},
         {"tandem_worker_step_seconds", "gauge", "Mean length of a step", 10},
         {"tandem_worker_link_bytes_per_second", "gauge", "Best of the last shipments; 0: none yet", 11},
+        {"tandem_eplb_balances_total", "counter", "Balancings of parallel experts", 12},
+        {"tandem_eplb_experts_moved_total", "counter", "Experts that moved to another rank", 13},
+        {"tandem_eplb_bytes_moved_total", "counter", "Bytes of experts that moved", 14},
     };
     for (unsigned k = 0; k < TD_COUNT(rows); k++) {
         head(s, "", rows[k].name, rows[k].type, rows[k].help);
@@ -222,7 +246,9 @@ static void worker_rows(sheet *s, const td_fleet *f)
                                 (double)h->step,         (double)h->prompt_rows,
                                 (double)h->decode_rows,  (double)h->preemptions,
                                 (double)h->bytes_sent,   (double)h->frames_bad,
-                                (double)h->step_us / 1e6, td_fleet_link(w)};
+                                (double)h->step_us / 1e6, td_fleet_link(w),
+                                (double)h->experts.balanced, (double)h->experts.moved,
+                                (double)h->experts.bytes};
             char name[140];
             escape(name, sizeof name, w->name);
             td_buf_fmt(s->b, "%s{worker=\"%s\",role=\"%s\"} ", rows[k].name, name, role_name(w->role));
@@ -230,6 +256,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
             td_buf_chr(s->b, '\n');
         }
     }
+    expert_rows(s, f);
     static const char *const kind[] = {"total",  "free",       "private", "shared",
                                        "cached", "in_transit", "pinned"};
     head(s, "", "tandem_kv_pages", "gauge", "Pages of a worker's page group by kind");

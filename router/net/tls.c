@@ -11,11 +11,12 @@
 
 enum { LOOK_EVERY_US = 10000000 };
 
-/* The reason of the last OpenSSL error; the queue is per thread and must be empty before the next SSL
- * call. */
+/* The reason of the first OpenSSL error, which is the cause; the queue is per thread and must be empty before the next
+ * SSL call. */
 static const char *ssl_reason(void)
 {
-    const char *text = ERR_reason_error_string(ERR_peek_last_error());
+    unsigned long e = ERR_peek_error();
+    const char *text = ERR_SYSTEM_ERROR(e) ? strerror(ERR_GET_REASON(e)) : ERR_reason_error_string(e);
     ERR_clear_error();
     return text ? text : "unknown reason";
 }
@@ -34,6 +35,14 @@ static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *n
     return SSL_TLSEXT_ERR_OK;
 }
 
+/* A key with a passphrase is refused: a server must not wait at a terminal. */
+static int no_passphrase(char *buf, int size, int writing, void *arg)
+{
+    (void)buf, (void)size, (void)writing;
+    *(bool *)arg = true;
+    return -1;
+}
+
 static td_status make_context(const td_net_opts *o, SSL_CTX **out)
 {
     SSL_CTX *x = SSL_CTX_new(TLS_server_method());
@@ -44,6 +53,9 @@ static td_status make_context(const td_net_opts *o, SSL_CTX **out)
     SSL_CTX_set_mode(x, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
                             SSL_MODE_RELEASE_BUFFERS);
     SSL_CTX_set_alpn_select_cb(x, choose_protocol, NULL);
+    bool locked = false;
+    SSL_CTX_set_default_passwd_cb(x, no_passphrase);
+    SSL_CTX_set_default_passwd_cb_userdata(x, &locked);
     static const unsigned char session[] = "tandem"; /* resumption with client certificates needs a context */
     SSL_CTX_set_session_id_context(x, session, sizeof session - 1);
     td_status s = TD_OK;
@@ -51,9 +63,12 @@ static td_status make_context(const td_net_opts *o, SSL_CTX **out)
         s = td_fail(TD_EIO, "tls: certificate \"%s\": %s", o->tls_cert_file, ssl_reason());
     else if (SSL_CTX_use_PrivateKey_file(x, o->tls_key_file, SSL_FILETYPE_PEM) != 1 ||
              SSL_CTX_check_private_key(x) != 1)
-        s = td_fail(TD_EIO, "tls: key \"%s\": %s", o->tls_key_file, ssl_reason());
+        s = td_fail(TD_EIO, "tls: key \"%s\": %s", o->tls_key_file,
+                    locked ? "it has a passphrase" : ssl_reason());
     else if (o->tls_client_ca_file && SSL_CTX_load_verify_locations(x, o->tls_client_ca_file, NULL) != 1)
         s = td_fail(TD_EIO, "tls: client CA \"%s\": %s", o->tls_client_ca_file, ssl_reason());
+    SSL_CTX_set_default_passwd_cb_userdata(x, NULL);
+    ERR_clear_error();
     if (s != TD_OK) {
         SSL_CTX_free(x);
         return s;

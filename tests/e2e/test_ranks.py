@@ -1,11 +1,12 @@
 """Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or
 hangs takes its worker along, not its requests; ranks that do not belong together stop at start.
 
-    python tests/e2e/test_ranks.py [--part same|data|handoff|served|death|start]
+    python tests/e2e/test_ranks.py [--part same|data|handoff|replicas|served|death|start]
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from support.serve import Serve
 p = argparse.ArgumentParser()
 p.add_argument("--part", action="append")
 a = p.parse_args()
-parts = a.part or ["same", "data", "handoff", "served", "death", "start"]
+parts = a.part or ["same", "data", "handoff", "replicas", "served", "death", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 passed = 0
@@ -64,7 +65,18 @@ def collect(model, together=6, **kw):
         with ThreadPoolExecutor(together) as pool:
             got = list(pool.map(lambda b: ask(c, b), jobs(model)))
         c.wait_clean()
+        if "--eplb-interval" in kw.get("mixed_extra", ()):
+            experts_moved(c)
         return got
+
+
+def experts_moved(c):
+    """What /metrics says of it, once a beat has brought it."""
+    c.until("experts moved", 10, lambda: c.metric("tandem_eplb_experts_moved_total") > 0)
+    assert c.metric("tandem_eplb_balances_total") > 0 and c.metric("tandem_eplb_bytes_moved_total") > 0
+    ratio = {at: float(v) for at, v in re.findall(r'^tandem_eplb_imbalance{.*at="(\w+)"} (\S+)$', c.get("/metrics"), re.M)}
+    assert set(ratio) == {"counted", "before", "after"}, ratio
+    assert ratio["counted"] >= 1 and 1 <= ratio["after"] <= ratio["before"], ratio
 
 
 def sizes(tp=1, pp=1, cp=1, dp=1, *flags):
@@ -151,6 +163,48 @@ def served():
 
 def data():
     same(DATA, DATA_MOE)
+
+
+def traced(path, event):
+    with open(path) as f:
+        return sum(f'"{event}"' in line for line in f)
+
+
+def hand_off_among_replicas(name, model, want, pre, dec, n):
+    """Both workers are data parallel: hand-offs between any two replicas, none computed again, none left behind by clients
+    that go away. Rank 0 traces only those of its own replica."""
+    with tempfile.TemporaryDirectory() as d, Cluster(
+            model, prefill_extra=[*pre, "--page-size", "16", "--trace-file", d + "/prefill"],
+            decode_extra=[*dec, "--page-size", "8", "--trace-file", d + "/decode"],
+            ranks=n, extra=["--max-prefill-chunk", "64"]) as c:
+        with ThreadPoolExecutor(6) as pool:
+            got = list(pool.map(lambda b: ask(c, b), jobs(model)))
+        assert got == want, f"{name}: differs"
+        landed = c.metric("tandem_handoffs_landed_total")
+        assert landed >= len(want) and c.metric("tandem_handoffs_recomputed_total") == 0, landed
+        for role, event in ("prefill", "handed_off"), ("decode", "landed"):
+            own = traced(f"{d}/{role}", event)
+            assert 0 < own < landed, f"{name}: {own} of {landed} hand-offs are of {role}'s first replica"
+        bodies = jobs(model)
+
+        def leave(b):
+            for _ in c.stream("/v1/completions", {**b, "max_tokens": 300, "ignore_eos": True}):
+                return
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(leave, bodies))
+        c.wait_clean()
+        assert ask(c, bodies[-1]) == want[-1]
+    ok(f"{name}: {len(want)} answers as of one rank, by every replica")
+
+
+def replicas():
+    want = one_rank(DEMO)
+    hand_off_among_replicas("dp2 to tp2 dp2", DEMO, want, sizes(1, 1, 1, 2), sizes(2, 1, 1, 2), {"prefill": 2, "decode": 4})
+    hand_off_among_replicas("pp2 dp2 to dp2", DEMO, want, sizes(1, 2, 1, 2), sizes(1, 1, 1, 2), {"prefill": 4, "decode": 2})
+    with with_tokenizer("mixtral") as model:
+        hand_off_among_replicas("mixtral dp2 to ep dp2", model, one_rank(model), sizes(1, 1, 1, 2),
+                                sizes(1, 1, 1, 2, "--expert-parallel"), {"prefill": 2, "decode": 2})
 
 
 def handoff():
@@ -375,6 +429,7 @@ for part in parts:
     {
         "same": same,
         "handoff": handoff,
+        "replicas": replicas,
         "death": deaths,
         "start": starts,
         "data": data,

@@ -379,7 +379,7 @@ static void peer(td_ship_group *g, uint32_t rank, td_ship_event_type t, uint64_t
     td_ship_event *e = ev(t, key, ok, reason);
     td_ship_report r;
     td_ship_event_report(e, rank, &r);
-    td_ship_group_peer(g, &r);
+    td_ship_group_peer(g, &r, NULL);
     td_ship_event_free(e);
 }
 
@@ -396,7 +396,7 @@ static void expect(td_ship_group *g, int type, bool ok, const char *reason, uint
 static void test_book(void)
 {
     td_ship_group *g = td_ship_group_open(3, 8);
-    td_ship_group_begin(g, 9, true);
+    td_ship_group_begin(g, 9, true, 0);
     td_ship_group_own(g, ev(TD_SHIP_SENT, 9, true, ""));
     peer(g, 2, TD_SHIP_SENT, 9, true, "");
     peer(g, 2, TD_SHIP_SENT, 9, true, ""); /* said already */
@@ -406,20 +406,20 @@ static void test_book(void)
     expect(g, TD_SHIP_SENT, true, "", 3);
     expect(g, -1, false, "", 0);
     /* one fails: the others are recalled, once, and the decision waits for them */
-    td_ship_group_begin(g, 9, false);
+    td_ship_group_begin(g, 9, false, 0);
     peer(g, 1, TD_SHIP_LOST, 9, false, "payload checksum");
     expect(g, TD_SHIP_RECALL, false, "rank 1: payload checksum", 0);
     peer(g, 2, TD_SHIP_LANDED, 9, false, "");
     expect(g, -1, false, "", 0);
     td_ship_group_own(g, ev(TD_SHIP_CLOSED, 9, false, ""));
     expect(g, TD_SHIP_LOST, false, "rank 1: payload checksum", 3);
-    td_ship_group_begin(g, 9, false); /* the engine closes it */
+    td_ship_group_begin(g, 9, false, 0); /* the engine closes it */
     td_ship_group_own(g, ev(TD_SHIP_CLOSED, 9, false, ""));
     expect(g, TD_SHIP_RECALL, false, "", 0);
     peer(g, 1, TD_SHIP_CLOSED, 9, false, "");
     peer(g, 2, TD_SHIP_LANDED, 9, false, "");
     expect(g, TD_SHIP_CLOSED, false, "", 3);
-    td_ship_group_begin(g, 9, true); /* words about nothing; the last rank fails: nobody is left to recall */
+    td_ship_group_begin(g, 9, true, 0); /* words about nothing; the last rank fails: nobody is left to recall */
     peer(g, 1, TD_SHIP_SENT, 7, true, "");
     peer(g, 3, TD_SHIP_SENT, 9, true, "");
     peer(g, 0, TD_SHIP_SENT, 9, true, "");
@@ -428,15 +428,54 @@ static void test_book(void)
     peer(g, 2, TD_SHIP_SENT, 9, true, "");
     td_ship_group_own(g, ev(TD_SHIP_SENT, 9, false, "no credits in time"));
     expect(g, TD_SHIP_SENT, false, "no credits in time", 3);
-    td_ship_group_begin(g, 9, true);
+    td_ship_group_begin(g, 9, true, 0);
     td_ship_group_own(g, ev(TD_SHIP_SENT, 9, false, "x"));
     td_ship_group_free(g); /* with an event waiting and a key open */
+}
+
+/* Data parallel: the words of one replica's ranks decide, and its first rank's brings the first tokens. */
+static void test_book_of_replicas(void)
+{
+    td_ship_group *g = td_ship_group_open(2, 8);
+    const td_top top[2] = {{.id = 7, .logprob = -0.5f}, {.id = 3, .logprob = -2}};
+    const td_first first = {.token = 7, .logprob = -0.5f, .n_top = 2, .top = top};
+    const td_commit commit = {.n_first = 1, .logprobs = true, .first = &first};
+    td_buf b;
+    td_buf_init(&b, 0);
+    td_commit_write(&b, &commit);
+    td_ship_report r = {.key = 9, .type = TD_SHIP_LANDED, .rank = 4, .frames = 2,
+                        .n_first = 1, .commit_bytes = (uint32_t)b.len};
+    td_ship_group_begin(g, 9, false, 2);
+    td_ship_group_own(g, ev(TD_SHIP_LANDED, 9, false, "")); /* rank 0 is of another */
+    peer(g, 1, TD_SHIP_LANDED, 9, false, "");
+    peer(g, 3, TD_SHIP_LANDED, 9, false, "");
+    td_ship_group_peer(g, &r, b.p);
+    td_ship_group_peer(g, &r, b.p);
+    expect(g, -1, false, "", 0);
+    peer(g, 5, TD_SHIP_LANDED, 9, false, "");
+    td_ship_event *e = td_ship_group_next(g);
+    T_OK(e && e->type == TD_SHIP_LANDED && e->frames == 3, "landed");
+    T_OK(e && e->commit.n_first == 1 && e->commit.first->token == 7 && e->commit.first->n_top == 2, "first token");
+    T_OK(e && e->commit.first->top[1].id == 3, "its alternatives");
+    td_ship_event_free(e);
+    td_ship_group_begin(g, 9, false, 2); /* what cannot be read has not landed */
+    r.n_first = 2;
+    td_ship_group_peer(g, &r, b.p);
+    expect(g, TD_SHIP_RECALL, false, "rank 4: COMMIT of 44 bytes with 2 first tokens, 2 alternatives", 0);
+    peer(g, 5, TD_SHIP_LANDED, 9, false, "");
+    expect(g, TD_SHIP_LOST, false, "rank 4: COMMIT of 44 bytes with 2 first tokens, 2 alternatives", 3);
+    td_ship_group_begin(g, 9, true, 1); /* recalled after the second rank's failure */
+    peer(g, 3, TD_SHIP_SENT, 9, false, "no credits");
+    expect(g, TD_SHIP_RECALL, false, "rank 3: no credits", 0);
+    td_ship_group_free(g);
+    td_buf_deinit(&b);
 }
 
 int main(int argc, char **argv)
 {
     test_sources();
     test_book();
+    test_book_of_replicas();
     test_network(argc > 1 ? atoi(argv[1]) : 120);
     return T_DONE();
 }

@@ -55,7 +55,7 @@ static void worker_turn(worker *w)
         while ((e = td_ship_poll(w->ship[r]))) {
             td_ship_report report;
             td_ship_event_report(e, r, &report);
-            td_ship_peer(w->ship[0], &report);
+            td_ship_peer(w->ship[0], &report, NULL);
             td_ship_event_free(e);
         }
     }

@@ -134,7 +134,7 @@ static void ships_report(ranks *r)
     while ((e = td_ship_poll(r->to[1]))) {
         td_ship_report x;
         td_ship_event_report(e, 1, &x);
-        td_ship_peer(r->to[0], &x);
+        td_ship_peer(r->to[0], &x, NULL);
         td_ship_event_free(e);
     }
 }

@@ -118,15 +118,17 @@ class Error(Exception):
 
 
 class Cluster:
+    tls = None  # an ssl.SSLContext: the API is spoken to over TLS
+
     def __init__(self, model=DEMO, prefill=1, decode=1, mixed=0, extra=(), router_extra=(), prefill_extra=(),
-                 decode_extra=(), mixed_extra=(), name="demo", tcp=False, ready=True, threads=1, ranks=None):
+                 decode_extra=(), mixed_extra=(), name="demo", tcp=False, ready=True, threads=1, ranks=None, tls=None):
         """ranks: {role: number}: such workers are started by `tandem launch-worker --no-restart`."""
         self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
         self.port, self.grpc_port = free_port(), free_port()
         self.model, self.extra, self.name, self.tcp, self.threads = model, list(extra), name, tcp, threads
         self.control = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{self.dir}/control"
         self.procs, self.n_started = {}, 0
-        self.ranks = ranks or {}
+        self.ranks, self.tls = ranks or {}, tls
         self.role_extra = {"prefill": prefill_extra, "decode": decode_extra, "mixed": mixed_extra}
         self.router_extra = router_extra
         self.start_router()
@@ -200,11 +202,11 @@ class Cluster:
         assert not found, found
 
     def url(self, path):
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}{path}"
 
     def get(self, path, timeout=20):
         try:
-            with urllib.request.urlopen(self.url(path), timeout=timeout) as r:
+            with urllib.request.urlopen(self.url(path), timeout=timeout, context=self.tls) as r:
                 return r.read().decode()
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
@@ -214,7 +216,7 @@ class Cluster:
         req = urllib.request.Request(self.url(path), data,
                                      {"Content-Type": "application/json", **(headers or {})})
         try:
-            with urllib.request.urlopen(req, timeout=timeout) as r:
+            with urllib.request.urlopen(req, timeout=timeout, context=self.tls) as r:
                 return json.loads(r.read())
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
@@ -271,7 +273,7 @@ class Cluster:
                                      json.dumps({"model": self.name, "stream": True, **body}).encode(),
                                      {"Content-Type": "application/json"})
         try:
-            r = urllib.request.urlopen(req, timeout=timeout)
+            r = urllib.request.urlopen(req, timeout=timeout, context=self.tls)
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
         with r:

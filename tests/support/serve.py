@@ -10,10 +10,10 @@ from support.cluster import BUILD, DEMO, Cluster, free_port
 
 
 class Serve(Cluster):
-    def __init__(self, *args, model=DEMO, name="demo", ready=True, prefill=0, decode=0):
+    def __init__(self, *args, model=DEMO, name="demo", ready=True, prefill=0, decode=0, tls=None):
         self.dir = tempfile.mkdtemp(prefix="td", dir="/tmp")
         self.port, self.grpc_port, self.name, self.model = free_port(), free_port(), name, model
-        self.procs, self.workers = {}, []
+        self.procs, self.workers, self.tls = {}, [], tls
         argv = ["tandem", "serve", model, "--served-model-name", name, "--port", str(self.port)]
         argv += ["--grpc-port", str(self.grpc_port), "--prefill", str(prefill), "--decode", str(decode)]
         self._spawn("serve", [*argv, "--cache-dir", os.path.join(BUILD, "test-cache"), *args])

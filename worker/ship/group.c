@@ -7,10 +7,11 @@
 #include <string.h>
 
 typedef struct entry {
-    uint64_t heard;              /* bit per rank */
+    uint64_t heard;              /* bit per rank of its replica */
+    uint32_t replica;
     bool sending, bad, lost, over;
     char reason[160];
-    td_ship_event *own;
+    td_ship_event *own;          /* what will be said: rank 0's word, or made from the first rank's of its replica */
     uint64_t bytes;
     uint32_t frames;
     int64_t transfer_us, exposed_us;
@@ -56,11 +57,12 @@ static entry *find(td_ship_group *g, uint64_t key)
     return td_map_get(&g->keys, key, &v) ? (entry *)(uintptr_t)v : NULL;
 }
 
-void td_ship_group_begin(td_ship_group *g, uint64_t key, bool sending)
+void td_ship_group_begin(td_ship_group *g, uint64_t key, bool sending, uint32_t replica)
 {
     if (find(g, key)) return;
     entry *x = td_xalloc(sizeof *x);
     x->sending = sending;
+    x->replica = replica;
     if (!td_map_put(&g->keys, key, (uint64_t)(uintptr_t)x))
         free(x); /* its words are dropped: never more keys */
 }
@@ -117,7 +119,7 @@ static void word(td_ship_group *g, entry *x, const td_ship_report *r)
 {
     bool good = r->type == TD_SHIP_LANDED || (r->type == TD_SHIP_SENT && r->ok);
     uint64_t all = g->n_ranks == 64 ? ~0ull : (1ull << g->n_ranks) - 1;
-    x->heard |= 1ull << r->rank;
+    x->heard |= 1ull << r->rank % g->n_ranks;
     x->bytes += r->bytes;
     x->frames += r->frames;
     x->transfer_us = TD_MAX(x->transfer_us, r->transfer_us);
@@ -137,7 +139,7 @@ static void word(td_ship_group *g, entry *x, const td_ship_report *r)
 void td_ship_group_own(td_ship_group *g, td_ship_event *e)
 {
     entry *x = find(g, e->key);
-    if (!x || x->own) {
+    if (!x || x->own || x->replica) {
         td_ship_event_free(e);
         return;
     }
@@ -147,10 +149,27 @@ void td_ship_group_own(td_ship_group *g, td_ship_event *e)
     word(g, x, &r);
 }
 
-void td_ship_group_peer(td_ship_group *g, const td_ship_report *r)
+/* The word of the first rank of a replica that rank 0 is not of, as rank 0's own would be. */
+static td_ship_event *event_of(td_ship_report *r, const void *commit)
+{
+    td_ship_event *e = td_xalloc(sizeof *e);
+    e->type = (td_ship_event_type)r->type;
+    e->key = r->key;
+    td_arena_init(&e->arena, 1 << 20);
+    if (r->type != TD_SHIP_LANDED || td_commit_read(&e->arena, commit, r->commit_bytes, r->n_first, &e->commit) == TD_OK) return e;
+    e->type = TD_SHIP_LOST;
+    r->type = TD_SHIP_LOST;
+    snprintf(r->reason, sizeof r->reason, "%s", td_reason());
+    return e;
+}
+
+void td_ship_group_peer(td_ship_group *g, const td_ship_report *r, const void *commit)
 {
     entry *x = find(g, r->key);
-    if (!x || !r->rank || r->rank >= g->n_ranks || x->heard >> r->rank & 1) return;
+    uint32_t place = r->rank % g->n_ranks;
+    if (!x || !r->rank || r->rank / g->n_ranks != x->replica || x->heard >> place & 1) return;
     if (x->sending != (r->type == TD_SHIP_SENT) || r->type > TD_SHIP_CLOSED) return;
-    word(g, x, r);
+    td_ship_report said = *r;
+    if (!place) x->own = event_of(&said, commit);
+    word(g, x, &said);
 }

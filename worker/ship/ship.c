@@ -135,7 +135,7 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
     c->sink.ranks = NULL;
     c->n_tokens = n_tokens;
     td_status st = make_pairs(s, c, sink, &a);
-    if (s->group) td_ship_group_begin(s->group, key, true);
+    if (s->group) td_ship_group_begin(s->group, key, true, 0);
     post(s, c);
     if (st != TD_OK) td_ship_send_cancel(s, key, 1, td_reason());
     td_arena_deinit(&a);
@@ -202,7 +202,7 @@ void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens
                        const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS])
 {
     cmd *c = command(CMD_RECV_OPEN, key);
-    if (s->group) td_ship_group_begin(s->group, key, false);
+    if (s->group) td_ship_group_begin(s->group, key, false, 0);
     c->hit = hit;
     c->n_tokens = n_tokens;
     c->n_first = n_first;
@@ -226,9 +226,14 @@ void td_ship_event_report(const td_ship_event *e, uint32_t rank, td_ship_report 
     snprintf(out->reason, sizeof out->reason, "%.*s", (int)sizeof out->reason - 1, e->reason);
 }
 
-void td_ship_peer(td_ship *s, const td_ship_report *r)
+void td_ship_expect(td_ship *s, uint64_t key, bool sends, uint32_t replica)
 {
-    if (s->group) td_ship_group_peer(s->group, r);
+    if (s->group) td_ship_group_begin(s->group, key, sends, replica);
+}
+
+void td_ship_peer(td_ship *s, const td_ship_report *r, const void *commit)
+{
+    if (s->group) td_ship_group_peer(s->group, r, commit);
 }
 
 static td_ship_event *own_event(td_ship *s)
@@ -419,7 +424,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     td_map_init(&s->plans, o->max_keys);
     s->buffers = ship_stack_open();
     s->early_last = &s->early_first;
-    if (td_ship_grid_ranks(&grid) > 1 && !o->rank)
+    if ((td_ship_grid_ranks(&grid) > 1 || o->replicas > 1) && !o->rank && !o->replica)
         s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
     s->fault = f;
     s->wait_last = &s->wait_first;

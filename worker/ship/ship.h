@@ -14,7 +14,8 @@
  * here), and rank 0's poll gives the worker's: one last event a key, when all ranks have said theirs, and
  * RECALL (not a last one) when one failed or was cancelled: send_cancel(key, over ? 0 : 1, reason) or
  * recv_close(key) is to be given on the other ranks. So cancelling and closing need no mirroring of their
- * own. A frame may come to another rank before it is told of the reservation: it waits two seconds.
+ * own. Data parallel: one replica's ranks take part in a key; rank 0 opens it with td_ship_expect where that is not its own.
+ * A frame may come to another rank before it is told of the reservation: it waits two seconds.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
@@ -48,6 +49,7 @@ typedef struct td_ship_opts {
     td_dev *dev;                 /* whose memory the pages are; NULL: this host's. Borrowed */
     const td_ship_grid *grid;    /* NULL: one rank. Copied */
     uint32_t rank;               /* in it */
+    uint32_t replica, replicas;  /* data parallel: which of them this rank is of; 0 replicas: one. Rank 0 of replica 0 decides */
     uint64_t incarnation;
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
@@ -86,7 +88,8 @@ typedef struct td_ship_event {
 typedef struct td_ship_report {
     uint64_t key, bytes;
     int64_t transfer_us, exposed_us;
-    uint32_t rank, frames;
+    uint32_t rank, frames;       /* rank: in the whole worker */
+    uint32_t n_first, commit_bytes; /* LANDED of a replica's first rank: COMMIT's payload, which follows the report */
     uint8_t type, ok, over;      /* td_ship_event_type */
     char reason[149];
 } td_ship_report;
@@ -105,6 +108,8 @@ void td_ship_reachable(const char *bound, char *out, size_t n);
 /* What Reserved carries for a worker of several ranks: BulkRanks of this grid, endpoints by rank. One rank:
  * nothing. */
 td_status td_ship_ranks(const td_ship_grid *g, const char *const *endpoint, td_buf *out);
+/* Where a replica receives, for Reserved. endpoint "": Hello's. */
+typedef struct td_ship_home { char endpoint[256]; td_buf ranks; } td_ship_home;
 
 void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32_t n_tokens);
 /* Layers [layer0, layer1) of tokens [tok0, tok1) of a sending key are computed on this rank (grid_plan.h rule
@@ -118,8 +123,10 @@ void td_ship_send_cancel(td_ship *s, uint64_t key, uint32_t abort_index, const c
 void td_ship_recv_open(td_ship *s, uint64_t key, uint32_t hit, uint32_t n_tokens, uint32_t n_first,
                        const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS]);
 void td_ship_recv_close(td_ship *s, uint64_t key);
+/* Rank 0: the ranks of another replica than its own have been told to open this key. */
+void td_ship_expect(td_ship *s, uint64_t key, bool sends, uint32_t replica);
 /* Rank 0: another rank's report. */
-void td_ship_peer(td_ship *s, const td_ship_report *r);
+void td_ship_peer(td_ship *s, const td_ship_report *r, const void *commit);
 void td_ship_event_report(const td_ship_event *e, uint32_t rank, td_ship_report *out);
 void td_ship_flush(td_ship *s);
 td_ship_event *td_ship_poll(td_ship *s); /* NULL: none */

@@ -137,7 +137,8 @@ static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_
 static bool keep_early(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload)
 {
     bool frame = f->type == TD_KVF_FRAME || f->type == TD_KVF_COMMIT || f->type == TD_KVF_ABORT;
-    if (!s->o.rank || !frame || f->incarnation != s->o.incarnation || f->epoch <= s->newest ||
+    bool root = !s->o.rank && !s->o.replica; /* it tells the others */
+    if (root || !frame || f->incarnation != s->o.incarnation || f->epoch <= s->newest ||
         s->n_early == MAX_EARLY || id.n > sizeof s->early_first->id)
         return false;
     early *e = td_xalloc(sizeof *e + payload.n);
