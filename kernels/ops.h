@@ -189,13 +189,6 @@ typedef struct td_replay {
     void (*stats)(td_replay_stats *out);
 } td_replay;
 
-/* The largest step: its rows, products N x K (either may be the largest of several), heads of D; the sum of td_attn_parts, and
- * entries of page tables, as far as they can be told: there is a limit to what is reserved for these two. */
-typedef struct td_reserve {
-    int rows, N, K, D;
-    size_t parts, pages;
-} td_reserve;
-
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
@@ -219,8 +212,6 @@ typedef struct td_ops {
     td_status (*wait)(void);
 
     const td_replay *replay; /* NULL: every step is queued */
-    /* With dev: workspaces, so that none is allocated later for as much. NULL without. */
-    td_status (*reserve)(const td_reserve *r);
 
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,

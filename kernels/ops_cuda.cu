@@ -210,17 +210,11 @@ static td_status ops_wait()
     return td_cuda_ops_status();
 }
 
-static td_status ops_reserve(const td_reserve *r)
-{
-    return products_reserve(r->rows, r->N, r->K) && attention_reserve(r) ? TD_OK : td_cuda_ops_status();
-}
-
 static void fill_table(td_ops *t)
 {
     *t = td_ops{};
     t->dev = ctx.dev;
     t->wait = ops_wait;
-    t->reserve = ops_reserve;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
     t->numerics = "cuda-sm80-bf16";

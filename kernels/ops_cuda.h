@@ -88,8 +88,6 @@ void choice_fill(td_ops *t);
 void choice_close();
 void replay_fill(td_ops *t);
 void replay_close();
-bool products_reserve(int rows, int N, int K);
-bool attention_reserve(const td_reserve *r);
 size_t attention_most_parts(); /* for which there ever is room; with more, the kernel for prompts takes the rest */
 } // namespace td_ops_cuda
 

@@ -8,7 +8,6 @@
 namespace td_ops_cuda
 {
 static const size_t MAX_SPLIT_SLOTS = (size_t)1 << 17; /* partial results of attention: 68 MB at D = 128 */
-static const size_t COPY_BYTES = (size_t)1 << 20;      /* of sequences and page tables: reserved */
 
 /* Sequences and page tables as the device has them, with the work list made from them: serves every layer of
  * a group, and is sent again only when it differs. */
@@ -199,18 +198,6 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
 size_t attention_most_parts()
 {
     return MAX_SPLIT_SLOTS;
-}
-
-bool attention_reserve(const td_reserve *r)
-{
-    const int n_seq = min(r->rows, (int)TD_CUDA_ATTN_MAX_SEQ);
-    const size_t plan_bytes = td_cuda_attn_plan_bytes(n_seq),
-                 tables = (size_t)n_seq * sizeof(td_cuda_attn_seq) + r->pages * 4;
-    bool ok = room_for(r->parts, r->D) > 0;
-    for (step_copy &c : copies)
-        ok = ok && want(&c.data, min(tables, COPY_BYTES)) && want(&c.plan, plan_bytes);
-    for (block &b : plans) ok = ok && want(&b, plan_bytes);
-    return ok;
 }
 
 void attention_fill(td_ops *t)

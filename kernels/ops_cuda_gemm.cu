@@ -46,21 +46,17 @@ static bool weight_of(const td_weight *w, td_cuda_weight *out)
     return !why;
 }
 
-bool products_reserve(int rows, int N, int K)
-{
-    size_t had = ws.bytes;
-    if (!want(&ws, td_cuda_gemm_ws_bytes(rows, N, K))) return false;
-    if (ws.bytes == had) return true;
-    td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
-    if (s != TD_OK) failed(s);
-    return s == TD_OK;
-}
-
 static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
                        size_t ldy, bool add)
 {
     td_cuda_weight d;
-    if (T == 0 || !may_run() || !weight_of(w, &d) || !products_reserve(T, w->N, w->K)) return;
+    if (T == 0 || !may_run() || !weight_of(w, &d)) return;
+    size_t had = ws.bytes;
+    if (!want(&ws, td_cuda_gemm_ws_bytes(T, w->N, w->K))) return;
+    if (ws.bytes != had) {
+        td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
+        if (s != TD_OK) failed(s);
+    }
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;

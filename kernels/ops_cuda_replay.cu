@@ -157,3 +157,9 @@ void replay_close()
     stats = td_replay_stats{};
 }
 } // namespace td_ops_cuda
+
+extern "C" void td_cuda_ops_steps(bool replay, bool overlap)
+{
+    if (!replay) td_ops_cuda::ctx.ops.replay = nullptr;
+    if (!overlap) td_overlaps = false;
+}

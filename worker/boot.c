@@ -20,10 +20,11 @@ int td_boot_cores(void)
     return n < 1 ? 1 : TD_MIN(n, MAX_THREADS);
 }
 
-static td_status open_cuda(td_boot *b)
+static td_status open_cuda(const td_conf *c, td_boot *b)
 {
     TD_TRY(td_dev_open("cuda", 0, &b->dev));
     TD_TRY(td_cuda_ops_open(b->dev, &b->ops));
+    td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
     TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20);
     return TD_OK;
 }
@@ -152,12 +153,12 @@ static td_status choose_ops(const td_conf *c, const char *dir, const td_ranks *r
     if (cuda && many)
         return td_fail(TD_ENOSUP, "--ops cuda on %d ranks: only one rank is supported", td_grid_ranks(&ranks->grid));
     if (cuda) {
-        TD_TRY(open_cuda(b));
+        TD_TRY(open_cuda(c, b));
         if (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) return TD_OK;
         return td_fail(TD_ENOSUP, "kernel family cuda computes as %s, not as %s", b->ops->numerics, c->numerics);
     }
     if (!strcmp(c->ops, "auto") && !many) {
-        if (open_cuda(b) < 0) TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
+        if (open_cuda(c, b) < 0) TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
         else if (device_serves(c, dir, b)) return TD_OK;
         close_device(b);
     }

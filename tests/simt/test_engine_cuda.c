@@ -336,6 +336,9 @@ int main(void)
         if (!simt_checks()) test_ways("mixtral", false);
         test_refused();
         test_device_fails();
+        td_replay_stats r;
+        cuda->replay->stats(&r);
+        T_OK(r.runs > r.recorded && r.recorded > 0, "%llu steps were replayed of %llu recordings", (unsigned long long)r.runs, (unsigned long long)r.recorded);
         td_cuda_ops_close();
         test_boot();
     }

@@ -228,7 +228,6 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
-    if (st >= 0) st = td_place_open(m);
     if (st >= 0) st = td_replay_open(m);
     if (st < 0) {
         td_model_close(m);

@@ -106,15 +106,6 @@ td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_p
     return d->record(d, TD_STREAM_COMPUTE, b->sent);
 }
 
-td_status td_place_open(td_model *m)
-{
-    td_place *p = &m->place;
-    size_t row = (size_t)m->desc.rope.rot_dim * sizeof(float) + 3 * sizeof(int32_t) + (size_t)m->desc.n_groups * 2 * sizeof(int32_t);
-    size_t bytes = (size_t)m->max_rows * row + (4 + 2 * TD_MAX_GROUPS) * PART_ALIGN;
-    for (int i = 0; i < 2 && p->dev; i++) TD_TRY(block_open(p->dev, bytes, &p->block[i]));
-    return TD_OK;
-}
-
 void td_place_close(td_place *p)
 {
     for (int i = 0; i < 2 && p->dev; i++) block_close(p->dev, &p->block[i]);

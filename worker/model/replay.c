@@ -63,31 +63,10 @@ static size_t page_entries(const td_model *m)
     return (size_t)m->max_rows * (size_t)(m->desc.max_positions / 16 + 1) * (size_t)m->desc.n_groups;
 }
 
-/* Widths and heights of all products, whichever meet. */
-static td_status reserve(const td_model *m)
-{
-    const td_model_desc *d = &m->desc;
-    const td_ops *o = m->ops;
-    int HD = m->local.H * d->D, qkv = (m->local.H + 2 * m->local.G) * d->D, k = d->moe.route.top_k,
-        F = m->local.moe_F;
-    td_reserve r = {.rows = m->max_rows,
-                    .N = TD_MAX(qkv, TD_MAX(d->E, 2 * m->local.F)),
-                    .K = TD_MAX(TD_MAX(d->E, HD), m->local.F),
-                    .D = d->D,
-                    .pages = page_entries(m)};
-    r.parts = (size_t)m->max_rows * td_attn_parts(1, d->max_positions - 1, 0, m->local.H);
-    td_reserve experts = {.rows = m->max_rows * k, .N = TD_MAX(d->E, 2 * F), .K = TD_MAX(d->E, F), .D = d->D};
-    td_reserve head = {.rows = m->max_logits, .N = m->local.V, .K = d->E, .D = d->D};
-    TD_TRY(o->reserve(&r));
-    if (k) TD_TRY(o->reserve(&experts));
-    return m->local.V ? o->reserve(&head) : TD_OK;
-}
-
 td_status td_replay_open(td_model *m)
 {
     td_dev *d = m->ops->dev;
     td_replay_place *p = &m->replay;
-    if (d && m->ops->reserve) TD_TRY(reserve(m));
     if (!d || !m->ops->replay) return TD_OK;
     p->dev = d;
     /* Activations begin as numbers: those of padded rows are read without having been written. */

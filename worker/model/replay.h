@@ -15,7 +15,7 @@
 
 #include "worker/model/model_int.h"
 
-/* The workspaces of the largest step, so that none is allocated later; without effect on the host. */
+/* The blocks; without effect on the host. */
 td_status td_replay_open(td_model *m);
 void td_replay_close(td_model *m);
 
