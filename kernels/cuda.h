@@ -79,6 +79,9 @@ int td_cuda_sample(td_stream s, const float *logits, size_t ld, int V, const td_
 int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int32_t *ids, int n_alternatives, int n,
                   td_sample_out *out);
 
+/* As td_ops.fill_ids. */
+int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before);
+
 /* ---- pages ----
  * A rectangle: slots [slot0, slot0 + n_slots), tokens [tok0, tok0 + n_tok) of one sequence; pages[t / P - page0] is
  * token t's page (device array). payload is [slot][k|v][G][token][D], as worker/ship/codec.h has it. */
@@ -98,11 +101,11 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
  * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
- * `scratch` are not looked at; work goes to the compute stream and is not done on return, except sample and score: they
- * write `out` (host memory) and wait. pack works host to host: the packed image is uploaded as it is.
+ * `scratch` are not looked at; work goes to the compute stream and is not done on return. pack works host to host: the packed
+ * image is uploaded as it is.
  * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
- * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.wait is a
- * synchronization and this. */
+ * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.status is
+ * this, td_ops.wait a synchronization before it. */
 td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
 td_status td_cuda_ops_status(void);
 void td_cuda_ops_close(void);

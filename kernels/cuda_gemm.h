@@ -14,7 +14,7 @@
  * that type.
  *          4. A NaN or infinity stays in its row of x. Every element of y [T, N] is written.
  * Types:   BF16, F16; E4M3_ROW: FP8 codes, scale[N] f32 multiplies a leaf's sum; E4M3_BLOCK:
- * scale[N/128][K/128] f32 up, multiplies the sum of each 128 columns (f32). Codes become bf16 exactly. Code
+ * scale[N/scale_rows][K/128] f32 up, multiplies the sum of each 128 columns (f32). Codes become bf16 exactly. Code
  * 0x7f (NaN) reads as 480. Workspace: td_cuda_gemm_ws_bytes(); its first TD_CUDA_GEMM_COUNTERS words must be
  * zero before the first call and are zero after each. One call at a time per workspace (a stream's order is
  * enough). Threads: any. Errors: cudaError_t as int, 0 is success; shapes the kernels do not take are told by
@@ -47,6 +47,7 @@ typedef struct td_cuda_weight {
     const void *p;      /* packed, on the device, 256-byte aligned */
     const float *bias;  /* [N] on the device, or NULL */
     const float *scale; /* on the device; FP8 only */
+    int scale_rows;     /* E4M3_BLOCK: rows that share a scale, 16, 32, 64 or 128; 0: 128 */
 } td_cuda_weight;
 
 typedef struct td_cuda_gemm_args {

@@ -105,6 +105,7 @@ template <class F> static inline int td_with_type(td_dtype t, F f)
     case TD_F32: return f((float)0);
     case TD_BF16: return f(__nv_bfloat16());
     case TD_F16: return f(__half());
+    case TD_E4M3: break;
     }
     return (int)cudaErrorInvalidValue;
 }

@@ -54,7 +54,8 @@ struct td_dev {
     td_status (*wait)(td_dev *d, td_stream_kind s, td_event *e);  /* the stream waits, not the caller */
     td_status (*done)(td_dev *d, td_event *e);                    /* OK, or AGAIN */
     td_status (*elapsed_us)(td_dev *d, td_event *from, td_event *to, double *us); /* both done */
-    td_status (*sync)(td_dev *d, td_stream_kind s);               /* the caller waits */
+    td_status (*await)(td_dev *d, td_event *e);                   /* the caller waits for what was queued before the record */
+    td_status (*sync)(td_dev *d, td_stream_kind s);               /* the caller waits for all that was queued */
     /* Host device: NULL, all four. */
     td_status (*capture_begin)(td_dev *d, td_stream_kind s);
     td_status (*capture_end)(td_dev *d, td_stream_kind s, td_graph **out); /* always ends it; ready to run */

@@ -125,6 +125,11 @@ static td_status dev_elapsed(td_dev *, td_event *from, td_event *to, double *us)
     return s;
 }
 
+static td_status dev_await(td_dev *, td_event *e)
+{
+    return check(cudaEventSynchronize(e->e), "kernel");
+}
+
 static td_status dev_sync(td_dev *d, td_stream_kind s)
 {
     return check(cudaStreamSynchronize(stream_of(d, s)), "kernel");
@@ -205,6 +210,7 @@ static void fill_table(td_dev *d)
     d->wait = dev_wait;
     d->done = dev_done;
     d->elapsed_us = dev_elapsed;
+    d->await = dev_await;
     d->sync = dev_sync;
     d->capture_begin = dev_capture_begin;
     d->capture_end = dev_capture_end;

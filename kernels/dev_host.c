@@ -123,6 +123,7 @@ static const td_dev host_table = {.kind = "host",
                                   .wait = host_wait,
                                   .done = host_done,
                                   .elapsed_us = host_elapsed,
+                                  .await = host_done,
                                   .sync = host_sync,
                                   .close = host_close};
 

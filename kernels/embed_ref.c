@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/embed_ref.c - rows of a table as f32. An id outside [0, N) gives a row of zeros (what a vocabulary
  * shard adds for foreign ids). Tables are read once per token: one code for all families. */
+#include "common/check.h"
 #include "kernels/family.h"
 
 typedef struct job {
@@ -46,8 +47,16 @@ static void take_rows(td_pool *pool, const float *x, size_t ldx, const int32_t *
     for (int i = 0; i < n; i++) memcpy(out + (size_t)i * ldo, x + (size_t)which[i] * ldx, (size_t)width * sizeof *out);
 }
 
+static void fill_ids(td_pool *pool, int32_t *ids, int n, const td_sample_out *before)
+{
+    (void)pool;
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0) ids[i] = TD_MAX(before[-1 - ids[i]].token, 0);
+}
+
 void td_embed_fill_ref(td_ops *t)
 {
+    t->fill_ids = fill_ids;
     t->take_rows = take_rows;
     t->embed_table = embed_table;
     t->embed_packed = embed_packed;

@@ -43,6 +43,7 @@ static inline float td_load_f32(const void *p, td_dtype dtype, size_t i)
     case TD_F32: return ((const float *)p)[i];
     case TD_BF16: return td_bf16_to_f32(((const uint16_t *)p)[i]);
     case TD_F16: return td_f16_to_f32(((const uint16_t *)p)[i]);
+    case TD_E4M3: return td_e4m3_to_f32(((const uint8_t *)p)[i]);
     }
     return 0.0f;
 }

@@ -217,6 +217,7 @@ gemm_args gemm_args_of(const td_cuda_gemm_args *a)
     g.T = a->T;
     g.row_blocks = row_blocks_of(w->N);
     g.scale_cols = (w->K + 127) / 128;
+    g.scale_shift = w->scale_rows == 16 ? 4 : w->scale_rows == 32 ? 5 : w->scale_rows == 64 ? 6 : 7;
     g.add = a->add;
     g.cut = g.x_cut = gemm_cut_of(w->K, w->slices, w->type);
     g.count = (unsigned *)a->ws;

@@ -114,9 +114,10 @@ template <class W, int TOKENS> static __global__ void __launch_bounds__(256) gem
             stage = stage == STAGES - 1 ? 0 : stage + 1;
             if constexpr (W::BLOCK_SCALE) {
                 if (!gemm_scale_ends(a, block, leaf_end)) continue;
-                float s = gemm_block_scale(a, rb0 * 16, block);
 #pragma unroll
-                for (int m = 0; m < S::MT; m++)
+                for (int m = 0; m < S::MT; m++) {
+                    const int rb = rb0 + wm * S::MT + m;
+                    const float s = rb < a.row_blocks ? gemm_block_scale(a, rb * 16, block) : 0.f;
 #pragma unroll
                     for (int n = 0; n < S::NT; n++)
 #pragma unroll
@@ -124,6 +125,7 @@ template <class W, int TOKENS> static __global__ void __launch_bounds__(256) gem
                             sum[m][n][i] = fmaf(acc[m][n][i], s, sum[m][n][i]);
                             acc[m][n][i] = 0.f;
                         }
+                }
             }
         }
 #pragma unroll

@@ -72,7 +72,7 @@ typedef struct gemm_args {
     float *y;
     size_t ldy;
     const float *bias, *scale;
-    int N, T, row_blocks, scale_cols;
+    int N, T, row_blocks, scale_cols, scale_shift; /* rows >> scale_shift, columns / 128: a block's scale */
     bool add;
     gemm_cut cut;   /* of the weight */
     gemm_cut x_cut; /* of x: the same, or that of a copy that is padded like the weight */
@@ -174,7 +174,7 @@ template <bool BLOCKS> struct gemm_e4m3 {
 static TD_DEV float gemm_block_scale(const gemm_args &a, int n, int block)
 {
     int end, col = gemm_block_col(a.cut, block, &end);
-    return a.scale[(size_t)(n / 128) * (size_t)a.scale_cols + (size_t)(col / 128)];
+    return a.scale[(size_t)(n >> a.scale_shift) * (size_t)a.scale_cols + (size_t)(col / 128)];
 }
 /* Does a group of 128 columns end with this block? */
 static TD_DEV bool gemm_scale_ends(const gemm_args &a, int block, int leaf_end)

@@ -62,6 +62,17 @@ static float product(const td_weight *w, const float *row, const float *x, int n
     return w->bias ? v + w->bias[n] : v;
 }
 
+/* Row n as f32; FP8 codes times their scales. */
+static void unpack(const td_weight *w, int n, float *out)
+{
+    const char *row = (const char *)w->p + (size_t)n * (size_t)w->K * td_dtype_bytes(w->dtype);
+    td_convert(out, TD_F32, row, w->dtype, (size_t)w->K);
+    if (!w->scale_rows) return;
+    size_t groups = (size_t)((w->K + w->scale_cols - 1) / w->scale_cols);
+    const float *scale = td_weight_scales(w) + (size_t)(n / w->scale_rows) * groups;
+    for (int k = 0; k < w->K; k++) out[k] *= scale[k / w->scale_cols];
+}
+
 static void columns(void *arg, int i, int member)
 {
     const job *j = arg;
@@ -69,8 +80,7 @@ static void columns(void *arg, int i, int member)
     float *wf = j->scratch + (size_t)member * j->stride;
     int n1 = (i + 1) * COLS < w->N ? (i + 1) * COLS : w->N;
     for (int n = i * COLS; n < n1; n++) {
-        const char *row = (const char *)w->p + (size_t)n * (size_t)w->K * td_dtype_bytes(w->dtype);
-        td_convert(wf, TD_F32, row, w->dtype, (size_t)w->K);
+        unpack(w, n, wf);
         for (int t = 0; t < j->T; t++) {
             float v = product(w, wf, j->x + (size_t)t * j->ldx, n);
             float *y = j->y + (size_t)t * j->ldy + n;

@@ -149,7 +149,7 @@ static bool keeps_law(const td_ops *t)
     td_pool *pool = td_pool_open(1);
     TD_CHECK(packed && scratch);
     t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 0, CHECK_N);
-    td_weight weight = {CHECK_N, CHECK_K, t->packed_dtype(TD_F32), packed, NULL, 1};
+    td_weight weight = {.N = CHECK_N, .K = CHECK_K, .dtype = t->packed_dtype(TD_F32), .p = packed, .slices = 1};
     t->linear(pool, scratch, &weight, x, CHECK_K, CHECK_M, y, CHECK_N, false);
     bool same = true;
     for (int m = 0; m < CHECK_M; m++)

@@ -198,24 +198,32 @@ typedef struct td_ops {
 
     /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so
      * that threads and shards can share the work; dst is the whole matrix. packed_dtype: what `from` becomes
-     * in this family. */
+     * in this family: of E4M3 either E4M3 (the codes are packed, the scales put behind them by the caller) or
+     * another type (then the caller multiplies first and packs f32). */
     td_dtype (*packed_dtype)(td_dtype from);
     size_t (*packed_bytes)(int N, int K, td_dtype from);
     void (*pack)(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1);
+    /* Why `linear` does not take a weight of this shape, type, slices and scales (p is not looked at), or NULL.
+     * NULL itself: it takes all. */
+    const char *(*refuses)(const td_weight *w);
 
     size_t (*scratch_bytes)(int max_rows, int max_K, int max_D, int n_threads);
 
     /* NULL: bulk arguments are host memory and a call is done on return. Else they are this device's memory, and calls
      * are queued (kernels/cuda.h says which arguments stay on the host); borrowed. */
     struct td_dev *dev;
-    /* With dev: waits for what is queued; the first error since the last call of this. NULL without. */
+    /* With dev: waits for what is queued; the first error since the last call of this or of status. NULL without. */
     td_status (*wait)(void);
+    /* With dev: the first error of a call since then, without waiting: what runs may still fail. NULL without. */
+    td_status (*status)(void);
 
     const td_replay *replay; /* NULL: every step is queued */
 
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
                       size_t ldo);
+    /* Tokens that the host has not seen: ids[i] < 0 becomes the token of before[-1 - ids[i]], or 0 where none was drawn. */
+    void (*fill_ids)(td_pool *pool, int32_t *ids, int n, const td_sample_out *before);
     /* out[t] = row ids[t] of the table / of the packed weight (tied embeddings), as f32. */
     void (*embed_table)(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo);
     void (*embed_packed)(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out,
@@ -259,7 +267,8 @@ typedef struct td_ops {
      * x86: one chain of fused multiply-adds from 0, then one addition to out. */
     void (*moe_combine)(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
                         int T, int top_k, int E, float *out, size_t ldo);
-    /* One token per row from logits [n, V] (may be changed). Order of operations: common/sampling.h. */
+    /* One token per row from logits [n, V] (may be changed). Order of operations: common/sampling.h. With dev, of this and
+     * of score: out is the device's memory; rows, what they point to, and ids are the host's. */
     void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
                    td_sample_out *out);
     /* Log probabilities of given tokens: out[i] as sample's, for token ids[i] under the raw logits row i. */

@@ -38,6 +38,8 @@ bool want(block *b, size_t bytes)
         return false;
     }
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
+    /* What grew once grows in larger steps: longer sequences want a little more every few steps. */
+    if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
     ctx.moved += b->held;
     drop(b);
     void *p = nullptr;
@@ -215,6 +217,7 @@ static void fill_table(td_ops *t)
     *t = td_ops{};
     t->dev = ctx.dev;
     t->wait = ops_wait;
+    t->status = td_cuda_ops_status;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
     t->numerics = "cuda-sm80-bf16";

@@ -10,12 +10,13 @@ static block ws = {nullptr, 0, true}; /* its counters are zero between calls */
 
 static td_dtype ops_packed_dtype(td_dtype from)
 {
-    return from == TD_F16 ? TD_F16 : TD_BF16;
+    return from == TD_F16 || from == TD_E4M3 ? from : TD_BF16;
 }
 
+/* Of the packed bytes: how codes are scaled changes nothing in them. */
 static td_cuda_wtype type_of(td_dtype packed)
 {
-    return packed == TD_F16 ? TD_CUDA_W_F16 : TD_CUDA_W_BF16;
+    return packed == TD_F16 ? TD_CUDA_W_F16 : packed == TD_E4M3 ? TD_CUDA_W_E4M3_ROW : TD_CUDA_W_BF16;
 }
 
 static size_t ops_packed_bytes(int N, int K, td_dtype from)
@@ -33,14 +34,37 @@ static size_t ops_scratch_bytes(int, int, int, int)
     return padded(1); /* workspaces are the table's own */
 }
 
-/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns. Other matrices
- * have bits of this table alone and cannot be cut over ranks. */
+/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns (128 under block scales).
+ * Other matrices have bits of this table alone and cannot be cut over ranks. */
+static td_cuda_weight device_weight(const td_weight *w)
+{
+    td_cuda_weight d = {};
+    d.N = w->N;
+    d.K = w->K;
+    d.type = type_of(w->dtype);
+    if (w->scale_rows > 1 || w->scale_cols < w->K) d.type = w->scale_rows ? TD_CUDA_W_E4M3_BLOCK : d.type;
+    const int unit = d.type == TD_CUDA_W_E4M3_BLOCK ? 128 : 64;
+    /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
+    d.slices = w->slices > 1 && w->K / w->slices % unit ? 0 : w->slices;
+    d.p = w->p;
+    d.bias = w->bias;
+    d.scale = td_weight_scales(w);
+    d.scale_rows = w->scale_rows;
+    return d;
+}
+
+static const char *ops_refuses(const td_weight *w)
+{
+    const td_cuda_weight d = device_weight(w);
+    if (d.type == TD_CUDA_W_E4M3_BLOCK && (w->scale_rows < 16 || w->scale_cols < 128))
+        return "blocks of FP8 scales are joined or cut off a multiple of 16 rows or 128 columns";
+    return td_cuda_gemm_refuses(d.N, d.K, d.slices, d.type);
+}
+
 static bool weight_of(const td_weight *w, td_cuda_weight *out)
 {
-    /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
-    int slices = w->slices > 1 && w->K / w->slices % 64 ? 0 : w->slices;
-    *out = td_cuda_weight{w->N, w->K, slices, type_of(w->dtype), w->p, w->bias, nullptr};
-    const char *why = td_cuda_gemm_refuses(w->N, w->K, slices, out->type);
+    const char *why = ops_refuses(w);
+    *out = device_weight(w);
     if (why)
         failed(td_fail(TD_ENOSUP, "CUDA: product of %d x %d in %d slices: %s", w->N, w->K, w->slices, why));
     return !why;
@@ -103,6 +127,7 @@ void products_fill(td_ops *t)
     t->packed_dtype = ops_packed_dtype;
     t->packed_bytes = ops_packed_bytes;
     t->pack = ops_pack;
+    t->refuses = ops_refuses;
     t->scratch_bytes = ops_scratch_bytes;
     t->linear = ops_linear;
     t->linear_grouped = ops_linear_grouped;

@@ -116,10 +116,10 @@ TD_DEV float value_of(uint32_t key)
     return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
 }
 
-/* e in [0, 1] as a multiple of 2^-44; V below 2^19 of them fit 63 bits. */
+/* e in [0, 1] as a multiple of 2^-44, to nearest even as on the CPU; V below 2^19 of them fit 63 bits. */
 TD_DEV u64 fixed(float e)
 {
-    return (u64)((double)e * 17592186044416.0);
+    return (u64)rint((double)e * 17592186044416.0);
 }
 
 /* The larger value, among equals the lower id; 0 is "none". */
@@ -489,6 +489,15 @@ static __global__ void __launch_bounds__(1024, 1)
     o->logprob = token >= 0 && token < V ? (float)((double)raw[token] - lse) : 0.f;
 }
 
+// limits: regs 32, spill 0, smem 0
+static __global__ void __launch_bounds__(256) fill_ids(int32_t *ids, int n, const td_sample_out *before)
+{
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= n || ids[i] >= 0) return;
+    const int token = before[-1 - ids[i]].token;
+    ids[i] = token < 0 ? 0 : token;
+}
+
 /* ---- launchers ---- */
 
 static size_t space_row(int V)
@@ -526,4 +535,10 @@ extern "C" int td_cuda_score(td_stream s, const float *logits, size_t ld, int V,
     if (V < 1 || V >= 1 << 19) return cudaErrorInvalidValue;
     return td_launch(report_row, (unsigned)n, block_of(V), 0, (cudaStream_t)s, logits, ld, V,
                      (const td_sample_row *)nullptr, ids, n_alternatives, out);
+}
+
+extern "C" int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before)
+{
+    if (n == 0) return 0;
+    return td_launch(fill_ids, (unsigned)(n + 255) / 256, 256, 0, (cudaStream_t)s, ids, n, before);
 }

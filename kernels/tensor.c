@@ -9,6 +9,7 @@ const char *td_dtype_name(td_dtype t)
     case TD_F32: return "f32";
     case TD_BF16: return "bf16";
     case TD_F16: return "f16";
+    case TD_E4M3: return "e4m3";
     }
     return "?";
 }
@@ -47,6 +48,33 @@ uint16_t td_f32_to_f16(float f)
     return (uint16_t)(sign | ((a - 0x38000000u) >> 13));
 }
 
+float td_e4m3_to_f32(uint8_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x80u) << 24, exponent = (code >> 3) & 15u, fraction = code & 7u;
+    if ((code & 0x7fu) == 0x7fu) return from_bits(sign | 0x7fc00000u);
+    if (exponent) return from_bits(sign | (exponent + 120) << 23 | fraction << 20);
+    float f = (float)fraction * 0x1p-9f;
+    return sign ? -f : f;
+}
+
+uint8_t td_f32_to_e4m3(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint8_t sign = (uint8_t)(u >> 24 & 0x80u);
+    uint32_t a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
+    if (a >= 0x43e00000u) return (uint8_t)(sign | 0x7eu); /* 448 */
+    if (a < 0x3c800000u) {                                /* below 2^-6: multiples of 2^-9; the sum rounds to even */
+        float m = from_bits(a) + 0x1p14f;
+        uint32_t q;
+        memcpy(&q, &m, 4);
+        return (uint8_t)(sign | (q & 15u));
+    }
+    a += 0x7ffffu + (a >> 20 & 1u);
+    return (uint8_t)(sign | ((a >> 20) - 960)); /* (127 - 7) * 8 */
+}
+
 void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n)
 {
     if (to == from) {
@@ -65,6 +93,7 @@ void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n
         case TD_F32: ((float *)dst)[i] = f; break;
         case TD_BF16: ((uint16_t *)dst)[i] = td_f32_to_bf16(f); break;
         case TD_F16: ((uint16_t *)dst)[i] = td_f32_to_f16(f); break;
+        case TD_E4M3: ((uint8_t *)dst)[i] = td_f32_to_e4m3(f); break;
         }
     }
 }

@@ -13,10 +13,11 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef enum { TD_F32, TD_BF16, TD_F16 } td_dtype;
+/* E4M3: 8-bit floats (fn: no infinity, 0x7f and 0xff are NaN), of weights only, always with scales. */
+typedef enum { TD_F32, TD_BF16, TD_F16, TD_E4M3 } td_dtype;
 
-static inline size_t td_dtype_bytes(td_dtype t) { return t == TD_F32 ? 4 : 2; }
-const char *td_dtype_name(td_dtype t); /* "f32", "bf16", "f16" */
+static inline size_t td_dtype_bytes(td_dtype t) { return t == TD_F32 ? 4 : t == TD_E4M3 ? 1 : 2; }
+const char *td_dtype_name(td_dtype t); /* "f32", "bf16", "f16", "e4m3" */
 
 static inline float td_bf16_to_f32(uint16_t v)
 {
@@ -36,6 +37,8 @@ static inline uint16_t td_f32_to_bf16(float f)
 }
 float td_f16_to_f32(uint16_t v);
 uint16_t td_f32_to_f16(float f);
+float td_e4m3_to_f32(uint8_t code);   /* exact; 0x7f, 0xff: NaN */
+uint8_t td_f32_to_e4m3(float f);      /* to nearest even; over 448: 448, infinity too; NaN: NaN */
 void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n); /* element-wise, RNE */
 
 /* y[N] = W[N,K] x[K] + bias. `p` is in the family's own packed order (td_ops.pack), one order for every row
@@ -46,7 +49,22 @@ typedef struct td_weight {
     const void *p;     /* 64-byte aligned; td_ops.packed_bytes(N, K) bytes; borrowed (mapped image) */
     const float *bias; /* [N] or NULL; borrowed */
     int slices;        /* 0 or 1: one sum over K; else K is cut into so many (ops.h, matrix law) */
+    /* E4M3: W[n][k] = code * td_weight_scale, rounded to f32. So many rows (a power of two) and columns share a scale;
+     * the scales are f32 [ceil(N / scale_rows)][ceil(K / scale_cols)], scale_at bytes behind p: a weight is one run of
+     * bytes, wherever it is moved. Other types: 0. */
+    int scale_rows, scale_cols;
+    size_t scale_at;
 } td_weight;
+
+static inline const float *td_weight_scales(const td_weight *w)
+{
+    return w->scale_rows ? (const float *)(const void *)((const char *)w->p + w->scale_at) : NULL;
+}
+static inline size_t td_weight_scale_count(const td_weight *w)
+{
+    if (!w->scale_rows) return 0;
+    return (size_t)((w->N + w->scale_rows - 1) / w->scale_rows) * (size_t)((w->K + w->scale_cols - 1) / w->scale_cols);
+}
 
 enum { TD_MAX_SLICES = 8 };
 

@@ -123,7 +123,7 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                                .prefix_cache = c->prefix_cache,
                                .max_logits = o.max_logits,
                                .ranks = ranks,
-                               .depth = ranks ? ranks->grid.pp : 1,
+                               .depth = ranks ? ranks->grid.pp : b->ops->dev ? 2 : 1,
                                .eplb_interval = (int)c->eplb_interval};
     return ranks ? agree_on_pages(ranks, b) : TD_OK;
 }

@@ -71,7 +71,7 @@ static void open_tables(td_engine *e)
 {
     const td_engine_opts *o = &e->o;
     uint32_t seqs = (uint32_t)o->max_seqs;
-    e->leg = td_xalloc((size_t)o->max_legs * sizeof *e->leg);
+    e->leg = td_xalloc(((size_t)o->max_legs + (size_t)seqs * (size_t)e->depth) * sizeof *e->leg);
     td_map_init(&e->by_key, (size_t)o->max_legs);
     e->cand = td_xalloc(seqs * sizeof *e->cand);
     e->sched = td_xalloc(seqs * sizeof *e->sched);
@@ -106,6 +106,7 @@ static void close_flights(td_engine *e)
 static void copy_page(void *arg, int group, int32_t from, int32_t to)
 {
     const td_engine_replica *r = arg;
+    r->engine->copies++;
     td_step_build_copy(td_engine_flight_at(r->engine, r->engine->n_flights)->build[r->index], group, from, to);
 }
 
@@ -163,6 +164,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     e->max_logits = o->max_logits > 0 ? o->max_logits : td_engine_logit_rows(o->max_seqs);
     e->depth = o->depth > 0 ? o->depth : 1;
     e->n_replicas = o->ranks ? (uint32_t)o->ranks->grid.dp : 1;
+    e->ahead = e->depth > 1 && td_exec_knows_draws(o->ops, o->ranks);
     int64_t pages = td_engine_choose_pages(o);
     td_kvmap map = td_model_kvmap(o->model);
     int64_t least = td_kvmap_most(map, (uint32_t)TD_MAX(o->max_model_len, 2)) / (uint32_t)o->page_size + 2;
@@ -335,8 +337,21 @@ static void forget(td_engine *e, td_seq *q)
     while (i < e->n_leg && e->leg[i] != q) i++;
     TD_CHECK(i < e->n_leg);
     memmove(&e->leg[i], &e->leg[i + 1], (--e->n_leg - i) * sizeof *e->leg);
-    td_map_del(&e->by_key, q->d.key);
+    if (q->gone) e->n_gone--;
+    else td_map_del(&e->by_key, q->d.key);
     td_seq_close(q);
+}
+
+/* Nobody will ask for the leg again; it stays in the table while steps in flight have rows of it. */
+static void let_go(td_engine *e, td_seq *q)
+{
+    if (!q->flying) {
+        forget(e, q);
+        return;
+    }
+    td_map_del(&e->by_key, q->d.key);
+    q->gone = true;
+    e->n_gone++;
 }
 
 void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status status, const char *reason)
@@ -345,27 +360,28 @@ void td_engine_leg_end(td_engine *e, td_seq *q, td_finish finish, td_status stat
     td_engine_drop_tables(e, q);
     q->state = TD_LEG_ENDED;
     tell_end(e, q->d.key, finish, status, reason);
-    if (!q->holds && !q->flying) forget(e, q);
+    if (!q->holds) let_go(e, q);
 }
 
 void td_engine_landed(td_engine *e, td_seq *q)
 {
-    if (q->flying) return;
     if (q->state == TD_LEG_ENDED) {
+        if (q->flying) return;
         for (uint32_t c = q->holds ? 1 : 0; c < q->d.sampling.n; c++)
             td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
         if (!q->holds) forget(e, q);
         return;
     }
     for (uint32_t c = q->holds ? 1 : 0; q->forked && c < q->d.sampling.n; c++)
-        if (q->choice[c].done) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv); /* cancelled meanwhile */
+        if (q->choice[c].done && !q->choice[c].flying) /* cancelled meanwhile, or ended with a row ahead */
+            td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
     /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
-    if (q->forked && !q->flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
+    if (q->forked && !q->choice[c].flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -412,7 +428,7 @@ static td_status check_leg(const td_engine *e, const td_leg *leg)
     uint32_t longest = 0;
     if (td_engine_find(e, leg->key))
         return td_refuse(TD_EBADREQ, "leg %llx exists already", (unsigned long long)leg->key);
-    if (e->n_leg >= (uint32_t)e->o.max_legs)
+    if (e->n_leg - e->n_gone >= (uint32_t)e->o.max_legs)
         return td_refuse(TD_EFULL, "all %d legs are in use", e->o.max_legs);
     if (!s->n || s->n > (uint32_t)TD_MIN(e->o.max_seqs, (int)TD_MAX_CHOICES))
         return td_refuse(TD_EBADREQ, "n is %u, not 1 to %d", s->n,
@@ -609,12 +625,11 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        if (q->forked && q->choice[0].done && !q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
+        if (q->forked && q->choice[0].done && !q->choice[0].flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
         return;
     }
-    if (q->flying) return; /* td_engine_landed does it */
-    td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
-    forget(e, q);
+    if (!q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv); /* else td_engine_landed does it */
+    let_go(e, q);
 }
 
 /* ---- turn ---- */

@@ -64,7 +64,9 @@ typedef struct td_engine_opts {
     /* logit rows per step, as the model was opened with; 0: td_engine_logit_rows(max_seqs) */
     int max_logits;
     const td_ranks *ranks;          /* the worker's ranks (this one is rank 0); NULL: one. Borrowed */
-    int depth;                      /* steps in flight; 0: one, or one per pipeline stage */
+    /* Steps in flight; 0: one. More, where one stage draws what it reads (td_exec_knows_draws): the device has its next step
+     * before the host has the last one's tokens. With pipeline stages: one a stage. */
+    int depth;
     int eplb_interval;              /* parallel experts are balanced every so many steps; 0: never */
 } td_engine_opts;
 
@@ -128,6 +130,7 @@ typedef struct td_engine_ledger_row {
 
 typedef struct td_engine_stats {
     uint64_t steps, rows, prompt_rows, decode_rows, preemptions, hit_tokens, query_tokens, evictions;
+    uint64_t discarded_rows;        /* of rows: of legs and choices that had ended by the time they were computed */
     uint32_t legs_waiting, legs_running, seqs_running;
     uint64_t waiting_tokens;        /* prompt tokens not yet computed */
     int64_t step_us_ewma;

@@ -43,6 +43,7 @@ typedef struct td_engine_flight {
     td_engine_draw *draw;
     td_sample_out *res;              /* [cap_draw] */
     uint32_t n_item, n_draw, cap_draw;
+    uint64_t number;
     int64_t submitted_us;
 } td_engine_flight;
 
@@ -52,6 +53,7 @@ typedef struct td_engine_replica {
     td_kvpool *pool;
     uint32_t index, slots;           /* slots: sequences in use here */
     bool tried;                      /* while a place for a leg is looked for */
+    bool draining;                   /* of this turn: pages are short, and whose they could be are in flight */
 } td_engine_replica;
 
 struct td_engine {
@@ -61,8 +63,9 @@ struct td_engine {
     uint32_t n_replicas;
     td_exec *exec;
     int max_len, max_logits, depth;
-    td_seq **leg;                    /* in order of arrival, live and held ones */
-    uint32_t n_leg;
+    bool ahead;                      /* rows of tokens that are still being drawn are planned too */
+    td_seq **leg;                    /* [max_legs + max_seqs * depth] in order of arrival: live, held and gone ones */
+    uint32_t n_leg, n_gone;
     td_map by_key;                   /* key -> td_seq pointer */
     uint32_t slots;                  /* sequences in use by running and reserved legs */
     /* [depth + 1], a ring: flight[first] is collected next; the one after the last in flight is being planned */
@@ -76,7 +79,9 @@ struct td_engine {
     struct { uint64_t changes, key; uint32_t slots; } blocked; /* changes: of all pools */
     td_engine_news news[2];
     int filling;
-    uint64_t step;
+    uint64_t step, submitted;        /* the last one planned; the last one that runs or ran */
+    uint64_t copies;                 /* pages copied on write, ever */
+    int64_t collected_us;            /* when the last step was */
     td_engine_stats stats;
     td_engine_kv_fn *on_kv;
     void (*on_admit)(void *, uint64_t);

@@ -3,12 +3,18 @@
  * results in.
  *
  * Planned, computed, committed: at depth 1 a step is collected in the turn that submits it, so planned =
- * computed between turns; publishing and emitting happen in collect, on committed tokens only. */
+ * computed between turns; publishing and emitting happen in collect, on committed tokens only.
+ *
+ * Ahead: with more depth, the next row of a choice is planned while the step that draws its token runs (step.h: ids). All that
+ * a step says of the row follows from the number of tokens, so the step is the one that depth 1 would make, and the noise is
+ * stateless: the tokens are the same. If that token ends the choice, its rows in flight are thrown away when they are collected:
+ * they count for nothing, and the tables, which they wrote behind the committed tokens, go back. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/engine_int.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,7 +93,7 @@ static uint64_t all_changes(const td_engine *e)
 static void preempt(td_engine *e, td_seq *q)
 {
     td_engine_drop_tables(e, q);
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = q->choice[c].planned = 0;
+    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = q->choice[c].planned = q->choice[c].ahead = 0;
     q->forked = q->d.sampling.n == 1;
     q->state = TD_LEG_WAITING;
     e->stats.preemptions++;
@@ -101,12 +107,18 @@ static bool has_ready(const td_seq *q)
 }
 
 /* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the step being
- * planned: what was copied for that row is part of the step, and must go to the page's owner. */
-static td_seq *victim(td_engine *e, uint32_t replica)
+ * planned: what was copied for that row is part of the step, and must go to the page's owner. Where rows run ahead everybody
+ * is in flight: the youngest is waited for, and until then nobody younger than the one in need goes on (draining). */
+static td_seq *victim(td_engine *e, td_engine_replica *r)
 {
     for (uint32_t i = e->n_leg; i-- > 0;) {
         td_seq *q = e->leg[i];
-        if (q->state == TD_LEG_RUNNING && q->replica == replica && !q->holds && !q->flying && !has_ready(q)) return q;
+        if (q->state != TD_LEG_RUNNING || q->replica != r->index || q->holds || has_ready(q)) continue;
+        if (!q->flying) return q;
+        if (e->ahead) {
+            r->draining = true;
+            return NULL;
+        }
     }
     return NULL;
 }
@@ -116,11 +128,15 @@ static td_seq *victim(td_engine *e, uint32_t replica)
 static bool grow(td_engine *e, td_seq *q, uint32_t c)
 {
     td_choice *x = &q->choice[c];
+    td_engine_replica *r = &e->replica[q->replica];
+    uint64_t copies = e->copies;
     for (;;) {
-        if (td_kvseq_ensure(td_engine_pool(e, q), &x->kv, td_seq_length(q, c)) == TD_OK &&
-            td_kvseq_writable(td_engine_pool(e, q), &x->kv, x->planned) == TD_OK)
+        if (td_kvseq_ensure(r->pool, &x->kv, td_seq_planned(q, c)) == TD_OK &&
+            td_kvseq_writable(r->pool, &x->kv, x->planned) == TD_OK) {
+            x->copied = e->copies != copies;
             return true;
-        td_seq *v = victim(e, q->replica);
+        }
+        td_seq *v = victim(e, r);
         if (!v) return false;
         preempt(e, v);
         if (v == q) return false;
@@ -161,33 +177,39 @@ static void admit(td_engine *e)
 
 /* ---- plan ---- */
 
-static bool choice_runs(const td_seq *q, uint32_t c)
+static bool choice_runs(const td_engine *e, const td_seq *q, uint32_t c)
 {
-    return q->state == TD_LEG_RUNNING && (q->forked ? !q->choice[c].done : c == 0) &&
-           td_seq_length(q, c) > q->choice[c].planned;
+    const td_choice *x = &q->choice[c];
+    if (q->state != TD_LEG_RUNNING || (q->forked ? x->done : c > 0)) return false;
+    if (td_seq_length(q, c) > x->planned) return true;
+    return e->ahead && td_seq_planned(q, c) > x->planned && x->drawn_in == e->submitted &&
+           td_seq_runs_ahead(q, c, (uint32_t)e->max_len);
 }
 
 /* Decode rows take their pages first; this may preempt legs, so candidates are listed afterwards. */
 static void grow_decodes(td_engine *e)
 {
     for (uint32_t i = 0; i < e->n_leg; i++)
-        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++) e->leg[i]->choice[c].ready = false;
+        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++) e->leg[i]->choice[c].ready = e->leg[i]->choice[c].copied = false;
+    for (uint32_t r = 0; r < e->n_replicas; r++) e->replica[r].draining = false;
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING; c++)
-            if (choice_runs(q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
+        for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING && !e->replica[q->replica].draining; c++)
+            if (choice_runs(e, q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
     }
 }
 
-/* With several steps in flight the replica's sequences are dealt out among them. */
+/* Steps that run side by side, in a pipeline: the replica's sequences are dealt out among them. */
+static int side_by_side(const td_engine *e) { return e->ahead ? 1 : e->depth; }
+
 static uint32_t share_of_flight(const td_engine *e, uint32_t replica)
 {
-    uint32_t running = 0;
-    for (uint32_t i = 0; i < e->n_leg && e->depth > 1; i++)
+    uint32_t running = 0, among = (uint32_t)side_by_side(e);
+    for (uint32_t i = 0; i < e->n_leg && among > 1; i++)
         if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica)
             running += e->leg[i]->forked ? td_seq_slots(e->leg[i]) : 1;
-    uint32_t share = (running + (uint32_t)e->depth - 1) / (uint32_t)e->depth;
-    return e->depth > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
+    uint32_t share = (running + among - 1) / among;
+    return among > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
 }
 
 static uint32_t list_candidates(td_engine *e, uint32_t replica)
@@ -196,9 +218,9 @@ static uint32_t list_candidates(td_engine *e, uint32_t replica)
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
         for (uint32_t c = 0; c < q->d.sampling.n && n < most && q->replica == replica; c++) {
-            if (!choice_runs(q, c) || !q->choice[c].ready) continue;
+            if (!choice_runs(e, q, c) || !q->choice[c].ready) continue;
             const td_choice *x = &q->choice[c];
-            uint32_t want = td_seq_length(q, c) - x->planned;
+            uint32_t want = td_seq_planned(q, c) - x->planned;
             bool every = (q->score || q->d.all_logits) && x->planned < q->d.n_prompt;
             e->sched[n] = (td_sched_item){.want = want, .decode = want == 1 && !every, .all_logits = every};
             e->cand[n++] = (td_engine_item){.q = q, .c = c, .pos0 = x->planned};
@@ -218,6 +240,16 @@ static void add_draw(td_engine_flight *f, uint32_t item, uint32_t c, int32_t sco
     f->draw[f->n_draw++] = (td_engine_draw){item, c, score_at};
 }
 
+static void draw_token(td_engine_flight *f, uint32_t item, uint32_t c, uint32_t logit, uint32_t position)
+{
+    td_seq *q = f->item[item].q;
+    td_choice *x = &q->choice[c];
+    x->drawn_at = td_step_build_draw(f->build[q->replica], q, c, logit, position);
+    x->drawn_in = f->number;
+    x->ahead++;
+    add_draw(f, item, c, -1);
+}
+
 /* The draws at the end of a log: one for the choice, or one for each choice of a trunk that has no tokens
  * yet. */
 static void add_end_draws(td_engine_flight *f, uint32_t i, uint32_t row)
@@ -227,12 +259,10 @@ static void add_end_draws(td_engine_flight *f, uint32_t i, uint32_t row)
     bool trunk = !q->forked;
     if (trunk && q->d.kind == TD_LEG_PREFILL && td_seq_resumes(q))
         return; /* the decode side goes on from the logs it has */
-    td_step_build *build = f->build[q->replica];
-    uint32_t logit = td_step_build_logit(build, row), position = td_seq_length(q, it->c);
+    uint32_t logit = td_step_build_logit(f->build[q->replica], row), position = it->pos0 + it->n_rows;
     for (uint32_t c = trunk ? 0 : it->c; c < (trunk ? q->d.sampling.n : it->c + 1); c++) {
         if (q->choice[c].done || (trunk && q->choice[c].n_out)) continue;
-        td_step_build_draw(build, q, c, logit, position);
-        add_draw(f, i, c, -1);
+        draw_token(f, i, c, logit, position);
     }
 }
 
@@ -253,8 +283,7 @@ static void scored_rows(td_engine_flight *f, uint32_t i, uint32_t row0, bool *la
         }
         if (last) { /* all_logits: one row of logits serves both */
             *last_has_logit = true;
-            td_step_build_draw(build, it->q, it->c, logit, td_seq_length(it->q, it->c));
-            add_draw(f, i, it->c, -1);
+            draw_token(f, i, it->c, logit, pos + 1);
         }
     }
 }
@@ -268,13 +297,14 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
     (void)e;
     *it = *cand;
     it->n_rows = s->rows;
-    it->ends = it->pos0 + it->n_rows == td_seq_length(it->q, it->c);
+    it->ends = it->pos0 + it->n_rows == td_seq_planned(it->q, it->c);
     if (!it->q->first_row_us) it->q->first_row_us = td_now_us();
     uint32_t row0 = it->row0 = td_step_build_rows(f->build[it->q->replica], it->q, it->c, &x->kv, it->pos0, it->n_rows);
     if (s->all_logits) scored_rows(f, n, row0, &done);
     if (it->ends && !done) add_end_draws(f, n, row0 + it->n_rows - 1);
     x->planned = it->pos0 + it->n_rows;
     it->q->flying++;
+    x->flying++;
 }
 
 static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
@@ -285,7 +315,7 @@ static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
                                   (uint32_t)e->max_logits,
-                                  td_sched_pipe_rows(wanted * (uint64_t)e->depth, e->depth)});
+                                  td_sched_pipe_rows(wanted * (uint64_t)side_by_side(e), side_by_side(e))});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }
@@ -295,7 +325,8 @@ static td_engine_flight *plan(td_engine *e)
 {
     td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
     f->n_draw = f->n_item = 0;
-    for (uint32_t r = 0; r < e->n_replicas; r++) td_step_build_begin(f->build[r], e->step + 1); /* before pages are taken: copies go into it */
+    f->number = e->step + 1;
+    for (uint32_t r = 0; r < e->n_replicas; r++) td_step_build_begin(f->build[r], f->number); /* before pages are taken: copies go into it */
     admit(e);
     grow_decodes(e);
     for (uint32_t r = 0; r < e->n_replicas; r++) plan_replica(e, f, r);
@@ -327,15 +358,39 @@ void td_engine_layer_written(td_engine *e, const td_step *step, int layer)
     }
 }
 
+static void off_flight(const td_engine_item *it)
+{
+    it->q->flying--;
+    it->q->choice[it->c].flying--;
+}
+
 /* Nothing of the step was computed: its rows are wanted again. */
 static void unplan(td_engine *e, td_engine_flight *f)
 {
+    for (uint32_t i = 0; i < f->n_draw; i++)
+        if (f->draw[i].score_at < 0) f->item[f->draw[i].item].q->choice[f->draw[i].c].ahead--;
     for (uint32_t i = 0; i < f->n_item; i++) {
         f->item[i].q->choice[f->item[i].c].planned = f->item[i].pos0;
-        f->item[i].q->flying--;
+        off_flight(&f->item[i]);
     }
     for (uint32_t i = 0; i < f->n_item; i++)
         if (i + 1 == f->n_item || f->item[i + 1].q != f->item[i].q) td_engine_landed(e, f->item[i].q);
+}
+
+/* No rank has heard of the step: every leg that has rows in it ends, for it would be made again; so does one whose page the
+ * step should have copied. The others go on. */
+static void refused(td_engine *e, td_engine_flight *f, td_status s)
+{
+    char why[200];
+    snprintf(why, sizeof why, "%s", td_reason());
+    for (uint32_t i = 0; i < f->n_item; i++) f->item[i].q->choice[f->item[i].c].copied = true;
+    unplan(e, f);
+    for (uint32_t i = e->n_leg; i-- > 0;) {
+        td_seq *q = e->leg[i];
+        bool lost = false;
+        for (uint32_t c = 0; c < q->d.sampling.n; c++) lost |= q->choice[c].copied;
+        if (lost) td_engine_leg_end(e, q, TD_FINISH_ERROR, s, why);
+    }
 }
 
 static td_status submit(td_engine *e, td_engine_flight *f)
@@ -346,9 +401,13 @@ static td_status submit(td_engine *e, td_engine_flight *f)
     e->computing = true;
     td_status s = td_exec_submit(e->exec, f->step);
     e->computing = false;
-    if (s < 0) unplan(e, f);
-    else e->n_flights++;
-    return s;
+    if (s < 0) {
+        unplan(e, f);
+        return s;
+    }
+    e->n_flights++;
+    e->submitted = f->number;
+    return TD_OK;
 }
 
 /* ---- collect ---- */
@@ -381,12 +440,13 @@ static void take_draw(td_engine *e, const td_engine_flight *f, const td_engine_d
                       const td_sample_out *r)
 {
     td_seq *q = f->item[d->item].q;
+    if (d->score_at < 0) q->choice[d->c].ahead--;
     if (q->state == TD_LEG_ENDED) return;
     if (d->score_at >= 0) {
         q->score[d->score_at - 1] = *r;
         return;
     }
-    if (q->choice[d->c].done) return; /* cancelled while the step was in flight */
+    if (q->choice[d->c].done) return; /* cancelled, or ended by the token before, while the step was in flight */
     if (r->token < 0) {               /* every token masked or not a number */
         td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO,
                           "no token can be drawn: all logits are masked or not numbers");
@@ -446,7 +506,10 @@ static void land_rows(td_engine *e, const td_engine_item *it)
 {
     td_seq *q = it->q;
     td_choice *x = &q->choice[it->c];
-    if (q->state == TD_LEG_ENDED) return;
+    if (q->state == TD_LEG_ENDED || (q->forked && x->done)) {
+        e->stats.discarded_rows += it->n_rows;
+        return;
+    }
     x->computed = it->pos0 + it->n_rows;
     q->kv_told = TD_MAX(q->kv_told, x->computed);
     td_engine_publish(e, q, it->c);
@@ -471,7 +534,7 @@ static td_status collect(td_engine *e)
         td_engine_item *it = &f->item[i];
         td_seq *q = it->q;
         td_choice *x = &q->choice[it->c];
-        q->flying--; /* a leg is freed by its last item at the earliest */
+        off_flight(it); /* a leg is freed by its last item at the earliest */
         if (x->kv.is_open && !q->holds && !x->done && q->state != TD_LEG_ENDED)
             td_kvseq_trim(td_engine_pool(e, q), &x->kv, x->computed);
         if (i + 1 < f->n_item && f->item[i + 1].q == q) continue;
@@ -480,7 +543,8 @@ static td_status collect(td_engine *e)
         q->flying--;
         td_engine_landed(e, q);
     }
-    note_speed(e, f, now - f->submitted_us);
+    note_speed(e, f, now - TD_MAX(f->submitted_us, e->collected_us));
+    e->collected_us = now;
     return TD_OK;
 }
 
@@ -490,6 +554,11 @@ td_status td_engine_step(td_engine *e, uint64_t *collected)
         td_engine_flight *f = plan(e);
         if (!f) break;
         e->step++;
+        td_status s = td_exec_check(e->exec, f->step);
+        if (s < 0) {
+            refused(e, f, s);
+            return TD_OK;
+        }
         TD_TRY(submit(e, f));
     }
     if (!e->n_flights) return TD_AGAIN;

@@ -5,6 +5,7 @@
 #include "common/check.h"
 #include "worker/devmem.h"
 #include "worker/ranks.h"
+#include "worker/results.h"
 #include "worker/sampler.h"
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@ typedef struct head { uint32_t kind, bytes; uint64_t hidden; } head;
 
 typedef struct slot { /* a replica's step in flight on rank 0 */
     uint32_t n_samples, n_logits, want_logits;
+    int at;                        /* its results, if they are drawn here */
     float *logits;                 /* of a step that wanted them; owned */
 } slot;
 
@@ -36,8 +38,9 @@ struct td_exec {
     size_t cap_whole;
     slot *flight;                  /* [depth][replicas], a ring of steps */
     int first, n;
-    td_sample_out *res;            /* of steps that are computed at once: [depth][cap_res] */
-    size_t cap_res;
+    td_results results;            /* of steps that are drawn here, a ring */
+    int last;                      /* those of the last step */
+    uint32_t *n_last;              /* rank 0, [replicas]: samples of it that the next step's ids may refer to */
     uint8_t *in;                   /* a step on another rank than 0 */
     size_t cap_in;
     out_buf next[2], back[TD_EXEC_MAX_DEPTH];
@@ -72,7 +75,8 @@ static void free_all(td_exec *x)
     for (int i = 0; i < x->o.depth * replicas(x); i++) free(x->flight[i].logits);
     td_sampler_close(x->sampler);
     td_devmem_free(x->o.ops->dev, x->logits);
-    free(x->news), free(x->in), free(x->flight), free(x->res), free(x->whole);
+    td_results_close(&x->results);
+    free(x->news), free(x->in), free(x->flight), free(x->n_last), free(x->whole);
     free(x);
 }
 
@@ -83,6 +87,7 @@ static td_status open_head(td_exec *x)
     void *logits;
     TD_TRY(td_devmem_alloc(x->o.ops->dev, (size_t)x->o.max_logits * (size_t)n * sizeof(float), "rows of logits", &logits));
     x->logits = logits;
+    TD_TRY(td_results_open(x->o.ops->dev, TD_MAX(x->o.depth, 2), 2 * (size_t)x->o.max_logits, &x->results));
     return td_sampler_open(x->o.ops, x->o.pool, x->desc->V, v0, n, x->o.ranks, &x->sampler);
 }
 
@@ -97,8 +102,7 @@ td_status td_exec_open(const td_exec_opts *o, td_exec **out)
     x->desc = td_model_descr(o->model);
     for (int g = 0; g < x->desc->n_groups; g++) x->kv[g] = o->kv[g];
     x->flight = td_xalloc((size_t)o->depth * (size_t)replicas(x) * sizeof *x->flight);
-    x->cap_res = 1;
-    x->res = td_xalloc((size_t)o->depth * x->cap_res * sizeof *x->res);
+    x->n_last = td_xalloc((size_t)replicas(x) * sizeof *x->n_last);
     td_status s = is_last(x) ? open_head(x) : TD_OK;
     if (s < 0) {
         free_all(x);
@@ -177,24 +181,17 @@ static void on_layer(void *arg, int layer)
     if (a->x->o.on_layer) a->x->o.on_layer(a->x->o.arg, a->step, layer);
 }
 
+bool td_exec_knows_draws(const td_ops *ops, const td_ranks *ranks)
+{
+    return !ranks || (ranks->grid.pp == 1 && ranks->grid.cp == 1 && (!ops->dev || td_grid_ranks(&ranks->grid) == 1));
+}
+
 static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
     TD_TRY(copy_pages(x, step));
+    td_model_drawn(x->o.model, td_exec_knows_draws(x->o.ops, x->o.ranks) ? td_results_at(&x->results, x->last) : NULL);
     return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
-}
-
-static td_sample_out *results_at(td_exec *x, int i) { return x->res + (size_t)i * x->cap_res; }
-
-static void room_for(td_exec *x, uint32_t n_samples)
-{
-    if (n_samples <= x->cap_res) return;
-    size_t cap = n_samples + n_samples / 2;
-    td_sample_out *res = td_xalloc((size_t)x->o.depth * cap * sizeof *res);
-    for (int i = 0; i < x->o.depth; i++) memcpy(res + (size_t)i * cap, results_at(x, i), x->cap_res * sizeof *res);
-    free(x->res);
-    x->res = res;
-    x->cap_res = cap;
 }
 
 static size_t logit_bytes(const td_exec *x, uint32_t n_logits) { return (size_t)n_logits * (size_t)x->desc->V * sizeof(float); }
@@ -235,22 +232,28 @@ static float *room_whole(td_exec *x, uint32_t n_logits)
 
 /* The last stage: all of its ranks draw, each over its rows and its part of the vocabulary; the first one sends the results
  * back. Logits that are wanted (x->whole) are put together first: draws change them. */
-static td_status finish(td_exec *x, const td_step *step, td_sample_out *out)
+static td_status finish(td_exec *x, const td_step *step)
 {
-    size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, results = step->n_samples * sizeof *out;
+    const td_ops *ops = x->o.ops;
+    size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, n = step->n_samples, results = n * sizeof(td_sample_out);
     size_t bytes = result_bytes(x, logits + results);
+    int at = (x->last + 1) % x->results.depth;
     out_buf *b = NULL;
+    TD_TRY(td_results_room(&x->results, n));
     if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
-    TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, out));
-    td_model_record(x->o.model);
-    /* Draws wait for the device, other steps would not. But once a step is collected its pages may go to others, who may
-     * write them from another queue; and an error of the device belongs to its step. */
-    if (x->o.ops->wait) TD_TRY(x->o.ops->wait());
-    if (!draws(x) || !x->o.ranks || !x->o.ranks->grid.rank) return TD_OK;
+    TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, td_results_at(&x->results, at)));
+    if (ops->status) TD_TRY(ops->status());
+    TD_TRY(td_results_send(&x->results, at, n));
+    x->last = at;
+    td_model_record(x->o.model); /* all is queued: the host has time */
+    if (!x->o.ranks || !x->o.ranks->grid.rank) return TD_OK; /* collect waits */
+    /* Once a step is collected its pages may go to others, who may write them from another queue. */
+    if (ops->wait) TD_TRY(ops->wait());
+    if (!draws(x)) return TD_OK;
     TD_TRY(back_open(x, bytes, &b));
     if (bytes > logits + results) b->p[0] = 0;
     if (logits) memcpy(b->p, x->whole, logits);
-    if (results) memcpy(b->p + logits, out, results);
+    TD_TRY(td_results_fetch(&x->results, at, n, b->p + logits));
     return back_send(x, b, bytes);
 }
 
@@ -298,7 +301,6 @@ static td_status submit(td_exec *x, const td_step *const *steps)
     int at = (x->first + x->n) % x->o.depth;
     const td_step *step = steps[0]; /* of this rank's replica */
     TD_TRY(tell_steps(x, steps));
-    room_for(x, step->n_samples);
     TD_TRY(compute(x, step));
     size_t hidden_bytes = 0;
     const void *hidden = td_model_hidden(x->o.model, step, x->kv, &hidden_bytes);
@@ -307,20 +309,32 @@ static td_status submit(td_exec *x, const td_step *const *steps)
         slot *f = &slots_at(x, at)[i];
         free(f->logits);
         *f = (slot){.n_samples = steps[i]->n_samples, .n_logits = steps[i]->n_logits, .want_logits = steps[i]->want_logits};
+        x->n_last[i] = td_exec_knows_draws(x->o.ops, x->o.ranks) ? f->n_samples : 0;
         size_t bytes = logit_bytes(x, f->n_logits);
         if (!f->want_logits) continue;
         f->logits = td_xalloc(bytes + f->n_samples * sizeof(td_sample_out)); /* as it comes from another rank */
     }
-    if (is_last(x)) TD_TRY(finish(x, step, results_at(x, at)));
+    if (is_last(x)) TD_TRY(finish(x, step));
+    slots_at(x, at)->at = x->last;
     if (is_last(x) && step->want_logits) memcpy(slots_at(x, at)->logits, x->whole, logit_bytes(x, step->n_logits));
     x->n++;
+    return TD_OK;
+}
+
+td_status td_exec_check(const td_exec *x, const td_step *const *steps)
+{
+    for (int i = 0; i < replicas(x); i++) {
+        const td_step *s = steps[i];
+        TD_TRY(td_model_check(x->o.model, s, x->kv));
+        if (s->n_before > x->n_last[i])
+            return td_fail(TD_EPROTO, "step %llu refers to %u draws of a step of %u", (unsigned long long)s->number, s->n_before, x->n_last[i]);
+    }
     return TD_OK;
 }
 
 td_status td_exec_submit(td_exec *x, const td_step *const *steps)
 {
     TD_CHECK(x->n < x->o.depth);
-    for (int i = 0; i < replicas(x); i++) TD_TRY(td_model_check(x->o.model, steps[i], x->kv)); /* before any rank has heard of it */
     if (x->o.balance_steps && x->submitted == x->o.balance_steps) TD_TRY(td_exec_balance(x, false));
     x->submitted++;
     if (x->dead < 0) return td_refuse(x->dead, "the device failed before");
@@ -335,12 +349,13 @@ static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
     x->first = (x->first + 1) % x->o.depth;
     x->n--;
     if (x->owed_after) x->owed_after--;
+    if (x->dead < 0) return td_refuse(x->dead, "the device failed before");
     for (int i = 0; i < replicas(x); i++) {
         slot *s = &slots_at(x, at)[i];
         size_t bytes = s->n_samples * sizeof *out, before = s->want_logits ? logit_bytes(x, s->n_logits) : 0;
         logits[i] = s->logits;
         if (i == 0 && is_last(x)) {
-            if (bytes) memcpy(out, results_at(x, at), bytes);
+            TD_TRY(td_results_fetch(&x->results, s->at, s->n_samples, out));
         } else if (s->want_logits) {
             TD_TRY(td_coll_recv(x->o.ranks->back, drawing_rank(x, i), s->logits, before + bytes));
             if (bytes) memcpy(out, (const char *)s->logits + before, bytes);
@@ -356,7 +371,9 @@ static td_status collect(td_exec *x, td_sample_out *out, const float **logits)
 td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits)
 {
     TD_CHECK(x->n > 0);
-    return broken(x, collect(x, out, logits));
+    td_status s = collect(x, out, logits);
+    if (s == TD_EDEVICE) x->dead = s;
+    return broken(x, s);
 }
 
 static td_status tell_all(td_exec *x, head h, const void *payload)
@@ -459,8 +476,7 @@ static td_status do_step(td_exec *x, head h)
     size_t bytes = 0;
     const void *hidden = td_model_hidden(x->o.model, step, x->kv, &bytes);
     TD_TRY(pass_on(x, (head){STEP, step->bytes, 0}, step, hidden, bytes));
-    room_for(x, step->n_samples);
-    return is_last(x) ? finish(x, step, results_at(x, 0)) : TD_OK;
+    return is_last(x) ? finish(x, step) : TD_OK;
 }
 
 static td_status news_out(td_exec *x)

@@ -12,10 +12,11 @@
  *
  * Rules:     1. Steps are executed in order on every rank; page copies of a step before its rows.
  *            2. Ranks decide nothing: what a step does is in the step.
- *            3. An error on any rank but a refused step ends the worker (td_coll_abort): ranks never go apart.
+ *            3. An error on any rank ends the worker (td_coll_abort): ranks never go apart.
  *            4. A command (td_exec_command) reaches every rank's on_command between the steps before and after it.
  *            5. A step is collected when its last stage has answered, and so every stage has computed it, results or not.
- *            6. On a device: an EDEVICE of submit is final, every later submit answers the same.
+ *            6. On a device: an EDEVICE of submit or collect is final, every later one answers the same.
+ *            7. On a device, one rank: submit waits for nothing, collect for its own step only.
  * Ownership: a step is copied by submit. model, ops, pool and ranks are borrowed.
  * Threads:   one owner per rank (its engine thread). Limits: `depth` steps in flight; with several replicas of one
  *            stage at most TD_EXEC_MAX_DEPTH.
@@ -47,10 +48,15 @@ typedef struct td_exec_opts {
 
 enum { TD_EXEC_POLL_BYTES = 32768 };
 
+/* Whether the ranks that read a step's ids have the results of the step before it: then ids may refer to them (step.h). One
+ * pipeline stage; not with context parallel ranks, whose draws are one rank's; not with several ranks on devices. */
+bool td_exec_knows_draws(const td_ops *ops, const td_ranks *ranks);
 td_status td_exec_open(const td_exec_opts *o, td_exec **out);
 void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */
 
-/* step[i]: of replica i. EPROTO: a step is outside the model's limits: nothing was computed anywhere. */
+/* step[i]: of replica i. EPROTO: a step is outside the model's limits, or refers to draws that there were not: submit it not. */
+td_status td_exec_check(const td_exec *x, const td_step *const *step);
+/* Steps that passed the check. On a device this queues; what goes wrong there may be told by collect. */
 td_status td_exec_submit(td_exec *x, const td_step *const *step);
 /* Results of the oldest step in flight: out[n_samples], replica after replica. logits[i]: [n_logits][V] when replica i's
  * step asked for them (want_logits), else NULL; valid until the next submit. */

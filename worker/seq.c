@@ -106,6 +106,26 @@ uint32_t td_seq_length(const td_seq *q, uint32_t c)
     return q->d.n_prompt + (q->forked ? q->choice[c].n_out : 0);
 }
 
+uint32_t td_seq_planned(const td_seq *q, uint32_t c)
+{
+    return td_seq_length(q, c) + (q->forked ? q->choice[c].ahead : 0);
+}
+
+bool td_seq_runs_ahead(const td_seq *q, uint32_t c, uint32_t max_model_len)
+{
+    const td_choice *x = &q->choice[c];
+    uint32_t n = x->n_out + x->ahead;
+    return q->d.kind != TD_LEG_PREFILL && !x->pen && n < q->d.sampling.max_tokens && q->d.n_prompt + n < max_model_len;
+}
+
+int32_t td_seq_id(const td_seq *q, uint32_t c, uint32_t position)
+{
+    const td_choice *x = &q->choice[c];
+    if (position < q->d.n_prompt + x->n_out) return (int32_t)td_seq_token(q, c, position);
+    TD_ASSERT(x->ahead && position == td_seq_planned(q, c) - 1);
+    return -1 - (int32_t)x->drawn_at;
+}
+
 uint32_t td_seq_token(const td_seq *q, uint32_t c, uint32_t position)
 {
     return position < q->d.n_prompt ? q->d.prompt[position] : q->choice[c].out[position - q->d.n_prompt];

@@ -5,6 +5,8 @@
  * Rank 0 builds it, broadcasts it, and every rank executes it without deciding anything; tests record and replay it. All
  * positions are absolute; offsets are in bytes from the start of td_step, 8-byte aligned.
  *
+ * Ids:       an id below 0 is a token that rank 0 has not seen yet: -1 - i stands for the one drawn as sample i of the step
+ *            submitted before this one. Whoever computes the rows puts it in (td_ops.fill_ids).
  * Rules:     1. A sequence's rows are consecutive in the batch and at consecutive positions. 2. Rows of a step never write a page that
  *               another sequence reads in the same step. 3. Sampling is a pure function of the logits and this struct.
  * Ownership: the buffer belongs to whoever built it, until collect. Threads: read-only once submitted.
@@ -49,13 +51,13 @@ typedef struct td_step_copy { uint32_t group; int32_t from, to; uint32_t pad_; }
 typedef struct td_step {
     uint64_t number;
     uint32_t bytes, n_rows, n_seqs, n_groups, n_logits, n_samples, n_copies;
+    uint32_t n_before;                  /* samples of the step before that ids refer to; 0: no id does */
     uint32_t ids, pos;                  /* offsets of int32_t[n_rows] */
     uint32_t seqs;                      /* td_step_seq[n_seqs] */
     uint32_t logit_rows;                /* int32_t[n_logits]: rows whose logits are wanted, ascending */
     uint32_t samples;                   /* td_step_sample[n_samples] */
     uint32_t copies;                    /* td_step_copy[n_copies] */
     uint32_t want_logits;               /* 1: hand out the logits too (tools) */
-    uint32_t pad_;
 } td_step;
 
 #define TD_STEP_AT(step, type, off) ((const type *)(const void *)((const char *)(step) + (off)))

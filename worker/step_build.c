@@ -56,7 +56,8 @@ uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const
     uint32_t row0 = b->head.n_rows;
     td_step_seq s = {.key = q->d.key, .row0 = row0, .n_rows = n_rows, .pos0 = pos0};
     for (uint32_t i = 0; i < n_rows; i++) {
-        int32_t id = (int32_t)td_seq_token(q, c, pos0 + i), at = (int32_t)(pos0 + i);
+        int32_t id = td_seq_id(q, c, pos0 + i), at = (int32_t)(pos0 + i);
+        if (id < 0) b->head.n_before = TD_MAX(b->head.n_before, (uint32_t)-id);
         td_buf_add(&b->ids, &id, sizeof id);
         td_buf_add(&b->pos, &at, sizeof at);
     }
@@ -104,7 +105,7 @@ static uint32_t add_extra(td_step_build *b, const void *p, size_t bytes)
 static void add_biases(td_step_build *b, const td_seq *q, uint32_t c, td_step_sample *s)
 {
     const td_sampling *p = &q->d.sampling;
-    bool early = q->choice[c].n_out < p->min_tokens;
+    bool early = q->choice[c].n_out + q->choice[c].ahead < p->min_tokens;
     s->n_bias = p->n_bias + (early ? p->n_stop_ids : 0);
     if (!s->n_bias) return;
     s->bias = (uint32_t)b->extra.len;
@@ -116,7 +117,7 @@ static void add_biases(td_step_build *b, const td_seq *q, uint32_t c, td_step_sa
     add_extra(b, NULL, 0);
 }
 
-void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position)
+uint32_t td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position)
 {
     const td_sampling *p = &q->d.sampling;
     td_step_sample s = {.key = q->d.key,
@@ -141,7 +142,7 @@ void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t 
     }
     add_biases(b, q, c, &s);
     td_buf_add(&b->samples, &s, sizeof s);
-    b->head.n_samples++;
+    return b->head.n_samples++;
 }
 
 void td_step_build_score(td_step_build *b, const td_seq *q, uint32_t logit, uint32_t position)

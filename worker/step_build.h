@@ -26,8 +26,8 @@ uint32_t td_step_build_rows(td_step_build *b, const td_seq *q, uint32_t c, const
                             uint32_t n_rows);
 /* Logits of a row, in ascending order of rows. Returns the index among the step's logits. */
 uint32_t td_step_build_logit(td_step_build *b, uint32_t row);
-/* Draw the token at `position` for choice c from logits `logit`. */
-void td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position);
+/* Draw the token at `position` for choice c, after those in flight, from logits `logit`. Returns the sample's index. */
+uint32_t td_step_build_draw(td_step_build *b, const td_seq *q, uint32_t c, uint32_t logit, uint32_t position);
 /* Log probability of the prompt's token at `position` from logits `logit`. */
 void td_step_build_score(td_step_build *b, const td_seq *q, uint32_t logit, uint32_t position);
 const td_step *td_step_build_finish(td_step_build *b); /* valid until begin */

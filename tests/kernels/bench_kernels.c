@@ -72,8 +72,8 @@ static void gemm_call(void *arg, int i)
 {
     gemm_bench *b = arg;
     size_t bytes = b->o->packed_bytes(b->c.N, b->c.K, TD_BF16);
-    td_weight w = {b->c.N, b->c.K, b->o->packed_dtype(TD_BF16), b->weights + (size_t)(i % b->copies) * bytes,
-                   NULL, b->slices};
+    td_weight w = {.N = b->c.N, .K = b->c.K, .dtype = b->o->packed_dtype(TD_BF16), .slices = b->slices};
+    w.p = b->weights + (size_t)(i % b->copies) * bytes;
     b->o->linear(pool, b->scratch, &w, b->x, (size_t)b->c.K, b->M, b->y, (size_t)b->c.N, false);
 }
 

@@ -30,7 +30,7 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     for (int n0 = 0; n0 < c.N; n0 += 32)
         o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
-    p.weight = (td_weight){c.N, c.K, o->packed_dtype(from), p.packed, p.bias, 1};
+    p.weight = (td_weight){.N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = 1};
     free(stored);
     return p;
 }
@@ -175,7 +175,8 @@ static void rank_part(const td_ops *o, const problem *p, int r, int ranks, int M
                (size_t)len * 4);
     void *packed = block_alloc(o->packed_bytes(p->N, len, TD_F32));
     o->pack(packed, w, TD_F32, p->N, len, 0, p->N);
-    td_weight weight = {p->N, len, o->packed_dtype(TD_F32), packed, NULL, p->weight.slices / ranks};
+    td_weight weight = {
+        .N = p->N, .K = len, .dtype = o->packed_dtype(TD_F32), .p = packed, .slices = p->weight.slices / ranks};
     o->linear(team(r % MAX_TEAM + 1), p->scratch, &weight, p->x + (size_t)r * (size_t)len, (size_t)p->K, M, parts,
               ld, false);
     free(w), free(packed);

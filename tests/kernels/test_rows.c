@@ -190,6 +190,23 @@ static void embed_table(const td_ops *o)
     free(w), free(out);
 }
 
+/* Only ids below 0 are replaced, each by its own sample; a draw without a token gives 0. */
+static void fill_ids(const td_ops *o)
+{
+    td_sample_out before[300];
+    int32_t ids[700], want[700];
+    for (int i = 0; i < 300; i++) before[i] = (td_sample_out){.token = i % 7 == 6 ? -1 : 1000 + i};
+    for (int i = 0; i < 700; i++) {
+        int s = i * 13 % 300;
+        ids[i] = i % 3 ? -1 - s : 5 * i;
+        want[i] = i % 3 ? TD_MAX(before[s].token, 0) : 5 * i;
+    }
+    o->fill_ids(team(2), ids, 700, before);
+    T_OK(!memcmp(ids, want, sizeof ids), "%s", o->family);
+    o->fill_ids(team(1), ids, 700, before);
+    T_OK(!memcmp(ids, want, sizeof ids), "%s: known ids changed", o->family);
+}
+
 /* Every f16 value goes to f32 and back; f32 to f16 and bf16 rounds to nearest even, checked by distance. */
 static void conversions(void)
 {
@@ -235,6 +252,7 @@ int main(void)
         for (size_t i = 0; i < TD_COUNT(widths); i++) norm(o, widths[i], key++), silu(o, widths[i], key++);
         for (size_t i = 0; i < TD_COUNT(ropes); i++) rope(o, ropes[i], i % 2 ? 16 : 1 << i, key++);
         embed_table(o);
+        fill_ids(o);
     }
     for (int i = 0; i < 64; i++) free(kept[i]);
     return T_DONE();

@@ -180,6 +180,21 @@ static void log_probabilities(const td_ops *o, int V)
     free(x), free(e);
 }
 
+/* Thousands of masses of a few units each, beside the whole: they are rounded to the nearest unit, not down. */
+static void small_masses(const td_ops *o)
+{
+    enum { SMALL = 8000 };
+    float *x = floats(SMALL);
+    double sum = 1;
+    int32_t id = 0;
+    td_sample_out out;
+    for (int i = 1; i < SMALL; i++) sum += exp((double)(x[i] = -20 - (float)i / SMALL));
+    x[0] = 0;
+    o->score(team(1), x, SMALL, SMALL, &id, 0, 1, &out);
+    T_OK(fabs(out.logprob / -log(sum) - 1) < 1e-6, "%s: %.9g, not %.9g", o->family, (double)out.logprob, -log(sum));
+    free(x);
+}
+
 static void edges(const td_ops *o)
 {
     float x[64];
@@ -351,6 +366,7 @@ int main(void)
             against_oracle(o, sample_V[i]), log_probabilities(o, sample_V[i]);
         for (int V = 1; o->draw_say && V < 4000; V = V * 3 + V % 7 + 1) in_parts(o, V);
         edges(o);
+        small_masses(o);
         distribution(o);
     }
     return T_DONE();

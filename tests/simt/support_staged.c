@@ -29,7 +29,9 @@ static void *give(const void *host, size_t bytes)
 static td_weight weight_of(const td_weight *w)
 {
     td_weight d = *w; /* what it is made from does not matter: the packed type alone decides the bytes */
-    d.p = give(w->p, cuda->packed_bytes(w->N, w->K, w->dtype));
+    size_t bytes = cuda->packed_bytes(w->N, w->K, w->dtype);
+    if (w->scale_rows) bytes = w->scale_at + td_weight_scale_count(w) * sizeof(float);
+    d.p = give(w->p, bytes);
     d.bias = give(w->bias, (size_t)w->N * 4);
     return d;
 }
@@ -245,16 +247,28 @@ static void moe_combine(td_pool *pool, const float *y, size_t ldy, const int32_t
 static void sample(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
                    td_sample_out *out)
 {
-    cuda->sample(pool, give(logits, span(n, ld, (size_t)V, 4)), ld, V, rows, n, out);
-    TD_CHECK(td_cuda_ops_status() == TD_OK);
+    td_sample_out *o = dev_new((size_t)n * sizeof *o);
+    cuda->sample(pool, give(logits, span(n, ld, (size_t)V, 4)), ld, V, rows, n, o);
+    fetch(out, o, (size_t)n * sizeof *o);
     dev_done();
 }
 
 static void score(td_pool *pool, const float *logits, size_t ld, int V, const int32_t *ids,
                   int n_alternatives, int n, td_sample_out *out)
 {
-    cuda->score(pool, give(logits, span(n, ld, (size_t)V, 4)), ld, V, ids, n_alternatives, n, out);
-    TD_CHECK(td_cuda_ops_status() == TD_OK);
+    td_sample_out *o = dev_new((size_t)n * sizeof *o);
+    cuda->score(pool, give(logits, span(n, ld, (size_t)V, 4)), ld, V, ids, n_alternatives, n, o);
+    fetch(out, o, (size_t)n * sizeof *o);
+    dev_done();
+}
+
+static void fill_ids(td_pool *pool, int32_t *ids, int n, const td_sample_out *before)
+{
+    int least = -1;
+    for (int i = 0; i < n; i++) least = TD_MIN(least, ids[i]);
+    int32_t *o = give(ids, (size_t)n * 4);
+    cuda->fill_ids(pool, o, n, give(before, (size_t)-least * sizeof *before));
+    fetch(ids, o, (size_t)n * 4);
     dev_done();
 }
 
@@ -272,6 +286,7 @@ static const td_ops *open_staged(void)
     staged.packed_dtype = cuda->packed_dtype;
     staged.packed_bytes = cuda->packed_bytes;
     staged.pack = cuda->pack;
+    staged.refuses = cuda->refuses;
     staged.scratch_bytes = cuda->scratch_bytes;
     staged.linear = linear;
     staged.linear_grouped = linear_grouped;
@@ -290,6 +305,7 @@ static const td_ops *open_staged(void)
     staged.moe_combine = moe_combine;
     staged.sample = sample;
     staged.score = score;
+    staged.fill_ids = fill_ids;
     staged.draw_say = cuda->draw_say;
     staged.draw_hear = cuda->draw_hear;
     return &staged;

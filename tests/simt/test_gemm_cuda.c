@@ -9,23 +9,26 @@ typedef struct gemm_case {
     int N, K, slices;
     td_cuda_wtype type;
     bool bias;
+    int scale_rows; /* 0: 128 */
 } gemm_case;
 
 static const gemm_case cases[] = {
-    {1, 1, 0, TD_CUDA_W_BF16, false},
-    {40, 72, 0, TD_CUDA_W_BF16, true},
-    {33, 130, 1, TD_CUDA_W_F16, true},
-    {130, 520, 0, TD_CUDA_W_BF16, true},
-    {150, 1056, 0, TD_CUDA_W_F16, false},
-    {37, 2112, 0, TD_CUDA_W_BF16, false},
-    {70, 144, 8, TD_CUDA_W_BF16, false},
-    {144, 320, 4, TD_CUDA_W_BF16, true},
-    {50, 68, 2, TD_CUDA_W_F16, true},
-    {96, 200, 0, TD_CUDA_W_E4M3_ROW, true},
-    {33, 576, 8, TD_CUDA_W_E4M3_ROW, false},
-    {140, 328, 0, TD_CUDA_W_E4M3_BLOCK, true},
-    {150, 1024, 4, TD_CUDA_W_E4M3_BLOCK, false},
-    {40, 1100, 0, TD_CUDA_W_E4M3_BLOCK, true},
+    {1, 1, 0, TD_CUDA_W_BF16, false, 0},
+    {40, 72, 0, TD_CUDA_W_BF16, true, 0},
+    {33, 130, 1, TD_CUDA_W_F16, true, 0},
+    {130, 520, 0, TD_CUDA_W_BF16, true, 0},
+    {150, 1056, 0, TD_CUDA_W_F16, false, 0},
+    {37, 2112, 0, TD_CUDA_W_BF16, false, 0},
+    {70, 144, 8, TD_CUDA_W_BF16, false, 0},
+    {144, 320, 4, TD_CUDA_W_BF16, true, 0},
+    {50, 68, 2, TD_CUDA_W_F16, true, 0},
+    {96, 200, 0, TD_CUDA_W_E4M3_ROW, true, 0},
+    {33, 576, 8, TD_CUDA_W_E4M3_ROW, false, 0},
+    {140, 328, 0, TD_CUDA_W_E4M3_BLOCK, true, 0},
+    {150, 1024, 4, TD_CUDA_W_E4M3_BLOCK, false, 0},
+    {40, 1100, 0, TD_CUDA_W_E4M3_BLOCK, true, 0},
+    {150, 300, 0, TD_CUDA_W_E4M3_BLOCK, false, 64},
+    {140, 328, 0, TD_CUDA_W_E4M3_BLOCK, true, 16},
 };
 enum { MAX_ROWS = 140 };
 
@@ -53,7 +56,8 @@ typedef struct weight {
 static void weight_make(weight *w, const gemm_case *c, uint64_t seed)
 {
     size_t n = (size_t)c->N * (size_t)c->K;
-    int sr = c->type == TD_CUDA_W_E4M3_BLOCK ? (c->N + 127) / 128 : c->N,
+    int block = c->scale_rows ? c->scale_rows : 128;
+    int sr = c->type == TD_CUDA_W_E4M3_BLOCK ? (c->N + block - 1) / block : c->N,
         sc = c->type == TD_CUDA_W_E4M3_BLOCK ? (c->K + 127) / 128 : 1;
     *w = (weight){
         .c = *c, .value = block_alloc(n * 8), .raw = block_alloc(n * 4), .bias = floats((size_t)c->N)};
@@ -66,7 +70,7 @@ static void weight_make(weight *w, const gemm_case *c, uint64_t seed)
             if ((v & 0x7f) == 0x7f) v ^= 1;
             ((uint8_t *)w->raw)[i] = v;
             size_t row = i / (size_t)c->K, col = i % (size_t)c->K;
-            size_t at = c->type == TD_CUDA_W_E4M3_BLOCK ? row / 128 * (size_t)sc + col / 128 : row;
+            size_t at = c->type == TD_CUDA_W_E4M3_BLOCK ? row / (size_t)block * (size_t)sc + col / 128 : row;
             w->value[i] = e4m3(v) * (double)w->scale[at];
         } else {
             float f = rnd_float(&seed, 0.5f);
@@ -87,7 +91,8 @@ static void weight_make(weight *w, const gemm_case *c, uint64_t seed)
     T_EQ(td_cuda_gemm_pack(dev()->stream[0], p, raw, c->N, c->K, c->slices, c->type, 0, half), 0);
     T_OK(dev_get(again, p, bytes));
     T_OK(!memcmp(packed, again, bytes), "packed on the host and on the device");
-    w->dev = (td_cuda_weight){c->N, c->K, c->slices, c->type, p, NULL, NULL};
+    w->dev = (td_cuda_weight){
+        .N = c->N, .K = c->K, .slices = c->slices, .type = c->type, .p = p, .scale_rows = c->scale_rows};
     if (c->bias) w->dev.bias = dev_put(w->bias, (size_t)c->N * 4);
     if (fp8(c->type)) w->dev.scale = dev_put(w->scale, (size_t)(sr * sc) * 4);
     free(packed);
@@ -223,7 +228,7 @@ static void test_ranks(td_cuda_wtype type)
 {
     enum { N = 48, K = 8 * 72, T = 20 };
     weight all;
-    weight_make(&all, &(gemm_case){N, K, 8, type, false}, 5);
+    weight_make(&all, &(gemm_case){N, K, 8, type, false, 0}, 5);
     float *x = floats(T * K), *y = floats(T * N), *part = floats(8 * T * N), *xr = floats(T * K);
     rnd_fill(x, T * K, 6, 1);
     void *ws = workspace(T, N, K);
@@ -266,7 +271,7 @@ static void test_ranks(td_cuda_wtype type)
 static void test_nan(void)
 {
     weight w;
-    gemm_case c = {70, 544, 0, TD_CUDA_W_BF16, true};
+    gemm_case c = {70, 544, 0, TD_CUDA_W_BF16, true, 0};
     weight_make(&w, &c, 3);
     size_t N = (size_t)c.N, K = (size_t)c.K;
     float *x = floats(70 * K), *good = floats(70 * N), *y = floats(70 * N);
@@ -306,7 +311,7 @@ static void test_grouped(td_cuda_wtype type, int K, int slices)
 {
     enum { E = 6, N = 40, ROWS = 120 };
     static const int32_t row0[E + 1] = {2, 2, 5, 25, 26, 96, 110};
-    gemm_case c = {N, K, slices, type, true};
+    gemm_case c = {N, K, slices, type, true, 0};
     weight w[E];
     const void *p[E];
     const float *bias[E], *scale[E];
@@ -366,7 +371,7 @@ static void test_embed(void)
 {
     for (int s = 0; s <= 4; s += 4) {
         weight w;
-        gemm_case c = {50, 144, s, s ? TD_CUDA_W_F16 : TD_CUDA_W_BF16, false};
+        gemm_case c = {50, 144, s, s ? TD_CUDA_W_F16 : TD_CUDA_W_BF16, false, 0};
         weight_make(&w, &c, 8);
         int32_t ids[] = {0, 49, 17, -1, 50, 16};
         float out[6 * 144];

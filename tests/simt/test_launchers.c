@@ -239,17 +239,17 @@ static void test_table_errors(void)
     for (int i = 0; i < N; i++) bias[i] = (td_bias){i < 1 ? 7u : 100u, 50}; /* ids past V are passed over */
     td_sample_row row = {
         .temperature = 0, .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .bias = bias, .n_bias = 4};
-    td_sample_out out[3];
+    td_sample_out out, *drawn = dev_new(sizeof out);
     row.n_bias = 4;
-    o->sample(NULL, x, 64, 64, &row, 1, out);
-    T_EQ(out[0].token, 7);
+    o->sample(NULL, x, 64, 64, &row, 1, drawn);
+    T_OK(dev_get(&out, drawn, sizeof out) && out.token == 7, "%d", out.token);
     td_penalty *pen = block_alloc(N * sizeof *pen);
     for (int i = 0; i < N; i++) pen[i] = (td_penalty){(uint32_t)i + 64, 1, 0};
     row.pen = pen, row.n_pen = N;
     for (int i = 0; i < 3; i++) {
-        out[0].token = -5;
-        o->sample(NULL, x, 64, 64, &row, 1, out);
-        T_EQ(out[0].token, 7);
+        dev()->fill(dev(), TD_STREAM_COMPUTE, drawn, 0, sizeof out);
+        o->sample(NULL, x, 64, 64, &row, 1, drawn);
+        T_OK(dev_get(&out, drawn, sizeof out) && out.token == 7, "%d", out.token);
     }
     T_EQ(td_cuda_ops_status(), TD_OK);
     td_cuda_ops_close();

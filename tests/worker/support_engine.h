@@ -222,6 +222,18 @@ static inline void te_on_step(void *arg, const td_step *s)
 
 /* ---- running ---- */
 
+/* What is still in flight when all legs have ended: rows that are thrown away. */
+static inline void te_drain(td_engine *e)
+{
+    td_engine_out o;
+    for (int i = 0; i < 10; i++) {
+        td_status s = td_engine_turn(e, &o);
+        T_OK(s == TD_AGAIN || (s == TD_OK && !o.n_tokens), "news after the end: %s", s < 0 ? td_reason() : "");
+        if (s != TD_OK) return;
+    }
+    T_OK(0, "steps without an end");
+}
+
 static inline bool te_ledger(td_engine *e, bool idle)
 {
     td_engine_stats st;

@@ -17,8 +17,9 @@ enum { FAKE_V = 61, FAKE_L = 4, FAKE_WINDOW = 24 };
 
 struct td_model {
     td_model_desc desc;
-    uint64_t bad_reads, forwards;
+    uint64_t bad_reads, forwards, ahead, refuse; /* refuse: the number of a step that fails the check */
     int fail_after;
+    const td_sample_out *drawn;
 };
 
 static inline td_model *fake_open(bool windows)
@@ -56,8 +57,12 @@ size_t td_model_weight_bytes(const td_model *m)
 
 td_status td_model_check(const td_model *m, const td_step *s, const td_kv *kv)
 {
-    (void)m, (void)s, (void)kv;
-    return TD_OK;
+    (void)kv;
+    return s->number == m->refuse ? td_refuse(TD_EPROTO, "step %llu is refused", (unsigned long long)s->number) : TD_OK;
+}
+void td_model_drawn(td_model *m, const td_sample_out *before)
+{
+    m->drawn = before;
 }
 void *td_model_hidden(td_model *m, const td_step *s, const td_kv *kv, size_t *bytes)
 {
@@ -147,7 +152,11 @@ td_status td_model_forward(td_model *m, const td_step *s, const td_kv *kv, float
     const td_step_seq *q = td_step_seqs(s);
     const int32_t *want = td_step_logit_rows(s);
     m->forwards++;
-    for (uint32_t i = 0; i < s->n_rows; i++) x[i] = fake_mix(1, (uint32_t)td_step_ids(s)[i]);
+    for (uint32_t i = 0; i < s->n_rows; i++) {
+        int32_t id = td_step_ids(s)[i];
+        if (id < 0) m->ahead++, id = m->drawn[-1 - id].token;
+        x[i] = fake_mix(1, (uint32_t)id);
+    }
     for (int l = 0; l < FAKE_L; l++) {
         for (uint32_t i = 0; i < s->n_seqs; i++) fake_write(m, s, &q[i], kv, l, x);
         if (on_layer) on_layer(arg, l);

@@ -71,6 +71,7 @@ static td_engine *open_with(td_engine_opts o)
 
 static void close_idle(td_engine *e)
 {
+    te_drain(e);
     T_OK(te_ledger(e, true), "pages or legs are left");
     td_engine_close(e);
 }

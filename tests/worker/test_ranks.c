@@ -53,6 +53,7 @@ static void run_all(td_engine *e, void *arg)
     j->logits->n = 0;
     T_OK(td_engine_start(e, &all) == TD_OK, "%s", td_reason());
     while (!over && td_engine_turn(e, &out) == TD_OK) over = out.n_end > 0;
+    te_drain(e);
     T_OK(over && te_ledger(e, true), "pages are left");
 }
 

@@ -53,6 +53,7 @@ static void places(td_engine *e, void *arg)
     T_EQ(place_of(e, &s[4]), 0);
     T_EQ(td_engine_replica_of(e, 2), 1);
     run_out(e, 5);
+    te_drain(e);
     T_OK(te_ledger(e, true));
     s[5] = s[0], s[5].leg.key = 6, s[5].leg.sampling.max_tokens = 3; /* cached, where it ran before */
     T_EQ(place_of(e, &s[5]), 0);
@@ -64,6 +65,7 @@ static void places(td_engine *e, void *arg)
     T_OK(at[0] == 4 && at[1] == 2, "%u and %u", at[0], at[1]);
     T_OK(td_engine_cancel(e, 10) == TD_OK);
     run_out(e, 6);
+    te_drain(e);
     T_OK(te_ledger(e, true));
 }
 
@@ -77,6 +79,7 @@ static void run_load(td_engine *e, void *arg)
     te_run(e, spec, l->to, N);
     td_engine_stats_get(e, &st);
     l->preemptions = st.preemptions;
+    te_drain(e);
     T_OK(te_ledger(e, true));
     T_EQ(td_engine_capacity_tokens(e) % 16, 0);
 }

@@ -52,7 +52,7 @@ static const family families[] = {
 /* null, false, 0 or empty */
 static const char *const off_keys[] = {
     /* other ways to store weights */
-    "quantization_config", "quantization", "compression_config",
+    "quantization", "compression_config",
     /* soft caps and scales */
     "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "query_pre_attn_scalar",
     "attention_multiplier", "scale_depth", "dim_model_base", "attn_temperature_tuning",
@@ -89,7 +89,7 @@ static const char *const known[] = {
     "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias",
     "torch_dtype", "dtype", "bos_token_id", "eos_token_id", "sliding_window", "use_sliding_window",
     "max_window_layers", "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
-    "original_max_position_embeddings",
+    "original_max_position_embeddings", "quantization_config",
     /* without effect on inference */
     "pad_token_id", "transformers_version", "use_cache", "initializer_range", "attention_dropout",
     "_name_or_path", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "output_attentions",
@@ -489,6 +489,7 @@ static td_status parse_config(td_arena *a, const char *text, size_t n, td_model_
     TD_TRY(read_flags(root, f, d));
     TD_TRY(read_dtype(root, d));
     TD_TRY(read_moe(root, f, d));
+    TD_TRY(td_config_fp8(root, &d->fp8));
     TD_TRY(td_config_rope(root, f->default_theta, f->q_scaling, d));
     TD_TRY(read_windows(root, f, d));
     TD_TRY(read_tokens(root, file, d));

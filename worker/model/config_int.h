@@ -16,5 +16,7 @@ td_status td_config_bool(const td_json *o, const char *key, bool dflt, bool *out
 /* Fills d->rope and, where the family has it (q_scaling), q_scale_beta and q_scale_base. theta: the class's
  * default. */
 td_status td_config_rope(const td_json *root, double theta, bool q_scaling, td_model_desc *d);
+/* quantization_config; no kind without one. */
+td_status td_config_fp8(const td_json *root, td_fp8_desc *out);
 
 #endif

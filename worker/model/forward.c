@@ -30,7 +30,9 @@ static td_status prepare(td_forward *f)
     td_rope_rows(&m->rope, s->pos, s->T, m->scratch.cs);
     const float *q_scale = td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale);
     int rows = td_replay_rows(m, f->step);
-    return rows ? td_replay_step(f, rows, m->scratch.cs, q_scale) : td_place_step(m, m->scratch.cs, q_scale, &f->at);
+    TD_TRY(rows ? td_replay_step(f, rows, m->scratch.cs, q_scale) : td_place_step(m, m->scratch.cs, q_scale, &f->at));
+    if (f->step->n_before) m->ops->fill_ids(m->pool, f->at.ids, f->T, m->drawn);
+    return TD_OK;
 }
 
 /* ---- one layer ---- */
@@ -211,6 +213,11 @@ static td_status head(td_forward *f, int T, float *logits)
     return TD_OK;
 }
 
+void td_model_drawn(td_model *m, const td_sample_out *before)
+{
+    m->drawn = before;
+}
+
 void td_model_vocab(const td_model *m, int *v0, int *n)
 {
     *v0 = m->local.v0;
@@ -258,6 +265,8 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
                            void (*on_layer)(void *arg, int layer), void *arg)
 {
     TD_TRY(td_model_check(m, step, kv));
+    if (step->n_before && !m->drawn)
+        return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here", (unsigned long long)step->number);
     td_forward f = {.m = m, .step = step, .kv = kv, .logits = logits, .on_layer = on_layer, .arg = arg};
     m->unrecorded.replayed = false;
     TD_TRY(prepare(&f));
@@ -273,12 +282,12 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 void td_model_record(td_model *m)
 {
     td_forward *f = &m->unrecorded;
-    if (!f->replayed) return;
-    f->replayed = f->replayed && m->ops->replay->record_begin(&f->key);
+    bool now = f->replayed && m->ops->replay->record_begin(&f->key);
     f->on_layer = NULL;
-    if (!f->replayed) return;
-    (void)pass(f); /* of one rank: nothing but launches, whose errors are the recording's */
-    m->ops->replay->record_end();
+    if (now) {
+        (void)pass(f); /* of one rank: nothing but launches, whose errors are the recording's */
+        m->ops->replay->record_end();
+    }
     f->replayed = false;
 }
 

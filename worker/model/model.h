@@ -52,6 +52,16 @@ typedef struct td_moe_desc {
     int F;
 } td_moe_desc;
 
+/* FP8 weights (fp8.h). keep: names of modules that are not FP8, each ended by a NUL. */
+typedef enum { TD_FP8_NONE, TD_FP8_ROWS, TD_FP8_BLOCKS } td_fp8_kind;
+typedef struct td_fp8_desc {
+    td_fp8_kind kind;
+    const char *suffix;             /* of a scale's name, behind that of its weight */
+    bool any_part;                  /* a name in keep is the beginning or the end of a module's; else all of it, or a pattern */
+    size_t keep_bytes;
+    char keep[48 << 10];
+} td_fp8_desc;
+
 typedef struct td_model_desc {
     char arch[64];                  /* config.json architectures[0] */
     char dtype[8];                  /* "bf16", "f16", "f32"; before opening: what config.json says, or "" */
@@ -60,6 +70,7 @@ typedef struct td_model_desc {
     double rms_eps;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
     td_moe_desc moe;                /* layers with layer[i].moe; F is of the others */
+    td_fp8_desc fp8;
     td_rope_desc rope;
     double attn_scale;              /* 1/sqrt(D) unless the config says otherwise */
     /* ministral3 (llama-4 scaling): q *= 1 + beta * log(1 + floor(pos / base)); beta 0: off */
@@ -129,6 +140,9 @@ td_expert_stats td_model_expert_stats(const td_model *m);
  * all ranks of the stage; force: also where little is won. */
 td_status td_model_balance(td_model *m, bool force);
 
+/* What the ids of later steps that are not known yet refer to (step.h): results of the step before, where draws write
+ * them (a device's memory with ops->dev). Borrowed until the next call; NULL, as at first: a step with such ids is refused. */
+void td_model_drawn(td_model *m, const td_sample_out *before);
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);
 

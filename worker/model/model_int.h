@@ -127,6 +127,7 @@ struct td_model {
     td_share share;
     td_buffer wire[6];       /* what is exchanged */
     bool quantized;          /* what TP ranks exchange for their sums */
+    const td_sample_out *drawn; /* by the step before; NULL: not known here */
     bool blocks;             /* of the step at hand: x holds this rank's block of rows only */
 };
 

@@ -66,9 +66,9 @@ static size_t padded(size_t n)
 }
 
 /* `src` becomes the block's copy; counted only while there is no block. */
-static const void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
+static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
 {
-    const void *there = src;
+    void *there = (void *)(uintptr_t)src;
     if (!src) return NULL;
     if (b) {
         if (bytes) memcpy(b->host + *at, src, bytes);

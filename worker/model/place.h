@@ -15,7 +15,8 @@
 
 /* Of own rows. */
 typedef struct td_placed {
-    const int32_t *ids, *want;                                /* [n_own]; [n_want] */
+    int32_t *ids;                                             /* [n_own] */
+    const int32_t *want;                                      /* [n_want] */
     const int32_t *page[TD_MAX_GROUPS], *in_page[TD_MAX_GROUPS]; /* [n_own] */
     const float *cs, *q_scale;                                /* [n_own][rot_dim]; [n_own] or NULL */
 } td_placed;

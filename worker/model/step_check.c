@@ -94,7 +94,8 @@ static td_status check_rows(const td_model *m, const td_step *s)
             if (pos[q->row0 + t] != (int32_t)(q->pos0 + t))
                 return bad_step(s, "positions are not consecutive", pos[q->row0 + t]);
     for (uint32_t t = 0; t < s->n_rows; t++)
-        if (ids[t] < 0 || ids[t] >= m->desc.V) return bad_step(s, "token id out of range", ids[t]);
+        if (ids[t] >= m->desc.V || (ids[t] < 0 && -1 - (int64_t)ids[t] >= s->n_before))
+            return bad_step(s, "token id out of range", ids[t]);
     for (uint32_t i = 0; i < s->n_logits; i++)
         if (want[i] < 0 || want[i] >= (int32_t)s->n_rows || (i && want[i] <= want[i - 1]))
             return bad_step(s, "logit rows are not ascending rows", want[i]);

@@ -4,6 +4,7 @@
 #include "worker/model/weights.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "worker/model/fp8.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -267,8 +268,10 @@ static td_status bind_part(td_plan *p, td_piece *e, int i)
     if (!t) return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\"", part->name);
     bool vector = e->kind == TD_PIECE_VECTOR;
     if (!has_shape(t, e, part)) return wrong_shape(p->files, t, e, part);
-    td_dtype from;
-    if (!td_st_weight_dtype(t, &from))
+    part->src = t;
+    TD_TRY(td_fp8_bind(p, e, part));
+    td_dtype from = TD_E4M3;
+    if (!part->scale && !td_st_weight_dtype(t, &from))
         return td_fail(TD_ENOSUP, "%s: tensor \"%s\": dtype %s is not supported (F32, BF16 and F16 are)",
                        td_safetensors_file(p->files, t->file), t->name, td_st_dtype_name(t->dtype));
     if (i > 0 && !vector && from != e->from)
@@ -276,7 +279,6 @@ static td_status bind_part(td_plan *p, td_piece *e, int i)
                        td_safetensors_file(p->files, t->file), t->name, td_dtype_name(from),
                        td_dtype_name(e->from));
     e->from = from;
-    part->src = t;
     return TD_OK;
 }
 
@@ -295,9 +297,13 @@ static bool ends_with(const char *s, const char *end)
 static void report_extra(const td_plan *p)
 {
     size_t n = 0, extra = 0;
-    const char **names = td_xalloc(3 * p->n * sizeof *names), *first = NULL;
+    const char **names = td_xalloc(6 * p->n * sizeof *names), *first = NULL;
     for (size_t i = 0; i < p->n; i++)
-        for (int k = 0; k < p->piece[i].n_parts; k++) names[n++] = p->piece[i].part[k].name;
+        for (int k = 0; k < p->piece[i].n_parts; k++) {
+            const td_part *part = &p->piece[i].part[k];
+            names[n++] = part->name;
+            if (part->scale) names[n++] = part->scale->name;
+        }
     qsort(names, n, sizeof *names, by_text);
     for (size_t i = 0; i < td_safetensors_count(p->files); i++) {
         const char *name = td_safetensors_at(p->files, i)->name;
@@ -338,6 +344,7 @@ static bool usable_as_stored(const td_plan *p, const td_piece *e)
     if (p->ops->dev) return false; /* the image is what goes to the device */
     if (e->unit >= 0 || !e->part[0].src || e->kind == TD_PIECE_VECTOR || e->n_parts != 1 || e->K != e->src_K) return false;
     if (e->read != TD_READ_LOOKUP && strcmp(p->ops->family, "ref")) return false;
+    if (e->from == TD_E4M3) return false; /* the scales lie elsewhere in the file */
     return (uintptr_t)td_piece_data(e, 0) % td_dtype_bytes(e->from) == 0;
 }
 
@@ -346,19 +353,52 @@ static size_t aligned(size_t n, size_t to)
     return (n + to - 1) / to * to;
 }
 
-static void place(td_plan *p)
+static td_weight weight_of(const td_piece *e, const void *at, const float *bias)
+{
+    bool scaled = e->scale_at > 0;
+    return (td_weight){.N = e->N,
+                       .K = e->K,
+                       .dtype = e->to,
+                       .p = at,
+                       .bias = bias,
+                       .slices = e->slices,
+                       .scale_rows = scaled ? e->scale_rows : 0,
+                       .scale_cols = scaled ? e->scale_cols : 0,
+                       .scale_at = e->scale_at};
+}
+
+static size_t matrix_bytes(const td_plan *p, td_piece *e)
+{
+    size_t bytes = p->ops->packed_bytes(e->N, e->K, e->from);
+    if (e->to != TD_E4M3) return bytes;
+    e->scale_at = aligned(bytes, ALIGN);
+    td_weight w = weight_of(e, NULL, NULL);
+    return e->scale_at + td_weight_scale_count(&w) * sizeof(float);
+}
+
+static td_status check_product(const td_plan *p, const td_piece *e)
+{
+    td_weight w = weight_of(e, NULL, NULL);
+    const char *why = p->ops->refuses && e->N ? p->ops->refuses(&w) : NULL;
+    if (!why) return TD_OK;
+    return td_fail(TD_ENOSUP, "kernel family %s does not take \"%s\" [%d, %d]: %s", p->ops->family, e->part[0].name, e->N,
+                   e->K, why);
+}
+
+static td_status place(td_plan *p)
 {
     size_t at = 0;
     for (size_t i = 0; i < p->n; i++) {
         td_piece *e = &p->piece[i];
         size_t elements = (size_t)e->N * (size_t)e->K;
+        td_fp8_arrange(p, e);
         e->as_stored = usable_as_stored(p, e);
         e->to = e->kind == TD_PIECE_MATRIX  ? p->ops->packed_dtype(e->from)
                 : e->kind == TD_PIECE_TABLE ? e->from
                                             : TD_F32;
         if (e->as_stored) continue;
-        e->bytes = e->kind == TD_PIECE_MATRIX ? p->ops->packed_bytes(e->N, e->K, e->from)
-                                              : elements * td_dtype_bytes(e->to);
+        e->bytes = e->kind == TD_PIECE_MATRIX ? matrix_bytes(p, e) : elements * td_dtype_bytes(e->to);
+        if (e->kind == TD_PIECE_MATRIX) TD_TRY(check_product(p, e));
         size_t *in = e->unit < 0 ? &at : &p->unit[e->unit].bytes;
         e->offset = *in;
         *in += aligned(e->bytes, ALIGN);
@@ -370,6 +410,7 @@ static void place(td_plan *p)
         at += u->bytes / (size_t)p->local.shards;
     }
     p->image_bytes = at;
+    return TD_OK;
 }
 
 td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_local *local, const td_ops *ops,
@@ -386,10 +427,8 @@ td_status td_plan_open(td_plan *p, const td_model_desc *d, const td_local *local
         st = bind(p);
     else
         bind_dummy(p);
-    if (st < 0)
-        td_plan_close(p);
-    else
-        place(p);
+    if (st >= 0) st = place(p);
+    if (st < 0) td_plan_close(p);
     return st;
 }
 
@@ -413,14 +452,15 @@ td_h128 td_plan_digest(const td_plan *p)
 {
     typedef struct fact {
         uint64_t offset, bytes, part[TD_COUNT(((td_piece *)0)->part)];
-        int32_t kind, N, K, from, to, as_stored, k0, zero;
+        int32_t kind, N, K, from, to, as_stored, k0, scale_rows, scale_cols, zero;
     } fact;
     const td_hkey key = {0x74616e64656d2d70ull, 0x6c616e2d30303032ull};
     fact *facts = td_xalloc(p->n * sizeof *facts);
     for (size_t i = 0; i < p->n; i++) {
         const td_piece *e = &p->piece[i];
         facts[i] = (fact){.offset = e->offset, .bytes = e->bytes, .kind = (int32_t)e->kind, .N = e->N, .K = e->K,
-                          .from = (int32_t)e->from, .to = (int32_t)e->to, .as_stored = e->as_stored, .k0 = e->k0};
+                          .from = (int32_t)e->from, .to = (int32_t)e->to, .as_stored = e->as_stored, .k0 = e->k0,
+                          .scale_rows = e->scale_rows, .scale_cols = e->scale_cols};
         for (int k = 0; k < e->n_parts; k++) facts[i].part[k] = part_digest(&e->part[k], key);
     }
     td_h128 h = td_siphash128(key, facts, p->n * sizeof *facts);
@@ -473,7 +513,7 @@ void td_plan_attach(const td_plan *p, const uint8_t *image)
             *e->table = (td_table){e->N, e->K, e->to, at};
             break;
         case TD_PIECE_MATRIX:
-            *e->weight = (td_weight){e->N, e->K, e->to, at, e->weight->bias, e->slices};
+            *e->weight = weight_of(e, at, e->weight->bias);
             break;
         }
     }

@@ -63,7 +63,7 @@ typedef struct td_part {
     int rows;           /* that are taken, from row0 */
     int row0, src_rows; /* src_rows: of the stored matrix or vector */
     int index, of; /* of > 0: matrix `index` of a tensor [of, src_rows, src_K] of all experts */
-    const td_st_tensor *src;
+    const td_st_tensor *src, *scale; /* scale: of FP8 codes (fp8.h) */
 } td_part;
 
 typedef struct td_piece {
@@ -78,6 +78,8 @@ typedef struct td_piece {
     float dummy;          /* vectors of a dummy model: 1 for norms, 0 for biases */
     int unit;             /* the layer whose unit it is in; -1: it is in the image as it stands */
     size_t offset, bytes; /* in the image or the unit; 0 bytes if as_stored */
+    int scale_rows, scale_cols; /* of FP8 codes; 0: from is another type */
+    size_t scale_at;            /* packed as codes: the scales lie so far behind them; else 0 */
     td_weight *weight;    /* what attach fills */
     const float **vector;
     td_table *table;

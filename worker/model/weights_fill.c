@@ -3,7 +3,7 @@
  * strips of rows shared among the pool; a strip that lies in one part reads the map, one that crosses parts
  * is gathered first. */
 #include "common/check.h"
-#include "worker/model/weights.h"
+#include "worker/model/fp8.h"
 #include <stdlib.h>
 
 enum { STRIP_BYTES = 1 << 20, ROW_STEP = 32, RANDOM_ELEMENTS = 1 << 22 };
@@ -24,15 +24,29 @@ static size_t row_bytes(const td_piece *e)
 
 /* ops->pack takes the whole matrix and packs rows [n0, n1) of it: give it an address such that those rows are
  * at `rows`. */
+static void pack(const fill_job *j, const void *rows, td_dtype from, int n0, int n1)
+{
+    const td_piece *e = j->e;
+    const void *base = (const void *)((uintptr_t)rows - (size_t)n0 * (size_t)e->K * td_dtype_bytes(from));
+    j->p->ops->pack(j->dst, base, from, e->N, e->K, n0, n1);
+}
+
+/* FP8 codes for kernels that do not take them: times their scales. */
+static void pack_products(const fill_job *j, const uint8_t *codes, int n0, int n1)
+{
+    const td_piece *e = j->e;
+    float *v = td_xalloc((size_t)(n1 - n0) * (size_t)e->K * sizeof *v);
+    td_fp8_multiply(e, j->p->desc->fp8.kind, codes, n0, n1, v);
+    pack(j, v, TD_F32, n0, n1);
+    free(v);
+}
+
 static void pack_rows(const fill_job *j, const void *rows, int n0, int n1)
 {
     const td_piece *e = j->e;
-    if (e->kind == TD_PIECE_TABLE) {
-        memcpy(j->dst + (size_t)n0 * row_bytes(e), rows, (size_t)(n1 - n0) * row_bytes(e));
-        return;
-    }
-    const void *base = (const void *)((uintptr_t)rows - (size_t)n0 * row_bytes(e));
-    j->p->ops->pack(j->dst, base, e->from, e->N, e->K, n0, n1);
+    if (e->kind == TD_PIECE_TABLE) memcpy(j->dst + (size_t)n0 * row_bytes(e), rows, (size_t)(n1 - n0) * row_bytes(e));
+    else if (e->from == TD_E4M3 && e->to != TD_E4M3) pack_products(j, rows, n0, n1);
+    else pack(j, rows, e->from, n0, n1);
 }
 
 /* Rows [a, b) from `from`, whose rows lie src_K apart. */
@@ -199,6 +213,7 @@ void td_plan_fill(const td_plan *p, uint8_t *image, td_pool *pool, td_progress_f
             fill_job j = {p, e, to, strip_rows(e), random, n_random};
             td_pool_for(pool, (e->N + j.strip - 1) / j.strip, fill_strip, &j);
         }
+        if (e->scale_at) td_fp8_scales(e, p->desc->fp8.kind, (float *)(void *)(to + e->scale_at));
         for (int k = 0; k < e->n_parts && p->files; k++) drop_part(e, k);
         done += e->bytes;
         if (progress) progress(arg, "packing weights", (double)done / (double)all);
