@@ -270,6 +270,7 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
     td_forward f = {.m = m, .step = step, .kv = kv, .logits = logits, .on_layer = on_layer, .arg = arg};
     m->unrecorded.replayed = false;
     TD_TRY(prepare(&f));
+    m->replay.last = -1; /* until this step ends */
     TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
     if (!f.replayed || !m->ops->replay->run(&f.key)) {
         m->unrecorded = f;
@@ -282,6 +283,7 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 void td_model_record(td_model *m)
 {
     td_forward *f = &m->unrecorded;
+    td_replay_step_ends(m);
     bool now = f->replayed && m->ops->replay->record_begin(&f->key);
     f->on_layer = NULL;
     if (now) {

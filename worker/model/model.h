@@ -157,6 +157,13 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 /* After a forward and what follows it (draws) is queued, before the step goes: if later steps could run as this one did, that
  * is prepared now (td_replay of kernels/ops.h). Nothing is computed; without effect on the CPU. */
 void td_model_record(td_model *m);
+/* Between a step and a replayed one after it: from the end of what the first one queued before td_model_record until the
+ * arrays of the second one were there and its launches could begin. */
+typedef struct td_model_idle {
+    uint64_t steps;
+    double us, most_us;
+} td_model_idle;
+td_model_idle td_model_idle_time(const td_model *m);
 
 /* This rank's tokens: [v0, v0 + n). */
 void td_model_vocab(const td_model *m, int *v0, int *n);

@@ -74,6 +74,7 @@ typedef struct td_replay_stage {
     uint8_t *host;
     size_t bytes;
     td_event *sent;
+    td_event *before; /* the end of the step before, borrowed; NULL: not known */
 } td_replay_stage;
 typedef struct td_replay_place {
     td_dev *dev; /* NULL: no step is */
@@ -81,6 +82,9 @@ typedef struct td_replay_place {
     size_t fixed_bytes;
     td_replay_stage stage[2];
     int turn;
+    td_event *end[4]; /* of the last steps, in turn: the stages refer to at most two of them */
+    int next, last;   /* the last step's; -1: no step has ended since one began */
+    td_model_idle idle;
 } td_replay_place;
 
 /* A step as this rank computes it (forward.c). */

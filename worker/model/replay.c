@@ -29,6 +29,32 @@ static td_status stage_open(td_dev *d, size_t bytes, td_replay_stage *b)
     return d->record(d, TD_STREAM_COMPUTE, b->sent);
 }
 
+/* What the step two before says of the time before it: both events are past. */
+static void count_idle(td_replay_place *p, td_replay_stage *b)
+{
+    double us;
+    if (!b->before || p->dev->elapsed_us(p->dev, b->before, b->sent, &us) != TD_OK) return;
+    p->idle.steps++;
+    p->idle.us += us;
+    p->idle.most_us = us > p->idle.most_us ? us : p->idle.most_us;
+}
+
+td_model_idle td_model_idle_time(const td_model *m)
+{
+    return m->replay.idle;
+}
+
+void td_replay_step_ends(td_model *m)
+{
+    td_replay_place *p = &m->replay;
+    if (!p->dev) return;
+    p->last = p->next;
+    for (int i = 0; i < 2; i++)
+        if (p->stage[i].before == p->end[p->last]) p->stage[i].before = NULL; /* not looked at for long */
+    p->next = (p->next + 1) % (int)TD_COUNT(p->end);
+    if (p->dev->record(p->dev, TD_STREAM_COMPUTE, p->end[p->last]) != TD_OK) p->last = -1;
+}
+
 /* The other one of two, free to be written. */
 static td_status next_stage(td_replay_place *p, size_t bytes, td_replay_stage **out)
 {
@@ -37,6 +63,8 @@ static td_status next_stage(td_replay_place *p, size_t bytes, td_replay_stage **
     td_status s;
     while ((s = d->done(d, b->sent)) == TD_AGAIN) {
     }
+    if (s == TD_OK) count_idle(p, b);
+    b->before = NULL;
     if (s < 0 || b->bytes >= bytes) return s;
     stage_close(d, b);
     return stage_open(d, 2 * bytes, b);
@@ -75,6 +103,8 @@ td_status td_replay_open(td_model *m)
            first = (size_t)m->max_rows * row + 4 * page_entries(m);
     first = TD_MIN(first + 32 * PART_ALIGN, (size_t)MOST_FIRST);
     for (int i = 0; i < 2; i++) TD_TRY(stage_open(d, first, &p->stage[i]));
+    for (size_t i = 0; i < TD_COUNT(p->end); i++) TD_TRY(d->event_open(d, &p->end[i]));
+    p->last = -1;
     return fixed_room(p, (first + 1) / 2);
 }
 
@@ -84,6 +114,8 @@ void td_replay_close(td_model *m)
     if (!p->dev) return;
     m->ops->replay->drop(m);
     for (int i = 0; i < 2; i++) stage_close(p->dev, &p->stage[i]);
+    for (size_t i = 0; i < TD_COUNT(p->end); i++)
+        if (p->end[i]) p->dev->event_close(p->dev, p->end[i]);
     if (p->fixed) p->dev->free(p->dev, p->fixed);
     *p = (td_replay_place){0};
 }
@@ -213,6 +245,7 @@ td_status td_replay_step(td_forward *f, int rows, const float *cs, const float *
     f->T = f->n_want = rows;
     f->replayed = true;
     make_key(f, rows);
+    b->before = p->last >= 0 ? p->end[p->last] : NULL;
     TD_TRY(d->upload(d, TD_STREAM_COMPUTE, p->fixed, b->host, bytes));
     return d->record(d, TD_STREAM_COMPUTE, b->sent);
 }

@@ -23,5 +23,7 @@ void td_replay_close(td_model *m);
 int td_replay_rows(const td_model *m, const td_step *step);
 /* In place of td_place_step: f->at, f->attn and f->key. */
 td_status td_replay_step(td_forward *f, int rows, const float *cs, const float *q_scale);
+/* All of a step is queued, of whatever kind. */
+void td_replay_step_ends(td_model *m);
 
 #endif
