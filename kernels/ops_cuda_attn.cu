@@ -142,10 +142,13 @@ static bool sent(const td_attn_args *a, td_cuda_attn_args *d)
 
 /* ---- sequences that are there already ---- */
 
-/* Room for partial results in steps of a power of two, so that recordings outlive a growing context. */
+/* All the room for partial results that there is, so that recordings outlive a growing context; it grows to
+ * powers of two. */
 static size_t room_for(size_t parts, int D)
 {
-    size_t room = 1024;
+    const size_t none = td_cuda_attn_ws_bytes(0, D), each = td_cuda_attn_ws_bytes(1, D) - none;
+    size_t have = splits.bytes > none ? (splits.bytes - none) / each : 0, room = 1;
+    if (have >= min(parts, MAX_SPLIT_SLOTS)) return min(have, MAX_SPLIT_SLOTS);
     while (room < parts && room < MAX_SPLIT_SLOTS) room *= 2;
     return want(&splits, td_cuda_attn_ws_bytes(room, D)) ? room : 0;
 }

@@ -248,7 +248,7 @@ int main(void)
         for (ti_depth = 1; ti_depth <= 2; ti_depth++) test_device_fails();
         ti_depth = 1;
         td_replay_stats r;
-        cuda->replay->stats(&r);
+        ti_ops->replay->stats(&r);
         T_OK(r.runs > r.recorded && r.recorded > 0, "%llu steps were replayed of %llu recordings", (unsigned long long)r.runs, (unsigned long long)r.recorded);
         td_cuda_ops_close();
         test_boot();

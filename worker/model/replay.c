@@ -128,8 +128,7 @@ int td_replay_rows(const td_model *m, const td_step *step)
     bool generated =
         s->n_own > 0 && s->n_own == s->n_own_seqs && s->n_want == s->n_own && step->n_rows == step->n_seqs;
     if (!m->replay.dev || (m->ranks && td_grid_ranks(&m->ranks->grid) > 1) || !generated) return 0;
-    int rows = m->ops->replay->rows(m, s->n_own);
-    return rows <= m->max_rows && rows <= m->max_logits ? rows : 0;
+    return TD_MIN(m->ops->replay->rows(m, s->n_own), TD_MIN(m->max_rows, m->max_logits));
 }
 
 /* The block as it is filled: host NULL while it is counted. */
