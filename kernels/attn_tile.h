@@ -134,19 +134,29 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
         TD_UNROLL for (int v = 0; v < NV; v++) vec_store(t->c + (size_t)m * t->ldc + v * LANES, s[m][v]);
 }
 
+/* dots_wide: all columns (a multiple of 16), as many vectors at a time as the registers take. */
+#if WIDE_X
+TD_INLINE void all_columns(dots_arg t, int columns, const int rows)
+{
+    TD_ONCE for (; columns > 0; columns -= NV_MAX * LANES) {
+        dots(&t, rows, NV_MAX);
+        t.b += NV_MAX * LANES;
+        t.c += NV_MAX * LANES;
+    }
+}
+#define WIDE(rows) TD_NOINLINE void wide_##rows(const dots_arg *t, int n) { all_columns(*t, n, rows); }
+WIDE(1) WIDE(2) WIDE(3) WIDE(4)
+typedef void wide_fn(const dots_arg *t, int columns);
+static wide_fn *const wide_of[MR] = {wide_1, wide_2, wide_3, wide_4};
+TD_INLINE void dots_wide(dots_arg t, int rows, int columns) { wide_of[rows - 1](&t, columns); }
+#else
 #define DOTS(rows, NV) TD_NOINLINE void dots_##rows##_##NV(const dots_arg *t) { dots(t, rows, NV); }
 #define DOTS_ROWS(NV) DOTS(1, NV) DOTS(2, NV) DOTS(3, NV) DOTS(4, NV)
 #define DOTS_NAMES(NV) {dots_1_##NV, dots_2_##NV, dots_3_##NV, dots_4_##NV}
 typedef void dots_fn(const dots_arg *t);
-DOTS_ROWS(1) DOTS_ROWS(2)
-#if NV_MAX > 2
-DOTS_ROWS(3) DOTS_ROWS(4)
+DOTS_ROWS(1) DOTS_ROWS(2) DOTS_ROWS(3) DOTS_ROWS(4)
 static dots_fn *const dots_of[NV_MAX][MR] = {DOTS_NAMES(1), DOTS_NAMES(2), DOTS_NAMES(3), DOTS_NAMES(4)};
-#else
-static dots_fn *const dots_of[NV_MAX][MR] = {DOTS_NAMES(1), DOTS_NAMES(2)};
-#endif
 
-/* All columns (a multiple of 16), as many vectors at a time as the registers take. */
 TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
 {
     for (int left = columns / LANES, n; left > 0; left -= n) {
@@ -156,6 +166,7 @@ TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
         t.c += n * LANES;
     }
 }
+#endif
 
 /* ---- one tile of keys and values into scratch ---- */
 
@@ -254,11 +265,11 @@ TD_INLINE void store_x_16(uint32_t *p, v16 v)
 #endif
 }
 
-TD_INLINE void store_x_32(uint32_t *p, v16 a, v16 b)
+TD_INLINE void store_exp2_32(uint32_t *p, v16 a, v16 b)
 {
 #if WIDE_X
-    v16_store((float *)p, v16_round_bf16(a));
-    v16_store((float *)p + 16, v16_round_bf16(b));
+    v16_store((float *)p, v16_round_exp2(a));
+    v16_store((float *)p + 16, v16_round_exp2(b));
 #else
     store_bf16_32((uint16_t *)p, a, b);
 #endif
@@ -301,8 +312,8 @@ TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const i
             x[i][c] = v16_exp2(v16_sub(x[i][c], vm));
             if (!whole) x[i][c] = v16_keep(x[i][c], lo[i] - 16 * c, hi[i] - 16 * c, v16_zero());
         }
-        store_x_32(p + i * PAIRS * XD, x[i][0], x[i][1]);
-        store_x_32(p + (i * PAIRS + 16) * XD, x[i][2], x[i][3]);
+        store_exp2_32(p + i * PAIRS * XD, x[i][0], x[i][1]);
+        store_exp2_32(p + (i * PAIRS + 16) * XD, x[i][2], x[i][3]);
         fold[i] = v16_add(v16_add(x[i][0], x[i][1]), v16_add(x[i][2], x[i][3]));
     }
     float new_m[MR], new_l[MR];

@@ -82,16 +82,10 @@ int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int3
 /* As td_ops.fill_ids. */
 int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before);
 
-/* ---- pages ----
- * A rectangle: slots [slot0, slot0 + n_slots), tokens [tok0, tok0 + n_tok) of one sequence; pages[t / P - page0] is
- * token t's page (device array). payload is [slot][k|v][G][token][D], as worker/ship/codec.h has it. */
-typedef struct td_cuda_rect {
-    int slot0, n_slots;
-    uint32_t tok0, n_tok, page0;
-} td_cuda_rect;
-size_t td_cuda_rect_bytes(const td_kv *kv, const td_cuda_rect *r);
-int td_cuda_kv_gather(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r, void *payload);
-int td_cuda_kv_scatter(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r, const void *payload);
+/* ---- pages ---- (td_kv_rows: dev.h) */
+size_t td_cuda_rows_bytes(const td_kv_rows *r);
+int td_cuda_kv_gather(td_stream s, const td_kv_rows *r, void *payload);
+int td_cuda_kv_scatter(td_stream s, const td_kv_rows *r, const void *payload);
 /* Pages from[i] of `src` to pages to[i] of `dst`, in every slot [0, n_slots); the two may be one pool (then no page is in
  * both lists), or one may be host memory that the device can address. Same P, G, D and type. */
 int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_kv *src, const int32_t *from, int n,

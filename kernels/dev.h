@@ -25,12 +25,22 @@
 extern "C" {
 #endif
 #include "common/status.h"
+#include "kernels/tensor.h"
 
 typedef enum { TD_STREAM_COMPUTE, TD_STREAM_IN, TD_STREAM_OUT, TD_N_STREAMS } td_stream_kind;
 typedef struct td_event td_event;
 typedef struct td_graph td_graph;
 typedef struct td_dev td_dev;
 enum { TD_DEV_MAX_EVENTS = 1024 };
+
+/* What tokens have of heads [head0, head0 + n_heads) in slots [slot0, slot0 + n_slots) of a page group. row: of each token, its
+ * page * P + its place there (in the device's memory). */
+typedef struct td_kv_rows {
+    const td_kv *kv;
+    const int32_t *row;
+    uint32_t n_tok;
+    int slot0, n_slots, head0, n_heads;
+} td_kv_rows;
 
 struct td_dev {
     const char *kind;             /* "host", "cuda" */
@@ -61,6 +71,9 @@ struct td_dev {
     td_status (*capture_end)(td_dev *d, td_stream_kind s, td_graph **out); /* always ends it; ready to run */
     td_status (*graph_run)(td_dev *d, td_stream_kind s, td_graph *g);      /* what its addresses hold is read then */
     void (*graph_close)(td_dev *d, td_graph *g);                           /* waits for its runs; NULL: nothing */
+    /* Rows to a payload [slot][k|v][head][token][D] (worker/ship/codec.h) and back, in one kernel. NULL on the host. */
+    td_status (*pack)(td_dev *d, td_stream_kind s, const td_kv_rows *r, void *payload);
+    td_status (*unpack)(td_dev *d, td_stream_kind s, const td_kv_rows *r, const void *payload);
     void (*close)(td_dev *d);
 };
 

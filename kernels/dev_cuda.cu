@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/dev_cuda.cu - a CUDA device as a td_dev: the runtime's memory, streams and events. */
+#include "kernels/cuda.h"
 #include "kernels/dev.h"
 #include "kernels/td_cuda.h"
 #include <stdio.h>
@@ -135,6 +136,16 @@ static td_status dev_sync(td_dev *d, td_stream_kind s)
     return check(cudaStreamSynchronize(stream_of(d, s)), "kernel");
 }
 
+static td_status dev_pack(td_dev *d, td_stream_kind s, const td_kv_rows *r, void *payload)
+{
+    return check((cudaError_t)td_cuda_kv_gather(d->stream[s], r, payload), "packing pages");
+}
+
+static td_status dev_unpack(td_dev *d, td_stream_kind s, const td_kv_rows *r, const void *payload)
+{
+    return check((cudaError_t)td_cuda_kv_scatter(d->stream[s], r, payload), "unpacking pages");
+}
+
 /* ---- what is queued, to be run again ---- */
 
 struct td_graph {
@@ -216,6 +227,8 @@ static void fill_table(td_dev *d)
     d->capture_end = dev_capture_end;
     d->graph_run = dev_graph_run;
     d->graph_close = dev_graph_close;
+    d->pack = dev_pack;
+    d->unpack = dev_unpack;
     d->close = dev_close;
 }
 

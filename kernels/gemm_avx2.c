@@ -6,6 +6,7 @@
 #define MR_MAX 6
 #define MR_WIDE 2
 #define NV_HALF 2
+#define QUIET_AHEAD (1 << 10)
 #define PIECE 512
 #define GEMM_FILL td_gemm_fill_avx2
 #include "kernels/gemm_tile.h"

@@ -6,6 +6,7 @@
 #define MR_MAX 12
 #define MR_WIDE 12
 #define NV_HALF 2
+#define QUIET_AHEAD 0
 #define PIECE 0
 #define GEMM_FILL td_gemm_fill_avx512
 #include "kernels/gemm_tile.h"

@@ -4,6 +4,7 @@
  *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
+ *   QUIET_AHEAD bytes that a tile of one or two rows prefetches ahead; 0: none
  *   PIECE       0, or: k pairs of a panel that all tiles pass over before the next ones (few registers, many tiles)
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
@@ -26,8 +27,8 @@ typedef struct tile_arg {
     bool add;
 } tile_arg;
 
-/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it better alone.
- * Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
+/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it best alone or with a
+ * near hint. Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
 enum { QUIET_ROWS = NATIVE_DP ? 4 : 2, AHEAD = 12 << 10 };
 
 TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
@@ -131,7 +132,7 @@ TD_INLINE void tile(const tile_arg *t, const int MR, const int NV, const int ahe
 
 #define NV_OF(MR) ((MR) <= MR_WIDE ? NV_FULL : NV_HALF)
 #define QUIET(MR) \
-    TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), 0); }
+    TD_NOINLINE void quiet_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), QUIET_AHEAD); }
 typedef void tile_fn(const tile_arg *t);
 QUIET(1) QUIET(2)
 #if NATIVE_DP
@@ -156,7 +157,9 @@ TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[row
 
 /* ---- a panel piece by piece ---- */
 
-enum { PART_BLOCKS = 16, /* of rows, at most, that pass over a piece */
+enum { NEAR = 16,        /* k pairs of a piece of up to NEAR_ROWS rows, which live on what the hardware fetches */
+       NEAR_ROWS = 4,
+       PART_BLOCKS = 16, /* of rows, at most, that pass over a piece */
        STATE = (1 + STACKED) * MR_MAX * NV_HALF * LANES };
 
 typedef struct piece {
@@ -222,6 +225,42 @@ TD_INLINE int block_row(const gemm_job *j, int b)
     return b * each + (b < more ? b : more);
 }
 
+#if PIECE
+/* Four pairs of up to R rows of x, rounded to bf16, to [4][XD][R]: the odd elements first, as the chain takes them.
+ * Stores run over their end, into what is stored next; the last ones before `end` do not. */
+TD_INLINE void pack_four(float *to, const float *end, const float *x, size_t ldx, int left, const int R)
+{
+    vec r[8];
+    TD_UNROLL for (int m = 0; m < 8; m++)
+        r[m] = m < R ? vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx) : vec_load_n(x + (size_t)m * ldx, left))
+                     : vec_zero();
+    transpose8(r);
+    TD_UNROLL for (int i = 0; i < 8; i++, to += R) {
+        if (to + 8 <= end) vec_store(to, r[i ^ 1]);
+        else if (to < end) memcpy(to, &r[i ^ 1], (size_t)R * sizeof *to);
+    }
+}
+
+TD_INLINE void pack_rows(const gemm_job *j, int row, int p0, int p1, const int R)
+{
+    const float *x = j->x + (size_t)row * j->ldx;
+    float *base = (float *)j->packed + (size_t)row * j->steps * XD, *end = base + p1 * XD * R;
+    for (int p = p0; p < p1; p += 4) pack_four(base + p * XD * R, end, x + 2 * p, j->ldx, j->w->K - 2 * p, R);
+}
+
+#define PACK(R) \
+    TD_NOINLINE void pack_##R(const gemm_job *j, int row, int p0, int p1) { pack_rows(j, row, p0, p1, R); }
+PACK(1) PACK(2) PACK(3) PACK(4) PACK(5) PACK(6)
+typedef void pack_fn(const gemm_job *j, int row, int p0, int p1);
+static pack_fn *const packs[] = {NULL, pack_1, pack_2, pack_3, pack_4, pack_5, pack_6};
+
+/* Rounds pairs [p0, p1) of the rows of block b to bf16 and interleaves them. */
+static void pack_strip(const gemm_job *j, int b, int p0, int p1)
+{
+    int row = block_row(j, b);
+    packs[block_row(j, b + 1) - row](j, row, p0, p1);
+}
+#else
 /* The 16 dwords at `from` are one pair of each row of the block; `rows` of them are real. */
 TD_INLINE void store_pair(uint32_t *to, const uint32_t *from, int rows)
 {
@@ -256,6 +295,8 @@ TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
             store_pair(to + (size_t)(p + k) * XD * (size_t)rows, out[k], rows);
     }
 }
+
+#endif
 
 static void pack_item(void *arg, int i, int member)
 {
@@ -337,8 +378,9 @@ static void run_panel(const gemm_job *j, int n)
         whole_panel(j, n);
         return;
     }
-    size_t slice = j->steps / (size_t)j->slices, runs = (slice + PIECE - 1) / PIECE, run = (slice + runs - 1) / runs;
-    int together = slice < PIECE ? (int)(PIECE / slice) : 1;
+    size_t slice = j->steps / (size_t)j->slices, most = j->T <= NEAR_ROWS ? NEAR : PIECE,
+           runs = (slice + most - 1) / most, run = (slice + runs - 1) / runs;
+    int together = slice < most ? (int)(most / slice) : 1;
     const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
     piece p = {.t = {.slices = j->slices}};
     for (p.first = 0; p.first < j->slices; p.first += p.n)
@@ -379,7 +421,7 @@ static void plan_chunks(gemm_job *j, int members)
     j->chunk[j->n_chunks] = P;
 }
 
-enum { PACK_SERIAL = 1 << 15 }; /* elements of x below which forking costs more than packing */
+enum { PACK_SERIAL = PIECE ? 1 << 13 : 1 << 15 }; /* elements of x below which forking costs more than packing */
 
 static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                         float *y, size_t ldy, bool add)

@@ -7,29 +7,30 @@
 
 enum { COPY_THREADS = 256, COPY_UNITS = 4 * COPY_THREADS };
 
-struct rect_args {
+struct rows_args {
     char *base;
-    const int32_t *pages;
+    const int32_t *row;
     char *payload;
-    uint32_t tok0, n_tok, page0, P, row_units; /* row_units: units of one token in one head */
-    int slot0, n_pages, sides;                 /* sides: 2 G */
+    uint32_t n_tok, P, row_units;         /* row_units: units of one token in one head */
+    int slot0, n_pages, G, head0, n_heads;
 };
 
-/* grid: (chunks of COPY_UNITS units, sides, slots) */
+/* grid: (chunks of COPY_UNITS units, 2 n_heads, slots) */
 // limits: regs 40, spill 0, smem 0
 template <class U, bool GATHER>
-static __global__ void __launch_bounds__(COPY_THREADS) kv_rect(const __grid_constant__ rect_args a)
+static __global__ void __launch_bounds__(COPY_THREADS) kv_rows(const __grid_constant__ rows_args a)
 {
-    const size_t slot = blockIdx.z, side = blockIdx.y;
+    const size_t slot = blockIdx.z, side = blockIdx.y; /* of the payload: heads of K, heads of V */
+    const size_t in_pool = side < (size_t)a.n_heads ? a.head0 + side : a.G + a.head0 + (side - a.n_heads);
     const size_t head_units = (size_t)a.n_tok * a.row_units, page_units = (size_t)a.P * a.row_units;
-    U *flat = reinterpret_cast<U *>(a.payload) + (slot * a.sides + side) * head_units;
+    U *flat = reinterpret_cast<U *>(a.payload) + (slot * 2 * a.n_heads + side) * head_units;
     for (int k = 0; k < COPY_UNITS / COPY_THREADS; k++) {
-        const uint32_t u = blockIdx.x * COPY_UNITS + k * COPY_THREADS + threadIdx.x; /* fits: see run_rect */
+        const uint32_t u = blockIdx.x * COPY_UNITS + k * COPY_THREADS + threadIdx.x; /* fits: see run_rows */
         if (u >= head_units) return;
-        const uint32_t t = a.tok0 + u / a.row_units;
-        const size_t page = ((size_t)a.slot0 + slot) * a.n_pages + a.pages[t / a.P - a.page0];
-        U *in_page = reinterpret_cast<U *>(a.base) + (page * a.sides + side) * page_units +
-                     (size_t)(t % a.P) * a.row_units + u % a.row_units;
+        const uint32_t row = (uint32_t)a.row[u / a.row_units];
+        const size_t page = ((size_t)a.slot0 + slot) * a.n_pages + row / a.P;
+        U *in_page = reinterpret_cast<U *>(a.base) + (page * 2 * a.G + in_pool) * page_units +
+                     (size_t)(row % a.P) * a.row_units + u % a.row_units;
         if (GATHER)
             flat[u] = *in_page;
         else
@@ -49,46 +50,43 @@ static size_t unit_of(size_t row, const void *a, const void *b)
     return all % 16 == 0 ? 16 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : 2;
 }
 
-template <bool GATHER>
-static int run_rect(cudaStream_t s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r,
-                    char *payload)
+template <bool GATHER> static int run_rows(cudaStream_t s, const td_kv_rows *r, char *payload)
 {
-    if (r->n_tok == 0 || r->n_slots == 0) return 0;
-    if (r->n_slots < 0 || r->tok0 / (uint32_t)kv->P < r->page0 || 2 * kv->G > 65535 || r->n_slots > 65535)
+    const td_kv *kv = r->kv;
+    if (r->n_tok == 0 || r->n_slots == 0 || r->n_heads == 0) return 0;
+    if (r->n_slots < 0 || r->n_slots > 65535 || r->head0 < 0 || r->n_heads < 0 || r->n_heads > 32767 ||
+        r->head0 + r->n_heads > kv->G)
         return cudaErrorInvalidValue;
     size_t unit = unit_of(row_bytes(kv), kv->base, payload), units = row_bytes(kv) / unit * r->n_tok;
     if (units > UINT32_MAX - COPY_UNITS) return cudaErrorInvalidValue;
-    rect_args a = {(char *)kv->base, pages,       payload,         r->tok0,
-                   r->n_tok,         r->page0,    (uint32_t)kv->P, (uint32_t)(row_bytes(kv) / unit),
-                   r->slot0,         kv->n_pages, 2 * kv->G};
-    dim3 grid((unsigned)((units + COPY_UNITS - 1) / COPY_UNITS), (unsigned)a.sides, (unsigned)r->n_slots);
+    rows_args a = {(char *)kv->base, r->row,      payload, r->n_tok, (uint32_t)kv->P, (uint32_t)(row_bytes(kv) / unit),
+                   r->slot0,         kv->n_pages, kv->G,   r->head0, r->n_heads};
+    dim3 grid((unsigned)((units + COPY_UNITS - 1) / COPY_UNITS), (unsigned)(2 * r->n_heads), (unsigned)r->n_slots);
     switch (unit) {
     case 16:
-        return td_launch(kv_rect<uint4, GATHER>, grid, COPY_THREADS, 0, s, a);
+        return td_launch(kv_rows<uint4, GATHER>, grid, COPY_THREADS, 0, s, a);
     case 8:
-        return td_launch(kv_rect<uint2, GATHER>, grid, COPY_THREADS, 0, s, a);
+        return td_launch(kv_rows<uint2, GATHER>, grid, COPY_THREADS, 0, s, a);
     case 4:
-        return td_launch(kv_rect<unsigned, GATHER>, grid, COPY_THREADS, 0, s, a);
+        return td_launch(kv_rows<unsigned, GATHER>, grid, COPY_THREADS, 0, s, a);
     default:
-        return td_launch(kv_rect<unsigned short, GATHER>, grid, COPY_THREADS, 0, s, a);
+        return td_launch(kv_rows<unsigned short, GATHER>, grid, COPY_THREADS, 0, s, a);
     }
 }
 
-extern "C" size_t td_cuda_rect_bytes(const td_kv *kv, const td_cuda_rect *r)
+extern "C" size_t td_cuda_rows_bytes(const td_kv_rows *r)
 {
-    return 2 * (size_t)r->n_slots * (size_t)kv->G * r->n_tok * row_bytes(kv);
+    return 2 * (size_t)r->n_slots * (size_t)r->n_heads * r->n_tok * row_bytes(r->kv);
 }
 
-extern "C" int td_cuda_kv_gather(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r,
-                                 void *payload)
+extern "C" int td_cuda_kv_gather(td_stream s, const td_kv_rows *r, void *payload)
 {
-    return run_rect<true>((cudaStream_t)s, kv, pages, r, (char *)payload);
+    return run_rows<true>((cudaStream_t)s, r, (char *)payload);
 }
 
-extern "C" int td_cuda_kv_scatter(td_stream s, const td_kv *kv, const int32_t *pages, const td_cuda_rect *r,
-                                  const void *payload)
+extern "C" int td_cuda_kv_scatter(td_stream s, const td_kv_rows *r, const void *payload)
 {
-    return run_rect<false>((cudaStream_t)s, kv, pages, r, (char *)payload);
+    return run_rows<false>((cudaStream_t)s, r, (char *)payload);
 }
 
 struct copy_args {

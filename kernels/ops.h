@@ -222,7 +222,8 @@ typedef struct td_ops {
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,
                       size_t ldo);
-    /* Tokens that the host has not seen: ids[i] < 0 becomes the token of before[-1 - ids[i]], or 0 where none was drawn. */
+    /* Tokens that the host has not seen: ids[i] < 0 becomes the token of before[-1 - ids[i]], or 0 where none was
+     * drawn. */
     void (*fill_ids)(td_pool *pool, int32_t *ids, int n, const td_sample_out *before);
     /* out[t] = row ids[t] of the table / of the packed weight (tied embeddings), as f32. */
     void (*embed_table)(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo);
@@ -267,8 +268,8 @@ typedef struct td_ops {
      * x86: one chain of fused multiply-adds from 0, then one addition to out. */
     void (*moe_combine)(td_pool *pool, const float *y, size_t ldy, const int32_t *row, const float *weights,
                         int T, int top_k, int E, float *out, size_t ldo);
-    /* One token per row from logits [n, V] (may be changed). Order of operations: common/sampling.h. With dev, of this and
-     * of score: out is the device's memory; rows, what they point to, and ids are the host's. */
+    /* One token per row from logits [n, V] (may be changed). Order of operations: common/sampling.h. With dev, of
+     * this and of score: out is the device's memory; rows, what they point to, and ids are the host's. */
     void (*sample)(td_pool *pool, float *logits, size_t ld, int V, const td_sample_row *rows, int n,
                    td_sample_out *out);
     /* Log probabilities of given tokens: out[i] as sample's, for token ids[i] under the raw logits row i. */

@@ -231,6 +231,7 @@ TD_INLINE __m256i mask8(int n, int first)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n - first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+TD_INLINE vec vec_load_n(const float *p, int n) { return _mm256_maskload_ps(p, mask8(n, 0)); }
 TD_INLINE v16 v16_load_n(const float *p, int n)
 {
     return (v16){_mm256_maskload_ps(p, mask8(n, 0)), _mm256_maskload_ps(p + 8, mask8(n, 8))};
@@ -308,13 +309,20 @@ TD_INLINE __m256i v16_to_bf16(v16 v)
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
 }
 /* Rounded to bf16, as f32. */
-TD_INLINE v16 v16_round_bf16(v16 v) { return (v16){vec_odd(round_bf16_8(v.lo)), vec_odd(round_bf16_8(v.hi))}; }
-
-/* dst[k * stride + i] = rows[i][k0 + k]: 8 dwords of 8 rows. */
-TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t *dst, size_t stride)
+TD_INLINE vec vec_round_bf16(vec v) { return vec_odd(round_bf16_8(v)); }
+TD_INLINE v16 v16_round_bf16(v16 v) { return (v16){vec_round_bf16(v.lo), vec_round_bf16(v.hi)}; }
+/* The same for what v16_exp2 makes of sums of bf16 products: 0, normal, or a quiet NaN whose low half is 0. */
+TD_INLINE vec vec_round_exp2(vec v)
 {
-    __m256 r[8], t[8];
-    TD_UNROLL for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float *)rows[i] + k0);
+    veci u = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    return vec_odd(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd));
+}
+TD_INLINE v16 v16_round_exp2(v16 v) { return (v16){vec_round_exp2(v.lo), vec_round_exp2(v.hi)}; }
+
+/* 8 x 8 dwords in registers: r[i] lane j <-> r[j] lane i. */
+TD_INLINE void transpose8(__m256 r[8])
+{
+    __m256 t[8];
     TD_UNROLL for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
@@ -326,10 +334,19 @@ TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t 
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
     TD_UNROLL for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps((float *)dst + (size_t)i * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-        _mm256_storeu_ps((float *)dst + (size_t)(i + 4) * stride,
-                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+        t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
     }
+    TD_UNROLL for (int i = 0; i < 8; i++) r[i] = t[i];
+}
+
+/* dst[k * stride + i] = rows[i][k0 + k]: 8 dwords of 8 rows. */
+TD_INLINE void transpose_8x8(const uint32_t *const rows[8], size_t k0, uint32_t *dst, size_t stride)
+{
+    __m256 r[8];
+    TD_UNROLL for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float *)rows[i] + k0);
+    transpose8(r);
+    TD_UNROLL for (int i = 0; i < 8; i++) _mm256_storeu_ps((float *)dst + (size_t)i * stride, r[i]);
 }
 TD_INLINE void transpose_16x16(const uint32_t *const rows[16], size_t k0, uint32_t *dst, size_t stride)
 {

@@ -19,8 +19,8 @@
  *            go from rank 0 to rank 0. Its index and digest are about this source's frames for this
  *            destination; the digest is the XOR over them of td_mix64(payload_crc32c << 32 | index). n_src of
  *            every COMMIT says how many sources this destination hears a COMMIT from.
- *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` unacknowledged
- *            frames for one destination; CREDIT returns some.
+ *         5. Bytes in flight are bounded by credits: a sender may have at most `credits` (its reservation's)
+ *            unacknowledged frames for one destination; CREDIT returns some, when a quarter of them is due.
  *         6. A frame is at most TD_KVF_FRAME_BYTES of payload. Messages other than FRAME and COMMIT have an
  *            empty payload, NACK a short text.
  *         7. ACK, NACK or ABORT end an epoch (on this destination rank; ACK goes to all its sources): what

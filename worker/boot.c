@@ -87,6 +87,15 @@ static td_status agree_on_pages(const td_ranks *ranks, td_boot *b)
     return s;
 }
 
+/* One for each pipeline stage. A prefill worker has one more, made ahead, so that a stage that was late once delays nobody;
+ * where answers are decoded it would stand before their rows. */
+static int flights(const td_conf *c, const td_ranks *ranks, const td_ops *ops)
+{
+    int stages = ranks ? ranks->grid.pp : 1;
+    if (stages == 1) return ops->dev ? 2 : 1;
+    return stages + !strcmp(c->role, "prefill");
+}
+
 static td_status open_model(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *b)
 {
     char cache[4096];
@@ -123,7 +132,7 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                                .prefix_cache = c->prefix_cache,
                                .max_logits = o.max_logits,
                                .ranks = ranks,
-                               .depth = ranks ? ranks->grid.pp : b->ops->dev ? 2 : 1,
+                               .depth = flights(c, ranks, b->ops),
                                .eplb_interval = (int)c->eplb_interval};
     return ranks ? agree_on_pages(ranks, b) : TD_OK;
 }

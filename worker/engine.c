@@ -337,8 +337,10 @@ static void forget(td_engine *e, td_seq *q)
     while (i < e->n_leg && e->leg[i] != q) i++;
     TD_CHECK(i < e->n_leg);
     memmove(&e->leg[i], &e->leg[i + 1], (--e->n_leg - i) * sizeof *e->leg);
-    if (q->gone) e->n_gone--;
-    else td_map_del(&e->by_key, q->d.key);
+    if (q->gone)
+        e->n_gone--;
+    else
+        td_map_del(&e->by_key, q->d.key);
     td_seq_close(q);
 }
 
@@ -381,7 +383,8 @@ void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c)
 {
     q->choice[c].done = true;
     /* An unforked choice 0 is the trunk of the others; a held leg keeps its trunk. */
-    if (q->forked && !q->choice[c].flying && (c || !q->holds)) td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
+    if (q->forked && !q->choice[c].flying && (c || !q->holds))
+        td_kvseq_release(td_engine_pool(e, q), &q->choice[c].kv);
 }
 
 static td_h128 root_of(const td_engine *e, const td_leg *leg)
@@ -625,10 +628,12 @@ void td_engine_unhold(td_engine *e, uint64_t key)
     td_seq *q = td_engine_find(e, key);
     if (!q || !q->holds || --q->holds) return;
     if (q->state != TD_LEG_ENDED) {
-        if (q->forked && q->choice[0].done && !q->choice[0].flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
+        if (q->forked && q->choice[0].done && !q->choice[0].flying)
+            td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv);
         return;
     }
-    if (!q->flying) td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv); /* else td_engine_landed does it */
+    if (!q->flying)
+        td_kvseq_release(td_engine_pool(e, q), &q->choice[0].kv); /* else td_engine_landed does it */
     let_go(e, q);
 }
 
@@ -741,7 +746,7 @@ int64_t td_engine_capacity_tokens(const td_engine *e)
 void td_engine_stats_get(const td_engine *e, td_engine_stats *out)
 {
     *out = e->stats;
-    out->experts = td_model_expert_stats(e->o.model);
+    if (e->o.ranks && e->o.ranks->grid.ep) out->experts = td_model_expert_stats(e->o.model);
     out->evictions = 0;
     for (uint32_t r = 0; r < e->n_replicas; r++) out->evictions += td_kvpool_evictions(e->replica[r].pool);
     out->legs_waiting = out->legs_running = out->seqs_running = 0;

@@ -64,8 +64,8 @@ typedef struct td_engine_opts {
     /* logit rows per step, as the model was opened with; 0: td_engine_logit_rows(max_seqs) */
     int max_logits;
     const td_ranks *ranks;          /* the worker's ranks (this one is rank 0); NULL: one. Borrowed */
-    /* Steps in flight; 0: one. More, where one stage draws what it reads (td_exec_knows_draws): the device has its next step
-     * before the host has the last one's tokens. With pipeline stages: one a stage. */
+    /* Steps in flight; 0: one. More, where one stage draws what it reads (td_exec_knows_draws): the device has
+     * its next step before the host has the last one's tokens. With pipeline stages: one a stage. */
     int depth;
     int eplb_interval;              /* parallel experts are balanced every so many steps; 0: never */
 } td_engine_opts;

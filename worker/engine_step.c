@@ -5,16 +5,18 @@
  * Planned, computed, committed: at depth 1 a step is collected in the turn that submits it, so planned =
  * computed between turns; publishing and emitting happen in collect, on committed tokens only.
  *
- * Ahead: with more depth, the next row of a choice is planned while the step that draws its token runs (step.h: ids). All that
- * a step says of the row follows from the number of tokens, so the step is the one that depth 1 would make, and the noise is
- * stateless: the tokens are the same. If that token ends the choice, its rows in flight are thrown away when they are collected:
- * they count for nothing, and the tables, which they wrote behind the committed tokens, go back. */
+ * Ahead: with more depth, the next row of a choice is planned while the step that draws its token runs
+ * (step.h: ids). All that a step says of the row follows from the number of tokens, so the step is the one
+ * that depth 1 would make, and the noise is stateless: the tokens are the same. If that token ends the
+ * choice, its rows in flight are thrown away when they are collected: they count for nothing, and the tables,
+ * which they wrote behind the committed tokens, go back. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/engine_int.h"
 #include <stdio.h>
+#include "worker/ranks.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,7 +95,8 @@ static uint64_t all_changes(const td_engine *e)
 static void preempt(td_engine *e, td_seq *q)
 {
     td_engine_drop_tables(e, q);
-    for (uint32_t c = 0; c < q->d.sampling.n; c++) q->choice[c].computed = q->choice[c].planned = q->choice[c].ahead = 0;
+    for (uint32_t c = 0; c < q->d.sampling.n; c++)
+        q->choice[c].computed = q->choice[c].planned = q->choice[c].ahead = 0;
     q->forked = q->d.sampling.n == 1;
     q->state = TD_LEG_WAITING;
     e->stats.preemptions++;
@@ -106,9 +109,10 @@ static bool has_ready(const td_seq *q)
     return false;
 }
 
-/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the step being
- * planned: what was copied for that row is part of the step, and must go to the page's owner. Where rows run ahead everybody
- * is in flight: the youngest is waited for, and until then nobody younger than the one in need goes on (draining). */
+/* The youngest running leg whose pages nobody else touches: no transfer, no step in flight, no row of the
+ * step being planned: what was copied for that row is part of the step, and must go to the page's owner.
+ * Where rows run ahead everybody is in flight: the youngest is waited for, and until then nobody younger than
+ * the one in need goes on (draining). */
 static td_seq *victim(td_engine *e, td_engine_replica *r)
 {
     for (uint32_t i = e->n_leg; i-- > 0;) {
@@ -190,26 +194,45 @@ static bool choice_runs(const td_engine *e, const td_seq *q, uint32_t c)
 static void grow_decodes(td_engine *e)
 {
     for (uint32_t i = 0; i < e->n_leg; i++)
-        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++) e->leg[i]->choice[c].ready = e->leg[i]->choice[c].copied = false;
+        for (uint32_t c = 0; c < e->leg[i]->d.sampling.n; c++)
+            e->leg[i]->choice[c].ready = e->leg[i]->choice[c].copied = false;
     for (uint32_t r = 0; r < e->n_replicas; r++) e->replica[r].draining = false;
     for (uint32_t i = 0; i < e->n_leg; i++) {
         td_seq *q = e->leg[i];
-        for (uint32_t c = 0; c < q->d.sampling.n && q->state == TD_LEG_RUNNING && !e->replica[q->replica].draining; c++)
+        for (uint32_t c = 0;
+             c < q->d.sampling.n && q->state == TD_LEG_RUNNING && !e->replica[q->replica].draining; c++)
             if (choice_runs(e, q, c) && !(q->choice[c].ready = grow(e, q, c))) break;
     }
 }
 
-/* Steps that run side by side, in a pipeline: the replica's sequences are dealt out among them. */
-static int side_by_side(const td_engine *e) { return e->ahead ? 1 : e->depth; }
+/* Steps that the sequences are dealt out among: one for each stage. Flights beyond that take prompt rows only, which need
+ * no token of the steps before them. */
+static uint32_t lanes(const td_engine *e)
+{
+    int stages = e->o.ranks ? e->o.ranks->grid.pp : 1;
+    if (e->ahead) return 1; /* one after the other, all sequences in each */
+    return (uint32_t)(stages > 1 ? TD_MIN(stages, e->depth) : e->depth);
+}
 
 static uint32_t share_of_flight(const td_engine *e, uint32_t replica)
 {
-    uint32_t running = 0, among = (uint32_t)side_by_side(e);
-    for (uint32_t i = 0; i < e->n_leg && among > 1; i++)
+    uint32_t running = 0, n = lanes(e);
+    for (uint32_t i = 0; i < e->n_leg && n > 1; i++)
         if (e->leg[i]->state == TD_LEG_RUNNING && e->leg[i]->replica == replica)
             running += e->leg[i]->forked ? td_seq_slots(e->leg[i]) : 1;
-    uint32_t share = (running + among - 1) / among;
-    return among > 1 ? TD_MAX(share, 1) : (uint32_t)e->o.max_seqs;
+    return n > 1 ? TD_MAX((running + n - 1) / n, 1) : (uint32_t)e->o.max_seqs;
+}
+
+/* Prompt rows of the replica's running legs that no step has yet. */
+static uint64_t prompt_rows_left(const td_engine *e, uint32_t replica)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < e->n_leg; i++) {
+        const td_seq *q = e->leg[i];
+        uint32_t length = td_seq_length(q, 0), planned = q->choice[0].planned;
+        if (q->state == TD_LEG_RUNNING && q->replica == replica && length > planned + 1) n += length - planned;
+    }
+    return n;
 }
 
 static uint32_t list_candidates(td_engine *e, uint32_t replica)
@@ -310,12 +333,10 @@ static void plan_item(td_engine *e, td_engine_flight *f, const td_sched_item *s,
 static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
 {
     uint32_t n = list_candidates(e, replica);
-    uint64_t wanted = 0;
-    for (uint32_t i = 0; i < n; i++) wanted += e->sched[i].decode ? 0 : e->sched[i].want;
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
                                   (uint32_t)e->max_logits,
-                                  td_sched_pipe_rows(wanted * (uint64_t)side_by_side(e), side_by_side(e))});
+                                  td_sched_pipe_rows(prompt_rows_left(e, replica), (int)lanes(e))});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }
@@ -326,7 +347,8 @@ static td_engine_flight *plan(td_engine *e)
     td_engine_flight *f = td_engine_flight_at(e, e->n_flights);
     f->n_draw = f->n_item = 0;
     f->number = e->step + 1;
-    for (uint32_t r = 0; r < e->n_replicas; r++) td_step_build_begin(f->build[r], f->number); /* before pages are taken: copies go into it */
+    for (uint32_t r = 0; r < e->n_replicas; r++)
+        td_step_build_begin(f->build[r], f->number); /* before pages are taken: copies go into it */
     admit(e);
     grow_decodes(e);
     for (uint32_t r = 0; r < e->n_replicas; r++) plan_replica(e, f, r);
@@ -377,8 +399,8 @@ static void unplan(td_engine *e, td_engine_flight *f)
         if (i + 1 == f->n_item || f->item[i + 1].q != f->item[i].q) td_engine_landed(e, f->item[i].q);
 }
 
-/* No rank has heard of the step: every leg that has rows in it ends, for it would be made again; so does one whose page the
- * step should have copied. The others go on. */
+/* No rank has heard of the step: every leg that has rows in it ends, for it would be made again; so does one
+ * whose page the step should have copied. The others go on. */
 static void refused(td_engine *e, td_engine_flight *f, td_status s)
 {
     char why[200];
@@ -446,7 +468,8 @@ static void take_draw(td_engine *e, const td_engine_flight *f, const td_engine_d
         q->score[d->score_at - 1] = *r;
         return;
     }
-    if (q->choice[d->c].done) return; /* cancelled, or ended by the token before, while the step was in flight */
+    if (q->choice[d->c].done)
+        return; /* cancelled, or ended by the token before, while the step was in flight */
     if (r->token < 0) {               /* every token masked or not a number */
         td_engine_leg_end(e, q, TD_FINISH_ERROR, TD_EPROTO,
                           "no token can be drawn: all logits are masked or not numbers");
@@ -543,7 +566,8 @@ static td_status collect(td_engine *e)
         q->flying--;
         td_engine_landed(e, q);
     }
-    note_speed(e, f, now - TD_MAX(f->submitted_us, e->collected_us));
+    /* A step that waited in the queue behind another takes from that one's end. */
+    note_speed(e, f, now - (e->ahead ? TD_MAX(f->submitted_us, e->collected_us) : f->submitted_us));
     e->collected_us = now;
     return TD_OK;
 }

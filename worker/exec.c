@@ -183,14 +183,16 @@ static void on_layer(void *arg, int layer)
 
 bool td_exec_knows_draws(const td_ops *ops, const td_ranks *ranks)
 {
-    return !ranks || (ranks->grid.pp == 1 && ranks->grid.cp == 1 && (!ops->dev || td_grid_ranks(&ranks->grid) == 1));
+    return !ranks ||
+           (ranks->grid.pp == 1 && ranks->grid.cp == 1 && (!ops->dev || td_grid_ranks(&ranks->grid) == 1));
 }
 
 static td_status compute(td_exec *x, const td_step *step)
 {
     layer_arg a = {x, step};
     TD_TRY(copy_pages(x, step));
-    td_model_drawn(x->o.model, td_exec_knows_draws(x->o.ops, x->o.ranks) ? td_results_at(&x->results, x->last) : NULL);
+    td_model_drawn(x->o.model,
+                   td_exec_knows_draws(x->o.ops, x->o.ranks) ? td_results_at(&x->results, x->last) : NULL);
     return td_model_forward(x->o.model, step, x->kv, x->logits, on_layer, &a);
 }
 
@@ -235,13 +237,15 @@ static float *room_whole(td_exec *x, uint32_t n_logits)
 static td_status finish(td_exec *x, const td_step *step)
 {
     const td_ops *ops = x->o.ops;
-    size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, n = step->n_samples, results = n * sizeof(td_sample_out);
+    size_t logits = step->want_logits ? logit_bytes(x, step->n_logits) : 0, n = step->n_samples,
+           results = n * sizeof(td_sample_out);
     size_t bytes = result_bytes(x, logits + results);
     int at = (x->last + 1) % x->results.depth;
     out_buf *b = NULL;
     TD_TRY(td_results_room(&x->results, n));
     if (logits) TD_TRY(td_model_join_logits(x->o.model, step, x->logits, room_whole(x, step->n_logits)));
-    TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits, td_results_at(&x->results, at)));
+    TD_TRY(td_sampler_run(x->sampler, step, td_model_logit_places(x->o.model), x->logits,
+                          td_results_at(&x->results, at)));
     if (ops->status) TD_TRY(ops->status());
     TD_TRY(td_results_send(&x->results, at, n));
     x->last = at;
@@ -327,7 +331,8 @@ td_status td_exec_check(const td_exec *x, const td_step *const *steps)
         const td_step *s = steps[i];
         TD_TRY(td_model_check(x->o.model, s, x->kv));
         if (s->n_before > x->n_last[i])
-            return td_fail(TD_EPROTO, "step %llu refers to %u draws of a step of %u", (unsigned long long)s->number, s->n_before, x->n_last[i]);
+            return td_fail(TD_EPROTO, "step %llu refers to %u draws of a step of %u",
+                           (unsigned long long)s->number, s->n_before, x->n_last[i]);
     }
     return TD_OK;
 }

@@ -48,13 +48,15 @@ typedef struct td_exec_opts {
 
 enum { TD_EXEC_POLL_BYTES = 32768 };
 
-/* Whether the ranks that read a step's ids have the results of the step before it: then ids may refer to them (step.h). One
- * pipeline stage; not with context parallel ranks, whose draws are one rank's; not with several ranks on devices. */
+/* Whether the ranks that read a step's ids have the results of the step before it: then ids may refer to them
+ * (step.h). One pipeline stage; not with context parallel ranks, whose draws are one rank's; not with several
+ * ranks on devices. */
 bool td_exec_knows_draws(const td_ops *ops, const td_ranks *ranks);
 td_status td_exec_open(const td_exec_opts *o, td_exec **out);
 void td_exec_close(td_exec *x); /* rank 0: the others' serve returns TD_OK */
 
-/* step[i]: of replica i. EPROTO: a step is outside the model's limits, or refers to draws that there were not: submit it not. */
+/* step[i]: of replica i. EPROTO: a step is outside the model's limits, or refers to draws that there were not:
+ * submit it not. */
 td_status td_exec_check(const td_exec *x, const td_step *const *step);
 /* Steps that passed the check. On a device this queues; what goes wrong there may be told by collect. */
 td_status td_exec_submit(td_exec *x, const td_step *const *step);

@@ -122,7 +122,7 @@ static td_status load(worker *w)
     td_ship_opts so = {.z = w->z, .desc = td_engine_descr(w->engine), .incarnation = w->incarnation,
                        .grid = &grid, .replicas = w->many ? (uint32_t)w->ranks.grid.dp : 1, .dev = w->boot.dev,
                        .bulk_bind = strcmp(c->role, "prefill") ? c->bulk_bind : NULL,
-                       .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs,
+                       .curve = w->has_curve ? &w->curve : NULL, .max_keys = max_legs, .credits = (uint32_t)c->credits,
                        .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, 
                        .fault = paused == TD_OK ? NULL : c->fault};

@@ -88,7 +88,8 @@ static td_status opened(void *arg, td_rank_self *self, td_exec_opts *x)
     td_ship_opts so = {.z = o->z, .desc = d, .grid = &grid, .rank = place, .replica = (uint32_t)r->at.dp,
                        .replicas = (uint32_t)r->grid.dp,
                        .incarnation = incarnation, .bulk_bind = receives ? where : NULL, .curve = keys ? &o->curve : NULL,
-                       .max_keys = (uint32_t)self->boot.opts.max_legs, .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
+                       .max_keys = (uint32_t)self->boot.opts.max_legs, .credits = (uint32_t)c->credits,
+                       .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
                        .wake_fd = o->wake_fd};
     for (int g = 0; g < d->n_groups; g++) so.kv[g] = &self->kv[g];
     TD_TRY(td_ship_open(&so, &o->ship));

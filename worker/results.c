@@ -5,9 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static size_t bytes_of(const td_results *r, size_t cap) { return (size_t)r->depth * cap * sizeof *r->res; }
+static size_t bytes_of(const td_results *r, size_t cap)
+{
+    return (size_t)r->depth * cap * sizeof *r->res;
+}
 
-td_sample_out *td_results_at(const td_results *r, int i) { return r->res + (size_t)i * r->cap; }
+td_sample_out *td_results_at(const td_results *r, int i)
+{
+    return r->res + (size_t)i * r->cap;
+}
 
 static td_status arrays(const td_results *r, size_t cap, td_sample_out **res, td_sample_out **host)
 {
@@ -17,8 +23,10 @@ static td_status arrays(const td_results *r, size_t cap, td_sample_out **res, td
     *res = p;
     if (!r->dev) return TD_OK;
     td_status s = r->dev->alloc_host(r->dev, bytes_of(r, cap), &p);
-    if (s < 0) td_devmem_free(r->dev, *res);
-    else *host = p;
+    if (s < 0)
+        td_devmem_free(r->dev, *res);
+    else
+        *host = p;
     return s;
 }
 
@@ -41,7 +49,8 @@ td_status td_results_open(td_dev *dev, int depth, size_t cap, td_results *r)
 
 void td_results_close(td_results *r)
 {
-    for (int s = TD_STREAM_COMPUTE; r->dev && s < TD_N_STREAMS; s++) (void)r->dev->sync(r->dev, (td_stream_kind)s); /* nothing writes any more */
+    for (int s = TD_STREAM_COMPUTE; r->dev && s < TD_N_STREAMS; s++)
+        (void)r->dev->sync(r->dev, (td_stream_kind)s); /* nothing writes any more */
     for (int i = 0; i < r->depth && r->here; i++)
         if (r->here[i]) r->dev->event_close(r->dev, r->here[i]);
     if (r->drawn) r->dev->event_close(r->dev, r->drawn);
@@ -72,7 +81,9 @@ td_status td_results_room(td_results *r, size_t n)
     td_sample_out *res, *host;
     size_t cap = n + n / 2;
     if (n <= r->cap) return TD_OK;
-    if (r->dev) TD_TRY(r->dev->sync(r->dev, TD_STREAM_OUT)); /* what is on its way is there, and with it what it waited for */
+    if (r->dev)
+        TD_TRY(r->dev->sync(r->dev,
+                            TD_STREAM_OUT)); /* what is on its way is there, and with it what it waited for */
     TD_TRY(arrays(r, cap, &res, &host));
     td_status s = move(r, cap, res, host);
     td_results old = *r;
@@ -92,7 +103,8 @@ td_status td_results_send(td_results *r, int i, size_t n)
     if (!n) return d->record(d, TD_STREAM_COMPUTE, r->here[i]);
     TD_TRY(d->record(d, TD_STREAM_COMPUTE, r->drawn));
     TD_TRY(d->wait(d, TD_STREAM_OUT, r->drawn));
-    TD_TRY(d->download(d, TD_STREAM_OUT, r->host + (size_t)i * r->cap, td_results_at(r, i), n * sizeof *r->host));
+    TD_TRY(d->download(d, TD_STREAM_OUT, r->host + (size_t)i * r->cap, td_results_at(r, i),
+                       n * sizeof *r->host));
     return d->record(d, TD_STREAM_OUT, r->here[i]);
 }
 

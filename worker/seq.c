@@ -115,7 +115,8 @@ bool td_seq_runs_ahead(const td_seq *q, uint32_t c, uint32_t max_model_len)
 {
     const td_choice *x = &q->choice[c];
     uint32_t n = x->n_out + x->ahead;
-    return q->d.kind != TD_LEG_PREFILL && !x->pen && n < q->d.sampling.max_tokens && q->d.n_prompt + n < max_model_len;
+    return q->d.kind != TD_LEG_PREFILL && !x->pen && n < q->d.sampling.max_tokens &&
+           q->d.n_prompt + n < max_model_len;
 }
 
 int32_t td_seq_id(const td_seq *q, uint32_t c, uint32_t position)

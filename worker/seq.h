@@ -5,8 +5,9 @@
  * tables), then a fork per choice. A choice's log is prompt + output; `computed` tokens of it have KV, those
  * up to `planned` are in steps in flight. What is wanted next is always rows [planned, length), and a token
  * drawn from the last of them. Prompt, resume after another worker's death, recompute after preemption and decode are the same case.
- * Tokens drawn in steps in flight are part of the log that is planned (td_seq_planned), though not known yet; a row of such
- * a token names the sample that it is. When the choice turns out to have ended before it, the row is thrown away.
+ * Tokens drawn in steps in flight are part of the log that is planned (td_seq_planned), though not known yet; a
+ * row of such a token names the sample that it is. When the choice turns out to have ended before it, the row is
+ * thrown away.
  *
  *   WAITING --admit--> RUNNING --> (ended)        RESERVED --land/recompute--> RUNNING
  *      ^----preempt-------'                       any --cancel--> (ended)
@@ -64,8 +65,8 @@ bool td_seq_resumes(const td_seq *q);                   /* some choice came with
 uint32_t td_seq_length(const td_seq *q, uint32_t c);
 /* The same with the tokens that are not known yet. */
 uint32_t td_seq_planned(const td_seq *q, uint32_t c);
-/* Whether the row of a token that is not known yet can be planned: nothing of it depends on the token, and the choice
- * ends there only if the token is a stop id. */
+/* Whether the row of a token that is not known yet can be planned: nothing of it depends on the token, and the
+ * choice ends there only if the token is a stop id. */
 bool td_seq_runs_ahead(const td_seq *q, uint32_t c, uint32_t max_model_len);
 uint32_t td_seq_token(const td_seq *q, uint32_t c, uint32_t position);
 /* The id as a step has it: below 0 for a token that is not known yet. */

@@ -234,6 +234,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
         {"tandem_eplb_balances_total", "counter", "Balancings of parallel experts", 12},
         {"tandem_eplb_experts_moved_total", "counter", "Experts that moved to another rank", 13},
         {"tandem_eplb_bytes_moved_total", "counter", "Bytes of experts that moved", 14},
+        {"tandem_worker_discarded_rows_total", "counter", "Rows computed for choices that had ended by then", 15},
     };
     for (unsigned k = 0; k < TD_COUNT(rows); k++) {
         head(s, "", rows[k].name, rows[k].type, rows[k].help);
@@ -248,7 +249,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
                                 (double)h->bytes_sent,   (double)h->frames_bad,
                                 (double)h->step_us / 1e6, td_fleet_link(w),
                                 (double)h->experts.balanced, (double)h->experts.moved,
-                                (double)h->experts.bytes};
+                                (double)h->experts.bytes,  (double)h->discarded_rows};
             char name[140];
             escape(name, sizeof name, w->name);
             td_buf_fmt(s->b, "%s{worker=\"%s\",role=\"%s\"} ", rows[k].name, name, role_name(w->role));

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 
+from support.machine import patience
+
 BUILD = os.environ.get("TANDEM_BUILD", "build/release")
 MODEL = os.path.join("tests", "golden", "models", "llama-gqa")
 # $WORK: what it writes into out.RANK: its environment and arguments; then it does what $WORK/do.RANK says.
@@ -37,7 +39,7 @@ def check(ok, *what):
 
 
 def until(f, seconds):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patience(seconds)
     while time.monotonic() < end:
         x = f()
         if x:
@@ -98,7 +100,7 @@ class Launch:
     def end(self, seconds, what):
         """Exit status within so many seconds, and nothing left of it."""
         try:
-            rc = self.p.wait(seconds)
+            rc = self.p.wait(patience(seconds))
         except subprocess.TimeoutExpired:
             rc = None
         left = tagged(self.mark)
@@ -175,7 +177,7 @@ def death(how, victim, within):
     pids = [x.out(r)[0] for r in range(3)]
     with open(f"/proc/{pids[0]}/stat") as f:
         mpirun = int(f.read().rsplit(")", 1)[1].split()[1])
-    time.sleep(0.3)  # the launcher has seen them
+    time.sleep(patience(0.3))  # the launcher has seen them
     os.kill(mpirun if victim == "mpirun" else pids[victim], how)
     start = time.monotonic()
     gone = until(lambda: not any(os.path.exists(f"/proc/{p}") for p in [*pids, mpirun]), within)
@@ -206,7 +208,7 @@ def ends():
     x.do(0, "trap '' TERM; echo > $WORK/deaf")
     until(lambda: os.path.exists(os.path.join(x.dir, "deaf")), 5)
     x.p.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(patience(0.5))  # two signals at once would be one
     check(x.p.poll() is None)
     x.p.send_signal(signal.SIGTERM)
     x.end(5, "asked twice")
@@ -238,7 +240,7 @@ def refused():
         r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", *own, "--", *worker],
                            capture_output=True,
                            text=True,
-                           timeout=20)
+                           timeout=patience(20))
         check(r.returncode == 2 and words in r.stderr, own, worker, r.returncode, r.stderr)
     r = subprocess.run([os.path.join(BUILD, "bin", "tandem"), "launch-worker", "--ranks", "2"],
                        capture_output=True,
@@ -251,7 +253,7 @@ def refused():
                        capture_output=True,
                        text=True,
                        env={"PATH": "/nowhere"},
-                       timeout=20)
+                       timeout=patience(20))
     check(r.returncode == 127 and "install openmpi-bin" in r.stderr, r.returncode, r.stderr)
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* SipHash against OpenSSL's outputs, CRC32C against RFC 3720's and both paths against each other, block names. */
+/* SipHash against OpenSSL's outputs, block names. */
 #include "tests/t.h"
 #include "common/blockhash.h"
 #include "common/check.h"
@@ -23,31 +23,6 @@ static void test_siphash(void)
         for (int i = 0; i < 16; i++) snprintf(hex + 2 * i, 3, "%02X", out[i]);
         T_STR(hex, v[k].hex);
     }
-}
-
-static void test_crc(void)
-{
-    unsigned char b[32];
-    memset(b, 0, 32);
-    T_OK(td_crc32c(0, b, 32) == 0x8a9136aa); /* RFC 3720 B.4, bytes in the order of its table */
-    memset(b, 0xff, 32);
-    T_OK(td_crc32c(0, b, 32) == 0x62a8ab43);
-    for (int i = 0; i < 32; i++) b[i] = (unsigned char)i;
-    T_OK(td_crc32c(0, b, 32) == 0x46dd794e);
-    T_OK(td_crc32c(0, "123456789", 9) == 0xe3069283 && td_crc32c_tables(0, "123456789", 9) == 0xe3069283);
-    enum { N = 50000 };
-    unsigned char *p = malloc(N);
-    uint64_t x = 7;
-    for (int i = 0; i < N; i++) p[i] = (unsigned char)((x = x * 6364136223846793005u + 1) >> 56);
-    for (size_t n = 0; n < N; n = n * 5 / 4 + 1)
-        for (size_t at = 0; at < 3 && at + n <= N; at++) {
-            uint32_t hard = td_crc32c(5, p + at, n), soft = td_crc32c_tables(5, p + at, n);
-            T_OK(hard == soft, "%zu bytes: %08x %08x", n, hard, soft);
-        }
-    T_OK(td_crc32c(td_crc32c(0, p, 12345), p + 12345, N - 12345) == td_crc32c(0, p, N), "chainable");
-    p[777] ^= 1;
-    T_OK(td_crc32c(0, p, N) != td_crc32c(td_crc32c(0, p, 0), p + 1, N - 1));
-    free(p);
 }
 
 static int same(td_h128 a, td_h128 b)
@@ -82,7 +57,6 @@ static void test_blocks(void)
 int main(void)
 {
     test_siphash();
-    test_crc();
     test_blocks();
     return T_DONE();
 }

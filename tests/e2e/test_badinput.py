@@ -11,6 +11,7 @@ import threading
 import time
 
 from support.cluster import BIN, DEMO, Cluster, Error, questions
+from support.machine import patience
 
 passed = 0
 
@@ -158,7 +159,7 @@ for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-
         r = subprocess.run([
             os.path.join(BIN, "tandem-router"), "--model", d, "--port", "0", "--grpc-port", "0",
             "--router-bind", f"ipc://{d}/c"
-        ], capture_output=True, text=True, timeout=20)
+        ], capture_output=True, text=True, timeout=patience(20))
         assert r.returncode == 1 and f"generation_config.json: {key}" in r.stderr, (key, r)
 ok("a bad generation_config.json is refused by name")
 print(f"{passed} passed, 0 failed")

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from support.cluster import Cluster, questions, Error
+from support.machine import patience
 
 QS = sorted(questions(), key=lambda q: -len(q["answer_ids"]))
 LONGQ = QS[0]
@@ -121,7 +122,7 @@ with Cluster(prefill=1, decode=1) as c:
         if i == 3:
             c.procs["router"].terminate()
     assert stream_ids(c, BODY, stop_router) == want
-    assert c.procs["router"].wait(20) == 0
+    assert c.procs["router"].wait(patience(20)) == 0
     for w in c.workers:
         c.until(f"goodbye at {w}", 10, lambda: "the router said goodbye" in c.log(w), router=False)
         assert "router lost" not in c.log(w), c.log(w)

@@ -12,6 +12,7 @@ import time
 
 from support.cluster import (BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions,
                              rank_pids, skip)
+from support.machine import patience
 
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
@@ -93,7 +94,7 @@ def wrong_files():
                                capture_output=True,
                                text=True,
                                env=dict(os.environ, TANDEM_BUILD=BUILD),
-                               timeout=20)
+                               timeout=patience(20))
         assert r.returncode == 2 and words in r.stderr, (text, r)
     ok("wrong files are refused")
 
@@ -125,8 +126,9 @@ with Job() as c:
     c.until("the worker is back", 30, lambda: set(rank_pids(launcher)) == {0, 1} and c.is_back())
     same(c)
     ok("a rank is killed: its launcher starts the worker again")
-    os.kill(c.part("--router-bind"), signal.SIGKILL)
-    time.sleep(0.5)
+    router = c.part("--router-bind")
+    os.kill(router, signal.SIGKILL)
+    c.until("the router is gone", 10, lambda: not os.path.exists(f"/proc/{router}"))
     c.until("the router is back", 30, c.is_back)
     same(c)
     ok("the router is killed: started again, the workers join it")
@@ -138,7 +140,7 @@ with Job() as c:
     assert c.procs["job"].poll() is None
     ok("a launcher is killed: the job goes on with what is left")
     c.procs["job"].terminate()
-    status = c.procs["job"].wait(20)
+    status = c.procs["job"].wait(patience(20))
     left = tagged(c.mark)
     assert status == 0 and not left, (status, left, c.log("job")[-3000:])
     ok("SIGTERM drains the job, nothing is left")

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from support.cluster import (BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids,
                              sanitized, skip)
+from support.machine import patience
 from support.models import with_tokenizer
 from support.serve import Serve
 
@@ -156,7 +157,7 @@ def served():
             assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
             c.wait_clean()
             c.procs["serve"].terminate()
-            assert c.procs["serve"].wait(15) == 0
+            assert c.procs["serve"].wait(patience(15)) == 0
             assert rank_pids(c.procs["serve"].pid, flat=True) == []
         ok(f"serve with ranks {more}: {len(want)} answers as of one rank, SIGTERM ends it")
 
@@ -339,7 +340,7 @@ def last_worker():
             raise AssertionError("a stream without workers ended well")
         except Error as e:
             ok(f"a rank of the last worker killed: {str(e)[:90]}")
-        assert c.procs["mixed0"].wait(5) and not alive(pids), alive(pids)
+        assert c.procs["mixed0"].wait(patience(5)) and not alive(pids), alive(pids)
 
 
 def deaths():
@@ -366,12 +367,12 @@ def mpirun(*ranks, seconds=10):
             "--no-pack-cache", *args
         ]
     start = time.monotonic()
-    r = subprocess.run(["timeout", "-k", "1", "60", *cmd],
+    r = subprocess.run(["timeout", "-k", "1", str(int(patience(60))), *cmd],
                        capture_output=True,
                        text=True,
                        stdin=subprocess.DEVNULL)
     took = time.monotonic() - start
-    assert took < seconds * (4 if sanitized() else 1), f"{took:.1f} s: {ranks}\n{r.stdout}{r.stderr}"
+    assert took < patience(seconds) * (4 if sanitized() else 1), f"{took:.1f} s: {ranks}\n{r.stdout}{r.stderr}"
     return r.returncode, r.stdout + r.stderr
 
 
@@ -407,7 +408,7 @@ def starts():
                 [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
         refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2,
                 "fully-sharded")
-    r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=20)
+    r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=patience(20))
     assert r.returncode and "1 ranks were started for tensor 2" in r.stderr, r
     ok("refused at start: two ranks without mpirun")
     for args, words in ((["--decode-ranks", "3", "--decode-parallel",
@@ -420,7 +421,7 @@ def starts():
             [os.path.join(BIN, "tandem"), "serve", DEMO, "--port", "0", "--grpc-port", "0", *args],
             capture_output=True,
             text=True,
-            timeout=20)
+            timeout=patience(20))
         assert r.returncode == 2 and words in r.stderr, (args, r)
     ok("refused at start: impossible shapes of serve")
 

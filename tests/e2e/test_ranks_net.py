@@ -12,6 +12,7 @@ import time
 
 from support.cluster import (BIN, DEMO, Cluster, Gone, free_port, open_mpi_under_sanitizers, questions,
                              rank_pids, skip)
+from support.machine import patience
 from support.netns import Hosts, missing
 
 why = "no mpirun (install openmpi-bin)" if not shutil.which("mpirun") else missing()
@@ -43,14 +44,14 @@ def unreachable(name, hosts, network, words):
     with tempfile.TemporaryFile("w+") as log:
         p = subprocess.Popen(hosts.inside(1, argv), stdout=log, stderr=log)
         try:
-            status = p.wait(30)
+            status = p.wait(patience(30))
         except subprocess.TimeoutExpired:
             p.kill()
             raise
         took = time.monotonic() - began
         log.seek(0)
         text = log.read()
-    assert status and took < 15 and words in text, (name, status, took, text)
+    assert status and took < patience(15) and words in text, (name, status, took, text)
     ok(f"{name}: an error after {took:.1f} s")
 
 

@@ -11,6 +11,7 @@ import tempfile
 
 from support import slurm
 from support.cluster import BIN, BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions
+from support.machine import patience
 
 NODES = [f"127.0.0.{i}" for i in range(1, 8)]
 SCRIPTS = os.path.join(ROOT, "deploy", "slurm")
@@ -63,7 +64,7 @@ class Job(Cluster):
         return [(s["node"], os.path.basename(s["argv"][0]), s["argv"][1:]) for s in slurm.steps(self.dir)]
 
     def ends(self, seconds=30):
-        return self.procs["job"].wait(seconds)
+        return self.procs["job"].wait(patience(seconds))
 
     def signal(self, s):
         self.procs["job"].send_signal(s)

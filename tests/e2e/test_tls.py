@@ -16,6 +16,7 @@ import openai
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support.cluster import BIN, DEMO, Cluster, questions, skip
+from support.machine import patience
 from support.serve import Serve
 
 passed = 0
@@ -40,7 +41,7 @@ def alpn(port, ca, *offered):
     x = ssl.create_default_context(cafile=ca)
     x.set_alpn_protocols(offered)
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as k:
+        with socket.create_connection(("127.0.0.1", port), timeout=patience(20)) as k:
             with x.wrap_socket(k, server_hostname="localhost") as s:
                 return s.selected_alpn_protocol(), s.version()
     except ssl.SSLError as e:
@@ -48,7 +49,7 @@ def alpn(port, ca, *offered):
 
 
 def plain_is_refused(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", port), timeout=patience(20)) as k:
         k.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
         try:
             return not k.recv(100).startswith(b"HTTP")
@@ -77,7 +78,7 @@ def clients(d):
             ok("a client that does not know the authority refuses")
         with open(ca, "rb") as f, grpc.secure_channel(f"localhost:{c.grpc_port}",
                                                       grpc.ssl_channel_credentials(f.read())) as ch:
-            h = health_pb2_grpc.HealthStub(ch).Check(health_pb2.HealthCheckRequest(), timeout=20)
+            h = health_pb2_grpc.HealthStub(ch).Check(health_pb2.HealthCheckRequest(), timeout=patience(20))
             assert h.status == health_pb2.HealthCheckResponse.SERVING
         ok("grpcio")
         for port in c.port, c.grpc_port:
@@ -88,9 +89,9 @@ def clients(d):
         ok("ALPN: h2 before http/1.1, nothing else; no plain HTTP")
         chat = [os.path.join(BIN, "tandem"), "chat", "--url", f"https://localhost:{c.port}", "--temperature", "0"]
         r = subprocess.run([*chat, "--tls-ca", ca, "-p", q["messages"][-1]["content"]], capture_output=True, text=True,
-                           timeout=60)
+                           timeout=patience(60))
         assert r.returncode == 0 and r.stdout.strip(), r
-        r = subprocess.run([*chat, "-p", "x"], capture_output=True, text=True, timeout=60)
+        r = subprocess.run([*chat, "-p", "x"], capture_output=True, text=True, timeout=patience(60))
         assert r.returncode and "certificate" in r.stderr, r
         ok("tandem chat, with the authority and without")
         assert "on https://" in c.log("serve")
@@ -127,7 +128,7 @@ def refused(d):
         for program in (["tandem-router", "--model", DEMO, "--router-bind", f"ipc://{d}/control"],
                         ["tandem", "serve", DEMO]):
             r = subprocess.run([os.path.join(BIN, program[0]), *program[1:], "--port", "0", "--grpc-port", "0", *args],
-                               capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+                               capture_output=True, text=True, timeout=patience(60), stdin=subprocess.DEVNULL)
             assert r.returncode and all(w in r.stderr for w in words), (program, args, r)
     ok("wrong files are refused by name, by tandem-router and by tandem serve")
 

@@ -7,6 +7,7 @@ import os
 import threading
 
 from support.cluster import Cluster, questions
+from support.machine import patience
 
 passed = 0
 
@@ -65,7 +66,7 @@ with Cluster(prefill=0, decode=0, mixed=1, mixed_extra=["--trace-file", path]) a
 
     t = threading.Thread(target=long)
     t.start()
-    started.wait(20)
+    started.wait(patience(20))
     c.complete(QS[0]["prompt_ids"], max_tokens=10, temperature=0, ignore_eos=True)
     t.join()
     c.wait_clean()

@@ -266,7 +266,7 @@ static void attention(void)
 
 typedef struct row_arg {
     float *x, *y, *w, *cs;
-    int32_t *ids, *pages;
+    int32_t *ids, *pages, *place;
     td_sample_row *rows;
     td_sample_out *out;
     void *ws;
@@ -311,8 +311,8 @@ static int gather_call(void *arg, int i)
 {
     row_arg *r = arg;
     (void)i;
-    td_cuda_rect rect = {0, 1, 0, ROWS, 0};
-    return td_cuda_kv_gather(stream(), &r->kv, r->pages, &rect, r->ws);
+    td_kv_rows rows = {.kv = &r->kv, .row = r->place, .n_tok = ROWS, .n_slots = 1, .n_heads = r->kv.G};
+    return td_cuda_kv_gather(stream(), &rows, r->ws);
 }
 
 static void bench_sample(const char *name, float temperature, float top_p, int top_k)
@@ -338,6 +338,10 @@ static void rows(void)
     int32_t *page = td_xalloc(ROWS * sizeof *page), *in = td_xalloc(ROWS * sizeof *in);
     r.kv = (td_kv){values((size_t)ROWS * 2 * 8 * 128 * 2), TD_BF16, ROWS / 16, 16, 8, 128};
     for (int i = 0; i < ROWS; i++) page[i] = i / 16, in[i] = i % 16;
+    int32_t *place = td_xalloc(ROWS * sizeof *place);
+    for (int i = 0; i < ROWS; i++) place[i] = i;
+    r.place = dev_put(place, ROWS * sizeof *place);
+    free(place);
     r.pages = dev_put(page, ROWS * sizeof *page), r.ids = dev_put(in, ROWS * sizeof *in);
     if (wanted("residual + norm 4096 rows")) report("residual + norm 4096 rows", median_us(norm_call, &r), 14.0 * ROWS * E, 0, 0);
     if (wanted("residual + norm 1 row")) report("residual + norm 1 row", median_us(norm_one, &r), 14.0 * E, 0, 0);

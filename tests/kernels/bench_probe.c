@@ -45,6 +45,18 @@ __attribute__((target("avx512f"))) static void read_512(reader *r, const char *p
     r->sink[member] += (uint64_t)_mm512_reduce_add_epi64(_mm512_xor_si512(s0, s1));
 }
 
+__attribute__((target("avx2"))) static void read_256(reader *r, const char *p, size_t n, int member)
+{
+    __m256i s[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (size_t i = 0; i < n; i += 128) {
+#pragma GCC unroll 4
+        for (size_t j = 0; j < 4; j++)
+            s[j] = _mm256_xor_si256(s[j], _mm256_load_si256((const __m256i *)(const void *)(p + i + 32 * j)));
+    }
+    s[0] = _mm256_xor_si256(_mm256_xor_si256(s[0], s[1]), _mm256_xor_si256(s[2], s[3]));
+    r->sink[member] += (uint64_t)_mm256_extract_epi64(s[0], 0) ^ (uint64_t)_mm256_extract_epi64(s[0], 2);
+}
+
 __attribute__((target("avx512f,avx512bf16"))) static float loop_bf16(void)
 {
     __m512 a[CHAINS];
@@ -93,6 +105,10 @@ static void read_part(void *arg, int i, int member)
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f")) {
         read_512(r, r->p + (size_t)i * n, n, member);
+        return;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        read_256(r, r->p + (size_t)i * n, n, member);
         return;
     }
 #endif

@@ -180,7 +180,8 @@ static void log_probabilities(const td_ops *o, int V)
     free(x), free(e);
 }
 
-/* Thousands of masses of a few units each, beside the whole: they are rounded to the nearest unit, not down. */
+/* Thousands of masses of a few units each, beside the whole: they are rounded to the nearest unit, not down.
+ */
 static void small_masses(const td_ops *o)
 {
     enum { SMALL = 8000 };
@@ -191,7 +192,8 @@ static void small_masses(const td_ops *o)
     for (int i = 1; i < SMALL; i++) sum += exp((double)(x[i] = -20 - (float)i / SMALL));
     x[0] = 0;
     o->score(team(1), x, SMALL, SMALL, &id, 0, 1, &out);
-    T_OK(fabs(out.logprob / -log(sum) - 1) < 1e-6, "%s: %.9g, not %.9g", o->family, (double)out.logprob, -log(sum));
+    T_OK(fabs(out.logprob / -log(sum) - 1) < 1e-6, "%s: %.9g, not %.9g", o->family, (double)out.logprob,
+         -log(sum));
     free(x);
 }
 

@@ -14,6 +14,8 @@ import time
 
 import grpc
 
+from support.machine import patience
+
 BUILD = os.environ.get("TANDEM_BUILD", "build")
 TOOL = os.path.join(BUILD, "tests", "tool_netserver")
 failed = 0
@@ -35,7 +37,7 @@ class Server:
     def stop(self):
         self.p.stdin.close()
         out = self.p.stdout.read()
-        check(self.p.wait(30) == 0, "exit status", self.p.returncode)
+        check(self.p.wait(patience(30)) == 0, "exit status", self.p.returncode)
         return dict((k, int(v)) for k, v in (kv.split("=") for kv in out.split()))
 
 
@@ -51,7 +53,7 @@ class Client:
         return self.channel.unary_stream(method, request_serializer=bytes, response_deserializer=bytes)
 
     def lost(self):
-        return int(self.unary("/t.T/Lost")(b"", timeout=5))
+        return int(self.unary("/t.T/Lost")(b"", timeout=patience(5)))
 
 
 def status_of(call):
@@ -63,7 +65,7 @@ def status_of(call):
 
 
 def wait(condition, what):
-    end = time.time() + 5
+    end = time.time() + patience(5)
     while not condition() and time.time() < end:
         time.sleep(0.01)
     check(condition(), what)
@@ -74,42 +76,42 @@ def test_calls(s):
     echo = c.unary("/t.T/Unary")
     for n in (0, 1, 5, 16384, 16385, 65536, 1_000_000, 3_000_000):
         m = os.urandom(n)
-        check(echo(m, timeout=20) == m, "echo of", n)
-    check(Client(s.port).unary("/t.T/Unary")(b"x", timeout=5) == b"x", "the other port")
-    got = list(c.stream("/t.T/Gen")(b"5000 16 0", timeout=30))
+        check(echo(m, timeout=patience(20)) == m, "echo of", n)
+    check(Client(s.port).unary("/t.T/Unary")(b"x", timeout=patience(5)) == b"x", "the other port")
+    got = list(c.stream("/t.T/Gen")(b"5000 16 0", timeout=patience(30)))
     check([int(x.split()[0]) for x in got] == list(range(5000)), "stream order")
-    check([len(x) for x in c.stream("/t.T/Gen")(b"3 3000000 0", timeout=30)] == [3_000_000] * 3,
+    check([len(x) for x in c.stream("/t.T/Gen")(b"3 3000000 0", timeout=patience(30))] == [3_000_000] * 3,
           "large messages")
-    check(list(c.stream("/t.T/Gen")(b"0 16 0", timeout=5)) == [], "empty stream")
+    check(list(c.stream("/t.T/Gen")(b"0 16 0", timeout=patience(5))) == [], "empty stream")
 
 
 def test_status(s):
     c = Client(s.grpc_port)
     S = grpc.StatusCode
     check(
-        status_of(lambda: c.unary("/t.T/Nope")(b"", timeout=5)) == (S.UNIMPLEMENTED,
+        status_of(lambda: c.unary("/t.T/Nope")(b"", timeout=patience(5))) == (S.UNIMPLEMENTED,
                                                                     "no such method: 100 % ä"),
         "percent-encoding")
-    check(status_of(lambda: c.unary("/x.X/Nope")(b"", timeout=5))[0] == S.UNIMPLEMENTED, "service")
-    check(status_of(lambda: c.unary("/t.T/a/b")(b"", timeout=5))[0] == S.UNIMPLEMENTED, "path")
+    check(status_of(lambda: c.unary("/x.X/Nope")(b"", timeout=patience(5)))[0] == S.UNIMPLEMENTED, "service")
+    check(status_of(lambda: c.unary("/t.T/a/b")(b"", timeout=patience(5)))[0] == S.UNIMPLEMENTED, "path")
     check(
-        status_of(lambda: c.unary("/t.T/Fail")(b"8 too much", timeout=5)) == (S.RESOURCE_EXHAUSTED,
+        status_of(lambda: c.unary("/t.T/Fail")(b"8 too much", timeout=patience(5))) == (S.RESOURCE_EXHAUSTED,
                                                                               "too much"), "fail")
     code, text = status_of(
         lambda: c.channel.unary_unary("/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)
-        (b"x" * 1000, timeout=5, compression=grpc.Compression.Gzip))
+        (b"x" * 1000, timeout=patience(5), compression=grpc.Compression.Gzip))
     check(code == S.UNIMPLEMENTED and "compress" in text, "gzip", code, text)
     code, text = status_of(lambda: c.channel.stream_unary(
-        "/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(iter([b"a", b"b"]), timeout=5))
+        "/t.T/Unary", request_serializer=bytes, response_deserializer=bytes)(iter([b"a", b"b"]), timeout=patience(5)))
     check(code == S.UNIMPLEMENTED, "two request messages", code, text)
     code, text = status_of(lambda: c.channel.stream_unary("/t.T/Unary", request_serializer=bytes,
-                                                          response_deserializer=bytes)(iter([]), timeout=5))
+                                                          response_deserializer=bytes)(iter([]), timeout=patience(5)))
     check(code == S.INTERNAL, "no request message", code, text)
-    code, text = status_of(lambda: c.unary("/t.T/Unary")(b"x" * 9_000_000, timeout=20))
+    code, text = status_of(lambda: c.unary("/t.T/Unary")(b"x" * 9_000_000, timeout=patience(20)))
     check(code == S.RESOURCE_EXHAUSTED and "large" in text, "oversize", code, text)
-    code, text = status_of(lambda: c.unary("/t.T/Unary")(b"x", timeout=5, metadata=[("big", "v" * 40000)]))
+    code, text = status_of(lambda: c.unary("/t.T/Unary")(b"x", timeout=patience(5), metadata=[("big", "v" * 40000)]))
     check(code == S.RESOURCE_EXHAUSTED, "header list", code, text)
-    check(c.unary("/t.T/Unary")(b"still", timeout=5) == b"still", "the connection survives all of it")
+    check(c.unary("/t.T/Unary")(b"still", timeout=patience(5)) == b"still", "the connection survives all of it")
 
 
 def test_deadline(s):
@@ -120,7 +122,7 @@ def test_deadline(s):
             begin = time.time()
             code, _ = status_of(lambda: list(c.stream("/t.T/" + method)(message, timeout=0.15)))
             check(code == grpc.StatusCode.DEADLINE_EXCEEDED, method, code)
-            check(0.1 < time.time() - begin < 3, "time", time.time() - begin)
+            check(0.1 < time.time() - begin < patience(3), "time", time.time() - begin)
             n += 1
     check(n == 15)
 
@@ -159,13 +161,13 @@ def test_concurrent(s):
     out = []
 
     def one(i):
-        out.append(sum(1 for _ in c.stream("/t.T/Gen")(b"100 16 1000", timeout=30)))
+        out.append(sum(1 for _ in c.stream("/t.T/Gen")(b"100 16 1000", timeout=patience(30))))
     threads = [threading.Thread(target=one, args=(i,)) for i in range(200)]
     begin = time.time()
     [t.start() for t in threads]
     [t.join() for t in threads]
     check(out == [100] * 200, "200 streams", set(out), len(out))
-    check(time.time() - begin < 20, "time", time.time() - begin)
+    check(time.time() - begin < patience(20), "time", time.time() - begin)
 
 
 def test_slow_reader(s):
@@ -211,7 +213,7 @@ class Raw:
     """A few frames by hand: what well-behaved clients never send."""
 
     def __init__(self, port, window=65535):
-        self.s = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.s = socket.create_connection(("127.0.0.1", port), timeout=patience(10))
         self.buf = b""
         self.s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" +
                        self.frame(4, 0, 0, struct.pack(">HI", 4, window)))
@@ -330,14 +332,17 @@ def test_abuse(s):
     # more streams than allowed: refused, the others live
     r = Raw(s.port)
     r.until(lambda f: f[0] == 4 and f[1] & 1)
-    for i in range(300):
-        r.request(2 * i + 1, "/hang")
+    try:
+        for i in range(300):
+            r.request(2 * i + 1, "/hang")
+    except OSError:
+        pass  # closed meanwhile, after its GOAWAY
     f = r.until(lambda f: f[0] in (3, 7))
     check(f and f[-1][0] in (3, 7), "refused", f[-1:])
     r.close()
     for junk in (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
                  b"PRIX / HTTP/1.1\r\n\r\n"):
-        k = socket.create_connection(("127.0.0.1", s.port), timeout=10)
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=patience(10))
         k.sendall(junk)
         try:
             while k.recv(65536):
@@ -345,7 +350,7 @@ def test_abuse(s):
         except ConnectionResetError:
             pass
         k.close()
-    check(Client(s.grpc_port).unary("/t.T/Unary")(b"ok", timeout=5) == b"ok", "alive")
+    check(Client(s.grpc_port).unary("/t.T/Unary")(b"ok", timeout=patience(5)) == b"ok", "alive")
 
 
 def test_fuzz(s):
@@ -359,13 +364,11 @@ def test_fuzz(s):
                          (b":authority", b"a"),
                          (b"content-type", b"application/grpc")))) + Raw.frame(0, 1, 1, b"\0\0\0\0\x03abc") +
             Raw.frame(8, 0, 0, b"\0\0\1\0") + Raw.frame(6, 0, 0, b"12345678"))
-    end = time.time() + 4
-    n = 0
-    while time.time() < end:
+    for _ in range(600):
         b = bytearray(base)
         for _ in range(rng.randint(1, 6)):
             b[rng.randrange(24, len(b))] = rng.randrange(256)
-        k = socket.create_connection(("127.0.0.1", s.port), timeout=2)
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=patience(2))
         try:
             k.sendall(b)
             k.shutdown(socket.SHUT_WR)
@@ -374,9 +377,7 @@ def test_fuzz(s):
         except (ConnectionResetError, BrokenPipeError):
             pass
         k.close()
-        n += 1
-    check(n > 100, "rounds", n)
-    check(Client(s.grpc_port).unary("/t.T/Unary")(b"ok", timeout=5) == b"ok", "alive after fuzz")
+    check(Client(s.grpc_port).unary("/t.T/Unary")(b"ok", timeout=patience(5)) == b"ok", "alive after fuzz")
 
 
 def test_times():
@@ -397,7 +398,7 @@ def test_times():
     begin = time.time()
     r.request(1, "/flood?100000,20000,40000")
     f = r.until(lambda f: f[0] == 3)
-    check(0.3 < time.time() - begin < 1.5, "by time, not by 16 marks", time.time() - begin)
+    check(0.3 < time.time() - begin < patience(1.5), "by time, not by 16 marks", time.time() - begin)
     check(f and f[-1][0] == 3 and f[-1][2] == 1, "slow stream is reset", f[-1:])
     r.request(3, "/tick?1")
     check(any(x[0] == 0 and x[3] == b"ticked" for x in r.until(lambda f: f[2] == 3 and f[1] & 1)),
@@ -412,7 +413,7 @@ def test_times():
     t = threading.Thread(target=lambda: done.update(s.stop()))
     t.start()
     check(1 + sum(1 for _ in it) == 300, "a running stream outlives the drain")
-    t.join(20)
+    t.join(patience(20))
     check(done.get("live") == 0 and done.get("lost") == 1, done)
 
 
@@ -466,23 +467,23 @@ def test_tls():
         cred = grpc.ssl_channel_credentials(open(f"{d}/cert.pem", "rb").read())
         ch = grpc.secure_channel(f"localhost:{s.grpc_port}", cred)
         gen = ch.unary_stream("/t.T/Gen", request_serializer=bytes, response_deserializer=bytes)
-        check(len(list(gen(b"1000 1000 0", timeout=10))) == 1000, "gRPC over TLS")
+        check(len(list(gen(b"1000 1000 0", timeout=patience(10)))) == 1000, "gRPC over TLS")
         it = gen(b"100000 16 1000")
         next(it)
         it.cancel()
         lost = ch.unary_unary("/t.T/Lost", request_serializer=bytes, response_deserializer=bytes)
-        wait(lambda: lost(b"", timeout=5) == b"1", "cancel over TLS")
+        wait(lambda: lost(b"", timeout=patience(5)) == b"1", "cancel over TLS")
         ch.close()
-        k = socket.create_connection(("127.0.0.1", s.port), timeout=10)
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=patience(10))
         k.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")  # plain bytes on a TLS port
         try:
             k.recv(1000)
         except OSError:
             pass
         k.close()
-        k = socket.create_connection(("127.0.0.1", s.port), timeout=10)  # no handshake at all
+        k = socket.create_connection(("127.0.0.1", s.port), timeout=patience(10))  # no handshake at all
         begin = time.time()
-        check(k.recv(1) == b"" and time.time() - begin < 5, "handshake timeout")
+        check(k.recv(1) == b"" and time.time() - begin < patience(5), "handshake timeout")
         make_cert(d, "second")  # renewal: picked up without a restart; curl trusts only the new one now
         wait(lambda: b"GET" in curl("--http1.1", f"{url}/headers"), "new certificate")
         check(s.stop()["live"] == 0, "end")

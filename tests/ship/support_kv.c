@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/ship/support_kv.h"
 #include "common/check.h"
+#include "common/crc.h"
 #include "common/hash.h"
 #include <stdlib.h>
 #include <string.h>
@@ -64,13 +65,18 @@ static td_codec_side whole(const kv_side *s, const td_model_desc *d, const td_re
 bool kv_gather(const kv_side *s, const td_model_desc *d, const td_rect *r, void *payload)
 {
     const td_codec_side w = whole(s, d, r);
-    return td_codec_gather(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload);
+    return td_codec_gather(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload, NULL);
 }
 
-bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload)
+bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload, uint32_t *crc)
 {
     const td_codec_side w = whole(s, d, r);
-    return td_codec_scatter(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload);
+    return td_codec_scatter(&w, s->pages[r->group], 0, s->n_pages, r, &w.tokens, payload, crc);
+}
+
+td_recv_action kv_receive(td_receiver *r, int64_t now, const td_kvframe *f, const void *payload)
+{
+    return td_receiver_message(r, now, f, payload, f->payload_bytes ? td_crc32c(0, payload, (size_t)f->payload_bytes) : 0);
 }
 
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim)

@@ -5,6 +5,7 @@
 
 #include "kernels/tensor.h"
 #include "worker/ship/codec.h"
+#include "worker/ship/receiver.h"
 
 uint32_t kv_rnd(uint64_t *seed, uint32_t n); /* uniform in [0, n); n 0: any */
 int32_t *kv_shuffled(uint32_t n, uint64_t *seed); /* 0 .. n - 1 in an order of their own: a page table; malloc */
@@ -21,7 +22,9 @@ void kv_side_open(kv_side *s, const td_model_desc *d, int P, uint32_t n_tokens, 
 void kv_side_close(kv_side *s, const td_model_desc *d);
 /* From and to a side that holds everything. */
 bool kv_gather(const kv_side *s, const td_model_desc *d, const td_rect *r, void *payload);
-bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload);
+bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void *payload, uint32_t *crc);
+/* A message whose payload was read and not written anywhere. */
+td_recv_action kv_receive(td_receiver *r, int64_t now, const td_kvframe *f, const void *payload);
 /* The element of (group, slot, k|v, head, token, dim) gets a tag that names exactly that place. */
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim);
 void kv_side_tag(kv_side *s, const td_model_desc *d, uint32_t tok0, uint32_t tok1);

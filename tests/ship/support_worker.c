@@ -38,7 +38,7 @@ void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router,
     td_wengine_opts wo = {.engine = w->engine, .max_legs = 64, .credits = (uint32_t)c->credits, .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};
     w->wengine = td_wengine_open(&wo);
     td_ship_opts so = {.z = z, .desc = td_engine_descr(w->engine), .incarnation = incarnation, .bulk_bind = c->bulk_bind, .curve = curve,
-                       .max_keys = 64, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, .fault = c->fault};
+                       .max_keys = 64, .credits = (uint32_t)c->credits, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, .fault = c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
     TD_CHECK(td_ship_open(&so, &w->ship) == TD_OK);
     td_wengine_start(w->wengine, w->ship);

@@ -372,7 +372,8 @@ static void test_curve_tcp(void)
     td_msg m = {.type = TD_MSG_START};
     m.start.work = q.w;
     m.start.has_sink = true;
-    m.start.sink = (td_msg_sink){.endpoint = sw_peer_of(&r, 402)->endpoint, .epoch = sw_leg_of(&r, 402, q.w.key)->epoch, .incarnation = 402, .credits = 4, .has_key = true};
+    m.start.sink = (td_msg_sink){.endpoint = sw_peer_of(&r, 402)->endpoint, .epoch = sw_leg_of(&r, 402, q.w.key)->epoch, .incarnation = 402,
+                                 .credits = sw_leg_of(&r, 402, q.w.key)->credits, .has_key = true};
     memcpy(m.start.sink.public_key, key.public_key, 32);
     sw_send(&r, 401, &m);
     T_OK(sw_until(&r, PATIENCE, is_ended, &xa) && sw_until(&r, PATIENCE, is_ended, &xb));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/ship/test_codec.c - the plan covers everything exactly once, whatever the chunks; pages of any two sizes exchange their contents. */
 #include "common/check.h"
+#include "common/crc.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_kv.h"
 #include "tests/t.h"
@@ -88,7 +89,7 @@ static void test_codec(void)
         for (size_t b = 0; b < TD_COUNT(sizes); b++) {
             uint32_t n = 131, hit = (uint32_t)(a * 7 + b * 5), chunk = 1 + (uint32_t)(a * 31 + b * 17) % 90;
             td_model_desc d;
-            kv_desc(&d, 5, 2, 8, b % 2 ? 40 : 0, 2);
+            kv_desc(&d, 5, 2, a % 3 ? 40 : 8, b % 2 ? 40 : 0, 2); /* rows of 80 and 16 bytes: checked in lanes, and at the end */
             kv_side src, dst;
             kv_side_open(&src, &d, sizes[a], n, 0xAA, a);
             kv_side_open(&dst, &d, sizes[b], n, 0x55, b + 100);
@@ -102,8 +103,10 @@ static void test_codec(void)
                 const td_codec_side side = td_codec_whole(ks, d.group[r->group].n_slots);
                 uint32_t p0 = r->tok0 / (uint32_t)ks->P, np = (r->tok0 + r->n_tok - 1) / (uint32_t)ks->P - p0 + 1;
                 T_EQ(td_codec_bytes(ks, r, &side.tokens), td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
-                T_OK(td_codec_gather(&side, src.pages[r->group] + p0, p0, np, r, &side.tokens, payload));
-                T_OK(kv_scatter(&dst, &d, r, payload));
+                uint32_t sent = 0, read = 1;
+                T_OK(td_codec_gather(&side, src.pages[r->group] + p0, p0, np, r, &side.tokens, payload, &sent));
+                T_OK(kv_scatter(&dst, &d, r, payload, &read));
+                T_OK(sent == read && sent == td_crc32c(0, payload, td_codec_bytes(ks, r, &side.tokens)), "%08x %08x", sent, read);
             }
             for (int g = 0; g < d.n_groups; g++)
                 T_EQ(kv_side_wrong(&dst, &d, g, td_ship_plan_first(d.group[g].window, hit, n), n, 0x55), 0);
@@ -113,24 +116,50 @@ static void test_codec(void)
             one.n_tok = 1;
             for (int k = 0; k < 3; k++) {
                 td_rect bad = one;
-                T_OK(td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &one, &wd.tokens, payload));
+                T_OK(td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &one, &wd.tokens, payload, NULL));
                 if (k == 0) bad.head0 = 1;
                 else if (k == 1) bad.layer0 = (uint16_t)d.group[0].n_slots;
                 else bad.n_tok = 0;
-                T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &bad, &wd.tokens, payload));
+                T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &bad, &wd.tokens, payload, NULL));
             }
             dst.pages[0][dst.n_pages / 2] = -1;
-            T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &r, &wd.tokens, payload));
-            T_OK(!td_codec_scatter(&wd, dst.pages[0], 1, dst.n_pages, &r, &wd.tokens, payload));
-            T_OK(!td_codec_gather(&ws, src.pages[0], 0, src.n_pages - 1, &r, &ws.tokens, payload));
+            T_OK(!td_codec_scatter(&wd, dst.pages[0], 0, dst.n_pages, &r, &wd.tokens, payload, NULL));
+            T_OK(!td_codec_scatter(&wd, dst.pages[0], 1, dst.n_pages, &r, &wd.tokens, payload, NULL));
+            T_OK(!td_codec_gather(&ws, src.pages[0], 0, src.n_pages - 1, &r, &ws.tokens, payload, NULL));
             kv_side_close(&src, &d);
             kv_side_close(&dst, &d);
         }
     free(payload);
 }
 
+/* More heads than there is room for their checksums: the payload's is taken in one piece. */
+static void test_many_heads(void)
+{
+    enum { L = 9, G = 64, D = 32, N = 5 };
+    td_model_desc d;
+    kv_side src, dst;
+    uint8_t *payload = malloc(TD_KVF_FRAME_BYTES);
+    uint32_t sent = 0, read = 1;
+    kv_desc(&d, L, G, D, 0, 1);
+    kv_side_open(&src, &d, 4, N, 0xAA, 3);
+    kv_side_open(&dst, &d, 2, N, 0x55, 4);
+    kv_side_tag(&src, &d, 0, N);
+    for (uint32_t t = 0; t < N; t++) {
+        const td_rect r = {.n_layers = L, .n_heads = G, .tok0 = t, .n_tok = 1};
+        const td_codec_side side = td_codec_whole(&src.kv[0], L);
+        T_OK(td_codec_gather(&side, src.pages[0], 0, src.n_pages, &r, &side.tokens, payload, &sent));
+        T_OK(kv_scatter(&dst, &d, &r, payload, &read));
+        T_OK(sent == read && sent == td_crc32c(0, payload, td_codec_bytes(&src.kv[0], &r, &side.tokens)));
+    }
+    T_EQ(kv_side_wrong(&dst, &d, 0, 0, N, 0x55), 0);
+    kv_side_close(&src, &d);
+    kv_side_close(&dst, &d);
+    free(payload);
+}
+
 int main(void)
 {
+    test_many_heads();
     test_plan();
     test_codec();
     return T_DONE();

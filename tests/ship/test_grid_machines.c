@@ -3,6 +3,7 @@
  * reorders, damages and delays messages, from a seed. Whatever happens: every page of every rank is right, or some rank failed and
  * nothing is written afterwards; what is acknowledged everywhere has landed everywhere. And rank 0's book of the ranks' words. */
 #include "common/check.h"
+#include "common/crc.h"
 #include "common/hash.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_grid.h"
@@ -71,7 +72,7 @@ static void pump(world *w, uint32_t s, uint32_t d, td_send_event e)
             const td_codec_side from = grid_side(&w->src[s], g);
             const td_token_set *pick = &w->dst[d].part.tokens;
             p.bytes = td_codec_bytes(from.kv, &a.rect, pick);
-            TD_CHECK(td_codec_gather(&from, w->src[s].pages[g], 0, w->src[s].n_pages[g], &a.rect, pick, payload));
+            TD_CHECK(td_codec_gather(&from, w->src[s].pages[g], 0, w->src[s].n_pages[g], &a.rect, pick, payload, NULL));
             td_frame_rect(&a.head, &a.rect, TD_BF16, from.kv->D,
                           td_token_before(pick, a.rect.tok0 + a.rect.n_tok) - td_token_before(pick, a.rect.tok0));
             td_frame_seal(&a.head, payload, p.bytes);
@@ -141,13 +142,15 @@ static void deliver(world *w, packet *p)
         return;
     }
     grid_rank *to = &w->dst[p->dst];
-    td_recv_action a = td_receiver_message(w->rcv[p->dst], w->now, &f, p->payload);
-    if (a.write) {
-        const td_codec_side side = grid_side(to, a.rect.group);
-        T_OK(td_codec_scatter(&side, to->pages[a.rect.group], 0, to->n_pages[a.rect.group], &a.rect, &side.tokens, p->payload));
+    td_rect rect;
+    uint32_t crc = f.type == TD_KVF_COMMIT ? td_crc32c(0, p->payload, (size_t)f.payload_bytes) : 0;
+    if (td_receiver_place(w->rcv[p->dst], &f, &rect)) {
+        const td_codec_side side = grid_side(to, rect.group);
+        T_OK(td_codec_scatter(&side, to->pages[rect.group], 0, to->n_pages[rect.group], &rect, &side.tokens, p->payload, &crc));
         T_OK(!w->done[p->dst], "a page was written after the end");
         w->written++;
     }
+    td_recv_action a = td_receiver_message(w->rcv[p->dst], w->now, &f, p->payload, crc);
     bool ended = a.epoch && a.epoch->state >= TD_EPOCH_LANDED;
     if (ended) settle(w, p->dst, a.epoch);
     if (ended) answer_all(w, p->dst, w->state[p->dst] == TD_EPOCH_LANDED ? TD_KVF_ACK : TD_KVF_NACK);
@@ -353,8 +356,8 @@ static void test_sources(void)
         td_recv_action act = {0};
         int i = 0;
         for (; i < 5 && !(act.epoch && act.epoch->state >= TD_EPOCH_LANDED); i++) {
-            act = td_receiver_message(r, 1, m[i], pay);
-            T_OK(i || (act.write && act.answer == TD_KVF_CREDIT));
+            act = kv_receive(r, 1, m[i], pay);
+            T_OK(i || (act.taken && act.answer == TD_KVF_CREDIT));
         }
         T_OK(act.epoch && act.epoch->state == (k ? TD_EPOCH_FAILED : TD_EPOCH_LANDED), "case %d", k);
         if (k) T_STR(act.why ? act.why : "", why[k]);

@@ -2,6 +2,7 @@
 /* tests/ship/test_grid_plan.c - every pair of grids of up to 8 ranks a side: each element that a destination rank lacks
  * comes exactly once and is the right one (tags), whatever page sizes, KV heads, stages, windows, hits and chunks. */
 #include "common/check.h"
+#include "common/crc.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_grid.h"
 #include "tests/t.h"
@@ -105,8 +106,10 @@ static void carry(void *arg, const td_rect *r)
     j->bad_frame |= bytes > TD_KVF_FRAME_BYTES || !bytes || r->dst >= j->n_d;
     if (j->bad_frame) return;
     uint32_t P = (uint32_t)a->kv[r->group].P, p0 = td_token_before(&from.tokens, r->tok0) / P; /* a part of the table */
-    j->bad_frame |= !td_codec_gather(&from, a->pages[r->group] + p0, p0, a->n_pages[r->group] - p0, r, &to.tokens, payload);
-    j->bad_frame |= !td_codec_scatter(&to, b->pages[r->group], 0, b->n_pages[r->group], r, &to.tokens, payload);
+    uint32_t sent = 0, read = 1;
+    j->bad_frame |= !td_codec_gather(&from, a->pages[r->group] + p0, p0, a->n_pages[r->group] - p0, r, &to.tokens, payload, &sent);
+    j->bad_frame |= !td_codec_scatter(&to, b->pages[r->group], 0, b->n_pages[r->group], r, &to.tokens, payload, &read);
+    j->bad_frame |= sent != read || sent != td_crc32c(0, payload, td_codec_bytes(to.kv, r, &to.tokens));
     j->sent[j->s][r->dst] += bytes / 2;
     j->frames++;
 }

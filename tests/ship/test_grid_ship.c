@@ -9,7 +9,7 @@
 #include "worker/ship/ship.h"
 #include <unistd.h>
 
-enum { RANKS = 8, KEYS = 8, SRC_INC = 500, DST_INC = 600 };
+enum { CREDITS = 8, RANKS = 8, KEYS = 8, SRC_INC = 500, DST_INC = 600 };
 static td_zctx *z;
 static td_model_desc d;
 static int serial;
@@ -31,7 +31,7 @@ static void worker_open(worker *w, const td_ship_grid *g, bool receives, int P, 
         char bind[96];
         snprintf(bind, sizeof bind, "ipc:///tmp/td-gship-%d-%d", (int)getpid(), serial++);
         grid_open(&w->rank[r], g, &d, r, P, n_tokens, fill, 9 + r);
-        td_ship_opts o = {.z = z, .desc = &d, .incarnation = receives ? DST_INC : SRC_INC, .bulk_bind = receives ? bind : NULL, .max_keys = KEYS,
+        td_ship_opts o = {.z = z, .desc = &d, .incarnation = receives ? DST_INC : SRC_INC, .bulk_bind = receives ? bind : NULL, .max_keys = KEYS, .credits = CREDITS,
                           .timeout_us = timeout_ms * 1000, .wake_fd = w->wake, .grid = w->n > 1 ? &w->grid : NULL, .rank = r, .fault = fault ? fault[r] : NULL};
         for (int i = 0; i < d.n_groups; i++) o.kv[i] = &w->rank[r].kv[i];
         T_OK(td_ship_open(&o, &w->ship[r]) == TD_OK, "%s", td_reason());
@@ -99,7 +99,7 @@ static void send_open(worker *a, worker *b, uint64_t key, uint64_t epoch, uint32
     td_buf_init(&ranks, 0);
     for (uint32_t r = 0; r < b->n; r++) ends[r] = td_ship_endpoint(b->ship[r]);
     T_EQ(td_ship_ranks(&b->grid, ends, &ranks), TD_OK);
-    td_msg_sink sink = {.endpoint = ends[0], .epoch = epoch, .incarnation = DST_INC, .hit_tokens = hit, .credits = 4, .ranks = ranks.p, .ranks_bytes = (uint32_t)ranks.len};
+    td_msg_sink sink = {.endpoint = ends[0], .epoch = epoch, .incarnation = DST_INC, .hit_tokens = hit, .credits = CREDITS, .ranks = ranks.p, .ranks_bytes = (uint32_t)ranks.len};
     for (uint32_t r = 0; r < a->n; r++) td_ship_send_open(a->ship[r], key, &sink, n);
     td_buf_deinit(&ranks);
 }
@@ -250,7 +250,7 @@ static void test_refused(void)
     bad.stage[1] = 3; /* not this model */
     T_EQ(td_ship_ranks(&bad, ends, &junk), TD_OK);
     for (int k = 0; k < 3; k++) {
-        td_msg_sink sink = {.endpoint = ends[0], .epoch = 5, .incarnation = DST_INC, .credits = 4, .ranks = k == 1 ? "\xff\xff" : junk.p,
+        td_msg_sink sink = {.endpoint = ends[0], .epoch = 5, .incarnation = DST_INC, .credits = CREDITS, .ranks = k == 1 ? "\xff\xff" : junk.p,
                             .ranks_bytes = k == 0 ? (uint32_t)junk.len : k == 1 ? 2 : (uint32_t)junk.len / 2};
         td_ship_send_open(a.ship[0], 6, &sink, 50);
         for (int i = 0; i < 2000 && !a.n_last; i++, usleep(1000)) worker_turn(&a);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/ship/test_grid_speed.c - a prompt's KV from one rank to two (TP 2) against the bare sockets under it: frames of the same number
- * and size, sent as they lie in the source's pages and dropped on arrival. Alternating rounds; every shipment is checked. As a test: small, no claim.
+/* tests/ship/test_grid_speed.c - a prompt's KV from one rank to two (TP 2) against the bare sockets under it: the same sockets, threads and
+ * frames, sent as they lie in the source's pages and dropped on arrival. Alternating rounds; the first shipment is checked by bytes.
+ * Then the same with layers that take PACE times as long to compute as to ship, on a busy core: what remains after the last one is exposed.
+ * As a test: small, no claim.
  *
  *     ship_test_grid_speed [rounds [tokens [shape [tcp|ipc]]]]      prints one JSON line
  */
@@ -17,7 +19,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { DSTS = 2, CREDITS = 64, CHUNK = 256, SRC_INC = 500, DST_INC = 600, HWM = 64, MAX_ROUNDS = 99 };
+enum { DSTS = 2, CREDITS = 64, CHUNK = 256, SRC_INC = 500, DST_INC = 600, MAX_ROUNDS = 99,
+       PACE = 4 };
 static td_model_desc d;
 static td_zctx *zs, *zd[DSTS]; /* each rank is a process of its own: a context, and its I/O thread, each */
 static bool tcp;
@@ -31,7 +34,11 @@ static const char *address(char *b, size_t n)
 }
 
 /* ---- the sockets alone ---- */
-typedef struct sink { td_zctx *z; td_sock *sock; char endpoint[256]; uint64_t bytes, want; pthread_t thread; atomic_bool bound; } sink;
+/* Links and threads live as long as the ships do, so that neither side pays for connecting or has the wider windows. */
+typedef struct sink { td_zctx *z; td_sock *sock; char endpoint[256]; atomic_ullong bytes; atomic_bool bound, stop; pthread_t thread; int wake; } sink;
+static sink sinks[DSTS];
+static td_sock *links[DSTS];
+static int raw_wake;
 
 static void *sink_main(void *arg)
 {
@@ -43,14 +50,43 @@ static void *sink_main(void *arg)
     td_loop loop;
     td_loop_init(&loop);
     td_loop_add_sock(&loop, k->sock);
-    while (k->bytes < k->want) {
+    td_loop_add_fd(&loop, k->wake);
+    while (!k->stop) {
         td_part id, part[2];
         int n;
-        if (td_sock_recv(k->sock, &id, part, &n) == TD_OK) k->bytes += part[1].n;
-        else td_loop_wait(&loop, 1000);
+        bool any = false;
+        for (; td_sock_recv(k->sock, &id, part, &n) == TD_OK; any = true) k->bytes += part[1].n;
+        if (any) td_wake_signal(raw_wake);
+        td_loop_wait(&loop, -1);
     }
     td_sock_close(k->sock);
     return NULL;
+}
+
+static void raw_open(void)
+{
+    raw_wake = td_wake_open();
+    for (int i = 0; i < DSTS; i++) {
+        sinks[i].z = zd[i];
+        sinks[i].wake = td_wake_open();
+        pthread_create(&sinks[i].thread, NULL, sink_main, &sinks[i]);
+        while (!sinks[i].bound) usleep(100);
+        td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM};
+        TD_CHECK(td_sock_connect_dealer(zs, sinks[i].endpoint, NULL, 0, &o, &links[i]) == TD_OK);
+        while (!td_sock_writable(links[i])) usleep(100);
+    }
+}
+
+static void raw_close(void)
+{
+    for (int i = 0; i < DSTS; i++) {
+        sinks[i].stop = true;
+        td_wake_signal(sinks[i].wake);
+        pthread_join(sinks[i].thread, NULL);
+        td_sock_close(links[i]);
+        close(sinks[i].wake);
+    }
+    close(raw_wake);
 }
 
 static void keep(void *p, void *hint)
@@ -59,39 +95,31 @@ static void keep(void *p, void *hint)
     (void)hint;
 }
 
-/* Microseconds from the first frame to the last one's arrival. */
+/* Microseconds from the first frame to the last one's arrival: frames as they lie in the source's memory. */
 static int64_t raw(uint64_t bytes_each, uint32_t frame, uint8_t *from)
 {
-    static sink k[DSTS];
-    td_sock *out[DSTS];
     uint64_t left[DSTS];
+    td_kvframe h = {0};
     td_loop loop;
     td_loop_init(&loop);
+    td_loop_add_fd(&loop, raw_wake);
     for (int i = 0; i < DSTS; i++) {
-        k[i] = (sink){.z = zd[i], .want = bytes_each};
+        td_loop_add_sock(&loop, links[i]);
         left[i] = bytes_each;
-        pthread_create(&k[i].thread, NULL, sink_main, &k[i]);
-        while (!k[i].bound) usleep(100);
-        td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = HWM};
-        TD_CHECK(td_sock_connect_dealer(zs, k[i].endpoint, NULL, 0, &o, &out[i]) == TD_OK);
-        td_loop_add_sock(&loop, out[i]);
-        while (!td_sock_writable(out[i])) usleep(100);
+        sinks[i].bytes = 0;
     }
-    td_kvframe h = {0};
     int64_t t = td_now_us();
-    while (left[0] + left[1]) {
+    while (sinks[0].bytes < bytes_each || sinks[1].bytes < bytes_each) {
         bool any = false;
+        td_wake_clear(raw_wake);
         for (int i = 0; i < DSTS; i++) {
             uint64_t n = TD_MIN(left[i], (uint64_t)frame);
-            if (!n || !td_sock_writable(out[i])) continue;
-            if (td_sock_send_owned(out[i], NULL, 0, (td_part){&h, sizeof h}, from, n, keep, NULL) == TD_OK) left[i] -= n, from += n, any = true;
+            if (!n || !td_sock_writable(links[i])) continue;
+            if (td_sock_send_owned(links[i], NULL, 0, (td_part){&h, sizeof h}, from, n, keep, NULL) == TD_OK) left[i] -= n, from += n, any = true;
         }
         if (!any) td_loop_wait(&loop, 1000);
     }
-    for (int i = 0; i < DSTS; i++) pthread_join(k[i].thread, NULL);
-    t = td_now_us() - t;
-    for (int i = 0; i < DSTS; i++) td_sock_close(out[i]);
-    return t;
+    return td_now_us() - t;
 }
 
 /* ---- ships ---- */
@@ -104,7 +132,7 @@ static void ships_open(ranks *r, uint32_t n)
     r->gb.tp = DSTS;
     grid_open(&r->src, &r->ga, &d, 0, 16, n, 0xAA, 1);
     grid_tag(&r->src, &d, n);
-    td_ship_opts o = {.z = zs, .desc = &d, .incarnation = SRC_INC, .max_keys = 4, .timeout_us = 20000000, .wake_fd = r->wake};
+    td_ship_opts o = {.z = zs, .desc = &d, .incarnation = SRC_INC, .max_keys = 4, .credits = CREDITS, .timeout_us = 20000000, .wake_fd = r->wake};
     for (int g = 0; g < d.n_groups; g++) o.kv[g] = &r->src.kv[g];
     TD_CHECK(td_ship_open(&o, &r->from) == TD_OK);
     o.grid = &r->gb;
@@ -139,9 +167,19 @@ static void ships_report(ranks *r)
     }
 }
 
-/* Microseconds from the first layer to both workers' last word. */
-static int64_t ship(ranks *r, uint64_t *frames, uint64_t *bytes)
+typedef struct shipment { uint64_t frames, bytes; int64_t wall_us, transfer_us, exposed_us; } shipment;
+
+/* A layer's computation: a core that is busy for so long. */
+static void compute(int64_t until_us)
 {
+    while (td_now_us() < until_us) {}
+}
+
+/* From the first layer to both workers' last word. pace_us: what the layers take to compute, one after the other, of the whole
+ * prompt; 0: they are all there. */
+static shipment ship(ranks *r, int64_t pace_us)
+{
+    shipment x = {0};
     td_buf b;
     td_buf_init(&b, 0);
     const char *ends[DSTS] = {td_ship_endpoint(r->to[0]), td_ship_endpoint(r->to[1])};
@@ -151,11 +189,16 @@ static int64_t ship(ranks *r, uint64_t *frames, uint64_t *bytes)
     td_msg_sink sink = {.endpoint = ends[0], .epoch = key, .incarnation = DST_INC, .credits = CREDITS, .ranks = b.p, .ranks_bytes = (uint32_t)b.len};
     td_ship_send_open(r->from, key, &sink, r->n);
     usleep(20000); /* the links are there, as in the measure of the sockets */
-    int64_t t = td_now_us();
+    int64_t t = td_now_us(), end = t;
+    uint32_t steps = (r->n + CHUNK - 1) / CHUNK * (uint32_t)d.L, step = 0;
     for (uint32_t at = 0; at < r->n; at += CHUNK)
-        td_ship_send_layers(r->from, key, 0, d.L, at, TD_MIN(at + CHUNK, r->n), (const int32_t *const *)r->src.pages, r->src.n_pages);
+        for (int l = 0; l < d.L; l++) {
+            if (pace_us) compute(t + pace_us * ++step / steps);
+            td_ship_send_layers(r->from, key, l, l + 1, at, TD_MIN(at + CHUNK, r->n), (const int32_t *const *)r->src.pages, r->src.n_pages);
+        }
+    if (pace_us) end = td_now_us();
     td_first first = {.token = 5};
-    td_ship_send_commit(r->from, key, &(td_commit){.n_first = 1, .first = &first}, t);
+    td_ship_send_commit(r->from, key, &(td_commit){.n_first = 1, .first = &first}, end);
     bool sent = false, landed = false;
     td_loop loop;
     td_loop_init(&loop);
@@ -167,15 +210,15 @@ static int64_t ship(ranks *r, uint64_t *frames, uint64_t *bytes)
         td_ship_event *e = td_ship_poll(r->from), *f = td_ship_poll(r->to[0]);
         sent |= e && e->type == TD_SHIP_SENT && e->ok;
         landed |= f && f->type == TD_SHIP_LANDED;
-        if (f) *frames = f->frames, *bytes = f->bytes;
+        if (f) x.frames = f->frames, x.bytes = f->bytes, x.transfer_us = f->transfer_us, x.exposed_us = td_now_us() - end;
         if (e) td_ship_event_free(e);
         if (f) td_ship_event_free(f);
         if (!e && !f) td_loop_wait(&loop, 1000);
     }
-    t = td_now_us() - t;
+    x.wall_us = td_now_us() - t;
     T_OK(sent && landed, "it did not land");
     td_buf_deinit(&b);
-    return t;
+    return x;
 }
 
 static double cpu_ms(void)
@@ -191,10 +234,30 @@ static int up(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v, int n)
+typedef struct series { double v[MAX_ROUNDS], min, median; } series;
+
+static void close_series(series *s, int n)
 {
-    qsort(v, (size_t)n, sizeof *v, up);
-    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+    qsort(s->v, (size_t)n, sizeof *s->v, up);
+    s->min = s->v[0];
+    s->median = n % 2 ? s->v[n / 2] : (s->v[n / 2 - 1] + s->v[n / 2]) / 2;
+}
+
+/* Each number once of all rounds' middle and once of the best round: on a busy machine the best says more. */
+static void print(const char *shape, int rounds, const shipment *x, series *raw_us, series *ship_us, series *ratio, series *raw_cpu,
+                  series *ship_cpu, series *exposed, series *transfer)
+{
+    series *all[] = {raw_us, ship_us, ratio, raw_cpu, ship_cpu, exposed, transfer};
+    double bytes = (double)x->bytes;
+    for (size_t i = 0; i < TD_COUNT(all); i++) close_series(all[i], rounds);
+    printf("{\"shape\":\"%s\",\"transport\":\"%s\",\"rounds\":%d,\"bytes\":%.0f,\"frames\":%llu,\"raw_mb_s\":%.0f,\"ship_mb_s\":%.0f,"
+           "\"ratio\":%.3f,\"raw_best_mb_s\":%.0f,\"ship_best_mb_s\":%.0f,\"best_ratio\":%.3f,\"raw_cpu_ms\":%.1f,\"ship_cpu_ms\":%.1f,"
+           "\"raw_least_cpu_ms\":%.1f,\"ship_least_cpu_ms\":%.1f,\"paced_ms\":%.1f,\"exposed_ms\":%.2f,\"least_exposed_ms\":%.2f,"
+           "\"exposed_of_shipping\":%.4f,\"exposed_of_transfer\":%.4f}\n",
+           shape, tcp ? "tcp" : "ipc", rounds, bytes, (unsigned long long)x->frames, bytes / raw_us->median, bytes / ship_us->median,
+           ratio->median, bytes / raw_us->min, bytes / ship_us->min, raw_us->min / ship_us->min, raw_cpu->median, ship_cpu->median,
+           raw_cpu->min, ship_cpu->min, transfer->median / 1e3, exposed->median / 1e3, exposed->min / 1e3,
+           exposed->median / ship_us->median, exposed->median / transfer->median);
 }
 
 int main(int argc, char **argv)
@@ -207,26 +270,28 @@ int main(int argc, char **argv)
     zs = td_zctx_open();
     for (int k = 0; k < DSTS; k++) zd[k] = td_zctx_open();
     static ranks r;
+    static series raw_us, ship_us, ratio, raw_cpu, ship_cpu, exposed, transfer;
     ships_open(&r, n);
-    double mb_raw[MAX_ROUNDS], mb_ship[MAX_ROUNDS], ratio[MAX_ROUNDS], cpu_raw[MAX_ROUNDS], cpu_ship[MAX_ROUNDS];
-    uint64_t frames = 1, bytes = 1;
-    (void)ship(&r, &frames, &bytes); /* warm */
+    raw_open();
+    shipment x = ship(&r, 0); /* warm */
     uint64_t wrong = 0;
     for (int k = 0; k < DSTS; k++) wrong += grid_wrong(&r.dst[k], &d, 0, n, 0x55);
     T_EQ(wrong, 0);
     for (int i = 0; i < rounds && !t_failed; i++) {
-        double c0 = cpu_ms(), a = (double)raw(bytes / DSTS, (uint32_t)(bytes / frames), r.src.kv[0].base), c1 = cpu_ms(), b = (double)ship(&r, &frames, &bytes);
-        cpu_raw[i] = c1 - c0;
-        cpu_ship[i] = cpu_ms() - c1;
-        mb_raw[i] = (double)bytes / a;
-        mb_ship[i] = (double)bytes / b;
-        ratio[i] = a / b;
+        double c0 = cpu_ms();
+        raw_us.v[i] = (double)raw(x.bytes / DSTS, (uint32_t)(x.bytes / x.frames), r.src.kv[0].base);
+        double c1 = cpu_ms();
+        x = ship(&r, 0);
+        ship_us.v[i] = (double)x.wall_us;
+        ship_cpu.v[i] = cpu_ms() - c1;
+        raw_cpu.v[i] = c1 - c0;
+        ratio.v[i] = raw_us.v[i] / ship_us.v[i];
+        x = ship(&r, PACE * x.wall_us);
+        exposed.v[i] = (double)x.exposed_us;
+        transfer.v[i] = (double)x.transfer_us;
     }
-    (void)median(mb_raw, rounds); /* sorted: the last is the best */
-    (void)median(mb_ship, rounds);
-    if (argc > 1 && !t_failed)
-        printf("{\"shape\":\"%s\",\"tokens\":%u,\"transport\":\"%s\",\"rounds\":%d,\"bytes\":%llu,\"frames\":%llu,\"raw_mb_s\":%.0f,\"ship_mb_s\":%.0f,\"ratio\":%.3f,\"raw_best_mb_s\":%.0f,\"ship_best_mb_s\":%.0f,\"raw_cpu_ms\":%.1f,\"ship_cpu_ms\":%.1f}\n", shape, n,
-               tcp ? "tcp" : "ipc", rounds, (unsigned long long)bytes, (unsigned long long)frames, median(mb_raw, rounds), median(mb_ship, rounds), median(ratio, rounds), mb_raw[rounds - 1], mb_ship[rounds - 1], median(cpu_raw, rounds), median(cpu_ship, rounds));
+    if (argc > 1 && !t_failed) print(shape, rounds, &x, &raw_us, &ship_us, &ratio, &raw_cpu, &ship_cpu, &exposed, &transfer);
+    raw_close();
     ships_close(&r);
     td_zctx_close(zs);
     for (int k = 0; k < DSTS; k++) td_zctx_close(zd[k]);

@@ -2,6 +2,7 @@
 /* tests/ship/test_machines.c - sender and receiver over a simulated link that loses, repeats, reorders and damages messages, from a seed.
  * Whatever happens: either every page is right, or the hand-off failed and nothing is written afterwards; and both ends come to an end. */
 #include "common/check.h"
+#include "common/crc.h"
 #include "common/hash.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_kv.h"
@@ -60,7 +61,7 @@ typedef struct {
     int64_t now;
     td_epoch_state recv_state;
     bool recv_done, over, computing;
-    uint32_t n, hit, n_first, written;
+    uint32_t n, hit, n_first;
     td_ship_plan plan;
     const char *why;
 } world;
@@ -136,12 +137,15 @@ static void deliver(world *w, packet *p)
         pump_sender(w, e);
         return;
     }
-    td_recv_action a = td_receiver_message(w->r, w->now, &f, p->payload);
-    if (a.write) {
-        T_OK(kv_scatter(&w->dst, &w->d, &a.rect, p->payload));
-        w->written++;
+    td_rect rect;
+    uint32_t crc = f.type == TD_KVF_COMMIT ? td_crc32c(0, p->payload, (size_t)f.payload_bytes) : 0;
+    bool placed = td_receiver_place(w->r, &f, &rect) != NULL;
+    if (placed) {
+        T_OK(kv_scatter(&w->dst, &w->d, &rect, p->payload, &crc));
         T_OK(!w->recv_done, "a page was written after the end");
     }
+    td_recv_action a = td_receiver_message(w->r, w->now, &f, p->payload, crc);
+    T_OK(f.type != TD_KVF_FRAME || a.taken == (placed && crc == f.payload_crc32c), "placed %d, taken %d", placed, a.taken);
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) settle(w, a.epoch);
     if (a.answer) {
         td_kvframe h;
@@ -258,8 +262,8 @@ static void expect_failed(const char *why, td_kvframe f, const void *payload)
     td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     T_EQ(td_receiver_add(r, 0, 6, 4, 20, 1, NULL), TD_EFULL);
-    td_recv_action a = td_receiver_message(r, 1, &f, payload);
-    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && a.answer == TD_KVF_NACK && !a.write && a.bad, "%s", why);
+    td_recv_action a = kv_receive(r, 1, &f, payload);
+    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && a.answer == TD_KVF_NACK && !a.taken && a.bad, "%s", why);
     T_STR(a.why, why);
     td_receiver_free(r, NULL);
 }
@@ -293,26 +297,26 @@ static void test_refusals(void)
     td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     f = good, f.incarnation = 78; /* of an earlier process: dropped, the epoch is untouched */
-    td_recv_action a = td_receiver_message(r, 1, &f, pay);
-    T_OK(!a.epoch && !a.write && a.answer == TD_KVF_NACK);
-    a = td_receiver_message(r, 1, &good, pay);
-    T_OK(a.write && a.epoch->state == TD_EPOCH_OPEN);
-    a = td_receiver_message(r, 1, &good, pay); /* again: nothing */
-    T_OK(!a.write && a.epoch && a.epoch->state == TD_EPOCH_OPEN);
+    td_recv_action a = kv_receive(r, 1, &f, pay);
+    T_OK(!a.epoch && !a.taken && a.answer == TD_KVF_NACK);
+    a = kv_receive(r, 1, &good, pay);
+    T_OK(a.taken && a.epoch->state == TD_EPOCH_OPEN);
+    a = kv_receive(r, 1, &good, pay); /* again: nothing */
+    T_OK(!a.taken && a.epoch && a.epoch->state == TD_EPOCH_OPEN);
     f = frame_of(&d, 1, 0, 2, 11, 2, pay); /* another index, one token of it is here already */
-    a = td_receiver_message(r, 1, &f, pay);
-    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && !a.write);
+    a = kv_receive(r, 1, &f, pay);
+    T_OK(a.epoch && a.epoch->state == TD_EPOCH_FAILED && !a.taken);
     T_STR(a.why, "a part came twice");
     td_receiver_close(r, a.epoch);
     T_EQ(td_receiver_live(r), 0);
-    T_OK(td_receiver_message(r, 1, &good, pay).epoch == NULL);
+    T_OK(kv_receive(r, 1, &good, pay).epoch == NULL);
     /* COMMIT with too few frames: FAILED by the deadline; ABORT with index 0: over */
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     td_frame_init(&f, TD_KVF_COMMIT, 5, 77);
     f.index = 3;
     f.n_first = f.n_src = 1;
     td_frame_seal(&f, NULL, 0);
-    a = td_receiver_message(r, 50, &f, NULL);
+    a = kv_receive(r, 50, &f, NULL);
     T_OK(a.epoch->state == TD_EPOCH_COMMITTED && !a.answer);
     T_OK(!td_receiver_tick(r, 149));
     T_EQ(td_receiver_deadline(r), 150);
@@ -332,13 +336,13 @@ static void test_commit(void)
         td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
         T_EQ(td_receiver_add(r, 0, 5, 0, 20, 1, NULL), TD_OK);
         td_kvframe a = frame_of(&d, 0, 0, 2, 0, 10, pay), b = frame_of(&d, 1, 0, 2, 10, wrong == 1 ? 9 : 10, pay), c;
-        T_OK(td_receiver_message(r, 1, &a, pay).write && td_receiver_message(r, 1, &b, pay).write);
+        T_OK(kv_receive(r, 1, &a, pay).taken && kv_receive(r, 1, &b, pay).taken);
         td_frame_init(&c, TD_KVF_COMMIT, 5, 77);
         c.index = 2;
         c.n_first = c.n_src = 1;
         c.digest = td_frame_digest(&a) ^ td_frame_digest(&b) ^ (wrong == 2);
         td_frame_seal(&c, NULL, 0);
-        td_recv_action x = td_receiver_message(r, 2, &c, NULL);
+        td_recv_action x = kv_receive(r, 2, &c, NULL);
         T_EQ(x.epoch->state, wrong ? TD_EPOCH_FAILED : TD_EPOCH_LANDED);
         T_EQ(x.answer, wrong ? TD_KVF_NACK : TD_KVF_ACK);
         if (wrong) T_STR(x.why, wrong == 1 ? "frames do not cover the reservation" : "digest");
@@ -421,11 +425,13 @@ static void test_receiver_fuzz(int rounds)
         f.n_first = kv_rnd(&seed, 3);
         uint64_t n = 32ull * f.n_heads * f.n_layers * f.n_tok;
         td_frame_seal(&f, pay, n <= sizeof pay ? n : kv_rnd(&seed, sizeof pay));
-        td_recv_action a = td_receiver_message(r, i, &f, pay);
-        if (a.write) {
+        td_rect rect;
+        uint32_t crc = 0;
+        if (td_receiver_place(r, &f, &rect)) {
             writes++;
-            T_OK(kv_scatter(&side, &d, &a.rect, pay));
+            T_OK(kv_scatter(&side, &d, &rect, pay, &crc));
         }
+        td_recv_action a = td_receiver_message(r, i, &f, pay, crc);
         if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) td_receiver_close(r, a.epoch);
     }
     T_OK(writes > rounds / 100, "%d writes", writes);

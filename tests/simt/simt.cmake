@@ -50,6 +50,9 @@ file(GLOB simt_tests CONFIGURE_DEPENDS tests/simt/test_*.c tests/simt/test_*.cpp
 file(GLOB simt_support CONFIGURE_DEPENDS tests/simt/support_*.c)
 # Tests of the CPU families that take the CUDA table as one more family (support_staged.h).
 set(simt_shared tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c)
+if(NOT TARGET td_ship)
+  list(FILTER simt_tests EXCLUDE REGEX "test_ship_cuda")
+endif()
 foreach(t ${simt_tests} ${simt_shared})
   get_filename_component(n ${t} NAME_WE)
   foreach(m ${simt_modes})
@@ -60,6 +63,10 @@ foreach(t ${simt_tests} ${simt_shared})
     target_include_directories(${area}_${n} PRIVATE ${CMAKE_SOURCE_DIR})
     if(n STREQUAL "test_stage_cuda") # of the cluster's library, which needs not be there
       target_sources(${area}_${n} PRIVATE worker/ship/stage.c worker/ship/codec.c worker/ship/token_map.c)
+    endif()
+    if(n STREQUAL "test_ship_cuda")
+      target_sources(${area}_${n} PRIVATE tests/ship/support_grid.c tests/ship/support_kv.c)
+      target_link_libraries(${area}_${n} PRIVATE ${lib} td_ship) # the shim's td_dev_open_cuda wins
     endif()
     if(t IN_LIST simt_shared)
       target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501)

@@ -12,6 +12,7 @@
 #include <link.h>
 #include <map>
 #include <memory>
+#include <pthread.h>
 #include <string>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -971,6 +972,7 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
 }
 // ---- recorded streams
 static simt_stream *g_recorded; // one at a time
+static pthread_t g_recorder;     // other threads may do what they like, on other streams
 static bool g_broken;           // ... and something was asked of it that a device refuses
 } // namespace simt
 struct simt_graph {
@@ -1017,7 +1019,7 @@ static void host_written(const void *p, size_t n)
 } // namespace simt
 cudaError_t simt_refused_while_recorded(const char *what)
 {
-    if (!simt::g_recorded) return cudaSuccess;
+    if (!simt::g_recorded || !pthread_equal(pthread_self(), simt::g_recorder)) return cudaSuccess;
     simt::g_broken = true;
     if (!simt::opt.quiet) fprintf(stderr, "simt: %s while a stream is recorded\n", what);
     return cudaErrorStreamCaptureUnsupported; // not sticky: it is the recording that is lost
@@ -1130,6 +1132,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
     if (!s || simt::g_recorded) return cudaErrorStreamCaptureUnsupported;
     s->graph = new simt_graph;
     simt::g_recorded = s;
+    simt::g_recorder = pthread_self();
     simt::g_broken = false;
     return cudaSuccess;
 }

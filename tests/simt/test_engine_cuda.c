@@ -61,10 +61,13 @@ static void test_ways(const char *name, bool all)
     int n = simt_checks() ? 3 : N;
     if (!open_named(name)) return;
     ti_make_expected(n, 60, 8);
-    for (ti_depth = 1; ti_depth <= 2; ti_depth++) ti_vary((td_engine_opts){0}, (uint32_t)n, (uint32_t)n, false, "all together");
+    for (ti_depth = 1; ti_depth <= 2; ti_depth++)
+        ti_vary((td_engine_opts){0}, (uint32_t)n, (uint32_t)n, false, "all together");
     if (all) { /* two in flight, as a device has by default */
-        ti_vary((td_engine_opts){.depth = 2, .max_prefill_chunk = 7, .max_batched_tokens = 40}, N, 3, false, "chunks of 7");
-        ti_vary((td_engine_opts){.depth = 2, .page_size = 8, .prefix_cache = true}, N, 1, true, "pages of 8, cached");
+        ti_vary((td_engine_opts){.depth = 2, .max_prefill_chunk = 7, .max_batched_tokens = 40}, N, 3, false,
+                "chunks of 7");
+        ti_vary((td_engine_opts){.depth = 2, .page_size = 8, .prefix_cache = true}, N, 1, true,
+                "pages of 8, cached");
     }
     for (ti_depth = 3 - 2 * all; ti_depth <= 3 && !simt_checks(); ti_depth += 2) {
         td_engine_opts few = {.page_size = 8, .kv_pages = ti_tight_pages(N, 8), .max_model_len = 80};
@@ -81,11 +84,26 @@ static void test_ways(const char *name, bool all)
 static td_dev real;
 static long n_waits, n_blocks;
 
-static td_status count_sync(td_dev *d, td_stream_kind s) { return n_waits++, real.sync(d, s); }
-static td_status count_await(td_dev *d, td_event *e) { return n_waits++, real.await(d, e); }
-static td_status count_alloc(td_dev *d, size_t bytes, void **out) { return n_blocks++, real.alloc(d, bytes, out); }
-static td_status count_alloc_host(td_dev *d, size_t bytes, void **out) { return n_blocks++, real.alloc_host(d, bytes, out); }
-static td_status count_event(td_dev *d, td_event **out) { return n_blocks++, real.event_open(d, out); }
+static td_status count_sync(td_dev *d, td_stream_kind s)
+{
+    return n_waits++, real.sync(d, s);
+}
+static td_status count_await(td_dev *d, td_event *e)
+{
+    return n_waits++, real.await(d, e);
+}
+static td_status count_alloc(td_dev *d, size_t bytes, void **out)
+{
+    return n_blocks++, real.alloc(d, bytes, out);
+}
+static td_status count_alloc_host(td_dev *d, size_t bytes, void **out)
+{
+    return n_blocks++, real.alloc_host(d, bytes, out);
+}
+static td_status count_event(td_dev *d, td_event **out)
+{
+    return n_blocks++, real.event_open(d, out);
+}
 static td_status count_done(td_dev *d, td_event *e) /* who asks in a loop waits */
 {
     td_status s = real.done(d, e);
@@ -136,14 +154,25 @@ static void test_waits(int depth)
 static void test_refused(void)
 {
     td_ranks two = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}};
-    td_model_opts o = {.dir = "tests/golden/models/llama-gqa", .ops = ti_ops, .pool = ti_pool, .max_rows = 16, .max_logits = 16, .ranks = &two};
+    td_model_opts o = {.dir = "tests/golden/models/llama-gqa",
+                       .ops = ti_ops,
+                       .pool = ti_pool,
+                       .max_rows = 16,
+                       .max_logits = 16,
+                       .ranks = &two};
     td_model *m = NULL;
     T_EQ(td_model_open(&o, &m), TD_ENOSUP);
     T_OK(strstr(td_reason(), "cuda") && strstr(td_reason(), "2 ranks"), "%s", td_reason());
     if (!open_named("llama-gqa")) return;
     td_engine *e = NULL;
-    td_engine_opts much = {.model = ti_model, .ops = ti_ops, .pool = ti_pool, .page_size = 16, .kv_pages = 100000000, .max_batched_tokens = 64,
-                           .max_seqs = 1, .max_legs = 1};
+    td_engine_opts much = {.model = ti_model,
+                           .ops = ti_ops,
+                           .pool = ti_pool,
+                           .page_size = 16,
+                           .kv_pages = 100000000,
+                           .max_batched_tokens = 64,
+                           .max_seqs = 1,
+                           .max_legs = 1};
     T_EQ(td_engine_open(&much, &e), TD_EFULL);
     T_OK(strstr(td_reason(), "free"), "%s", td_reason());
     td_model_close(ti_model);

@@ -138,45 +138,55 @@ static size_t at(const td_kv *kv, int slot, int page, int side, int in_page)
            (size_t)kv->D * td_dtype_bytes(kv->dtype);
 }
 
-/* Payload by its definition: [slot][k|v][G][token][D]. */
-static void gather_plain(const td_kv *kv, const uint8_t *base, const int32_t *pages, const td_cuda_rect *r,
-                         uint8_t *payload)
+/* Payload by its definition: [slot][k|v][head][token][D]. row: where the tokens are. */
+static void gather_plain(const td_kv_rows *r, const uint8_t *base, const int32_t *rows, uint8_t *payload)
 {
+    const td_kv *kv = r->kv;
     size_t row = (size_t)kv->D * td_dtype_bytes(kv->dtype);
     for (int s = 0; s < r->n_slots; s++)
-        for (int side = 0; side < 2 * kv->G; side++)
-            for (uint32_t t = r->tok0; t < r->tok0 + r->n_tok; t++, payload += row)
-                memcpy(payload,
-                       base +
-                           at(kv, r->slot0 + s, pages[(int)t / kv->P - (int)r->page0], side, (int)t % kv->P),
-                       row);
+        for (int kv2 = 0; kv2 < 2; kv2++)
+            for (int h = r->head0; h < r->head0 + r->n_heads; h++)
+                for (uint32_t t = 0; t < r->n_tok; t++, payload += row)
+                    memcpy(payload, base + at(kv, r->slot0 + s, rows[t] / kv->P, kv2 * kv->G + h, rows[t] % kv->P), row);
+}
+
+/* n tokens from tok0 on, every step-th, in these pages. */
+static const int32_t *rows_of(int32_t *rows, const int32_t *pages, int P, int tok0, uint32_t n, int step)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        int t = tok0 + (int)i * step;
+        rows[i] = pages[t / P] * P + t % P;
+    }
+    return dev_put(rows, n * sizeof *rows);
 }
 
 static void test_pages(pool_case c)
 {
-    enum { PAGES = 11, SLOTS = 3 };
+    enum { PAGES = 11, SLOTS = 3, MAX = 400 };
     td_kv kv = {NULL, c.dtype, PAGES, c.P, c.G, c.D};
     size_t bytes = (size_t)SLOTS * PAGES * td_kv_page_bytes(&kv);
     uint8_t *host = block_alloc(bytes), *back = block_alloc(bytes);
+    int32_t rows[MAX];
     for (size_t i = 0; i < bytes; i++) host[i] = (uint8_t)(i * 2654435761u >> 13);
     int32_t pages[] = {7, 2, 9, 0, 4};
-    uint32_t P = (uint32_t)c.P;
-    td_cuda_rect r = {1, 2, 2 * P + P / 2, P + P / 2 + 1, 2}; /* pages[0] holds tokens from 2 P on */
-    size_t n = td_cuda_rect_bytes(&kv, &r);
+    td_kv_rows r = {.kv = &kv, .slot0 = 1, .n_slots = 2, .head0 = c.G / 2, .n_heads = c.G - c.G / 2,
+                    .n_tok = (uint32_t)(c.P + c.P / 2 + 1)};
+    TD_CHECK(r.n_tok <= MAX);
+    size_t n = td_cuda_rows_bytes(&r);
     uint8_t *want = block_alloc(n), *got = block_alloc(n);
-    gather_plain(&kv, host, pages, &r, want);
+    r.row = rows_of(rows, pages, c.P, c.P / 2, r.n_tok, 2);
+    gather_plain(&r, host, rows, want);
     kv.base = dev_put(host, bytes);
-    const int32_t *dp = dev_put(pages, sizeof pages);
     uint8_t *payload = (uint8_t *)dev_new(n + (size_t)c.odd) + c.odd;
-    T_EQ(td_cuda_kv_gather(stream(), &kv, dp, &r, payload), 0);
+    T_EQ(td_cuda_kv_gather(stream(), &r, payload), 0);
     T_OK(dev_get(got, payload, n) && !memcmp(got, want, n), "P=%d G=%d D=%d: %s", c.P, c.G, c.D,
          simt_last_error());
     /* Scatter into other pages, then gather from there; nothing else changes. */
     int32_t others[] = {1, 10, 3, 8, 6};
-    const int32_t *dq = dev_put(others, sizeof others);
-    T_EQ(td_cuda_kv_scatter(stream(), &kv, dq, &r, payload), 0);
+    r.row = rows_of(rows, others, c.P, c.P / 2, r.n_tok, 1);
+    T_EQ(td_cuda_kv_scatter(stream(), &r, payload), 0);
     T_OK(dev_get(back, kv.base, bytes));
-    gather_plain(&kv, back, others, &r, got);
+    gather_plain(&r, back, rows, got);
     T_OK(!memcmp(got, want, n));
     size_t changed = 0;
     for (size_t i = 0; i < bytes; i++) changed += back[i] != host[i];
@@ -202,8 +212,8 @@ static void test_refusals(void)
     td_kv a = {(uint8_t *)x, TD_BF16, 1, 16, 1, 16}, b = a;
     b.P = 8;
     T_OK(td_cuda_kv_copy(stream(), &a, NULL, &b, NULL, 1, 1) != 0);
-    td_cuda_rect r = {0, 1, 5, 3, 1};
-    T_OK(td_cuda_kv_gather(stream(), &a, NULL, &r, x) != 0); /* token 5 lies before page 1 */
+    td_kv_rows r = {.kv = &a, .n_slots = 1, .head0 = 1, .n_heads = 1, .n_tok = 3};
+    T_OK(td_cuda_kv_gather(stream(), &r, x) != 0); /* there is one head */
     td_route_law law = {2, 3, TD_ROUTE_SOFTMAX, false, 1};
     T_OK(td_cuda_moe_route(stream(), &law, x, 1, (int32_t *)x, x) != 0);
     T_OK(td_cuda_sum_tree(stream(), x, 1, 3, 1, 1, 1, NULL, x, 1, false) != 0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_stage_cuda.c - pages that leave one engine's device memory and land in another's through worker/ship/stage.h:
- * a leg by hand-off makes the bytes that it makes alone, for two page sizes; missing pages are refused and nothing is touched. */
+ * a leg by hand-off makes the bytes that it makes alone, for two page sizes; missing pages are refused and nothing is touched; a frame
+ * takes one kernel and one copy each way, behind an event of the compute stream, and nobody waits for a stream. */
 #include "common/log.h"
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
@@ -8,7 +9,7 @@
 #include "tests/worker/support_engine.h"
 #include "worker/ship/stage.h"
 
-enum { N = 4, MAX_ROWS = 64, FRAME = 1 << 20 };
+enum { N = 4, MAX_ROWS = 64, FRAME = 1 << 20, HELD = 4 };
 
 static td_pool *threads;
 static const td_ops *cuda;
@@ -45,9 +46,13 @@ static void carry(void *arg, uint64_t key, int layer0, int layer1, uint32_t tok0
         td_rect r = {.group = (uint16_t)g, .layer0 = (uint16_t)d->layer[l].slot, .n_layers = 1, .n_heads = (uint16_t)d->group[g].G,
                      .tok0 = TD_MAX(tok0, first), .n_tok = tok1 - TD_MIN(TD_MAX(tok0, first), tok1)};
         if (!r.n_tok) continue;
-        T_OK(td_stage_gather(&c->stage, &from, pa, 0, na, &r, &to.tokens, c->payload) == TD_OK, "gather: %s", td_reason());
-        T_OK(td_stage_scatter(&c->stage, &to, pb, 0, nb, &r, &to.tokens, c->payload) == TD_OK, "scatter: %s", td_reason());
+        td_stage_rect x = {.name = &r, .side = &from, .pages = pa, .n_pages = na, .r = &r, .pick = &to.tokens},
+                      y = {.side = &to, .pages = pb, .n_pages = nb, .r = &r, .pick = &to.tokens};
+        T_EQ(td_stage_mark(&c->stage, &x.mark), TD_OK);
+        T_OK(td_stage_gather(&c->stage, &x, c->payload, NULL) == TD_OK, "gather: %s", td_reason());
+        T_OK(td_stage_scatter(&c->stage, &y, c->payload, NULL) == TD_OK, "scatter: %s", td_reason());
     }
+    T_EQ(td_stage_flush(&c->stage), TD_OK);
 }
 
 static void hand_off(carrier *c, const te_spec *s, te_result *out)
@@ -89,7 +94,7 @@ static void test_hand_off(const char *name, int Pa, int Pb)
     td_model_opts o = {.dir = dir, .ops = cuda, .pool = threads, .max_rows = MAX_ROWS, .max_logits = td_engine_logit_rows(8)};
     TD_CHECK(td_model_open(&o, &model) == TD_OK);
     carrier c = {.a = open_engine(Pa), .b = open_engine(Pb), .payload = td_xalloc(FRAME)};
-    T_EQ(td_stage_open(&c.stage, dev()), TD_OK);
+    T_EQ(td_stage_open(&c.stage, dev(), FRAME), TD_OK);
     td_engine *alone = open_engine(16);
     te_rnd = 11;
     for (int i = 0; i < (simt_checks() ? 1 : N); i++) {
@@ -107,42 +112,147 @@ static void test_hand_off(const char *name, int Pa, int Pb)
     td_model_close(model);
 }
 
-/* Through the device as through the codec: rectangles of some heads and tokens, what is beside them stays. */
+/* ---- what is asked of the device ---- */
+static char asked[256];
+static td_dev real;
+
+static void ask(char what)
+{
+    size_t n = strlen(asked);
+    if (n + 1 < sizeof asked) asked[n] = what;
+}
+/* Letters: a stream's copies in and out, packing, events. A stream that is waited for: S. */
+static td_status my_upload(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes) { ask(bytes > 256 ? 'U' : 'u'); return real.upload(d, s, dst, src, bytes); }
+static td_status my_download(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes) { ask('D'); return real.download(d, s, dst, src, bytes); }
+static td_status my_pack(td_dev *d, td_stream_kind s, const td_kv_rows *r, void *p) { ask('P'); return real.pack(d, s, r, p); }
+static td_status my_unpack(td_dev *d, td_stream_kind s, const td_kv_rows *r, const void *p) { ask('Q'); return real.unpack(d, s, r, p); }
+static td_status my_record(td_dev *d, td_stream_kind s, td_event *e) { ask(s == TD_STREAM_COMPUTE ? 'm' : 'r'); return real.record(d, s, e); }
+static td_status my_wait(td_dev *d, td_stream_kind s, td_event *e) { ask(s == TD_STREAM_OUT ? 'w' : '?'); return real.wait(d, s, e); }
+static td_status my_await(td_dev *d, td_event *e) { ask('a'); return real.await(d, e); }
+static td_status my_sync(td_dev *d, td_stream_kind s) { ask('S'); return real.sync(d, s); }
+
+static void listen(bool on)
+{
+    td_dev *d = dev();
+    if (on) {
+        real = *d;
+        d->upload = my_upload, d->download = my_download, d->pack = my_pack, d->unpack = my_unpack;
+        d->record = my_record, d->wait = my_wait, d->await = my_await, d->sync = my_sync;
+    } else {
+        *d = real;
+    }
+}
+
+static void expect_asked(const char *what)
+{
+    T_STR(asked, what);
+    memset(asked, 0, sizeof asked);
+}
+
+/* Through the device as through the codec: rectangles of some heads and tokens, of a destination that holds every other block;
+ * what is beside them stays. */
 static void test_rectangles(void)
 {
-    enum { PAGES = 6, SLOTS = 3, P = 8, G = 2, D = 16, HELD = 4 };
+    enum { PAGES = 6, SLOTS = 3, P = 8, G = 2, D = 16 };
     td_kv kv = {.dtype = TD_BF16, .n_pages = PAGES, .P = P, .G = G, .D = D}, host = kv;
     size_t bytes = td_kv_page_bytes(&kv) * PAGES * SLOTS;
-    uint8_t *before = td_xalloc(bytes), *after = td_xalloc(bytes), *a = td_xalloc(bytes), *b = td_xalloc(bytes);
+    uint8_t *before = td_xalloc(bytes), *after = td_xalloc(bytes), *b = td_xalloc(bytes);
+    void *a;
     const int32_t pages[HELD] = {4, 1, 5, 0};
+    const td_token_set all = {{TD_TOKENS_ALL, 1, 0}, 0}, half = {{TD_TOKENS_INTERLEAVE, 2, 3}, 1};
+    T_EQ(dev()->alloc_host(dev(), bytes, &a), TD_OK);
     for (size_t i = 0; i < bytes; i++) before[i] = (uint8_t)te_draw(256);
     kv.base = dev_put(before, bytes), host.base = before;
     td_codec_side on_dev = td_codec_whole(&kv, SLOTS), on_host = td_codec_whole(&host, SLOTS);
     td_stage s, plain;
-    T_EQ(td_stage_open(&s, dev()), TD_OK);
-    T_EQ(td_stage_open(&plain, NULL), TD_OK);
+    T_EQ(td_stage_open(&s, dev(), bytes), TD_OK);
+    T_EQ(td_stage_open(&plain, NULL, bytes), TD_OK);
     for (int i = 0; i < 40; i++) {
-        td_rect r = {.layer0 = (uint16_t)te_draw(SLOTS), .n_layers = 1, .head0 = (uint16_t)te_draw(G), .n_heads = 1, .tok0 = te_draw(HELD * P - 1)};
-        r.n_tok = 1 + te_draw(HELD * P - r.tok0);
+        uint32_t x = 0, y = 1;
+        td_rect r = {.layer0 = (uint16_t)te_draw(SLOTS), .n_layers = 1, .head0 = (uint16_t)te_draw(G), .n_heads = 1, .tok0 = te_draw(HELD * P - 7)};
+        r.n_tok = 7 + te_draw(HELD * P - 6 - r.tok0);
         if (!r.head0) r.n_heads = (uint16_t)(1 + te_draw(G));
         if (r.layer0 + 1 < SLOTS) r.n_layers = (uint16_t)(1 + te_draw(2));
-        size_t n = td_codec_bytes(&kv, &r, &on_dev.tokens);
-        T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a), TD_OK);
-        T_EQ(td_stage_gather(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, b), TD_OK);
-        T_OK(!memcmp(a, b, n), "gather %d differs", i);
-        for (size_t k = 0; k < n; k++) a[k] = (uint8_t)te_draw(256);
-        T_EQ(td_stage_scatter(&s, &on_dev, pages, 0, HELD, &r, &on_dev.tokens, a), TD_OK);
-        T_EQ(td_stage_scatter(&plain, &on_host, pages, 0, HELD, &r, &on_host.tokens, a), TD_OK);
-        T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes), "scatter %d differs", i);
+        td_stage_rect d = {.name = &r, .side = &on_dev, .pages = pages, .n_pages = HELD, .r = &r, .pick = i % 3 ? &all : &half}, h = d;
+        h.side = &on_host;
+        size_t n = td_codec_bytes(&kv, &r, d.pick);
+        T_EQ(td_stage_mark(&s, &d.mark), TD_OK);
+        T_EQ(td_stage_gather(&s, &d, a, &x), TD_OK);
+        T_EQ(td_stage_gather(&plain, &h, b, &y), TD_OK);
+        T_OK(!memcmp(a, b, n) && x == y, "gather %d differs", i);
+        for (size_t k = 0; k < n; k++) ((uint8_t *)a)[k] = (uint8_t)te_draw(256);
+        T_EQ(td_stage_scatter(&s, &d, a, &x), TD_OK);
+        T_EQ(td_stage_scatter(&plain, &h, a, &y), TD_OK);
+        T_EQ(td_stage_flush(&s), TD_OK);
+        T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes) && x == y, "scatter %d differs", i);
     }
     const int32_t hole[HELD] = {4, -1, 5, 0};
     td_rect r = {.n_layers = 1, .n_heads = G, .tok0 = 2, .n_tok = 20}, slot = {.layer0 = 2, .n_layers = 2, .n_heads = G, .n_tok = 1};
-    T_EQ(td_stage_scatter(&s, &on_dev, hole, 0, HELD, &r, &on_dev.tokens, a), TD_EPROTO);
-    T_EQ(td_stage_gather(&s, &on_dev, pages, 1, HELD - 1, &r, &on_dev.tokens, a), TD_EPROTO);
-    T_EQ(td_stage_gather(&s, &on_dev, pages, 0, HELD, &slot, &on_dev.tokens, a), TD_EPROTO);
+    td_stage_rect d = {.name = &r, .side = &on_dev, .pages = hole, .n_pages = HELD, .r = &r, .pick = &all};
+    T_EQ(td_stage_scatter(&s, &d, a, NULL), TD_EPROTO);
+    T_EQ(td_stage_gather(&s, &d, a, NULL), TD_EPROTO);
+    d.pages = pages, d.page0 = 1, d.n_pages = HELD - 1;
+    T_EQ(td_stage_gather(&s, &d, a, NULL), TD_EPROTO);
+    d.page0 = 0, d.n_pages = HELD, d.r = &slot;
+    T_EQ(td_stage_gather(&s, &d, a, NULL), TD_EPROTO);
+    T_EQ(td_stage_flush(&s), TD_OK);
     T_OK(dev_get(after, kv.base, bytes) && !memcmp(before, after, bytes), "a refused rectangle was written");
     td_stage_close(&s), td_stage_close(&plain);
-    free(before), free(after), free(a), free(b);
+    dev()->free_host(dev(), a);
+    free(before), free(after), free(b);
+    dev_done();
+}
+
+/* A frame is one kernel and one copy (and a small one: where its rows lie), behind the mark; several are begun before the first is
+ * waited for; the one that is forgotten gives its buffer back. */
+static void test_calls(void)
+{
+    enum { PAGES = 4, P = 8, G = 2, D = 16, FRAMES = 3 };
+    td_kv kv = {.dtype = TD_BF16, .n_pages = PAGES, .P = P, .G = G, .D = D};
+    size_t bytes = td_kv_page_bytes(&kv) * PAGES;
+    uint8_t *zero = td_xalloc(bytes);
+    const int32_t pages[PAGES] = {3, 1, 0, 2};
+    kv.base = dev_put(zero, bytes);
+    td_codec_side side = td_codec_whole(&kv, 1);
+    td_rect r[FRAMES];
+    td_stage_rect x[FRAMES];
+    void *payload[FRAMES];
+    uint32_t crc;
+    td_stage s;
+    T_EQ(td_stage_open(&s, dev(), bytes), TD_OK);
+    for (int i = 0; i < FRAMES; i++) {
+        r[i] = (td_rect){.n_layers = 1, .n_heads = G, .tok0 = (uint32_t)i * P, .n_tok = P};
+        x[i] = (td_stage_rect){.name = &r[i], .side = &side, .pages = pages, .n_pages = PAGES, .r = &r[i], .pick = &side.tokens};
+        T_EQ(dev()->alloc_host(dev(), bytes, &payload[i]), TD_OK);
+        T_EQ(td_stage_begin(&s, &x[i], payload[i]), TD_OK); /* rows' memory is made at first */
+        T_OK(td_stage_forget(&s, &r[i]) == payload[i] && !td_stage_forget(&s, &r[i]));
+        T_EQ(td_stage_scatter(&s, &x[i], payload[i], NULL), TD_OK);
+    }
+    T_EQ(td_stage_flush(&s), TD_OK);
+    listen(true);
+    for (int i = 0; i < FRAMES; i++) T_EQ(td_stage_mark(&s, &x[i].mark), TD_OK);
+    expect_asked("mmm");
+    for (int i = 0; i < FRAMES; i++) T_EQ(td_stage_begin(&s, &x[i], payload[i]), TD_OK);
+    expect_asked("uwPDruwPDruwPDr");
+    T_EQ(td_stage_room(&s), TD_STAGE_OUT - FRAMES);
+    T_OK(td_stage_begun(&s, &r[1]) == payload[1]);
+    T_EQ(td_stage_gather(&s, &x[0], payload[0], &crc), TD_OK);
+    expect_asked("a");
+    T_OK(td_stage_forget(&s, &r[2]) == payload[2] && td_stage_room(&s) == TD_STAGE_OUT - 1);
+    expect_asked("a");
+    T_EQ(td_stage_gather(&s, &x[2], payload[2], &crc), TD_OK); /* not begun any more */
+    expect_asked("uwPDra");
+    T_EQ(td_stage_scatter(&s, &x[1], payload[0], &crc), TD_OK);
+    expect_asked("uUQr");
+    T_EQ(td_stage_scatter(&s, &x[2], payload[0], &crc), TD_OK);
+    expect_asked("auUQr"); /* the room of the first of four: long done */
+    T_EQ(td_stage_flush(&s), TD_OK);
+    T_EQ(td_stage_flush(&s), TD_OK);
+    expect_asked("S");
+    listen(false);
+    td_stage_close(&s);
+    for (int i = 0; i < FRAMES; i++) dev()->free_host(dev(), payload[i]);
+    free(zero);
     dev_done();
 }
 
@@ -154,6 +264,7 @@ int main(void)
     (void)simt_set_option("hide", 1);
     T_OK(td_cuda_ops_open(dev(), &cuda) == TD_OK, "%s", td_reason());
     test_rectangles();
+    test_calls();
     test_hand_off("llama-gqa", 16, 8);
     if (!simt_checks()) test_hand_off("mistral-swa", 8, 16);
     td_cuda_ops_close();

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+
+from support.machine import free_port, patience
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release")
@@ -35,12 +36,6 @@ def sanitized():
     """Whether BUILD is one with a sanitizer: the double precision kernels are far slower there."""
     with open(os.path.join(BUILD, "CMakeCache.txt")) as f:
         return re.search(r"^TD_SANITIZE:\w+=\w", f.read(), re.M) is not None
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def rank_pids(above, flat=False):
@@ -80,12 +75,13 @@ class Gone(threading.Thread):
 
     def run(self):
         while any(os.path.exists(f"/proc/{p}") for p in self.pids):
-            if time.monotonic() - self.began > 60:
+            if time.monotonic() - self.began > patience(60):
                 return
             time.sleep(0.01)
         self.took = time.monotonic() - self.began
 
     def after(self, seconds):
+        seconds = patience(seconds)
         self.join(max(0, self.began + seconds - time.monotonic()) + 1)
         assert self.took and self.took <= seconds, f"{self.took} s, not within {seconds} s: {self.pids}"
         return self.took
@@ -189,7 +185,7 @@ class Cluster:
                 p.terminate()
         for p in self.procs.values():
             try:
-                p.wait(8)
+                p.wait(patience(8))
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
@@ -206,7 +202,7 @@ class Cluster:
 
     def get(self, path, timeout=20):
         try:
-            with urllib.request.urlopen(self.url(path), timeout=timeout, context=self.tls) as r:
+            with urllib.request.urlopen(self.url(path), timeout=patience(timeout), context=self.tls) as r:
                 return r.read().decode()
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
@@ -216,13 +212,13 @@ class Cluster:
         req = urllib.request.Request(self.url(path), data,
                                      {"Content-Type": "application/json", **(headers or {})})
         try:
-            with urllib.request.urlopen(req, timeout=timeout, context=self.tls) as r:
+            with urllib.request.urlopen(req, timeout=patience(timeout), context=self.tls) as r:
                 return json.loads(r.read())
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
 
     def until(self, what, timeout, f, router=True):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + patience(timeout)
         last = None
         while time.monotonic() < end:
             try:
@@ -235,7 +231,7 @@ class Cluster:
                 if router and label == "router" and p.poll() is not None:
                     raise AssertionError(f"router exited with {p.returncode} while waiting for {what}")
             time.sleep(0.01)
-        raise AssertionError(f"not within {timeout} s: {what}; last: {last}")
+        raise AssertionError(f"not within {patience(timeout):.0f} s: {what}; last: {last}")
 
     def wait_ready(self, timeout=60):
         self.until(
@@ -273,7 +269,7 @@ class Cluster:
                                      json.dumps({"model": self.name, "stream": True, **body}).encode(),
                                      {"Content-Type": "application/json"})
         try:
-            r = urllib.request.urlopen(req, timeout=timeout, context=self.tls)
+            r = urllib.request.urlopen(req, timeout=patience(timeout), context=self.tls)
         except urllib.error.HTTPError as e:
             raise Error(e.code, e.read().decode(errors="replace")) from None
         with r:

@@ -64,6 +64,16 @@ void td_model_drawn(td_model *m, const td_sample_out *before)
 {
     m->drawn = before;
 }
+td_expert_stats td_model_expert_stats(const td_model *m)
+{
+    (void)m;
+    return (td_expert_stats){0};
+}
+td_status td_model_balance(td_model *m, bool force)
+{
+    (void)m, (void)force;
+    return TD_OK;
+}
 void *td_model_hidden(td_model *m, const td_step *s, const td_kv *kv, size_t *bytes)
 {
     (void)s, (void)kv;

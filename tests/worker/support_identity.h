@@ -1,8 +1,8 @@
-/* tests/worker/support_identity.h - an engine over a real model: recorded continuations, and legs whose results alone are
- * compared with their results in every other way to compute them.
+/* tests/worker/support_identity.h - an engine over a real model: recorded continuations, and legs whose
+ * results alone are compared with their results in every other way to compute them.
  *
- *   ti_limits = ...; ti_ops, ti_pool = ...; ti_open_model(dir) -> ti_compare_recorded(...), ti_make_expected(n, 110, 16),
- *   ti_vary(opts, n, together, twice, "why"); ti_free_expected(n)
+ *   ti_limits = ...; ti_ops, ti_pool = ...; ti_open_model(dir) -> ti_compare_recorded(...),
+ * ti_make_expected(n, 110, 16), ti_vary(opts, n, together, twice, "why"); ti_free_expected(n)
  *
  * td_engine_opts.depth 0 is ti_depth here: a test runs as it is with more steps in flight. */
 // SPDX-License-Identifier: Apache-2.0
@@ -15,7 +15,9 @@
 
 enum { TI_MAX = 32, TI_CASES = 5, TI_GREEDY = 24 };
 
-static struct { int rows, seqs, legs, tokens; } ti_limits; /* of an engine that says nothing else; tokens: that its pages hold */
+static struct {
+    int rows, seqs, legs, tokens;
+} ti_limits; /* of an engine that says nothing else; tokens: that its pages hold */
 static td_pool *ti_pool;
 static const td_ops *ti_ops;
 static td_model *ti_model;
@@ -56,7 +58,10 @@ static inline void ti_close(td_engine *e)
 
 static inline bool ti_open_model(const char *dir)
 {
-    td_model_opts o = {.dir = dir, .ops = ti_ops, .pool = ti_pool, .max_rows = ti_limits.rows,
+    td_model_opts o = {.dir = dir,
+                       .ops = ti_ops,
+                       .pool = ti_pool,
+                       .max_rows = ti_limits.rows,
                        .max_logits = td_engine_logit_rows(ti_limits.seqs)};
     ti_model = NULL;
     T_OK(td_model_open(&o, &ti_model) == TD_OK, "%s: %s", dir, td_reason());
@@ -92,20 +97,23 @@ static inline float ti_sure_margin(const td_safetensors *f)
     return strcmp(ti_ops->family, "ref") ? 2 * err * most : 2e-4f * most;
 }
 
-/* The engine's tokens are the recorded ones, up to the first that another arithmetic may choose differently. */
-static inline uint32_t ti_compare_greedy(const te_result *r, const int32_t *ids, const float *margin, uint32_t n, float sure,
-                                         const char *what)
+/* The engine's tokens are the recorded ones, up to the first that another arithmetic may choose differently.
+ */
+static inline uint32_t ti_compare_greedy(const te_result *r, const int32_t *ids, const float *margin,
+                                         uint32_t n, float sure, const char *what)
 {
     uint32_t i = 0;
     for (; i < n && i < r->n[0] && margin[i] > sure; i++)
         if (r->token[0][i] != (uint32_t)ids[i]) {
-            T_OK(0, "%s: token %u is %u, recorded %d (margin %g)", what, i, r->token[0][i], ids[i], (double)margin[i]);
+            T_OK(0, "%s: token %u is %u, recorded %d (margin %g)", what, i, r->token[0][i], ids[i],
+                 (double)margin[i]);
             break;
         }
     return i;
 }
 
-/* The first n recorded cases of the open model, together, n_tokens each. Returns how many tokens were compared. */
+/* The first n recorded cases of the open model, together, n_tokens each. Returns how many tokens were
+ * compared. */
 static inline uint32_t ti_compare_recorded(const char *dir, int n, uint32_t n_tokens)
 {
     static te_spec s[TI_CASES];
@@ -179,7 +187,8 @@ static inline uint64_t ti_vary(td_engine_opts o, uint32_t n, uint32_t together, 
     }
     te_drain(e);
     td_engine_stats_get(e, &st);
-    if (twice && o.prefix_cache && !o.kv_pages) T_OK(st.hit_tokens > 12 * n, "%s: %llu tokens hit", what, (unsigned long long)st.hit_tokens);
+    if (twice && o.prefix_cache && !o.kv_pages)
+        T_OK(st.hit_tokens > 12 * n, "%s: %llu tokens hit", what, (unsigned long long)st.hit_tokens);
     T_OK(ti_current.depth > 1 || !st.discarded_rows);
     ti_close(e);
     for (int i = 0; i < TI_MAX; i++) te_result_free(&got[i]);

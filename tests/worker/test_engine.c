@@ -84,8 +84,10 @@ static void vary(td_engine_opts o, uint32_t together, bool twice, const char *wh
     if (o.kv_pages) T_OK(st.preemptions > 0, "%s: %llu preemptions", why, (unsigned long long)st.preemptions);
     T_EQ(st.discarded_rows > 0, depth > 1); /* stop ids, met in flight */
     if (getenv("VERBOSE"))
-        printf("%-28s steps %llu, rows %llu, discarded %llu, preemptions %llu, hits %llu of %llu, evictions %llu\n", why,
-               (unsigned long long)st.steps, (unsigned long long)st.rows, (unsigned long long)st.discarded_rows, (unsigned long long)st.preemptions,
+        printf("%-28s steps %llu, rows %llu, discarded %llu, preemptions %llu, hits %llu of %llu, evictions "
+               "%llu\n",
+               why, (unsigned long long)st.steps, (unsigned long long)st.rows,
+               (unsigned long long)st.discarded_rows, (unsigned long long)st.preemptions,
                (unsigned long long)st.hit_tokens, (unsigned long long)st.query_tokens,
                (unsigned long long)st.evictions);
     T_OK(model->bad_reads == 0, "%s: %llu bad reads", why, (unsigned long long)model->bad_reads);
@@ -302,7 +304,8 @@ static void test_cancel_choice(void)
     te_result_free(&r);
 }
 
-/* The rows that a cancelled choice has in flight fill a block, maybe with a token that nobody has seen: it is not published. */
+/* The rows that a cancelled choice has in flight fill a block, maybe with a token that nobody has seen: it is
+ * not published. */
 static void test_cancelled_block(void)
 {
     for (uint32_t at = 3; at < 8; at++) {
@@ -320,7 +323,8 @@ static void test_cancelled_block(void)
         te_finish(e, &s, &r, 1);
         te_drain(e);
         td_engine_stats_get(e, &st);
-        T_OK(st.ledger[0].cached == (at > 6 ? 3 : 2), "cancelled at %u: %lld blocks", at, (long long)st.ledger[0].cached);
+        T_OK(st.ledger[0].cached == (at > 6 ? 3 : 2), "cancelled at %u: %lld blocks", at,
+             (long long)st.ledger[0].cached);
         close_idle(e);
         te_result_free(&r);
     }
@@ -562,12 +566,14 @@ static void test_model_error(void)
 static bool begins(const te_spec *s, const te_result *whole, const te_result *part)
 {
     for (uint32_t c = 0; c < s->leg.sampling.n; c++)
-        if (part->n[c] > whole->n[c] || memcmp(part->token[c], whole->token[c], part->n[c] * sizeof(uint32_t))) return false;
+        if (part->n[c] > whole->n[c] ||
+            memcmp(part->token[c], whole->token[c], part->n[c] * sizeof(uint32_t)))
+            return false;
     return true;
 }
 
-/* Whichever step is refused: its legs end with the error, the others are as if nothing had been. A page that it should have
- * copied would be read as it is. */
+/* Whichever step is refused: its legs end with the error, the others are as if nothing had been. A page that
+ * it should have copied would be read as it is. */
 static void test_refused_step(void)
 {
     enum { LEGS = 4 };
@@ -588,8 +594,11 @@ static void test_refused_step(void)
         te_run_some(e, s, r, LEGS, 2);
         for (uint32_t i = 0; i < LEGS; i++) {
             bool error = r[i].end.finish == TD_FINISH_ERROR;
-            if (error) T_OK(r[i].end.status == TD_EPROTO && begins(&s[i], &right[i], &r[i]), "refused in step %d", (int)refuse);
-            else te_same(&s[i], &right[i], &r[i], "beside a refused step");
+            if (error)
+                T_OK(r[i].end.status == TD_EPROTO && begins(&s[i], &right[i], &r[i]), "refused in step %d",
+                     (int)refuse);
+            else
+                te_same(&s[i], &right[i], &r[i], "beside a refused step");
             ended += error, whole += !error;
         }
         T_OK(!model->bad_reads, "%llu bad reads", (unsigned long long)model->bad_reads);
@@ -629,7 +638,8 @@ static void test_refused_copies(void)
     end[1].n[0] = end[1].n[1] = 1;
     te_finish(b, both, end, 2);
     model->refuse = 0;
-    T_OK(end[0].end.status == TD_EPROTO && end[1].end.status == TD_EPROTO, "%d, %d", end[0].end.status, end[1].end.status);
+    T_OK(end[0].end.status == TD_EPROTO && end[1].end.status == TD_EPROTO, "%d, %d", end[0].end.status,
+         end[1].end.status);
     T_OK(!model->bad_reads, "%llu bad reads", (unsigned long long)model->bad_reads);
     model->bad_reads = 0;
     close_idle(a);
@@ -737,7 +747,8 @@ int main(void)
         for (depth = 1; depth <= 3; depth += 1 + windows) {
             model->ahead = 0;
             all_tests();
-            T_EQ(model->ahead > 10000, depth > 1); /* rows of tokens that nobody knew when they were planned */
+            T_EQ(model->ahead > 10000,
+                 depth > 1); /* rows of tokens that nobody knew when they were planned */
         }
         free(model);
     }

@@ -16,7 +16,9 @@ static void test_golden_greedy(const char *dir)
     /* of mixtures of experts no margin is above what a flipped route changes (tests/worker/test_moe.c) */
     uint32_t fast = td_model_descr(ti_model)->moe.route.n_experts == 0;
     T_OK(compared >= (strcmp(ti_ops->family, "ref") ? fast : 60), "%s: %u tokens compared", dir, compared);
-    if (getenv("VERBOSE")) printf("%s %s: %u of %d recorded tokens compared\n", dir, ti_ops->family, compared, TI_CASES * TI_GREEDY);
+    if (getenv("VERBOSE"))
+        printf("%s %s: %u of %d recorded tokens compared\n", dir, ti_ops->family, compared,
+               TI_CASES * TI_GREEDY);
 }
 
 static uint32_t read_numbers(const td_json *list, uint32_t *ids, float *x, uint32_t most)
@@ -99,7 +101,8 @@ static void test_ways(bool all)
                 1 + (uint32_t)i * 8, true, why);
         snprintf(why, sizeof why, "few pages of %d", pages[i]);
         int64_t tight = ti_tight_pages(N, (uint32_t)pages[i]);
-        td_engine_opts few = {.page_size = pages[i], .kv_pages = tight, .max_model_len = 130, .prefix_cache = i == 1};
+        td_engine_opts few = {
+            .page_size = pages[i], .kv_pages = tight, .max_model_len = 130, .prefix_cache = i == 1};
         if (pages[i] < 64) T_OK(ti_vary(few, N, N, i == 1, why) > 0, "%s: no preemption", why);
     }
 }
@@ -159,8 +162,12 @@ static uint64_t preempted; /* with several steps in flight */
 static void test_ahead(void)
 {
     for (ti_depth = 2; ti_depth <= 3; ti_depth++) {
-        td_engine_opts few = {.page_size = 8, .kv_pages = ti_tight_pages(N, 8), .max_model_len = 130, .prefix_cache = ti_depth == 2};
-        ti_vary((td_engine_opts){.max_batched_tokens = 40, .max_prefill_chunk = 16}, N, N, false, "chunks of 16, 40 rows a step");
+        td_engine_opts few = {.page_size = 8,
+                              .kv_pages = ti_tight_pages(N, 8),
+                              .max_model_len = 130,
+                              .prefix_cache = ti_depth == 2};
+        ti_vary((td_engine_opts){.max_batched_tokens = 40, .max_prefill_chunk = 16}, N, N, false,
+                "chunks of 16, 40 rows a step");
         preempted += ti_vary(few, N, N, false, "few pages");
         if (ti_depth == 2) test_hand_off(16, 8, 20, true, false);
     }

@@ -456,6 +456,17 @@ static void test_steps(void)
     page[0] = was;
     BAD(id[2] = 320, "token id out of range");
     BAD(id[2] = -1, "token id out of range");
+    td_sample_out before[2] = {{.token = 7}, {.token = 4}}; /* ids[2]: as sample 1 of the step before */
+    BAD(id[2] = -2; s->n_before = 2, "the step before are not here");
+    td_model_drawn(m, before);
+    BAD(id[2] = -3; s->n_before = 2, "token id out of range");
+    BAD(id[2] = INT32_MIN; s->n_before = 2, "token id out of range");
+    float named[4 * 320];
+    id[2] = -2, s->n_before = 2;
+    T_OK(td_model_forward(m, s, kv.kv, named, NULL, NULL) == TD_OK, "%s", td_reason());
+    T_OK(!memcmp(named, logits, 2 * 320 * sizeof *logits), "the token of sample 1 is not the row's");
+    td_model_drawn(m, NULL);
+    *s = keep;
     id[2] = 4;
     BAD(pos[6] = 9, "positions are not consecutive");
     pos[6] = 3;

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/worker/test_moe.c - mixtures of experts as checkpoints: both layouts on disk give the same bits, what
- * does not fit is refused by name, dummy models, bytes a row reads; and the fast families with the routes of
- * ref held still, where their error is that of any dense model (the near ties that rounding flips are few,
- * and near). */
+ * does not fit is refused by name, dummy models, bytes a row reads; and the fast families against ref.
+ *
+ * Rounding flips near ties of the router, and a flip changes its row by as much as two experts differ, and a little
+ * every later row of its sequence, which attends to it. So large errors say nothing of arithmetic (transformers in bf16:
+ * 1.2 of the largest logit on mixtral), and a limit that lets them pass sees nothing. Instead:
+ *   routes of ref held still: every row of every case has the error of a dense model;
+ *   free: so has every row up to the first flip of its sequence; and that flip is one that such errors can make: the
+ *   router's logits are as exact as all others, so the two experts are closer than twice the limit. */
 #include "common/log.h"
 #include "tests/t.h"
 #include "tests/worker/support_step.h"
@@ -52,6 +57,12 @@ static struct {
 } tape;
 static const td_ops *real;
 
+/* What a dense model of this size makes in bf16: goldens' err_bf16 are 0.02 to 0.11, transformers' KL 2e-4 to 1e-3. */
+static const double max_error = 0.05, max_kl = 2e-3;
+
+/* A family that chooses freely: the first row of the case that goes elsewhere than ref's, and how near the tie was. */
+static struct { int row; double margin, largest; } flip;
+
 static void record(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids,
                    float *weights)
 {
@@ -97,19 +108,65 @@ static void replay(td_pool *p, const td_route_law *law, const float *logits, int
     }
 }
 
+static void watch(td_pool *p, const td_route_law *law, const float *logits, int T, int32_t *ids, float *weights)
+{
+    int call = tape.at++, k = law->top_k;
+    T_OK(call < tape.calls);
+    real->moe_route(p, law, logits, T, ids, weights);
+    for (int t = 0; t < T; t++) {
+        const float *l = tape.logits[call] + (size_t)t * (size_t)law->n_experts;
+        long before = tape.flips;
+        for (int e = 0; e < law->n_experts; e++) flip.largest = fmax(flip.largest, fabs((double)l[e]));
+        tape.widest = 0;
+        count_flips(law, call, t, ids + (size_t)t * (size_t)k);
+        if (tape.flips == before || t > flip.row) continue;
+        flip.margin = t < flip.row ? tape.widest : fmin(flip.margin, tape.widest); /* the first layer's, or a nearer one */
+        flip.row = t;
+    }
+}
+
+static double divergence(const float *want, const float *got, int n)
+{
+    double mw = want[0], mg = got[0], zw = 0, zg = 0, sum = 0;
+    for (int i = 1; i < n; i++) mw = fmax(mw, want[i]), mg = fmax(mg, got[i]);
+    for (int i = 0; i < n; i++) zw += exp(want[i] - mw), zg += exp(got[i] - mg);
+    for (int i = 0; i < n; i++) sum += exp(want[i] - mw) / zw * (want[i] - mw - log(zw) - (got[i] - mg - log(zg)));
+    return sum;
+}
+
+/* The case's largest error over rows [0, n), its largest logit, and the sum of the rows' divergences. */
+static void add_rows(const float *want, const float *got, int n, double *worst, double *div)
+{
+    for (int i = 0; i < n * 320; i++) {
+        double e = fabs((double)want[i] - (double)got[i]);
+        *worst = e <= *worst ? *worst : e; /* NaN too */
+    }
+    for (int t = 0; t < n; t++) *div += divergence(want + (size_t)t * 320, got + (size_t)t * 320, 320);
+}
+
+static double largest(const float *x, int n)
+{
+    double most = 0;
+    for (int i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
 static void test_held(const char *name, const td_ops *ops)
 {
     char from[256], path[300], key[20];
     td_safetensors *f = NULL;
     float *want = malloc(MAX_ROWS * 320 * sizeof *want), *got = malloc(MAX_ROWS * 320 * sizeof *got);
-    double worst = 0, most = 0;
+    double worst = 0, div = 0, most = 0, free_worst = 0, free_div = 0;
+    int rows = 0, free_rows = 0;
     snprintf(from, sizeof from, "tests/golden/models/%s", name);
     snprintf(path, sizeof path, "%s/golden.safetensors", from);
     const td_ops *ref = td_ops_family(0);
-    td_ops recording = *ref, replaying = *ops;
-    recording.moe_route = record, replaying.moe_route = replay;
-    td_model *a = open_as(from, NULL, &recording), *b = open_as(from, NULL, &replaying);
-    if (!a || !b || td_safetensors_open(path, &f) < 0) exit(1);
+    td_ops recording = *ref, replaying = *ops, watching = *ops;
+    recording.moe_route = record, replaying.moe_route = replay, watching.moe_route = watch;
+    td_model *a = open_as(from, NULL, &recording), *b = open_as(from, NULL, &replaying), *c = open_as(from, NULL, &watching);
+    if (!a || !b || !c || td_safetensors_open(path, &f) < 0) exit(1);
+    long slots, flips;
+    double widest;
     tape.slots = tape.flips = 0, tape.widest = 0;
     for (int k = 0; k < CASES; k++) {
         int32_t ids[MAX_ROWS];
@@ -122,22 +179,35 @@ static void test_held(const char *name, const td_ops *ops)
         logits_of(a, ref, ids, n, want);
         real = ops;
         logits_of(b, ops, ids, n, got);
-        for (int i = 0; i < n * 320; i++) {
-            double e = fabs((double)want[i] - (double)got[i]);
-            worst = e <= worst ? worst : e;
-            most = fmax(most, fabs((double)want[i]));
-        }
+        add_rows(want, got, n, &worst, &div);
+        most = fmax(most, largest(want, n * 320));
+        rows += n;
+        slots = tape.slots, flips = tape.flips, widest = tape.widest;
+        tape.at = 0;
+        flip.row = n, flip.margin = flip.largest = 0;
+        logits_of(c, ops, ids, n, got);
+        add_rows(want, got, flip.row, &free_worst, &free_div);
+        free_rows += flip.row;
+        T_OK(flip.margin <= 2 * max_error * flip.largest, "%s %s: row %d of case %d goes elsewhere by a margin of %g of %g", name,
+             ops->family, flip.row, k, flip.margin, flip.largest);
+        if (getenv("VERBOSE") && flip.row < n)
+            printf("%-10s %-12s case %d: the first flip is in row %d, by %.4f (largest %.2f)\n", name, ops->family, k, flip.row,
+                   flip.margin, flip.largest);
+        tape.slots = slots, tape.flips = flips, tape.widest = widest;
     }
     if (getenv("VERBOSE"))
-        printf("%-10s %-12s routes held: error %.2e; %ld of %ld slots flipped, the widest by %.3f\n", name,
-               ops->family, worst / most, tape.flips, tape.slots, tape.widest);
-    T_OK(worst <= 0.05 * most, "%s %s: error %g", name, ops->family, worst / most);
+        printf("%-10s %-12s routes held: error %.2e, KL %.2e; %ld of %ld slots flipped, the widest by %.3f; free, %d of %d rows: "
+               "error %.2e, KL %.2e\n", name, ops->family, worst / most, div / rows, tape.flips, tape.slots, tape.widest, free_rows,
+               rows, free_worst / most, free_div / free_rows);
+    T_OK(worst <= max_error * most && div <= max_kl * rows, "%s %s: error %g, KL %g", name, ops->family, worst / most, div / rows);
+    T_OK(free_worst <= max_error * most && free_div <= max_kl * free_rows, "%s %s, free: error %g, KL %g of %d rows", name,
+         ops->family, free_worst / most, free_div / free_rows, free_rows);
     T_OK(tape.flips * 100 <= 2 * tape.slots && tape.widest <= 0.1,
          "%s %s: %ld of %ld flipped, the widest by %g", name, ops->family, tape.flips, tape.slots,
          tape.widest);
     for (int k = 0; k < MAX_CALLS; k++) free(tape.logits[k]), tape.logits[k] = NULL;
     td_safetensors_close(f);
-    td_model_close(a), td_model_close(b);
+    td_model_close(a), td_model_close(b), td_model_close(c);
     free(want), free(got);
 }
 

@@ -39,12 +39,22 @@ static void make_specs(void)
 
 typedef struct job { te_result *to; logit_log *logits; } job;
 
+static int n_ahead; /* steps of the last run with ids that were not known when they were planned */
+
+static void on_step(void *arg, const td_step *s)
+{
+    (void)arg;
+    n_ahead += s->n_before > 0;
+}
+
 static void run_all(td_engine *e, void *arg)
 {
     const job *j = arg;
     td_leg all = *te_leg(&spec[8]);
     td_engine_out out;
     bool over = false;
+    n_ahead = 0;
+    td_engine_on_step(e, on_step, NULL);
     for (int i = 0; i < N; i++) te_expect(&spec[i], &j->to[i]);
     te_run(e, spec, j->to, N);
     all.key = 77, all.all_logits = true;
@@ -63,6 +73,7 @@ static void check(tr_opts o, const char *what, bool first)
     bool ok = tr_run(&o, run_all, &j);
     T_OK(ok, "%s", what);
     if (first || !ok) return;
+    T_EQ(n_ahead > 0, o.depth > 1 && o.grid.pp == 1 && o.grid.cp == 1);
     for (int i = 0; i < N; i++) te_same(&spec[i], &want[i], &got[i], what);
     T_EQ(got_logits.n, want_logits.n);
     T_OK(!memcmp(got_logits.row, want_logits.row, 64 * sizeof got_logits.row[0]), "%s: logits", what);
@@ -92,7 +103,7 @@ static void all_grids(const char *shape, bool experts)
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
                 o.block_rows = count % 3 == 0 ? 1 : count % 3 == 1 ? 8 : 1000; /* blocks of rows always, sometimes, never */
                 o.cp_mode = (td_cp_mode)(count % 3);
-                o.depth = pp > 1 ? pp : 1 + count % 2;
+                o.depth = pp > 1 ? pp + count % 2 : 1 + count % 2; /* one for each stage, or one more */
                 o.engine.page_size = count % 2 ? 16 : 32;
                 o.engine.kv_pages = dp > 1 && count % 3 == 0 ? FEW_PAGES : PAGES; /* legs that must wait, or give way */
                 snprintf(what, sizeof what, "%s: tensor %d, pipeline %d, context %d, data %d%s%s, blocks from %d, keys %d, pages %d", shape,
@@ -164,7 +175,7 @@ static void over_mpi(int argc, char **argv)
     o.grid = (td_grid){.tp = atoi(argv[3]), .pp = atoi(argv[4]), .cp = atoi(argv[5]), .dp = argc > 8 ? atoi(argv[8]) : 1,
                        .ep = atoi(argv[6]) != 0, .fsdp = atoi(argv[7]) != 0};
     if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
-    o.depth = o.grid.pp;
+    o.depth = o.grid.pp + (o.grid.pp > 1); /* as of a prefill worker */
     o.block_rows = 8;
     tr_world = world;
     snprintf(what, sizeof what, "%s over MPI: tensor %d, pipeline %d, context %d, data %d", argv[2], o.grid.tp, o.grid.pp, o.grid.cp, o.grid.dp);

@@ -266,7 +266,8 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
 {
     TD_TRY(td_model_check(m, step, kv));
     if (step->n_before && !m->drawn)
-        return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here", (unsigned long long)step->number);
+        return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here",
+                       (unsigned long long)step->number);
     td_forward f = {.m = m, .step = step, .kv = kv, .logits = logits, .on_layer = on_layer, .arg = arg};
     m->unrecorded.replayed = false;
     TD_TRY(prepare(&f));

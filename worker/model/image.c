@@ -2,6 +2,7 @@
 /* worker/model/image.c */
 #include "worker/model/image.h"
 #include "common/check.h"
+#include "common/crc.h"
 #include "common/log.h"
 #include "worker/model/file.h"
 #include <errno.h>

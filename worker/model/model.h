@@ -140,8 +140,9 @@ td_expert_stats td_model_expert_stats(const td_model *m);
  * all ranks of the stage; force: also where little is won. */
 td_status td_model_balance(td_model *m, bool force);
 
-/* What the ids of later steps that are not known yet refer to (step.h): results of the step before, where draws write
- * them (a device's memory with ops->dev). Borrowed until the next call; NULL, as at first: a step with such ids is refused. */
+/* What the ids of later steps that are not known yet refer to (step.h): results of the step before, where draws
+ * write them (a device's memory with ops->dev). Borrowed until the next call; NULL, as at first: a step with such
+ * ids is refused. */
 void td_model_drawn(td_model *m, const td_sample_out *before);
 /* EPROTO if the step is outside the model's limits (ids, positions, pages, rows, offsets). */
 td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv);

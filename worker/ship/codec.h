@@ -9,6 +9,8 @@
  * Rules:   1. A page of -1, or a slot, head or token that the side does not have, inside the rectangle is an
  *             error (false): nothing is touched.
  *          2. gather(scatter(x)) == x for every pair of page sizes.
+ *          3. crc, where it is asked for, is the payload's CRC32C, taken piece by piece beside the copy. scatter writes
+ *             as it reads: whoever asks for it looks at the checksum before anyone reads the pages.
  * Threads: any; the pages must be held. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_CODEC_H
@@ -30,10 +32,14 @@ static inline td_codec_side td_codec_whole(const td_kv *kv, int n_slots)
     return (td_codec_side){.kv = kv, .n_slots = (uint16_t)n_slots, .tokens = {{TD_TOKENS_ALL, 1, 0}, 0}};
 }
 
+uint32_t td_codec_tokens(const td_rect *r, const td_token_set *pick); /* of the rectangle, in the payload */
 size_t td_codec_bytes(const td_kv *kv, const td_rect *r, const td_token_set *pick);
 bool td_codec_gather(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                     const td_rect *r, const td_token_set *pick, void *payload);
+                     const td_rect *r, const td_token_set *pick, void *payload, uint32_t *crc);
 bool td_codec_scatter(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                      const td_rect *r, const td_token_set *pick, const void *payload);
+                      const td_rect *r, const td_token_set *pick, const void *payload, uint32_t *crc);
+/* Where the payload's tokens lie: page * P + place in it, of each. */
+bool td_codec_rows(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages, const td_rect *r,
+                   const td_token_set *pick, int32_t *row);
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/ship/frame.h"
+#include "common/crc.h"
 #include "common/hash.h"
 #include <string.h>
 
@@ -33,11 +34,16 @@ static uint32_t head_crc(const td_kvframe *f)
     return td_crc32c(0, &c, sizeof c);
 }
 
-void td_frame_seal(td_kvframe *f, const void *payload, size_t n)
+void td_frame_seal_with(td_kvframe *f, uint32_t payload_crc, size_t n)
 {
     f->payload_bytes = n;
-    f->payload_crc32c = n ? td_crc32c(0, payload, n) : 0;
+    f->payload_crc32c = payload_crc;
     f->head_crc32c = head_crc(f);
+}
+
+void td_frame_seal(td_kvframe *f, const void *payload, size_t n)
+{
+    td_frame_seal_with(f, n ? td_crc32c(0, payload, n) : 0, n);
 }
 
 td_status td_frame_parse(const void *head, size_t n_head, size_t n_payload, td_kvframe *out)

@@ -34,8 +34,9 @@ typedef struct td_commit {
 void td_frame_init(td_kvframe *f, uint16_t type, uint64_t epoch, uint64_t incarnation);
 /* A FRAME's geometry. n_held: tokens of the rectangle that the payload has. */
 void td_frame_rect(td_kvframe *f, const td_rect *r, td_dtype dtype, int head_dim, uint32_t n_held);
-/* Last thing before sending: sizes and checksums (payload may be NULL when n is 0). */
+/* Last thing before sending: sizes and checksums (payload may be NULL when n is 0). _with: the payload's is known. */
 void td_frame_seal(td_kvframe *f, const void *payload, size_t n);
+void td_frame_seal_with(td_kvframe *f, uint32_t payload_crc, size_t n);
 td_status td_frame_parse(const void *head, size_t n_head, size_t n_payload, td_kvframe *out);
 bool td_frame_payload_ok(const td_kvframe *f, const void *payload);
 uint64_t td_frame_digest(const td_kvframe *f); /* a frame's share of COMMIT's digest */

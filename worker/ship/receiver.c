@@ -216,19 +216,33 @@ static td_recv_action settle(td_epoch *e, const td_epoch_src *s, td_recv_action 
     return a;
 }
 
-static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f,
-                               const void *payload)
+static td_rect rect_of(const td_kvframe *f)
+{
+    return (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .head0 = f->head0,
+                     .n_heads = f->n_heads, .dst = f->dst_rank, .tok0 = f->tok0, .n_tok = f->n_tok};
+}
+
+td_epoch *td_receiver_place(td_receiver *r, const td_kvframe *f, td_rect *rect)
+{
+    bool ours = f->type == TD_KVF_FRAME && f->incarnation == r->o.incarnation && f->dst_rank == r->o.rank;
+    td_epoch *e = ours ? td_receiver_find(r, f->epoch) : NULL;
+    if (!e || f->src_rank >= TD_SHIP_MAX_RANKS || geometry(r, e, f)) return NULL;
+    if (f->src_rank < e->n_src_seen && seen(&e->src[f->src_rank], f->index)) return NULL;
+    *rect = rect_of(f);
+    return cover(r, e, rect, f->n_held, false) ? e : NULL;
+}
+
+static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f, uint32_t crc)
 {
     const char *why = geometry(r, e, f);
     td_epoch_src *s = why ? NULL : source(r, e, f, &why);
     if (!s) return failed(e, why, true);
     td_recv_action a = {.epoch = e};
     if (seen(s, f->index)) return a;
-    a.rect = (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .head0 = f->head0,
-                       .n_heads = f->n_heads, .dst = f->dst_rank, .tok0 = f->tok0, .n_tok = f->n_tok};
-    if (!cover(r, e, &a.rect, f->n_held, false)) return failed(e, "a part came twice", true);
-    if (!td_frame_payload_ok(f, payload)) return failed(e, "payload checksum", true);
-    cover(r, e, &a.rect, f->n_held, true);
+    td_rect rect = rect_of(f);
+    if (!cover(r, e, &rect, f->n_held, false)) return failed(e, "a part came twice", true);
+    if (crc != f->payload_crc32c) return failed(e, "payload checksum", true);
+    cover(r, e, &rect, f->n_held, true);
     mark_seen(s, f->index);
     if (e->first_us < 0) e->first_us = now;
     e->frames++;
@@ -236,21 +250,21 @@ static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const t
     e->bytes += f->payload_bytes;
     s->digest ^= td_frame_digest(f);
     e->progress_us = now;
-    a.write = true;
-    /* one each: 96 bytes back for up to 256 KiB, and right for any number of credits the sender was told */
+    a.taken = true;
+    /* one each: right for any number of credits the sender was told */
     a.answer = TD_KVF_CREDIT;
     a.credits = 1;
     return settle(e, s, a);
 }
 
 static td_recv_action on_commit(td_receiver *r, td_epoch *e, int64_t now, const td_kvframe *f,
-                                const void *payload)
+                                const void *payload, uint32_t crc)
 {
     const char *why;
     td_epoch_src *s = source(r, e, f, &why);
     if (!s) return failed(e, why, true);
     if (s->committed) return (td_recv_action){.epoch = e};
-    if (!td_frame_payload_ok(f, payload)) return failed(e, "COMMIT checksum", true);
+    if (crc != f->payload_crc32c) return failed(e, "COMMIT checksum", true);
     bool first = !r->o.rank && !f->src_rank; /* from rank 0 to rank 0 */
     if (f->n_first && (!first || f->n_first != e->n_first))
         return failed(e, "not one first token per choice", true);
@@ -281,7 +295,8 @@ static bool landed_before(const td_receiver *r, const td_kvframe *f)
     return hit && f->epoch && f->incarnation == r->o.incarnation;
 }
 
-td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload)
+td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload,
+                                   uint32_t crc)
 {
     td_epoch *e = f->incarnation == r->o.incarnation ? td_receiver_find(r, f->epoch) : NULL;
     if (!e) {
@@ -291,8 +306,8 @@ td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvfr
         return a;
     }
     switch (f->type) {
-    case TD_KVF_FRAME: return on_frame(r, e, now_us, f, payload);
-    case TD_KVF_COMMIT: return on_commit(r, e, now_us, f, payload);
+    case TD_KVF_FRAME: return on_frame(r, e, now_us, f, crc);
+    case TD_KVF_COMMIT: return on_commit(r, e, now_us, f, payload, crc);
     case TD_KVF_ABORT:
         e->state = TD_EPOCH_FAILED;
         e->over = f->index == 0;

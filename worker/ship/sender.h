@@ -78,6 +78,11 @@ void td_sender_deinit(td_sender *s, void (*drop)(void *ref));
 td_send_action td_sender_step(td_sender *s, int64_t now_us, const td_send_event *e);
 /* when TICK is due at the latest; INT64_MAX: no deadline runs */
 int64_t td_sender_deadline(const td_sender *s);
+/* The i-th rectangle that waits; NULL: there are fewer. */
+static inline const td_send_item *td_sender_peek(const td_sender *s, uint32_t i)
+{
+    return i < s->n ? &s->item[(s->head + i) % s->cap] : NULL;
+}
 static inline bool td_sender_done(const td_sender *s)
 {
     return s->state >= TD_SENDER_ACKED && !s->abort_due;

@@ -142,7 +142,7 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
 }
 
 /* pages: the group's page table from page page0 on, covering the rectangle. */
-static void send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t *pages, uint32_t page0,
+static void send_rect(td_ship *s, uint64_t key, const td_rect *r, uint32_t mark, const int32_t *pages, uint32_t page0,
                       uint32_t n_pages)
 {
     cmd *c = command(CMD_SEND_RECT, key);
@@ -150,6 +150,7 @@ static void send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t 
     c->ref = td_xalloc(sizeof *c->ref + n_pages * sizeof *pages);
     c->ref->page0 = page0;
     c->ref->n_pages = n_pages;
+    c->ref->mark = mark;
     memcpy(c->ref->pages, pages, n_pages * sizeof *pages);
     post(s, c);
 }
@@ -157,6 +158,7 @@ static void send_rect(td_ship *s, uint64_t key, const td_rect *r, const int32_t 
 typedef struct layers {
     td_ship *s;
     uint64_t key;
+    uint32_t mark;               /* behind their computation (stage.h) */
     const int32_t *const *pages;
     const uint32_t *n_pages;
 } layers;
@@ -168,15 +170,16 @@ static void layers_rect(void *arg, const td_rect *r)
     uint32_t P = (uint32_t)x->s->o.kv[r->group]->P, t0 = td_token_before(mine, r->tok0);
     uint32_t p0 = t0 / P, p1 = (t0 + r->n_tok - 1) / P + 1; /* the source holds the whole range */
     TD_CHECK(p1 <= x->n_pages[r->group]);
-    send_rect(x->s, x->key, r, x->pages[r->group] + p0, p0, p1 - p0);
+    send_rect(x->s, x->key, r, x->mark, x->pages[r->group] + p0, p0, p1 - p0);
 }
 
 void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint32_t tok0, uint32_t tok1,
                          const int32_t *const pages[TD_MAX_GROUPS], const uint32_t n_pages[TD_MAX_GROUPS])
 {
     td_grid_plan *p = plan_of(s, key);
-    layers x = {s, key, pages, n_pages};
-    if (p) td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
+    layers x = {s, key, 0, pages, n_pages};
+    if (p && td_stage_mark(&s->stage, &x.mark) < 0) td_ship_send_cancel(s, key, 1, td_reason());
+    else if (p) td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
 }
 
 void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *commit, int64_t prompt_end_us)
@@ -422,7 +425,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->part = part;
     s->o.grid = NULL;
     td_map_init(&s->plans, o->max_keys);
-    s->buffers = ship_stack_open();
+    s->buffers = ship_stack_open(o->dev);
     s->early_last = &s->early_first;
     if ((td_ship_grid_ranks(&grid) > 1 || o->replicas > 1) && !o->rank && !o->replica)
         s->group = td_ship_group_open(td_ship_grid_ranks(&grid), o->max_keys);
@@ -436,7 +439,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
                                                        .timeout_us = o->timeout_us, .grid = &grid,
                                                        .rank = o->rank});
     sem_init(&s->started, 0, 0);
-    td_status staged = td_stage_open(&s->stage, o->dev);
+    td_status staged = td_stage_open(&s->stage, o->dev, TD_KVF_FRAME_BYTES);
     if (staged < 0) {
         destroy(s);
         return staged;

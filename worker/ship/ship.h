@@ -38,7 +38,8 @@
 #include "worker/ship/grid_plan.h"
 #include "worker/ship/trace.h"
 
-enum { TD_SHIP_MAX_DESTS = 112 };
+/* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is sent. */
+enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 8 };
 
 typedef struct td_ship td_ship;
 
@@ -54,6 +55,7 @@ typedef struct td_ship_opts {
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
     uint32_t max_keys;
+    uint32_t credits;            /* that this worker's reservations tell senders of: a quarter goes back at a time; 0: each at once */
     int64_t timeout_us;          /* without progress a hand-off fails */
     int wake_fd;                 /* signalled when events are there */
     td_trace *trace;             /* or NULL */

@@ -2,6 +2,7 @@
 /* worker/ship/ship_in.c - the receiving half: frames into pages, answers, and what the engine is told. */
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/crc.h"
 #include "common/log.h"
 #include "worker/ship/codec.h"
 #include "worker/ship/ship_int.h"
@@ -10,6 +11,7 @@
 #include <string.h>
 
 enum { RECV_PER_TURN = 32, MAX_EARLY = 128, EARLY_US = 2000000 };
+static const char BAD_DEVICE[] = "pages cannot be written to the device";
 static const char BAD_FIRST[] = "COMMIT's first tokens are malformed";
 
 static void receiving_free(receiving *r)
@@ -47,8 +49,8 @@ static void tell(td_ship *s, const receiving *r, uint64_t epoch, const char *why
                    why ? TD_KVF_NACK : TD_KVF_ACK, 0, why);
 }
 
-/* One message gives back what a turn has read: fewer wake-ups when there is much, none held back when there
- * is little. */
+/* Credits go back by the quarter of what a sender was told: a message a frame would wake four threads each time. Nobody
+ * waits for the others: a sender whose frames were all read has more than three quarters. */
 static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
 {
     r->peer[rank].owed += credits;
@@ -61,9 +63,9 @@ static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
 static void pay(td_ship *s, receiving *r)
 {
     for (uint32_t k = 0; k < r->n_peers; k++) {
-        if (r->peer[k].owed)
-            answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, r->key, s->o.incarnation, TD_KVF_CREDIT,
-                   r->peer[k].owed, NULL);
+        if (!r->peer[k].owed || r->peer[k].owed < s->o.credits / 4) continue;
+        answer(s, (td_part){r->peer[k].id, r->peer[k].bytes}, r->key, s->o.incarnation, TD_KVF_CREDIT,
+               r->peer[k].owed, NULL);
         r->peer[k].owed = 0;
     }
 }
@@ -108,6 +110,10 @@ static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
         td_commit_read(&ev->arena, e->commit, e->commit_bytes, e->n_first, &ev->commit) != TD_OK) {
         e->state = TD_EPOCH_FAILED;
         e->why = BAD_FIRST;
+    }
+    if (td_stage_flush(&s->stage) < 0 && e->state == TD_EPOCH_LANDED) {
+        e->state = TD_EPOCH_FAILED;
+        e->why = BAD_DEVICE;
     }
     const char *why = e->state == TD_EPOCH_LANDED ? NULL : e->why ? e->why : "failed";
     ev->bytes = e->bytes;
@@ -188,6 +194,7 @@ void ship_in_command(td_ship *s, int64_t now, cmd *c)
     if (c->type == CMD_RECV_CLOSE) {
         td_epoch *e = td_receiver_find(s->receiver, c->key);
         if (!e) return; /* LANDED or LOST is on the way to the engine */
+        if (td_stage_flush(&s->stage) < 0) TD_DEBUG_LOG("%s", td_reason());
         tell(s, e->user, e->id, "the reservation was cancelled", -1);
         disown(s, e->user);
         receiving_free(e->user);
@@ -232,27 +239,43 @@ static void on_message(td_ship *s, int64_t now, td_part id, const td_part part[2
     if (!keep_early(s, now, id, &f, part[1])) handle(s, now, id, &f, part[1]);
 }
 
+/* The payload to its pages, if it has a place. NULL, or why it cannot be written. */
+static const char *write_pages(td_ship *s, const td_kvframe *f, td_part payload, td_epoch **e, uint32_t *crc)
+{
+    td_rect rect;
+    *e = td_receiver_place(s->receiver, f, &rect);
+    if (!*e) return NULL;
+    const receiving *r = (*e)->user;
+    const td_codec_side side = ship_side(s, rect.group);
+    td_status st = td_stage_scatter(&s->stage, &(td_stage_rect){.side = &side, .pages = r->pages[rect.group],
+                                                                .n_pages = r->n_pages[rect.group], .r = &rect,
+                                                                .pick = &side.tokens}, payload.p, crc);
+    return st >= 0 ? NULL : st == TD_EPROTO ? "a page of the reservation is missing" : BAD_DEVICE;
+}
+
+static td_recv_action receive(td_ship *s, int64_t now, const td_kvframe *f, td_part payload)
+{
+    td_epoch *e;
+    uint32_t crc = 0;
+    const char *why = write_pages(s, f, payload, &e, &crc);
+    if (f->type == TD_KVF_COMMIT) crc = td_crc32c(0, payload.p, payload.n);
+    if (!why) return td_receiver_message(s->receiver, now, f, payload.p, crc);
+    e->state = TD_EPOCH_FAILED;
+    e->why = why;
+    return (td_recv_action){.epoch = e};
+}
+
 static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_part payload)
 {
-    td_recv_action a = td_receiver_message(s->receiver, now, f, payload.p);
+    td_recv_action a = receive(s, now, f, payload);
     if (a.bad) {
         s->frames_bad++;
         TD_WARN("epoch %llu: %s; it will be recomputed", (unsigned long long)f->epoch,
                 a.why ? a.why : "message for a sender");
     }
     if (a.epoch) remember(a.epoch->user, f->src_rank, id);
-    if (a.write) {
-        const receiving *r = a.epoch->user;
-        const td_codec_side side = ship_side(s, a.rect.group);
-        td_status st = td_stage_scatter(&s->stage, &side, r->pages[a.rect.group], 0, r->n_pages[a.rect.group], &a.rect,
-                                        &side.tokens, payload.p);
-        if (st < 0) {
-            a.epoch->state = TD_EPOCH_FAILED;
-            a.epoch->why = st == TD_EPROTO ? "a page of the reservation is missing" : "pages cannot be written to the device";
-        }
-    }
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
-        settle(s, a.epoch, now, f->type == TD_KVF_ABORT ? f->src_rank : -1);
+        settle(s, a.epoch, td_now_us(), f->type == TD_KVF_ABORT ? f->src_rank : -1); /* now is when this turn began */
     else if (a.answer == TD_KVF_CREDIT && f->src_rank < ((receiving *)a.epoch->user)->n_peers)
         owe(s, a.epoch->user, f->src_rank, a.credits);
     else if (a.answer)

@@ -21,7 +21,7 @@ typedef enum { CMD_SEND_OPEN, CMD_SEND_RECT, CMD_SEND_COMMIT, CMD_SEND_CANCEL, C
                CMD_STOP } cmd_type;
 
 /* A rectangle with the pages it lies in; pages follow the struct. */
-typedef struct rect_ref { uint32_t page0, n_pages; int32_t pages[]; } rect_ref;
+typedef struct rect_ref { uint32_t page0, n_pages, mark; int32_t pages[]; } rect_ref; /* mark: stage.h */
 
 /* A rank that a hand-off goes to. */
 typedef struct pair {
@@ -104,12 +104,15 @@ typedef struct early {
 } early;
 
 /* Payload buffers of one size, kept for the next frame: fresh memory costs more than filling it. They come
- * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. */
+ * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. Page-locked ones, of a device, are
+ * waited for: the device may be closed next. */
 typedef struct stack {
     pthread_mutex_t mu;
+    pthread_cond_t back;
+    td_dev *dev;                 /* NULL: this host's memory */
     uint32_t n, out;             /* kept; with ZeroMQ */
     bool closed;
-    void *kept[32];
+    void *kept[128];
 } stack;
 
 typedef struct fault { enum { FAULT_NONE, FAULT_FLIP, FAULT_DROP,
@@ -158,7 +161,7 @@ void ship_emit(td_ship *s, td_ship_event *e);
 td_ship_event *ship_event(td_ship_event_type type, uint64_t key);
 void ship_drain(td_ship *s, int64_t now);
 
-stack *ship_stack_open(void);
+stack *ship_stack_open(td_dev *dev);
 void ship_stack_close(stack *b);
 void ship_out_command(td_ship *s, int64_t now, cmd *c);
 bool ship_out_pump(td_ship *s, int64_t now);     /* true: more could be done at once */

@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { BULK_HWM = 64, FRAMES_PER_TURN = 4, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000 };
+enum { FRAMES_PER_TURN = 4, AHEAD = 3, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000,
+       BACK_S = 5 };
 
 static sending *find(td_ship *s, uint64_t key, uint32_t dst)
 {
@@ -58,7 +60,7 @@ static td_status dest_open(td_ship *s, const cmd *c, const char *endpoint, dest 
     }
     *d = (dest){.has_key = c->sink.has_key};
     snprintf(d->endpoint, sizeof d->endpoint, "%s", endpoint);
-    td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = BULK_HWM};
+    td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM};
     if (d->has_key) {
         if (!s->o.curve)
             return td_refuse(TD_ENOSUP, "%s wants encryption and this worker has no key", d->endpoint);
@@ -83,11 +85,82 @@ static void dest_idle(td_ship *s, int64_t now)
     }
 }
 
+/* ---- payload buffers ---- */
+stack *ship_stack_open(td_dev *dev)
+{
+    stack *b = td_xalloc(sizeof *b);
+    pthread_mutex_init(&b->mu, NULL);
+    pthread_cond_init(&b->back, NULL);
+    b->dev = dev;
+    return b;
+}
+
+static void *buffer_new(const stack *b)
+{
+    void *p;
+    if (!b->dev) return malloc(TD_KVF_FRAME_BYTES);
+    return b->dev->alloc_host(b->dev, TD_KVF_FRAME_BYTES, &p) < 0 ? NULL : p;
+}
+
+static void buffer_free(const stack *b, void *p)
+{
+    if (!b->dev) free(p);
+    else if (p) b->dev->free_host(b->dev, p);
+}
+
+static void stack_free(stack *b)
+{
+    while (b->n) buffer_free(b, b->kept[--b->n]);
+    pthread_cond_destroy(&b->back);
+    pthread_mutex_destroy(&b->mu);
+    free(b);
+}
+
+void ship_stack_close(stack *b)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += BACK_S;
+    pthread_mutex_lock(&b->mu);
+    while (b->dev && b->out && !pthread_cond_timedwait(&b->back, &b->mu, &until)) {} /* their sockets are closed: soon */
+    if (b->dev && b->out) TD_WARN("%u frames have not come back from their sockets", b->out);
+    b->closed = true;
+    bool last = !b->out;
+    pthread_mutex_unlock(&b->mu);
+    if (last) stack_free(b);
+}
+
+static void *stack_take(stack *b)
+{
+    pthread_mutex_lock(&b->mu);
+    void *p = b->n ? b->kept[--b->n] : NULL;
+    b->out++;
+    pthread_mutex_unlock(&b->mu);
+    return p ? p : buffer_new(b);
+}
+
+/* On any thread. NULL: there was no memory. */
+static void stack_give(void *p, void *hint)
+{
+    enum { KEEP = 32 }; /* page-locked memory is costly to make: all that fits */
+    stack *b = hint;
+    pthread_mutex_lock(&b->mu);
+    bool keep = p && !b->closed && b->n < (b->dev ? TD_COUNT(b->kept) : KEEP);
+    if (keep) b->kept[b->n++] = p;
+    bool last = !--b->out && b->closed;
+    if (!keep) buffer_free(b, p);
+    pthread_cond_signal(&b->back);
+    pthread_mutex_unlock(&b->mu);
+    if (last) stack_free(b);
+}
+
 /* ---- one hand-off ---- */
 static void drop_ref(void *ref)
 {
     free(ref);
 }
+
+static void forget_begun(td_ship *s, const sending *x);
 
 /* All ranks that it went to have ended. */
 static void handoff_end(td_ship *s, handoff *h)
@@ -129,80 +202,65 @@ static void finish(td_ship *s, sending *x, int64_t now)
     sending **p = &s->sendings;
     while (*p != x) p = &(*p)->next;
     *p = x->next;
+    forget_begun(s, x);
     td_sender_deinit(&x->m, drop_ref);
     td_buf_deinit(&x->commit);
     free(x);
     if (!--h->left) handoff_end(s, h);
 }
 
-/* ---- payload buffers ---- */
-stack *ship_stack_open(void)
+static td_stage_rect stage_rect(const td_codec_side *side, const td_rect *r, const rect_ref *ref, const td_token_set *pick)
 {
-    stack *b = td_xalloc(sizeof *b);
-    pthread_mutex_init(&b->mu, NULL);
-    return b;
+    return (td_stage_rect){.name = ref, .mark = ref->mark, .side = side, .pages = ref->pages, .page0 = ref->page0,
+                           .n_pages = ref->n_pages, .r = r, .pick = pick};
 }
 
-static void stack_free(stack *b)
+/* The next frames of a device's pages are packed and copied while this one is checked and sent. */
+static void begin_ahead(td_ship *s, const sending *x)
 {
-    while (b->n) free(b->kept[--b->n]);
-    pthread_mutex_destroy(&b->mu);
-    free(b);
+    const td_send_item *it;
+    for (uint32_t i = 1; i < AHEAD && td_stage_room(&s->stage) > 1 && (it = td_sender_peek(&x->m, i)); i++) {
+        if (td_stage_begun(&s->stage, it->ref)) continue;
+        const td_codec_side side = ship_side(s, it->rect.group);
+        const td_stage_rect r = stage_rect(&side, &it->rect, it->ref, &x->tokens);
+        void *payload = stack_take(s->buffers);
+        if (payload && td_stage_begin(&s->stage, &r, payload) == TD_OK) continue;
+        stack_give(payload, s->buffers); /* its own turn tells why */
+        return;
+    }
 }
 
-void ship_stack_close(stack *b)
+static void forget_begun(td_ship *s, const sending *x)
 {
-    pthread_mutex_lock(&b->mu);
-    b->closed = true;
-    bool last = !b->out;
-    pthread_mutex_unlock(&b->mu);
-    if (last) stack_free(b);
-}
-
-static void *stack_take(stack *b)
-{
-    pthread_mutex_lock(&b->mu);
-    void *p = b->n ? b->kept[--b->n] : NULL;
-    b->out++;
-    pthread_mutex_unlock(&b->mu);
-    return p ? p : malloc(TD_KVF_FRAME_BYTES);
-}
-
-/* On any thread. */
-static void stack_give(void *p, void *hint)
-{
-    stack *b = hint;
-    pthread_mutex_lock(&b->mu);
-    bool keep = p && !b->closed && b->n < TD_COUNT(b->kept);
-    if (keep) b->kept[b->n++] = p;
-    bool last = !--b->out && b->closed;
-    pthread_mutex_unlock(&b->mu);
-    if (!keep) free(p);
-    if (last) stack_free(b);
+    const td_send_item *it;
+    for (uint32_t i = 0; (it = td_sender_peek(&x->m, i)); i++) {
+        void *payload = td_stage_forget(&s->stage, it->ref);
+        if (payload) stack_give(payload, s->buffers);
+    }
 }
 
 static td_status post_frame(td_ship *s, sending *x, td_send_action *a, td_send_event *posted)
 {
     const td_codec_side side = ship_side(s, a->rect.group);
     const td_kv *kv = side.kv;
-    const rect_ref *ref = a->ref;
+    const td_stage_rect r = stage_rect(&side, &a->rect, a->ref, &x->tokens);
     size_t n = td_codec_bytes(kv, &a->rect, &x->tokens);
     TD_CHECK(n <= TD_KVF_FRAME_BYTES);
-    uint8_t *payload = stack_take(s->buffers);
-    if (!payload) {
-        stack_give(NULL, s->buffers);
-        return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
-    }
-    td_status st = td_stage_gather(&s->stage, &side, ref->pages, ref->page0, ref->n_pages, &a->rect, &x->tokens, payload);
-    if (st < 0) {
+    uint8_t *payload = td_stage_begun(&s->stage, a->ref);
+    if (!payload) payload = stack_take(s->buffers);
+    uint32_t crc = 0;
+    td_status st = TD_AGAIN;
+    if (payload) st = td_stage_begun(&s->stage, a->ref) ? TD_OK : td_stage_begin(&s->stage, &r, payload);
+    if (st == TD_OK) begin_ahead(s, x);
+    if (st == TD_OK) st = td_stage_gather(&s->stage, &r, payload, &crc);
+    if (st != TD_OK) {
         stack_give(payload, s->buffers);
+        if (!payload) return td_fail(TD_EFULL, "no memory for a frame of %zu bytes", n);
         if (st != TD_EPROTO) return st;
         return td_fail(st, "a page of tokens %u.. of group %u is not held", a->rect.tok0, a->rect.group);
     }
-    td_frame_rect(&a->head, &a->rect, kv->dtype, kv->D,
-                  td_token_before(&x->tokens, a->rect.tok0 + a->rect.n_tok) -
-                  td_token_before(&x->tokens, a->rect.tok0));
-    td_frame_seal(&a->head, payload, n);
+    td_frame_rect(&a->head, &a->rect, kv->dtype, kv->D, td_codec_tokens(&a->rect, &x->tokens));
+    td_frame_seal_with(&a->head, crc, n);
     *posted = (td_send_event){.type = TD_SEND_POSTED, .digest = td_frame_digest(&a->head), .bytes = n};
     int64_t number = (int64_t)s->frames_sent;
     if (s->fault.what == FAULT_FLIP && number == s->fault.n) payload[n / 2] ^= 1;
@@ -222,7 +280,7 @@ static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t 
     }
     td_kvcommit h;
     memcpy(&h, x->commit.p, sizeof h);
-    h.exposed_us = TD_MAX(now - x->prompt_end_us, (int64_t)0);
+    h.exposed_us = TD_MAX(td_now_us() - x->prompt_end_us, (int64_t)0); /* now is when this turn began */
     memcpy(x->commit.p, &h, sizeof h);
     a->head.sent_us = x->m.first_us < 0 ? 0 : now - x->m.first_us;
     td_frame_seal(&a->head, x->commit.p, x->commit.len);
@@ -432,6 +490,7 @@ void ship_out_close(td_ship *s)
     s->handoffs = NULL;
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
+        forget_begun(s, x);
         td_sender_deinit(&x->m, drop_ref);
         td_buf_deinit(&x->commit);
         free(x);

@@ -1,116 +1,181 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/ship/stage.h"
 #include "common/check.h"
-#include <stdlib.h>
+#include "common/crc.h"
+#include "common/log.h"
+#include <string.h>
 
-td_status td_stage_open(td_stage *s, td_dev *dev)
+static td_status slot_open(td_stage *s, td_stage_slot *k, bool host)
 {
-    *s = (td_stage){.dev = dev};
-    return dev ? dev->event_open(dev, &s->event) : TD_OK;
+    td_dev *d = s->dev;
+    TD_TRY(d->event_open(d, &k->done));
+    TD_TRY(d->alloc(d, s->frame_bytes, &k->frame));
+    return host ? d->alloc_host(d, s->frame_bytes, &k->host) : TD_OK;
+}
+
+static void slot_rows_free(td_dev *d, td_stage_slot *k)
+{
+    if (k->row) d->free_host(d, k->row);
+    if (k->frame_row) d->free(d, k->frame_row);
+    k->row = k->frame_row = NULL;
+    k->n_row = 0;
+}
+
+static void slot_close(td_dev *d, td_stage_slot *k, bool host)
+{
+    slot_rows_free(d, k);
+    if (host && k->host) d->free_host(d, k->host);
+    if (k->frame) d->free(d, k->frame);
+    if (k->done) d->event_close(d, k->done);
+}
+
+td_status td_stage_open(td_stage *s, td_dev *dev, size_t frame_bytes)
+{
+    td_status st = TD_OK;
+    *s = (td_stage){.dev = dev, .frame_bytes = frame_bytes};
+    if (!dev) return TD_OK;
+    if (!dev->pack) return td_refuse(TD_ENOSUP, "pages of a device of kind %s", dev->kind);
+    for (int i = 0; i < TD_STAGE_MARKS && st >= 0; i++) st = dev->event_open(dev, &s->mark[i]);
+    for (int i = 0; i < TD_STAGE_OUT && st >= 0; i++) st = slot_open(s, &s->out[i], false);
+    for (int i = 0; i < TD_STAGE_IN && st >= 0; i++) st = slot_open(s, &s->in[i], true);
+    if (st < 0) td_stage_close(s);
+    return st;
 }
 
 void td_stage_close(td_stage *s)
 {
-    if (s->room) s->dev->free_host(s->dev, s->room);
-    if (s->event) s->dev->event_close(s->dev, s->event);
-    free(s->page);
+    td_dev *d = s->dev;
+    if (d && (d->sync(d, TD_STREAM_OUT) < 0 || d->sync(d, TD_STREAM_IN) < 0)) TD_DEBUG_LOG("%s", td_reason());
+    for (int i = 0; d && i < TD_STAGE_MARKS; i++)
+        if (s->mark[i]) d->event_close(d, s->mark[i]);
+    for (int i = 0; d && i < TD_STAGE_OUT; i++) slot_close(d, &s->out[i], false);
+    for (int i = 0; d && i < TD_STAGE_IN; i++) slot_close(d, &s->in[i], true);
     *s = (td_stage){0};
 }
 
-/* The rectangle's own slots and pages, as they lie in the room: page j of n, slot after slot. */
-typedef struct window {
-    td_kv kv;
-    td_codec_side side;
-    const td_codec_side *from;
-    const td_rect *r;
-    uint32_t first; /* page of the side's table that is page 0 here */
-    uint32_t n;
-} window;
+td_status td_stage_mark(td_stage *s, uint32_t *mark)
+{
+    *mark = s->n_marks++ % TD_STAGE_MARKS;
+    return s->dev ? s->dev->record(s->dev, TD_STREAM_COMPUTE, s->mark[*mark]) : TD_OK;
+}
 
 static td_status missing(const td_rect *r)
 {
     return td_refuse(TD_EPROTO, "pages of tokens %u.. of group %u are not held", r->tok0, r->group);
 }
 
-static td_status grow(td_stage *s, size_t bytes, uint32_t n)
-{
-    if (s->n_page < n) {
-        s->n_page = n;
-        s->page = td_xrealloc(s->page, n * sizeof *s->page);
-    }
-    if (s->bytes >= bytes) return TD_OK;
-    void *p;
-    if (s->room) s->dev->free_host(s->dev, s->room);
-    s->room = NULL, s->bytes = 0;
-    TD_TRY(s->dev->alloc_host(s->dev, bytes, &p));
-    s->room = p, s->bytes = bytes;
-    return TD_OK;
-}
-
-/* Pages that are not held become -1 in the staged table: then the codec refuses the rectangle if it needs them. */
-static td_status window_open(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                             const td_rect *r, window *w)
-{
-    uint32_t P = (uint32_t)side->kv->P, a = td_token_before(&side->tokens, r->tok0),
-             b = td_token_before(&side->tokens, r->tok0 + r->n_tok);
-    if (!r->n_tok || a >= b || r->layer0 < side->slot0 || r->layer0 + r->n_layers > side->slot0 + side->n_slots)
-        return missing(r);
-    *w = (window){.kv = *side->kv, .side = *side, .from = side, .r = r, .first = a / P, .n = (b + P - 1) / P - a / P};
-    TD_TRY(grow(s, td_kv_page_bytes(side->kv) * w->n * r->n_layers, w->n));
-    w->kv.base = s->room;
-    w->kv.n_pages = (int)w->n;
-    w->side.kv = &w->kv;
-    w->side.slot0 = r->layer0;
-    w->side.n_slots = r->n_layers;
-    for (uint32_t j = 0; j < w->n; j++) {
-        bool held = w->first + j >= page0 && w->first + j - page0 < n_pages;
-        int32_t page = held ? pages[w->first + j - page0] : -1;
-        s->page[j] = page < 0 || page >= side->kv->n_pages ? -1 : (int32_t)j;
-    }
-    return TD_OK;
-}
-
-/* Each page of the window between the room and the device. */
-static td_status move(td_stage *s, const window *w, const int32_t *pages, uint32_t page0, bool to_device)
+static td_status rows_grow(td_stage *s, td_stage_slot *k, uint32_t n)
 {
     td_dev *d = s->dev;
-    td_stream_kind stream = to_device ? TD_STREAM_IN : TD_STREAM_OUT;
-    size_t bytes = td_kv_page_bytes(&w->kv);
-    for (int l = 0; l < w->r->n_layers; l++)
-        for (uint32_t j = 0; j < w->n; j++) {
-            if (s->page[j] < 0) continue;
-            uint8_t *here = td_kv_page(&w->kv, l, (int)j);
-            uint8_t *there = td_kv_page(w->from->kv, w->r->layer0 - w->from->slot0 + l, pages[w->first + j - page0]);
-            TD_TRY(to_device ? d->upload(d, stream, there, here, bytes) : d->download(d, stream, here, there, bytes));
-        }
-    return d->sync(d, stream);
+    void *host, *device;
+    if (k->n_row >= n) return TD_OK;
+    slot_rows_free(d, k);
+    TD_TRY(d->alloc_host(d, n * sizeof *k->row, &host));
+    k->row = host;
+    TD_TRY(d->alloc(d, n * sizeof *k->row, &device));
+    k->frame_row = device;
+    k->n_row = n;
+    return TD_OK;
 }
 
-static td_status load(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                      const td_rect *r, window *w)
+/* Where the rectangle lies, sent along on the stream. */
+static td_status place(td_stage *s, td_stage_slot *k, td_stream_kind stream, const td_stage_rect *x, td_kv_rows *out)
 {
-    TD_TRY(window_open(s, side, pages, page0, n_pages, r, w));
-    TD_TRY(s->dev->record(s->dev, TD_STREAM_COMPUTE, s->event));
-    TD_TRY(s->dev->wait(s->dev, TD_STREAM_OUT, s->event));
-    return move(s, w, pages, page0, false);
+    const td_codec_side *side = x->side;
+    uint32_t n = td_codec_tokens(x->r, x->pick);
+    TD_CHECK(td_codec_bytes(side->kv, x->r, x->pick) <= s->frame_bytes);
+    TD_TRY(rows_grow(s, k, n));
+    if (!td_codec_rows(side, x->pages, x->page0, x->n_pages, x->r, x->pick, k->row)) return missing(x->r);
+    *out = (td_kv_rows){.kv = side->kv, .row = k->frame_row, .n_tok = n, .slot0 = x->r->layer0 - side->slot0,
+                        .n_slots = x->r->n_layers, .head0 = x->r->head0 - side->head0, .n_heads = x->r->n_heads};
+    return s->dev->upload(s->dev, stream, k->frame_row, k->row, n * sizeof *k->row);
 }
 
-td_status td_stage_gather(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                          const td_rect *r, const td_token_set *pick, void *payload)
+/* ---- out ---- */
+static td_stage_slot *slot_of(const td_stage *s, const void *name)
 {
-    window w;
-    if (!s->dev) return td_codec_gather(side, pages, page0, n_pages, r, pick, payload) ? TD_OK : missing(r);
-    TD_TRY(load(s, side, pages, page0, n_pages, r, &w));
-    return td_codec_gather(&w.side, s->page, w.first, w.n, r, pick, payload) ? TD_OK : missing(r);
+    for (int i = 0; i < TD_STAGE_OUT; i++)
+        if (s->out[i].name == name) return (td_stage_slot *)(uintptr_t)&s->out[i];
+    return NULL;
 }
 
-/* What is beside the rectangle in its pages stays: they come here first. */
-td_status td_stage_scatter(td_stage *s, const td_codec_side *side, const int32_t *pages, uint32_t page0, uint32_t n_pages,
-                           const td_rect *r, const td_token_set *pick, const void *payload)
+uint32_t td_stage_room(const td_stage *s)
 {
-    window w;
-    if (!s->dev) return td_codec_scatter(side, pages, page0, n_pages, r, pick, payload) ? TD_OK : missing(r);
-    TD_TRY(load(s, side, pages, page0, n_pages, r, &w));
-    if (!td_codec_scatter(&w.side, s->page, w.first, w.n, r, pick, payload)) return missing(r);
-    return move(s, &w, pages, page0, true);
+    uint32_t n = 0;
+    for (int i = 0; i < TD_STAGE_OUT; i++) n += s->dev && !s->out[i].name;
+    return n;
+}
+
+td_status td_stage_begin(td_stage *s, const td_stage_rect *x, void *payload)
+{
+    td_dev *d = s->dev;
+    td_kv_rows rows;
+    td_stage_slot *k = slot_of(s, NULL);
+    if (!d) return TD_OK;
+    if (!k) return TD_AGAIN;
+    TD_TRY(place(s, k, TD_STREAM_OUT, x, &rows));
+    TD_TRY(d->wait(d, TD_STREAM_OUT, s->mark[x->mark]));
+    TD_TRY(d->pack(d, TD_STREAM_OUT, &rows, k->frame));
+    TD_TRY(d->download(d, TD_STREAM_OUT, payload, k->frame, td_codec_bytes(x->side->kv, x->r, x->pick)));
+    TD_TRY(d->record(d, TD_STREAM_OUT, k->done));
+    k->name = x->name;
+    k->host = payload;
+    return TD_OK;
+}
+
+void *td_stage_begun(const td_stage *s, const void *name)
+{
+    const td_stage_slot *k = s->dev ? slot_of(s, name) : NULL;
+    return k ? k->host : NULL;
+}
+
+void *td_stage_forget(td_stage *s, const void *name)
+{
+    td_stage_slot *k = s->dev ? slot_of(s, name) : NULL;
+    if (!k) return NULL;
+    if (s->dev->await(s->dev, k->done) < 0) TD_DEBUG_LOG("%s", td_reason());
+    k->name = NULL;
+    return k->host;
+}
+
+td_status td_stage_gather(td_stage *s, const td_stage_rect *x, void *payload, uint32_t *crc)
+{
+    if (!s->dev)
+        return td_codec_gather(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc) ? TD_OK : missing(x->r);
+    if (!slot_of(s, x->name)) TD_TRY(td_stage_begin(s, x, payload));
+    td_stage_slot *k = slot_of(s, x->name);
+    if (!k) return TD_AGAIN;
+    TD_CHECK(k->host == payload);
+    k->name = NULL;
+    TD_TRY(s->dev->await(s->dev, k->done));
+    if (crc) *crc = td_crc32c(0, payload, td_codec_bytes(x->side->kv, x->r, x->pick));
+    return TD_OK;
+}
+
+/* ---- in ---- */
+td_status td_stage_scatter(td_stage *s, const td_stage_rect *x, const void *payload, uint32_t *crc)
+{
+    td_dev *d = s->dev;
+    td_kv_rows rows;
+    if (!d)
+        return td_codec_scatter(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc) ? TD_OK : missing(x->r);
+    td_stage_slot *k = &s->in[s->n_in % TD_STAGE_IN];
+    size_t bytes = td_codec_bytes(x->side->kv, x->r, x->pick);
+    if (s->n_in >= TD_STAGE_IN) TD_TRY(d->await(d, k->done)); /* what the slot held is in its pages */
+    TD_TRY(place(s, k, TD_STREAM_IN, x, &rows));
+    memcpy(k->host, payload, bytes);
+    if (crc) *crc = td_crc32c(0, k->host, bytes);
+    s->writing = true;
+    TD_TRY(d->upload(d, TD_STREAM_IN, k->frame, k->host, bytes));
+    TD_TRY(d->unpack(d, TD_STREAM_IN, &rows, k->frame));
+    TD_TRY(d->record(d, TD_STREAM_IN, k->done));
+    s->n_in++;
+    return TD_OK;
+}
+
+td_status td_stage_flush(td_stage *s)
+{
+    if (!s->writing) return TD_OK;
+    s->writing = false;
+    return s->dev->sync(s->dev, TD_STREAM_IN);
 }
