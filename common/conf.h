@@ -190,8 +190,8 @@ enum {
     X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE, \
       "kernel family") \
     X(CHOICE, device_steps, "device-steps", 0, "replay", 0, 0, "replay|queued|apart", TD_C_ENGINE, \
-      "on a CUDA device: replay: steps that only generate are recorded once and run as one launch; queued: launch by launch; " \
-      "apart: and no kernel starts before the one before it has ended") \
+      "on a CUDA device: replay: steps that only generate are recorded once and run as one launch; " \
+      "queued: launch by launch; apart: and no kernel starts before the one before it has ended") \
     X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE, "numerics id to pin in a mixed fleet") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \

@@ -103,8 +103,8 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
 td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
 td_status td_cuda_ops_status(void);
 void td_cuda_ops_close(void);
-/* After open. replay false: td_ops.replay is NULL. overlap false: no kernel starts before the one before it has ended (rule 6 of
- * td_cuda.h), until the device is opened again. Results are the same. */
+/* After open. replay false: td_ops.replay is NULL. overlap false: no kernel starts before the one before it has
+ * ended (rule 6 of td_cuda.h), until the device is opened again. Results are the same. */
 void td_cuda_ops_steps(bool replay, bool overlap);
 
 /* OK for 0; EDEVICE with the driver's text, or ENOSUP for a refused shape. what: the operation. */

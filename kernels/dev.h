@@ -6,12 +6,14 @@
  *             memory, but tests treat it alike). alloc() contents are undefined; alignment 256.
  *          2. upload and download are queued on the stream given and may still run on return; the host side of them is
  *             staging memory of alloc_host(), or any memory if a sync of that stream follows before it changes.
- *          3. Between capture_begin and capture_end what this thread queues on the stream is taken down instead of run: kernels,
- *             copies and fills with the addresses they were given, to be run in order by each graph_run. Meanwhile this thread
- *             neither waits, asks for events, allocates nor frees: the capture would be lost (capture_end says so).
+ *          3. Between capture_begin and capture_end what this thread queues on the stream is taken down instead of
+ *             run: kernels, copies and fills with the addresses they were given, to be run in order by each
+ *             graph_run. Meanwhile this thread neither waits, asks for events, allocates nor frees: the capture
+ *             would be lost (capture_end says so).
  *          4. A failure of a kernel is sticky: sync() reports it as EDEVICE and the process has to end.
  * Ownership: td_dev_open / td_dev_close; everything allocated is freed before close.
- * Threads: open, close: one. Others: any, each on streams of its own; alloc and events from any. Captures: one at a time.
+ * Threads: open, close: one. Others: any, each on streams of its own; alloc and events from any.
+ *          Captures: one at a time.
  * Errors:  td_fail with sizes and the driver's text; where there is no device, td_refuse: it is the caller's to tell. Limits: TD_DEV_MAX_EVENTS live events. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_DEV_H

@@ -49,8 +49,9 @@ typedef struct td_attn_place {
     int32_t row0, n_rows, pos0, page0;
 } td_attn_place;
 
-/* Sequences of one row each, where a device reads them (td_ops.dev): [n], row i is sequence i's. What the memory holds may
- * change from one run of the launches to the next (replay, below); the launches follow from the rest alone. */
+/* Sequences of one row each, where a device reads them (td_ops.dev): [n], row i is sequence i's. What the memory
+ * holds may change from one run of the launches to the next (replay, below); the launches follow from the rest
+ * alone. */
 typedef struct td_attn_placed {
     const td_attn_place *seq; int n;
     const int32_t *pages;
@@ -160,16 +161,16 @@ typedef struct td_grouped {
     float *y; size_t ldy;
 } td_grouped;
 
-/* Replay: steps whose launches differ in nothing but what the memory holds that they read are queued once, recorded, and
- * from then on run as one launch.
+/* Replay: steps whose launches differ in nothing but what the memory holds that they read are queued once, recorded,
+ * and from then on run as one launch.
  *
  *   rows = rows(owner, n)       the step is made for so many rows, those beyond n being padding; 0: not this one
  *   if (!run(key)) { queue the step }     run: true: it is queued
  *   ... later, when nobody waits for the host:
  *   if (record_begin(key)) { queue the step again: nothing runs; record_end() }
  *
- * A recording that fails is told once; its owner's steps are queued as ever from then on. The number of recordings has a
- * limit: the one unused for longest goes. */
+ * A recording that fails is told once; its owner's steps are queued as ever from then on. The number of recordings
+ * has a limit: the one unused for longest goes. */
 enum { TD_REPLAY_WORDS = 10, TD_REPLAY_MAX_ROWS = 512 };
 typedef struct td_replay_key {
     const void *owner;               /* what makes the steps */

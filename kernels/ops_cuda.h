@@ -56,8 +56,8 @@ void failed(td_status s);
 bool may_run();
 void launched(int code, const char *what);
 td_stream stream();
-/* At least `bytes` in b, kept for the next call; grows with a synchronization, so not while a step is recorded. False:
- * failed. */
+/* At least `bytes` in b, kept for the next call; grows with a synchronization, so not while a step is recorded.
+ * False: failed. */
 bool want(block *b, size_t bytes);
 void drop(block *b);
 

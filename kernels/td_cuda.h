@@ -6,10 +6,11 @@
  *          3. Warp functions (mma, ldmatrix, shuffles) are reached by all lanes of their mask at one source line.
  *          4. nvcc runs with -fmad=false: a fused multiply-add is written fmaf(), as in the rest of the project.
  *          5. Nothing below exists only on Hopper: files for sm_90a alone have an include of their own.
- *          6. A kernel of td_launch_next may start while those before it still run. So every thread of it calls td_grid_wait,
- *             before it ends, and before it reads what a kernel may have written or writes anything that is not its block's
- *             own; weights, and what was uploaded before the step's first kernel, may be read earlier. td_grid_launch comes
- *             first thing: from there on, once all blocks have begun, the next kernel may start. The shim checks all of it.
+ *          6. A kernel of td_launch_next may start while those before it still run. So every thread of it calls
+ *             td_grid_wait: before it ends, before it reads what a kernel may have written, and before it writes
+ *             global memory. Weights, and what was uploaded before the step's first kernel, may be read earlier.
+ *             td_grid_launch comes first thing: from there on, once all blocks have begun, the next kernel may
+ *             start. The shim checks it.
  * Shapes:  mma: D[16,8] f32 = A[16,16] row * B[16,8] col + C, registers as in the PTX manual's m16n8k16 figures: lane l,
  *          g = l / 4, t = l % 4; a[i] = A[g + 8 (i & 1)][2t.. + 8 (i >> 1)], b[i] = B[2t.. + 8 i][g],
  *          c[i] = C[g + 8 (i >> 1)][2t + (i & 1)].
@@ -181,7 +182,7 @@ inline cudaError_t td_launch_big(void (*kernel)(P...), dim3 grid, dim3 block, si
     return td_launch(kernel, grid, block, smem, stream, static_cast<A &&>(args)...);
 }
 
-/* The same, and where td_overlaps holds the kernel may start before the one before it in the stream has ended (rule 6). */
+/* The same, and where td_overlaps holds the kernel may start before the one before it has ended (rule 6). */
 template <class... P, class... A>
 inline cudaError_t td_launch_next(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
                                   cudaStream_t stream, A &&...args)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/gpu/bench_step.c - a whole generating step on a device: the server's forward pass on random weights of a shape, B
- * sequences at a context, queued launch by launch and replayed. One JSON object a line, as bench_cuda's:
- *   {"case":"step 8b x1 @1024 replayed", "us":median, "gb_s":..., "tflop_s":..., "share":of the read stream, "goal":0.85}
+/* tests/gpu/bench_step.c - a whole generating step on a device: the server's forward pass on random weights of a
+ * shape, B sequences at a context, queued launch by launch and replayed. One JSON object a line, as bench_cuda's:
+ *   {"case":"step 8b x1 @1024 replayed", "us":median, "gb_s":.., "tflop_s":.., "share":of reading, "goal":0.85}
  *   {"between":"steps of 8b x1", "us":mean, "goal_us_at_most":10}: the device has nothing to do
  * Draws are not part of it. usage: bench_step [shape [context [batch ..]]] */
 #include "kernels/cuda.h"
@@ -70,7 +70,8 @@ static td_model *open_model(const td_ops *ops)
 {
     td_model *m = NULL;
     int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    td_model_opts o = {.dummy_shape = shape, .ops = ops, .pool = team(TD_MIN(cores, 16)), .max_rows = MAX_BATCH, .max_logits = MAX_BATCH};
+    td_model_opts o = {.dummy_shape = shape, .ops = ops, .pool = team(TD_MIN(cores, 16))};
+    o.max_rows = o.max_logits = MAX_BATCH;
     must(td_model_open(&o, &m));
     return m;
 }
@@ -128,8 +129,8 @@ static void bench(td_model *m, int batch, const char *how)
     double t = us[SAMPLES / 2] * 1e-6, kv = 0;
     for (int l = 0; l < d->L; l++) kv += 2.0 * d->G * d->D * 2 * batch * (context + 1);
     double bytes = (double)td_model_weight_bytes(m) + kv, ops = 2.0 * batch * (double)td_model_weight_bytes(m) / 2;
-    printf("{\"case\":\"step %s x%d @%d %s\",\"us\":%.1f,\"gb_s\":%.1f,\"tflop_s\":%.2f,\"share\":%.3f", shape, batch, context, how,
-           t * 1e6, bytes / t * 1e-9, ops / t * 1e-12, bytes / t / read_s);
+    printf("{\"case\":\"step %s x%d @%d %s\",\"us\":%.1f,", shape, batch, context, how, t * 1e6);
+    printf("\"gb_s\":%.1f,\"tflop_s\":%.2f,\"share\":%.3f", bytes / t * 1e-9, ops / t * 1e-12, bytes / t / read_s);
     printf("%s}\n", !strcmp(how, "replayed") && batch <= 8 ? ",\"goal\":0.85" : "");
     if (b.steps > a.steps)
         printf("{\"between\":\"steps of %s x%d\",\"us\":%.1f,\"goal_us_at_most\":10}\n", shape, batch,

@@ -884,7 +884,7 @@ using cudaEvent_t = simt_event *;
 using cudaGraph_t = simt_graph *;
 using cudaGraphExec_t = simt_graph *;
 using cudaGraphNode_t = void *;
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {
     cudaLaunchAttributeID id;
@@ -904,8 +904,8 @@ namespace simt
 // Runs the kernel, or takes it down where the stream is recorded.
 int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t argsz, const void *kernel);
 } // namespace simt
-// Streams are synchronous, but a recorded one takes its copies and launches down (argument bytes and all) and runs them at
-// each cudaGraphLaunch. What a device refuses meanwhile is refused here: waiting, asking, allocating, freeing.
+// Streams are synchronous, but a recorded one takes its copies and launches down (argument bytes and all) and runs
+// them at each cudaGraphLaunch. What a device refuses meanwhile is refused here: waiting, asking, allocating.
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long flags);

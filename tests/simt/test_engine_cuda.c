@@ -278,7 +278,7 @@ int main(void)
         ti_depth = 1;
         td_replay_stats r;
         ti_ops->replay->stats(&r);
-        T_OK(r.runs > r.recorded && r.recorded > 0, "%llu steps were replayed of %llu recordings", (unsigned long long)r.runs, (unsigned long long)r.recorded);
+        T_OK(r.runs > r.recorded && r.recorded > 0, "%d steps of %d recordings", (int)r.runs, (int)r.recorded);
         td_cuda_ops_close();
         test_boot();
     }

@@ -159,9 +159,11 @@ static void test_steps(const char *name)
     }
     td_replay_stats after = stats();
     td_model_idle idle = td_model_idle_time(p->replayed.m);
-    if (after.failed == first.failed) /* all but the first one after prompts, and the last two, which nobody has asked yet */
-        T_OK(idle.steps + 4 >= (uint64_t)ran && idle.steps <= (uint64_t)ran && idle.us >= 0 && idle.most_us <= idle.us, "%d of %d",
-             (int)idle.steps, ran);
+    if (after.failed ==
+        first.failed) /* all but the first ones, and the last two, which nobody has asked yet */
+        T_OK(idle.steps + 4 >= (uint64_t)ran && idle.steps <= (uint64_t)ran && idle.us >= 0 &&
+                 idle.most_us <= idle.us,
+             "%d of %d", (int)idle.steps, ran);
     T_EQ(td_model_idle_time(p->queued.m).steps, 0);
     if (after.failed == first.failed) { /* of 1, 2, 4 and 8 rows, and of all */
         uint64_t sizes = few < SEQS ? 2 : 4;

@@ -213,21 +213,23 @@ static bool early_right(const early_case *c, float add)
 
 static void test_early(void)
 {
-    static const char *const text[EARLY_N] = {NULL, "read before td_grid_wait", "write of global memory before td_grid_wait",
+    static const char *const text[EARLY_N] = {NULL, "read before td_grid_wait",
+                                              "write of global memory before td_grid_wait",
                                               "ends without td_grid_wait", "read before td_grid_wait"};
     for (int bug = 0; bug < EARLY_N; bug++) {
         early_case c = early_new();
         simt_quiet(bug != EARLY_NONE);
         int e = run_early(bug, &c);
         if (bug == EARLY_NONE) T_OK(!e && early_right(&c, 0), "%s", simt_last_error());
-        else if (simt_checks() || bug == EARLY_NO_WAIT) T_OK(e && strstr(simt_last_error(), text[bug]), "%d: \"%s\"", bug, simt_last_error());
+        else if (simt_checks() || bug == EARLY_NO_WAIT)
+            T_OK(e && strstr(simt_last_error(), text[bug]), "%d: \"%s\"", bug, simt_last_error());
         simt_clear_error();
         dev_done();
     }
     simt_quiet(0);
 }
 
-/* A graph reads what its addresses hold when it runs; nothing runs while it is recorded. On the shim and on a device. */
+/* A graph reads what its addresses hold when it runs; nothing runs while it is recorded. Also on a device. */
 static void test_graph(void)
 {
     td_dev *d = dev();

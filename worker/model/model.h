@@ -155,11 +155,11 @@ td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv
  * EPROTO as td_model_check: nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
-/* After a forward and what follows it (draws) is queued, before the step goes: if later steps could run as this one did, that
- * is prepared now (td_replay of kernels/ops.h). Nothing is computed; without effect on the CPU. */
+/* After a forward and what follows it (draws) is queued, before the step goes: if later steps could run as this one
+ * did, that is prepared now (td_replay of kernels/ops.h). Nothing is computed; without effect on the CPU. */
 void td_model_record(td_model *m);
-/* Between a step and a replayed one after it: from the end of what the first one queued before td_model_record until the
- * arrays of the second one were there and its launches could begin. */
+/* Between a step and a replayed one after it: from the end of what the first one queued before td_model_record until
+ * the arrays of the second one were there and its launches could begin. */
 typedef struct td_model_idle {
     uint64_t steps;
     double us, most_us;
