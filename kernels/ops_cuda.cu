@@ -109,6 +109,10 @@ size_t padded(size_t n)
 
 bool parcel_open(parcel *p, size_t bytes)
 {
+    if (ctx.rec.on) { /* it would be sent again by every run, as it is then */
+        failed(td_refuse(TD_ENOSUP, "what the host says of a step is not at a fixed address"));
+        return false;
+    }
     if (ctx.half[ctx.at].used + bytes > ctx.half[ctx.at].bytes) {
         td_status s = turn(bytes);
         if (s != TD_OK) failed(s);

@@ -67,7 +67,7 @@ struct parcel {
     size_t start, used;
 };
 size_t padded(size_t n);
-bool parcel_open(parcel *p, size_t bytes);
+bool parcel_open(parcel *p, size_t bytes); /* not while a step is recorded */
 bool parcel_send(parcel *p);
 /* Copies n bytes in; the device address they will have. NULL stays NULL. */
 template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
