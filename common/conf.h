@@ -165,6 +165,8 @@ enum {
       "write every step and shipment as a JSON line") \
     X(STR, cache_dir, "cache-dir", 0, "", 0, 4096, "directory", TD_C_ENGINE, \
       "packed weights (default: $XDG_CACHE_HOME/tandem or ~/.cache/tandem)") \
+    X(BYTES, cache_limit, "cache-limit", 0, "64G", 0, 17592186044416, "bytes", TD_C_ENGINE, \
+      "packed weights to keep in the cache directory: those unused longest go at start; 0: all") \
     X(BOOL, pack_cache, "pack-cache", 0, "true", 0, 0, "", TD_C_ENGINE, \
       "keep packed weights in the cache directory") \
     X(BOOL, prefix_cache, "prefix-cache", 0, "true", 0, 0, "", TD_C_ENGINE, \

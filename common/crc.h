@@ -1,12 +1,15 @@
-/* common/crc.h - CRC32C, the check of payloads and files: of bytes as they lie, of several runs at once, and of parts that
- * are joined.
+/* common/crc.h - CRC32C, the check of payloads and files: of bytes as they lie, of several runs at once, and of
+ * parts that are joined.
  *
- * A value is the finished checksum of the bytes so far (0: of none), so that a piece may be taken up where another ended.
+ * A value is the finished checksum of the bytes so far (0: of none), so that a piece may be taken up where another
+ * ended.
  *
- * Rules:   1. td_crc32c(td_crc32c(c, A), B) == td_crc32c(c, A B) == td_crc_join(over |B|, td_crc32c(c, A), td_crc32c(0, B)).
- *          2. td_crc32c_lanes(l) is td_crc32c of each lane. In one lane the instruction takes 3 cycles for 8 bytes, in
- *             three or more 1; and what is done next comes to the caches meanwhile (ahead), so that a copy of what was
- *             checked before, or is checked next, finds it there: the checksum costs a copy almost nothing.
+ * Rules:   1. td_crc32c(td_crc32c(c, A), B) == td_crc32c(c, A B) == td_crc_join(over |B|, td_crc32c(c, A),
+ *             td_crc32c(0, B)).
+ *          2. td_crc32c_lanes(l) is td_crc32c of each lane. In one lane the instruction takes 3 cycles for 8
+ *             bytes, in three or more 1; and what is done next comes to the caches meanwhile (ahead), so that a
+ *             copy of what was checked before, or is checked next, finds it there: the checksum costs a copy
+ *             almost nothing.
  * Threads: any (pure). Limits: TD_CRC_LANES lanes.
  * Source:  Castagnoli polynomial 0x1EDC6F41 (RFC 3720 B.4). */
 // SPDX-License-Identifier: Apache-2.0

@@ -3,7 +3,7 @@
  *
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
- *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing to unpack where they are multiplied
+ *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing is unpacked in the inner loop
  *                        ATTN_FILL  name of the fill function
  * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
@@ -177,7 +177,8 @@ static void find_rows(const item *it, int k0, const uint16_t *rows[TILE])
     const td_kv *kv = it->a->kv;
     int P = kv->P, lo = it->key_lo > k0 ? it->key_lo - k0 : 0,
         hi = it->key_hi - k0 < TILE ? it->key_hi - k0 : TILE;
-    int u = k0 / it->split, elsewhere = it->a->part ? (u - u / it->a->ranks) * it->split : 0; /* keys on other ranks */
+    int u = k0 / it->split,
+        elsewhere = it->a->part ? (u - u / it->a->ranks) * it->split : 0; /* keys on other ranks */
     for (int i = 0; i < lo; i++) rows[i] = zero_row;
     for (int i = hi; i < TILE; i++) rows[i] = zero_row;
     for (int i = lo; i < hi;) {
@@ -328,7 +329,8 @@ static void scores(const item *it, int buffer, int r, int n, int hi)
 {
     const space *sp = &it->sp;
     size_t D = (size_t)it->a->D;
-    dots_arg t = {sp->q + (size_t)r * D / 2 * XD, D / 2 * XD, sp->k, TILE, (int)D / 2, sp->s + buffer * MR * TILE, TILE, NULL};
+    dots_arg t = {sp->q + (size_t)r * D / 2 * XD,  D / 2 * XD, sp->k, TILE, (int)D / 2,
+                  sp->s + buffer * MR * TILE, TILE, NULL};
     dots_wide(t, n, (hi + 15) / 16 * 16);
 }
 
@@ -516,7 +518,8 @@ TD_INLINE int blocks_of(const attn_job *j, const td_attn_seq *s)
 /* Tiles in ascending order; of parts, those of this rank's splits. */
 TD_INLINE int from_tile(const item *it, int k0)
 {
-    int S = it->split, ranks = it->a->part ? it->a->ranks : 1, skip = ranks > 1 ? (it->a->rank - k0 / S % ranks + ranks) % ranks : 0;
+    int S = it->split, ranks = it->a->part ? it->a->ranks : 1,
+        skip = ranks > 1 ? (it->a->rank - k0 / S % ranks + ranks) % ranks : 0;
     return skip ? (k0 / S + skip) * S : k0;
 }
 
@@ -533,11 +536,13 @@ static void run_tiles(item *it)
     start_split(it);
     bool first = true;
     for (int t = 0; n > 0; t = (t + 1) % (AHEAD + 1)) {
-        int k0 = at[t], last = at[(t + n - 1) % (AHEAD + 1)], next = from_tile(it, last + TILE), slot = (t + n) % (AHEAD + 1);
+        int k0 = at[t], last = at[(t + n - 1) % (AHEAD + 1)], next = from_tile(it, last + TILE),
+            slot = (t + n) % (AHEAD + 1);
         bool more = next < it->key_hi && n == AHEAD;
         if (more) find_rows(it, at[slot] = next, rows[slot]);
         if (it->a->part)
-            for (int p = k0 / it->split / it->a->ranks; begun < p; begun++) store_parts(it, begun); /* none of its keys */
+            for (int p = k0 / it->split / it->a->ranks; begun < p; begun++)
+                store_parts(it, begun); /* none of its keys */
         run_tile(it, k0, rows[t], more ? rows[slot] : NULL);
         n += more - 1;
         if (n && at[(t + 1) % (AHEAD + 1)] / it->split == k0 / it->split) continue;

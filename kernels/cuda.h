@@ -94,9 +94,9 @@ int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_k
 /* ---- the table ----
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
- * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring. `pool` and
- * `scratch` are not looked at; work goes to the compute stream and is not done on return. pack works host to host: the packed
- * image is uploaded as it is.
+ * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring (of td_grouped.w
+ * the device keeps its pointers, and they are sent again only when they differ). `pool` and `scratch` are not looked at; work
+ * goes to the compute stream and is not done on return. pack works host to host: the packed image is uploaded as it is.
  * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
  * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.status is
  * this, td_ops.wait a synchronization before it. */

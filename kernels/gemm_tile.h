@@ -9,8 +9,10 @@
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
  * slice in registers, the sums of finished subtrees wait on a small stack in L1. Loop order: panels (outer),
- * row blocks (inner). */
+ * pieces of K where the family has them, row blocks (inner). A chain that goes on in the next piece waits in memory
+ * in f32, which is what it was in the register: the same bits. */
 // SPDX-License-Identifier: Apache-2.0
+#include "common/check.h"
 #include "kernels/simd.h"
 #include "kernels/x86.h"
 
@@ -155,7 +157,10 @@ TD_INLINE tile_fn *tile_of(int T, int rows) { return (T <= QUIET_ROWS ? quiet : 
 #else
 TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[rows] : NULL; }
 
-/* ---- a panel piece by piece ---- */
+/* ---- a panel piece by piece ----
+ * Eight rows take four tiles to a panel. Were each to pass over all of K, the first would wait for memory and the
+ * others for the multipliers, one after the other; over pieces, each fetches its share of the next one into L2 while
+ * it multiplies, and memory and multipliers are busy all the time. */
 
 enum { NEAR = 16,        /* k pairs of a piece of up to NEAR_ROWS rows, which live on what the hardware fetches */
        NEAR_ROWS = 4,
@@ -232,8 +237,9 @@ TD_INLINE void pack_four(float *to, const float *end, const float *x, size_t ldx
 {
     vec r[8];
     TD_UNROLL for (int m = 0; m < 8; m++)
-        r[m] = m < R ? vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx) : vec_load_n(x + (size_t)m * ldx, left))
-                     : vec_zero();
+        r[m] = m >= R ? vec_zero()
+                      : vec_round_bf16(left >= 8 ? vec_load(x + (size_t)m * ldx)
+                                                 : vec_load_n(x + (size_t)m * ldx, left));
     transpose8(r);
     TD_UNROLL for (int i = 0; i < 8; i++, to += R) {
         if (to + 8 <= end) vec_store(to, r[i ^ 1]);
@@ -346,22 +352,30 @@ static void whole_panel(const gemm_job *j, int p)
 #if PIECE
 enum { PACED = 16 }; /* tiles that share the fetching of the next piece */
 
-/* The block of rows b over one piece: both halves of the panel. */
-static void block_piece(const gemm_job *j, piece *p, int b, const uint8_t *w, int n0, size_t k, float *state)
+/* One panel under way. */
+typedef struct walk {
+    const gemm_job *j;
+    piece p;
+    int n0, tiles;              /* first column; how many tiles fetch */
+    int row[PART_BLOCKS + 1];   /* of each block */
+    float *state;
+} walk;
+
+/* The block of rows b over the piece whose weights begin at w, k pairs into K: both halves of the panel. */
+TD_INLINE void block_piece(walk *at, int b, const uint8_t *w, size_t k)
 {
     float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
-    int row = block_row(j, b), rows = block_row(j, b + 1) - row, tiles = 2 * j->n_blocks;
+    const gemm_job *j = at->j;
+    piece *p = &at->p;
+    int row = at->row[b], rows = at->row[b + 1] - row, n0 = at->n0;
     bool ragged = n0 + TD_PANEL > j->w->N, last = p->ends && p->first + p->n == j->slices;
-    size_t bytes = p->t.steps * (size_t)p->n * TD_PANEL * 4;
-    if (tiles > PACED) tiles = PACED;
+    size_t steps = p->t.steps * (size_t)p->n;
     p->t.a = j->packed + ((size_t)row * j->steps + k * (size_t)rows) * XD;
-    p->t.add = j->add && !ragged;
-    p->t.ldc = ragged ? TD_PANEL : j->ldy;
     for (int h = 0; h < 2; h++) {
         int i = 2 * b + h, col = h * NV_HALF * LANES;
-        p->state = state + i * STATE;
-        p->pace = i < tiles ? (size_t)(TD_PANEL * 4 + tiles - 1) / (size_t)tiles : 0;
-        p->next = w + bytes + (i < tiles ? bytes / (size_t)tiles * (size_t)i : 0);
+        if (i == at->tiles) p->pace = 0;
+        p->state = at->state + i * STATE;
+        p->next = w + steps * (TD_PANEL * 4 + p->pace * (size_t)i);
         p->t.b = w + col * 4;
         p->t.c = ragged ? buf + col : j->y + (size_t)row * j->ldy + n0 + col;
         p->t.bias = j->w->bias && !ragged ? j->w->bias + n0 + col : NULL;
@@ -371,27 +385,33 @@ static void block_piece(const gemm_job *j, piece *p, int b, const uint8_t *w, in
 }
 
 /* All rows against one panel, a piece of it at a time: slices in several pieces, or several slices to a piece. */
-static void run_panel(const gemm_job *j, int n)
+TD_NOINLINE void piecewise_panel(const gemm_job *j, int n)
 {
     float state[2 * PART_BLOCKS * STATE] __attribute__((aligned(64)));
-    if (j->T <= QUIET_ROWS) {
-        whole_panel(j, n);
-        return;
-    }
     size_t slice = j->steps / (size_t)j->slices, most = j->T <= NEAR_ROWS ? NEAR : PIECE,
            runs = (slice + most - 1) / most, run = (slice + runs - 1) / runs;
     int together = slice < most ? (int)(most / slice) : 1;
     const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
-    piece p = {.t = {.slices = j->slices}};
-    for (p.first = 0; p.first < j->slices; p.first += p.n)
+    walk at = {.j = j, .n0 = n * TD_PANEL, .tiles = TD_MIN(2 * j->n_blocks, PACED), .state = state};
+    bool ragged = at.n0 + TD_PANEL > j->w->N;
+    size_t pace = (size_t)((TD_PANEL * 4 + at.tiles - 1) / at.tiles);
+    piece *p = &at.p;
+    p->t = (tile_arg){.slices = j->slices, .add = j->add && !ragged, .ldc = ragged ? TD_PANEL : j->ldy};
+    for (int b = 0; b <= j->n_blocks; b++) at.row[b] = block_row(j, b);
+    for (p->first = 0; p->first < j->slices; p->first += p->n)
         for (size_t k = 0; k < slice; k += run) {
-            size_t at = (size_t)p.first * slice + k;
-            p.n = j->slices - p.first < together ? j->slices - p.first : together;
-            p.t.steps = slice - k < run ? slice - k : run;
-            p.begun = k > 0, p.ends = k + p.t.steps == slice;
-            for (int b = 0; b < j->n_blocks; b++)
-                block_piece(j, &p, b, panel + at * TD_PANEL * 4, n * TD_PANEL, at, state);
+            size_t from = (size_t)p->first * slice + k;
+            p->n = TD_MIN(j->slices - p->first, together);
+            p->t.steps = TD_MIN(slice - k, run);
+            p->begun = k > 0, p->ends = k + p->t.steps == slice, p->pace = pace;
+            for (int b = 0; b < j->n_blocks; b++) block_piece(&at, b, panel + from * TD_PANEL * 4, from);
         }
+}
+
+TD_INLINE void run_panel(const gemm_job *j, int n)
+{
+    if (j->T <= QUIET_ROWS) whole_panel(j, n);
+    else piecewise_panel(j, n);
 }
 #else
 TD_INLINE void run_panel(const gemm_job *j, int n) { whole_panel(j, n); }

@@ -143,7 +143,7 @@ static void one_expert(const grouped_job *j, td_pool *pool, void *scratch, int e
 {
     const td_grouped *a = j->a;
     size_t r = (size_t)a->row0[e];
-    j->ops->linear(pool, scratch, &a->w[e], a->x + r * a->ldx, a->ldx, a->row0[e + 1] - a->row0[e],
+    j->ops->linear(pool, scratch, &a->w[e], (const float *)a->x + r * a->ldx, a->ldx, a->row0[e + 1] - a->row0[e],
                    a->y + r * a->ldy, a->ldy, false);
 }
 

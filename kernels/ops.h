@@ -63,7 +63,8 @@ enum { TD_ATTN_GROUPS = 4 };
 
 typedef struct td_attn_args {
     const float *q; size_t ldq;      /* [T, H*D], after rope, not yet scaled */
-    float *out; size_t ldo;          /* [T, H*D] */
+    float *out; size_t ldo;          /* [T, H*D], of out_dtype */
+    td_dtype out_dtype;              /* f32, or as td_operand_ops make it */
     const td_kv *kv; int slot;       /* K and V of this layer, rows of this step already appended */
     const td_attn_seq *seq; int n_seq;
     int H, G, D;
@@ -153,12 +154,15 @@ typedef struct td_route_law {
     float scale;
 } td_route_law;
 
-/* Several products of one shape (N, K): rows row0[e] .. row0[e + 1] - 1 of x and y belong to w[e]. */
+/* Several products of one shape (N, K, dtype, slices and scales are w[0]'s): rows row0[e] .. row0[e + 1] - 1 of x and y
+ * belong to w[e]. A w[e] without rows may have no bytes. */
 typedef struct td_grouped {
     const td_weight *w; int n;
     const int32_t *row0;             /* [n + 1], ascending; row0[0] need not be 0 */
-    const float *x; size_t ldx;
+    int max_rows;                    /* row0[n] is at most this: for who does not look into row0 */
+    const void *x; size_t ldx;
     float *y; size_t ldy;
+    td_dtype x_dtype;                /* f32, or as td_operand_ops make it */
 } td_grouped;
 
 /* Replay: steps whose launches differ in nothing but what the memory holds that they read are queued once, recorded,
@@ -190,6 +194,21 @@ typedef struct td_replay {
     void (*stats)(td_replay_stats *out);
 } td_replay;
 
+/* Where rounding is part of a product (x becomes bf16, or f16, first), an operation whose result only products read may
+ * round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to nearest even either way.
+ * dtype: what x becomes for a weight of this packed type. The operations are those of td_ops with such an output or
+ * input; attention and linear_grouped have a member for it. out does not alias x. */
+typedef struct td_operand_ops {
+    td_dtype (*dtype)(td_dtype weight);
+    void (*rmsnorm)(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, void *out,
+                    td_dtype to, size_t ldo);
+    void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, void *out, td_dtype to, size_t ldo);
+    void (*moe_gather)(td_pool *pool, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E, void *out,
+                       td_dtype to, size_t ldo);
+    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const void *x, size_t ldx, int T, float *y, size_t ldy,
+                   bool add);
+} td_operand_ops;
+
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
@@ -219,6 +238,7 @@ typedef struct td_ops {
     td_status (*status)(void);
 
     const td_replay *replay; /* NULL: every step is queued */
+    const td_operand_ops *operand; /* NULL: all activations are f32 */
 
     /* out[i] = x[rows[i]]; out does not overlap x. */
     void (*take_rows)(td_pool *pool, const float *x, size_t ldx, const int32_t *rows, int n, int width, float *out,

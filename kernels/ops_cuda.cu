@@ -38,9 +38,10 @@ bool want(block *b, size_t bytes)
         return false;
     }
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
-    /* What grew once grows in larger steps: longer sequences want a little more every few steps. */
+    /* Whole pages, and what grew once grows in larger steps: longer sequences want a little more every few steps. */
     if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
-    ctx.moved += b->held;
+    bytes = (bytes + 4095) / 4096 * 4096;
+    ctx.moved += b->held && b->p;
     drop(b);
     void *p = nullptr;
     if (s == TD_OK) s = d->alloc(d, bytes, &p);
@@ -140,10 +141,16 @@ static void ops_embed_table(td_pool *, const td_table *w, const int32_t *ids, in
         launched(td_cuda_embed(stream(), w->p, w->dtype, w->N, w->K, ids, T, out, ldo), "embedding");
 }
 
+static void operand_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float eps, int T, int E,
+                            void *out, td_dtype to, size_t ldo)
+{
+    if (may_run()) launched(td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, to, ldo), "norm");
+}
+
 static void ops_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float eps, int T, int E,
                         float *out, size_t ldo)
 {
-    if (may_run()) launched(td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, TD_F32, ldo), "norm");
+    operand_rmsnorm(nullptr, x, ldx, w, eps, T, E, out, TD_F32, ldo);
 }
 
 static void ops_take_rows(td_pool *, const float *x, size_t ldx, const int32_t *rows, int n, int width,
@@ -166,10 +173,16 @@ static void ops_rope_append(td_pool *, const td_rope_args *a)
     if (may_run()) launched(td_cuda_rope_append(stream(), a), "rope");
 }
 
-static void ops_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, float *out, size_t ldo)
+static void operand_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, void *out, td_dtype to,
+                             size_t ldo)
 {
     if (may_run())
-        launched(td_cuda_act_mul(stream(), TD_ACT_SILU, x, ldx, T, F, out, TD_F32, ldo), "activation");
+        launched(td_cuda_act_mul(stream(), TD_ACT_SILU, x, ldx, T, F, out, to, ldo), "activation");
+}
+
+static void ops_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, float *out, size_t ldo)
+{
+    operand_silu_mul(nullptr, x, ldx, T, F, out, TD_F32, ldo);
 }
 
 /* ---- mixture of experts ---- */
@@ -195,11 +208,17 @@ static void ops_moe_place(td_pool *, const int32_t *ids, int T, int top_k, int n
     if (may_run()) launched(td_cuda_moe_place(stream(), ids, T, top_k, n_experts, row0, row), "placement");
 }
 
+static void operand_moe_gather(td_pool *, const float *x, size_t ldx, const int32_t *row, int T, int top_k,
+                               int E, void *out, td_dtype to, size_t ldo)
+{
+    if (may_run())
+        launched(td_cuda_moe_gather(stream(), x, ldx, row, T, top_k, E, out, to, ldo), "gathering");
+}
+
 static void ops_moe_gather(td_pool *, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E,
                            float *out, size_t ldo)
 {
-    if (may_run())
-        launched(td_cuda_moe_gather(stream(), x, ldx, row, T, top_k, E, out, TD_F32, ldo), "gathering");
+    operand_moe_gather(nullptr, x, ldx, row, T, top_k, E, out, TD_F32, ldo);
 }
 
 static void ops_moe_combine(td_pool *, const float *y, size_t ldy, const int32_t *row, const float *weights,
@@ -216,9 +235,13 @@ static td_status ops_wait()
     return td_cuda_ops_status();
 }
 
-static void fill_table(td_ops *t)
+static void fill_table(td_ops *t, td_operand_ops *o)
 {
     *t = td_ops{};
+    t->operand = o;
+    o->rmsnorm = operand_rmsnorm;
+    o->silu_mul = operand_silu_mul;
+    o->moe_gather = operand_moe_gather;
     t->dev = ctx.dev;
     t->wait = ops_wait;
     t->status = td_cuda_ops_status;
@@ -236,7 +259,7 @@ static void fill_table(td_ops *t)
     t->moe_place = ops_moe_place;
     t->moe_gather = ops_moe_gather;
     t->moe_combine = ops_moe_combine;
-    products_fill(t);
+    products_fill(t, o);
     attention_fill(t);
     choice_fill(t);
     replay_fill(t);
@@ -259,7 +282,7 @@ extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
         td_cuda_ops_close();
         return s;
     }
-    fill_table(&ctx.ops);
+    fill_table(&ctx.ops, &ctx.operand);
     *out = &ctx.ops;
     return TD_OK;
 }

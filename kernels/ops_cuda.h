@@ -47,6 +47,7 @@ struct context {
     size_t moved; /* counts changes of addresses that recordings have */
     recording rec;
     td_ops ops;
+    td_operand_ops operand;
 };
 extern context ctx;
 
@@ -80,7 +81,7 @@ template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
 }
 
 /* Each part enters its operations, and frees its workspaces. */
-void products_fill(td_ops *t);
+void products_fill(td_ops *t, td_operand_ops *o);
 void products_close();
 void attention_fill(td_ops *t);
 void attention_close();

@@ -77,7 +77,7 @@ static bool send_step(const td_attn_args *a, step_copy *c)
     parcel p;
     td_dev *d = ctx.dev;
     choose_kernels(a, c);
-    if (!want(&c->data, c->bytes) || !want(&c->plan, td_cuda_attn_plan_bytes(a->n_seq)) ||
+    if (!want(&c->data, c->room) || !want(&c->plan, td_cuda_attn_plan_bytes(a->n_seq)) ||
         !want(&splits, td_cuda_attn_ws_bytes(c->max_slots, a->D)) || !parcel_open(&p, padded(c->bytes)))
         return false;
     const char *sent = parcel_put(&p, c->host, c->bytes);
@@ -186,7 +186,7 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.ldq = a->ldq;
     d.out = a->out;
     d.ldo = a->ldo;
-    d.out_dtype = TD_F32;
+    d.out_dtype = a->out_dtype;
     d.kv = a->kv;
     d.slot = a->slot;
     d.H = a->H;

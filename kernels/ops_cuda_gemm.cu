@@ -2,6 +2,7 @@
 /* kernels/ops_cuda_gemm.cu - the CUDA table's matrix products: packing, linear, experts, tied embeddings. */
 #include "kernels/cuda_gemm.h"
 #include "kernels/ops_cuda.h"
+#include <stdlib.h>
 
 namespace td_ops_cuda
 {
@@ -70,21 +71,26 @@ static bool weight_of(const td_weight *w, td_cuda_weight *out)
     return !why;
 }
 
-static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                       size_t ldy, bool add)
+/* The workspace of a product; its counters are zero. */
+static bool want_ws(int T, int N, int K)
+{
+    size_t had = ws.bytes;
+    if (!want(&ws, td_cuda_gemm_ws_bytes(T, N, K))) return false;
+    if (ws.bytes == had) return true;
+    td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
+    if (s != TD_OK) failed(s);
+    return s == TD_OK;
+}
+
+/* x: f32, or what the operands of w are */
+static void product(const td_weight *w, const void *x, bool x_is_f32, size_t ldx, int T, float *y, size_t ldy, bool add)
 {
     td_cuda_weight d;
-    if (T == 0 || !may_run() || !weight_of(w, &d)) return;
-    size_t had = ws.bytes;
-    if (!want(&ws, td_cuda_gemm_ws_bytes(T, w->N, w->K))) return;
-    if (ws.bytes != had) {
-        td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
-        if (s != TD_OK) failed(s);
-    }
+    if (T == 0 || !may_run() || !weight_of(w, &d) || !want_ws(T, w->N, w->K)) return;
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;
-    a.x_is_f32 = true;
+    a.x_is_f32 = x_is_f32;
     a.ldx = ldx;
     a.T = T;
     a.y = y;
@@ -94,23 +100,107 @@ static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, si
     launched(td_cuda_gemm(stream(), &a), "product");
 }
 
-/* Row counts come to the host first: one wait for each grouped product. */
+static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
+                       size_t ldy, bool add)
+{
+    product(w, x, true, ldx, T, y, ldy, add);
+}
+
+static td_dtype operand_dtype(td_dtype weight)
+{
+    return weight == TD_F16 ? TD_F16 : TD_BF16;
+}
+
+static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, size_t ldx, int T, float *y,
+                           size_t ldy, bool add)
+{
+    product(w, x, false, ldx, T, y, ldy, add);
+}
+
+/* ---- experts ----
+ * A group of weights as the device has it: the addresses of their bytes, biases and scales, one list after the other. A
+ * layer's group is found by where its weights are described, sent the first time, and again when the addresses change. */
+
+struct group_copy {
+    const td_weight *w;
+    int n;
+    const void **host; /* [3 n], as sent */
+    block data;
+};
+static group_copy *groups;
+static int n_groups, next_group;
+
+/* The group's entry; entries come in the order of a step's calls, so the next one is looked at first. */
+static group_copy *group_of(const td_grouped *a)
+{
+    for (int k = 0; k < n_groups; k++) {
+        group_copy *g = &groups[(next_group + k) % n_groups];
+        if (g->w != a->w || g->n != a->n) continue;
+        next_group = (int)(g - groups) + 1;
+        return g;
+    }
+    group_copy *more = (group_copy *)realloc(groups, (size_t)(n_groups + 1) * sizeof *groups);
+    const void **host = (const void **)calloc((size_t)a->n * 3, sizeof *host);
+    if (more) groups = more;
+    if (!more || !host) {
+        free(host);
+        failed(td_fail(TD_EFULL, "out of memory for %d experts", a->n));
+        return nullptr;
+    }
+    groups[n_groups] = group_copy{a->w, a->n, host, {nullptr, 0, true}};
+    return &groups[n_groups++];
+}
+
+static bool send_group(group_copy *g, const void *const *now)
+{
+    const size_t count = (size_t)g->n * 3, bytes = count * sizeof *now;
+    parcel p;
+    if (!want(&g->data, bytes) || !parcel_open(&p, padded(bytes))) return false;
+    const void *const *sent = parcel_put(&p, now, count);
+    if (!parcel_send(&p)) return false;
+    td_status s = ctx.dev->copy(ctx.dev, TD_STREAM_COMPUTE, g->data.p, sent, bytes);
+    if (s != TD_OK) failed(s);
+    if (s == TD_OK) memcpy(g->host, now, bytes);
+    return s == TD_OK;
+}
+
+/* The lists on the device, or NULL after an error. */
+static const void *const *lists_of(const td_grouped *a)
+{
+    const void *now[3 * TD_CUDA_GEMM_GROUPS];
+    group_copy *g = group_of(a);
+    if (!g) return nullptr;
+    for (int e = 0; e < a->n; e++) {
+        now[e] = a->w[e].p;
+        now[a->n + e] = a->w[e].bias;
+        now[2 * a->n + e] = a->w[e].p ? td_weight_scales(&a->w[e]) : nullptr;
+    }
+    if (memcmp(g->host, now, (size_t)a->n * 3 * sizeof *now) && !send_group(g, now)) return nullptr;
+    return (const void *const *)g->data.p;
+}
+
+/* Only the device knows how many rows an expert has: nothing waits. */
 static void ops_linear_grouped(const td_ops *, td_pool *, void *, const td_grouped *a)
 {
-    int32_t row0[TD_MAX_EXPERTS + 1];
-    td_dev *d = ctx.dev;
-    if (!may_run() || a->n > TD_MAX_EXPERTS) return;
-    if (ctx.rec.on) {
-        failed(td_refuse(TD_ENOSUP, "the host has to know how many rows each expert gets"));
-        return;
-    }
-    td_status s = d->download(d, TD_STREAM_COMPUTE, row0, a->row0, ((size_t)a->n + 1) * sizeof *row0);
-    if (s == TD_OK) s = d->sync(d, TD_STREAM_COMPUTE);
-    if (s != TD_OK) failed(s);
-    for (int e = 0; e < a->n && may_run(); e++)
-        if (row0[e + 1] > row0[e])
-            ops_linear(nullptr, nullptr, &a->w[e], a->x + (size_t)row0[e] * a->ldx, a->ldx,
-                       row0[e + 1] - row0[e], a->y + (size_t)row0[e] * a->ldy, a->ldy, false);
+    td_cuda_grouped_args d = {};
+    if (a->n == 0 || a->max_rows == 0 || !may_run()) return;
+    if (a->n > TD_CUDA_GEMM_GROUPS) failed(td_fail(TD_ENOSUP, "CUDA: %d experts in one product", a->n));
+    if (!may_run() || !weight_of(&a->w[0], &d.shape) || !want_ws(a->max_rows, d.shape.N, d.shape.K)) return;
+    const void *const *lists = lists_of(a);
+    if (!lists) return;
+    d.n = a->n;
+    d.p = lists;
+    d.bias = (const float *const *)(lists + a->n);
+    d.scale = a->w[0].scale_rows ? (const float *const *)(lists + 2 * a->n) : nullptr;
+    d.row0 = a->row0;
+    d.max_rows = a->max_rows;
+    d.x = a->x;
+    d.x_is_f32 = a->x_dtype == TD_F32;
+    d.ldx = a->ldx;
+    d.y = a->y;
+    d.ldy = a->ldy;
+    d.ws = ws.p;
+    launched(td_cuda_gemm_grouped(stream(), &d), "products of experts");
 }
 
 static void ops_embed_packed(td_pool *, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo)
@@ -120,8 +210,10 @@ static void ops_embed_packed(td_pool *, const td_weight *w, const int32_t *ids, 
         launched(td_cuda_gemm_embed(stream(), &d, ids, T, out, ldo), "embedding");
 }
 
-void products_fill(td_ops *t)
+void products_fill(td_ops *t, td_operand_ops *o)
 {
+    o->dtype = operand_dtype;
+    o->linear = operand_linear;
     t->weight_dtype = TD_BF16;
     t->layout = LAYOUT_FRAGMENT;
     t->packed_dtype = ops_packed_dtype;
@@ -137,5 +229,12 @@ void products_fill(td_ops *t)
 void products_close()
 {
     drop(&ws);
+    for (int i = 0; i < n_groups; i++) {
+        free(groups[i].host);
+        drop(&groups[i].data);
+    }
+    free(groups);
+    groups = nullptr;
+    n_groups = next_group = 0;
 }
 } // namespace td_ops_cuda

@@ -110,6 +110,7 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                        .max_rows = c->max_num_batched_tokens,
                        .max_logits = max_logits ? max_logits : td_engine_logit_rows(c->max_num_seqs),
                        .cache_dir = cache_dir(c, cache, sizeof cache),
+                       .cache_limit = (uint64_t)c->cache_limit,
                        .progress = progress,
                        .arg = &last,
                        .ranks = ranks,

@@ -34,8 +34,7 @@ typedef struct wleg {
     bool open_due;                   /* PREFILL: ship hears of it when its replica is known */
     td_msg_sink sink;                /* until then; its texts are in arena */
     td_arena arena;
-    bool reserved_due;               /* RESERVED waits until every rank has opened the epoch */
-    bool reserved_asked;             /* and the poll under way will tell */
+    bool reserved_due; /* RESERVED waits until every rank has opened the epoch (wengine.due) */
     uint32_t reserved_hit;
     uint32_t *base;                  /* [n_choices]: index of the first new token of each choice */
     td_first *first;                 /* [n_choices], PREFILL; token TD_KVF_NO_TOKEN: none yet */
@@ -58,6 +57,12 @@ struct td_wengine {
     /* the thread's own */
     bool stop, failing;
     td_map legs;                     /* id -> wleg * */
+    uint32_t n_shipping;             /* of them in ship */
+    uint32_t n_told;                 /* mirror.h */
+    /* reservations whose RESERVED waits, the oldest first; of the first n_asked the poll under way will tell
+     */
+    uint64_t *due;
+    uint32_t n_due, n_asked, due_room;
     td_wbatch *batch;
     bool asked;                      /* a poll of the other ranks is under way */
     int64_t snap_us, poll_us;
@@ -191,9 +196,9 @@ static td_leg describe(const td_wcmd *c, td_leg_kind kind, td_arena *a)
     return d;
 }
 
-static td_mirror_key mirror_key(const td_wengine *w, const wleg *l)
+static td_mirror_key mirror_key(td_wengine *w, const wleg *l)
 {
-    return (td_mirror_key){w->o.engine, w->ship, l->id, l->replica};
+    return (td_mirror_key){w->o.engine, w->ship, l->id, l->replica, &w->n_told};
 }
 
 static void open_sending(td_wengine *w, wleg *l, const td_msg_sink *sink)
@@ -238,6 +243,7 @@ static void on_start(td_wengine *w, td_wcmd *c)
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     if (!c->has_sink) return;
     l->in_ship = true;
+    w->n_shipping++;
     if (td_engine_replicas(w->o.engine) > 1) keep_sink(l, &c->sink);
     else open_sending(w, l, &c->sink);
     /* No hold: the leg has ended already (resumed tokens contained the end); its end comes with the next
@@ -271,6 +277,17 @@ static void say_reserved(td_wengine *w, wleg *l)
     if (home) m->reserved.ranks = home->ranks.p, m->reserved.ranks_bytes = (uint32_t)home->ranks.len;
 }
 
+static void reserve_later(td_wengine *w, wleg *l)
+{
+    if (w->n_due == w->due_room) {
+        w->due_room = w->due_room ? 2 * w->due_room : 16;
+        w->due = td_xrealloc(w->due, w->due_room * sizeof *w->due);
+    }
+    w->due[w->n_due++] = l->id;
+    l->reserved_due = true;
+    w->poll_us = 0;
+}
+
 static void on_reserve(td_wengine *w, td_wcmd *c)
 {
     td_leg d = describe(c, TD_LEG_DECODE, &c->arena);
@@ -285,6 +302,7 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     wleg *l = leg_new(c, TD_LEG_DECODE);
     td_fault_mark(l->id, c->work.sampling.seed);
     l->in_engine = l->in_ship = true;
+    w->n_shipping++;
     td_map_put(&w->legs, l->id, (uint64_t)(uintptr_t)l);
     (void)td_engine_hold(w->o.engine, l->id);
     tables t = tables_of(w, l->id);
@@ -292,7 +310,8 @@ static void on_reserve(td_wengine *w, td_wcmd *c)
     td_mirror_key k = mirror_key(w, l);
     td_mirror_recv_open(&k, hit, l->n_ctx, l->n_choices, t.pages, t.n);
     l->reserved_hit = hit;
-    if (td_engine_many(w->o.engine)) l->reserved_due = true, w->poll_us = 0;
+    if (td_engine_many(w->o.engine))
+        reserve_later(w, l);
     else say_reserved(w, l);
 }
 
@@ -417,6 +436,7 @@ static void take_ship_events(td_wengine *w)
             continue;
         }
         l->in_ship = false;
+        w->n_shipping--;
         if (e->type == TD_SHIP_SENT) on_sent(w, l, e);
         else if (e->type == TD_SHIP_LANDED && l->in_engine) on_landed(w, l, e);
         else if (e->type == TD_SHIP_LOST && l->in_engine) {
@@ -614,37 +634,39 @@ static void take_snapshot(td_wengine *w, bool idle)
     pthread_mutex_unlock(&w->mu);
 }
 
-static void take_news(void *arg, const void *p, size_t n)
+static td_status take_news(void *arg, const void *p, size_t n)
 {
-    td_mirror_take(arg, p, n);
+    return td_mirror_take(arg, p, n);
+}
+
+/* The ranks answer in order: what they were told before they were asked is done. */
+static void say_asked(td_wengine *w)
+{
+    for (uint32_t i = 0; i < w->n_asked; i++) {
+        wleg *l = find(w, w->due[i]);
+        if (l && l->reserved_due && l->in_engine && !l->cancelled)
+            say_reserved(w, l); /* nothing more of one that is over */
+    }
+    w->n_due -= w->n_asked;
+    if (w->n_due) memmove(w->due, w->due + w->n_asked, w->n_due * sizeof *w->due);
+    w->n_asked = 0;
 }
 
 /* Hand-offs under way: what do the other ranks say of them? True: there are some. */
 static bool poll_ranks(td_wengine *w)
 {
     int64_t now = td_now_us();
-    size_t it = 0;
-    uint64_t k, v;
-    bool any = false;
+    bool any = w->n_shipping > 0;
     if (!td_engine_many(w->o.engine)) return false;
-    while (!any && td_map_next(&w->legs, &it, &k, &v)) any = ((wleg *)(uintptr_t)v)->in_ship;
     if (!w->asked && (!any || now - w->poll_us < POLL_US)) return any;
     if (!w->asked) { /* it asks now */
         w->poll_us = now;
-        for (it = 0; td_map_next(&w->legs, &it, &k, &v);) {
-            wleg *l = (wleg *)(uintptr_t)v;
-            l->reserved_asked = l->reserved_due;
-        }
+        w->n_asked = w->n_due;
     }
     td_status s = td_engine_poll(w->o.engine, take_news, w->ship);
     w->asked = s == TD_AGAIN;
     if (s < 0) TD_ERROR("the other ranks do not answer: %s", td_reason());
-    if (s != TD_OK) return any;
-    for (it = 0; td_map_next(&w->legs, &it, &k, &v);) { /* they answer in order: what they were told before is done */
-        wleg *l = (wleg *)(uintptr_t)v;
-        if (!l->reserved_due || !l->reserved_asked) continue;
-        if (l->in_engine && !l->cancelled) say_reserved(w, l); /* nothing more of one that is over */
-    }
+    if (s == TD_OK) say_asked(w);
     return any;
 }
 
@@ -722,6 +744,7 @@ void td_wengine_close(td_wengine *w)
     while ((c = td_chan_pop(w->commands))) td_wcmd_free(c);
     while ((b = td_chan_pop(w->batches))) td_wbatch_free(b);
     td_wbatch_free(w->batch);
+    free(w->due);
     size_t it = 0;
     uint64_t k, v;
     while (td_map_next(&w->legs, &it, &k, &v)) leg_free((wleg *)(uintptr_t)v);

@@ -686,7 +686,7 @@ td_status td_engine_balance(td_engine *e, bool force)
     return td_exec_balance(e->exec, force);
 }
 
-td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg)
+td_status td_engine_poll(td_engine *e, td_status (*take)(void *arg, const void *p, size_t n), void *arg)
 {
     return td_exec_poll(e->exec, take, arg);
 }

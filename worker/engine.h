@@ -152,7 +152,7 @@ bool td_engine_computing(const td_engine *e); /* on_kv speaks of rows of the ste
 td_status td_engine_command(td_engine *e, const void *p, size_t n);
 /* Parallel experts are balanced now: before the next step. */
 td_status td_engine_balance(td_engine *e, bool force);
-td_status td_engine_poll(td_engine *e, void (*take)(void *arg, const void *p, size_t n), void *arg);
+td_status td_engine_poll(td_engine *e, td_status (*take)(void *arg, const void *p, size_t n), void *arg);
 void td_engine_close(td_engine *e);
 
 td_status td_engine_start(td_engine *e, const td_leg *leg);   /* MIXED or PREFILL */

@@ -15,8 +15,8 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/engine_int.h"
-#include <stdio.h>
 #include "worker/ranks.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -406,7 +406,7 @@ td_status td_exec_balance(td_exec *x, bool force)
 }
 
 /* What each of the others answered. take NULL: nobody wants to know. */
-static td_status take_news(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
+static td_status take_news(td_exec *x, td_status (*take)(void *arg, const void *p, size_t n), void *arg)
 {
     td_coll *c = x->o.ranks->news;
     uint8_t news[TD_EXEC_POLL_BYTES];
@@ -416,12 +416,12 @@ static td_status take_news(td_exec *x, void (*take)(void *arg, const void *p, si
         TD_TRY(td_coll_recv(c, i, &n, sizeof n));
         if (n > sizeof news) return td_fail(TD_EPROTO, "%llu bytes of news from rank %d", (unsigned long long)n, i);
         TD_TRY(td_coll_recv(c, i, news, (size_t)n));
-        if (n && take) take(arg, news, (size_t)n);
+        if (n && take) TD_TRY(take(arg, news, (size_t)n));
     }
     return TD_OK;
 }
 
-td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg)
+td_status td_exec_poll(td_exec *x, td_status (*take)(void *arg, const void *p, size_t n), void *arg)
 {
     if (alone(x)) return TD_OK;
     if (!x->asked) {
@@ -522,7 +522,7 @@ static td_status serve_one(td_exec *x, bool *stop)
     switch (h.kind) {
     case STEP: return do_step(x, h);
     case COMMAND:
-        if (x->o.on_command) x->o.on_command(x->o.arg, x->in, h.bytes);
+        if (x->o.on_command) TD_TRY(x->o.on_command(x->o.arg, x->in, h.bytes));
         return pass_on(x, h, x->in, NULL, 0);
     case POLL:
         TD_TRY(pass_on(x, h, NULL, NULL, 0));

@@ -41,7 +41,7 @@ typedef struct td_exec_opts {
     int balance_steps;                 /* rank 0: experts are balanced every so many steps; 0: never */
     const td_kv *kv;                   /* [n_groups] of this rank */
     void (*on_layer)(void *arg, const td_step *step, int layer); /* keys and values of a layer are in their pages; or NULL */
-    void (*on_command)(void *arg, const void *p, size_t n);      /* ranks other than 0; or NULL */
+    td_status (*on_command)(void *arg, const void *p, size_t n); /* ranks other than 0; or NULL. An error: rule 3 */
     size_t (*on_poll)(void *arg, void *out, size_t cap);         /* ranks other than 0: news for rank 0; or NULL */
     void *arg;
 } td_exec_opts;
@@ -67,8 +67,8 @@ td_status td_exec_collect(td_exec *x, td_sample_out *out, const float **logits);
 td_status td_exec_command(td_exec *x, const void *p, size_t n);
 /* Rank 0 asks every other rank for its news, and takes them once all steps that were in flight then are collected: nobody
  * waits for the pipeline. AGAIN: asked, not answered yet: call again. OK: answered, so all that was told before the call that
- * asked is done. */
-td_status td_exec_poll(td_exec *x, void (*take)(void *arg, const void *p, size_t n), void *arg);
+ * asked is done. An error of take: rule 3. */
+td_status td_exec_poll(td_exec *x, td_status (*take)(void *arg, const void *p, size_t n), void *arg);
 /* Every stage's experts move to where the load is even (td_model_balance), between the steps before and after. */
 td_status td_exec_balance(td_exec *x, bool force);
 td_status td_exec_serve(td_exec *x);

@@ -159,7 +159,7 @@ static td_status group_open(td_kvpool *p, int i)
 td_status td_kvpool_open(const td_kvpool_opts *o, td_kvpool **out)
 {
     TD_CHECK(o->n_groups >= 1 && o->n_groups <= TD_MAX_GROUPS && o->page_size >= 1 && o->n_pages >= 1 &&
-             o->max_seqs >= 1);
+             o->max_seqs >= 1 && o->copy);
     if (o->page_size > TD_BLOCK_TOKENS ? o->page_size % TD_BLOCK_TOKENS : TD_BLOCK_TOKENS % o->page_size)
         return td_fail(TD_EBADREQ, "page size %d neither divides nor is a multiple of %d", o->page_size,
                        TD_BLOCK_TOKENS);
@@ -460,13 +460,6 @@ td_status td_kvseq_ensure(td_kvpool *p, td_kvseq *s, uint32_t n_tokens)
     return TD_OK;
 }
 
-static void copy_page(td_kvpool *p, int g, int32_t from, int32_t to)
-{
-    const td_kv *kv = &p->g[g].kv;
-    for (int slot = 0; slot < p->g[g].desc.n_slots; slot++)
-        memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
-}
-
 td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
 {
     int at = page_at(p, position);
@@ -482,8 +475,7 @@ td_status td_kvseq_writable(td_kvpool *p, td_kvseq *s, uint32_t position)
         int32_t from = s->pages[g][at];
         if (from < 0) continue;
         int32_t to = page_take(p, g);
-        if (p->o.copy) p->o.copy(p->o.copy_arg, g, from, to);
-        else copy_page(p, g, from, to);
+        p->o.copy(p->o.copy_arg, g, from, to);
         page_set(p, g, to, 1, false, -1);
         page_drop(p, g, from);
         s->pages[g][at] = to;

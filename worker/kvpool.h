@@ -48,7 +48,7 @@ typedef struct td_kvpool_opts {
     td_dtype kv_dtype;
     bool prefix_cache;
     td_hkey hash_key;
-    /* A page that is written is copied by this (all slots), in the order of the calls; NULL: at once, by the pool. */
+    /* A shared page that is to be written is copied by this (all slots), in the order of the calls. Never NULL. */
     void (*copy)(void *arg, int group, int32_t from, int32_t to);
     void *copy_arg;
     td_dev *dev;        /* whose memory the pages are; NULL: this host's. Borrowed */

@@ -10,11 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum { SEND_OPEN = 1, SEND_HIT, SEND_COMMIT, SEND_CANCEL, RECV_OPEN, RECV_CLOSE } verb;
+/* UNTOLD: a command that rank 0 could not put together; the text says why. */
+typedef enum { SEND_OPEN = 1, SEND_HIT, SEND_COMMIT, SEND_CANCEL, RECV_OPEN, RECV_CLOSE, UNTOLD } verb;
+
+enum { MAX_COMMAND = 64 << 20 };
 
 /* One command; what it does not use is 0. Texts, bytes and page tables follow. */
 typedef struct command {
-    uint32_t verb, n_tokens, tok0, tok1, hit, credits, n_first, abort_index;
+    uint32_t verb, number, n_tokens, tok0, tok1, hit, credits, n_first, abort_index;
     uint64_t key, epoch, incarnation;
     uint8_t public_key[32];
     uint32_t has_key, replica, text_bytes, ranks_bytes, n_pages[TD_MAX_GROUPS]; /* ranks_bytes: or COMMIT's payload */
@@ -25,26 +28,43 @@ struct td_mirror {
     const td_model_desc *desc;
     uint32_t rank, place, replica; /* in the worker; in its replica */
     int layer0, layer1;
+    uint32_t n_heard;            /* commands */
     td_map sending;              /* key -> tokens that the other side has already */
 };
 
 /* ---- rank 0 ---- */
 
+static bool put_together(td_buf *b, command *c, const char *text, const void *ranks,
+                         const int32_t *const *pages, const uint32_t *n_pages)
+{
+    c->text_bytes = text ? (uint32_t)strlen(text) : 0;
+    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++) c->n_pages[g] = pages[g] ? n_pages[g] : 0;
+    td_buf_add(b, c, sizeof *c);
+    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++)
+        td_buf_add(b, pages[g], c->n_pages[g] * sizeof **pages);
+    td_buf_add(b, ranks, c->ranks_bytes);
+    td_buf_add(b, text, c->text_bytes);
+    return td_buf_ok(b);
+}
+
+/* What does not get there has ended the worker (exec.h): nothing else is to be done here. */
 static void tell(const td_mirror_key *k, command *c, const char *text, const void *ranks, const int32_t *const *pages,
                  const uint32_t *n_pages)
 {
+    static const char too_long[] = "a hand-off's command is too long";
     td_buf b;
     if (!td_engine_many(k->engine)) return;
-    td_buf_init(&b, 64u << 20);
+    td_buf_init(&b, MAX_COMMAND);
     c->key = k->key;
     c->replica = k->replica;
-    c->text_bytes = text ? (uint32_t)strlen(text) : 0;
-    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++) c->n_pages[g] = pages[g] ? n_pages[g] : 0;
-    td_buf_add(&b, c, sizeof *c);
-    for (int g = 0; n_pages && g < TD_MAX_GROUPS; g++) td_buf_add(&b, pages[g], c->n_pages[g] * sizeof **pages);
-    td_buf_add(&b, ranks, c->ranks_bytes);
-    td_buf_add(&b, text, c->text_bytes);
-    if (!td_buf_ok(&b) || td_engine_command(k->engine, b.p, b.len) < 0)
+    c->number = (*k->n_told)++;
+    if (!put_together(&b, c, text, ranks, pages, n_pages)) {
+        command none = {.verb = UNTOLD, .number = c->number, .key = c->key};
+        td_buf_deinit(&b);
+        td_buf_init(&b, MAX_COMMAND);
+        (void)put_together(&b, &none, too_long, NULL, NULL, NULL);
+    }
+    if (td_engine_command(k->engine, b.p, b.len) < 0)
         TD_ERROR("the other ranks cannot be told of a hand-off: %s", td_reason());
     td_buf_deinit(&b);
 }
@@ -151,57 +171,90 @@ void td_mirror_on_layer(void *arg, const td_step *step, int layer)
     }
 }
 
-static void send_open(td_mirror *m, const command *c, const char *text, const void *ranks)
+static td_status send_open(td_mirror *m, const command *c, const char *text, const void *ranks)
 {
     td_msg_sink sink = {.endpoint = text, .epoch = c->epoch, .incarnation = c->incarnation, .hit_tokens = c->hit, .credits = c->credits,
                         .has_key = c->has_key, .ranks = ranks, .ranks_bytes = c->ranks_bytes};
     memcpy(sink.public_key, c->public_key, sizeof sink.public_key);
-    (void)td_map_put(&m->sending, c->key, c->hit);
+    if (!td_map_put(&m->sending, c->key, c->hit))
+        return td_fail(TD_EFULL, "more hand-offs than rank 0 may have");
     td_ship_send_open(m->ship, c->key, &sink, c->n_tokens);
+    return TD_OK;
 }
 
 /* First tokens leave from the first rank of a replica; what the others are told of them they leave out. */
-static void send_commit(td_mirror *m, const command *c, const void *payload)
+static td_status send_commit(td_mirror *m, const command *c, const void *payload)
 {
     td_arena a;
     td_commit commit = {0};
     td_arena_init(&a, 1 << 20);
-    if (td_commit_read(&a, payload, c->ranks_bytes, c->n_first, &commit) != TD_OK)
-        TD_ERROR("a COMMIT from rank 0: %s", td_reason());
-    else td_ship_send_commit(m->ship, c->key, &commit, td_now_us());
+    td_status s = td_commit_read(&a, payload, c->ranks_bytes, c->n_first, &commit);
+    if (s == TD_OK) td_ship_send_commit(m->ship, c->key, &commit, td_now_us());
     td_arena_deinit(&a);
+    return s;
 }
 
-void td_mirror_on_command(void *arg, const void *p, size_t n)
+static td_status carry_out(td_mirror *m, const command *c, const char *text, const void *bytes,
+                           const int32_t *const pages[TD_MAX_GROUPS])
+{
+    switch ((verb)c->verb) {
+    case SEND_OPEN:
+        return send_open(m, c, text, bytes);
+    case SEND_HIT:
+        td_ship_send_layers(m->ship, c->key, m->layer0, m->layer1, c->tok0, c->tok1, pages, c->n_pages);
+        break;
+    case SEND_COMMIT:
+        return send_commit(m, c, bytes);
+    case SEND_CANCEL:
+        td_ship_send_cancel(m->ship, c->key, c->abort_index, text);
+        break;
+    case RECV_OPEN:
+        td_ship_recv_open(m->ship, c->key, c->hit, c->n_tokens, c->n_first, pages, c->n_pages);
+        break;
+    case RECV_CLOSE:
+        td_ship_recv_close(m->ship, c->key);
+        break;
+    case UNTOLD:
+        return td_fail(TD_EPROTO, "rank 0: %s", text);
+    default:
+        return td_fail(TD_EPROTO, "a hand-off's command of kind %u", c->verb);
+    }
+    return TD_OK;
+}
+
+/* The command, and the start of its page tables; EPROTO: not as it was sent. */
+static td_status parse(td_mirror *m, const void *p, size_t n, command *c, const int32_t *pages[TD_MAX_GROUPS],
+                       const char **rest)
+{
+    if (n < sizeof *c) return td_fail(TD_EPROTO, "a hand-off's command of %zu bytes", n);
+    memcpy(c, p, sizeof *c);
+    *rest = (const char *)p + sizeof *c;
+    size_t want = sizeof *c + c->ranks_bytes + (size_t)c->text_bytes;
+    for (int g = 0; g < TD_MAX_GROUPS; g++) {
+        pages[g] = (const int32_t *)(const void *)*rest;
+        *rest += c->n_pages[g] * sizeof **pages;
+        want += c->n_pages[g] * sizeof **pages;
+    }
+    if (want != n) return td_fail(TD_EPROTO, "a hand-off's command of %zu bytes, not %zu", n, want);
+    if (c->number != m->n_heard)
+        return td_fail(TD_EPROTO, "a hand-off's command %u comes where %u was due", c->number, m->n_heard);
+    m->n_heard++;
+    return TD_OK;
+}
+
+td_status td_mirror_on_command(void *arg, const void *p, size_t n)
 {
     td_mirror *m = arg;
     command c;
-    const int32_t *pages[TD_MAX_GROUPS] = {0};
-    if (n < sizeof c) return;
-    memcpy(&c, p, sizeof c);
-    const char *at = (const char *)p + sizeof c;
-    size_t want = sizeof c + c.ranks_bytes + c.text_bytes;
-    for (int g = 0; g < TD_MAX_GROUPS; g++) {
-        pages[g] = (const int32_t *)(const void *)at;
-        at += c.n_pages[g] * sizeof **pages;
-        want += c.n_pages[g] * sizeof **pages;
-    }
-    if (want != n) {
-        TD_ERROR("a command of %zu bytes, not %zu", n, want);
-        return;
-    }
-    if (c.replica != m->replica) return;
-    char *text = strndup(at + c.ranks_bytes, c.text_bytes);
-    switch ((verb)c.verb) {
-    case SEND_OPEN: send_open(m, &c, text, at); break;
-    case SEND_HIT: td_ship_send_layers(m->ship, c.key, m->layer0, m->layer1, c.tok0, c.tok1, pages, c.n_pages); break;
-    case SEND_COMMIT: send_commit(m, &c, at); break;
-    case SEND_CANCEL: td_ship_send_cancel(m->ship, c.key, c.abort_index, text); break;
-    case RECV_OPEN: td_ship_recv_open(m->ship, c.key, c.hit, c.n_tokens, c.n_first, pages, c.n_pages); break;
-    case RECV_CLOSE: td_ship_recv_close(m->ship, c.key); break;
-    }
+    const int32_t *pages[TD_MAX_GROUPS];
+    const char *rest = NULL;
+    TD_TRY(parse(m, p, n, &c, pages, &rest));
+    if (c.replica != m->replica && c.verb != UNTOLD) return TD_OK;
+    char *text = strndup(rest + c.ranks_bytes, c.text_bytes);
+    td_status s = carry_out(m, &c, text, rest, pages);
     free(text);
     td_ship_flush(m->ship);
+    return s;
 }
 
 /* Its report, and of the first rank of a replica the COMMIT: rank 0 may not have had it. */
@@ -243,13 +296,16 @@ size_t td_mirror_on_poll(void *arg, void *out, size_t cap)
     return n;
 }
 
-void td_mirror_take(td_ship *ship, const void *p, size_t n)
+td_status td_mirror_take(td_ship *ship, const void *p, size_t n)
 {
     const char *at = p, *end = at + n;
-    for (td_ship_report r; (size_t)(end - at) >= sizeof r; at += r.commit_bytes) {
-        memcpy(&r, at, sizeof r);
+    for (td_ship_report r; at < end; at += r.commit_bytes) {
+        size_t left = (size_t)(end - at);
+        if (left >= sizeof r) memcpy(&r, at, sizeof r);
+        if (left < sizeof r || left - sizeof r < r.commit_bytes)
+            return td_fail(TD_EPROTO, "a report of %zu bytes", left);
         at += sizeof r;
-        if ((size_t)(end - at) < r.commit_bytes) return;
         td_ship_peer(ship, &r, at);
     }
+    return TD_OK;
 }

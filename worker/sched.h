@@ -5,7 +5,8 @@
  * A chunk may also be bounded per sequence (max_chunk) and by the logits it needs (score rows).
  *
  * A pipeline of stages waits for its first step and its last: td_sched_pipe_rows bounds a step's prompt rows so that those
- * are small beside the whole. With n equal steps, d stages take (n + d - 1) / n of the time.
+ * are small beside the whole. With n equal steps, d stages take (n + d - 1) / n of the time; with unequal ones the largest
+ * step is waited for, so the rows that are left say how many, not how many there might be.
  *
  * Shapes: items in order of arrival. Source: Sarathi-Serve (OSDI 24) 4.2, algorithm 3. Threads: pure. */
 // SPDX-License-Identifier: Apache-2.0

@@ -47,11 +47,11 @@ typedef struct other {
     bench_figures figures;
 } other;
 
-static void on_command(void *arg, const void *p, size_t n)
+static td_status on_command(void *arg, const void *p, size_t n)
 {
     other *o = arg;
-    if (n == 1 && *(const char *)p == MEASURE && measure(&o->self->boot, td_coll_size(o->self->ranks->world), &o->figures) < 0)
-        td_coll_abort(o->self->ranks->world, td_reason());
+    if (n != 1 || *(const char *)p != MEASURE) return td_fail(TD_EPROTO, "a command of %zu bytes", n);
+    return measure(&o->self->boot, td_coll_size(o->self->ranks->world), &o->figures);
 }
 
 static size_t on_poll(void *arg, void *out, size_t cap)
@@ -96,7 +96,7 @@ void bench_ranks_close(bench_ranks *r)
     free(r->of);
 }
 
-static void take(void *arg, const void *p, size_t n)
+static td_status take(void *arg, const void *p, size_t n)
 {
     bench_ranks *r = arg;
     bench_figures f;
@@ -104,6 +104,7 @@ static void take(void *arg, const void *p, size_t n)
     memcpy(&f, p, sizeof f);
     TD_CHECK(f.rank > 0 && f.rank < r->n);
     r->of[f.rank] = f;
+    return TD_OK;
 }
 
 td_status bench_ranks_look(bench_ranks *r)

@@ -5,10 +5,12 @@ hangs takes its worker along, not its requests; ranks that do not belong togethe
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -175,7 +177,7 @@ def hand_off_among_replicas(name, model, want, pre, dec, n):
     """Both workers are data parallel: hand-offs between any two replicas, none computed again, none left behind by clients
     that go away. Rank 0 traces only those of its own replica."""
     with tempfile.TemporaryDirectory() as d, Cluster(
-            model, prefill_extra=[*pre, "--page-size", "16", "--trace-file", d + "/prefill"],
+            model, prefill_extra=[*pre, "--max-num-seqs", "1", "--page-size", "16", "--trace-file", d + "/prefill"],
             decode_extra=[*dec, "--page-size", "8", "--trace-file", d + "/decode"],
             ranks=n, extra=["--max-prefill-chunk", "64"]) as c:
         with ThreadPoolExecutor(6) as pool:
@@ -192,8 +194,17 @@ def hand_off_among_replicas(name, model, want, pre, dec, n):
             for _ in c.stream("/v1/completions", {**b, "max_tokens": 300, "ignore_eos": True}):
                 return
 
+        def leave_at_once(b):
+            """While most of them wait for the one sequence that the prefill worker takes."""
+            data = json.dumps({"model": c.name, **b}).encode()
+            with socket.create_connection(("127.0.0.1", c.port)) as s:
+                s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                          % len(data) + data)
+                c.until("placed", 10, lambda: c.metric("tandem_placements_pair_total") > landed)
+
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(leave, bodies))
+            list(pool.map(leave_at_once, bodies))
         c.wait_clean()
         assert ask(c, bodies[-1]) == want[-1]
     ok(f"{name}: {len(want)} answers as of one rank, by every replica")

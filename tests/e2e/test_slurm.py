@@ -35,7 +35,7 @@ def ok(what):
 class Job(Cluster):
     """A batch script on some nodes, as the batch step of a job."""
 
-    def __init__(self, script, nodes, stubs=True, **env):
+    def __init__(self, script, nodes, stubs=True, fails=None, **env):
         self.dir = tempfile.mkdtemp(prefix="tdslurm", dir="/tmp")
         self.procs, self.workers, self.name, self.model = {}, [], "demo", DEMO
         if stubs:
@@ -43,6 +43,8 @@ class Job(Cluster):
                 with open(os.path.join(self.dir, name), "w") as f:
                     f.write(STUB.format(d=self.dir))
                 os.chmod(f.name, 0o755)
+        if fails:
+            self.fail(*fails)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TANDEM_", "OMPI_"))}
         env = {**clean, "PATH": slurm.install(self.dir) + ":" + os.environ["PATH"], "TANDEM_ROOT": ROOT, "MODEL": DEMO,
                "TANDEM_BIN": self.dir if stubs else BIN, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": ",".join(nodes),
@@ -50,6 +52,11 @@ class Job(Cluster):
         with open(os.path.join(self.dir, "job.log"), "ab") as log:
             self.procs["job"] = subprocess.Popen(["bash", os.path.join(SCRIPTS, script)], stdout=log, stderr=log,
                                                  stdin=subprocess.DEVNULL, env=env, cwd=self.dir)
+
+    def fail(self, program, status):
+        """It ends at once from now on."""
+        with open(os.path.join(self.dir, "fail-" + program), "w") as f:
+            f.write(str(status))
 
     def lines(self, name):
         try:
@@ -60,7 +67,8 @@ class Job(Cluster):
 
     def started(self, n):
         """Steps, once the programs of all are running: [(node, program, words)]."""
-        self.until(f"{n} steps", 30, lambda: len(self.lines("calls")) == n, router=False)
+        self.until(f"{n} steps", 30, lambda: len(self.lines("calls")) == len(self.lines("steps")) == n,
+                   router=False)
         return [(s["node"], os.path.basename(s["argv"][0]), s["argv"][1:]) for s in slurm.steps(self.dir)]
 
     def ends(self, seconds=30):
@@ -87,7 +95,8 @@ def has(words, *pair):
 
 def layout():
     with Job("cluster.sbatch", NODES[:5], PREFILL="1", DECODE="2", NODES_DECODE="2", RANKS_PER_NODE="4", HTTP_PORT="8800",
-             GRPC_PORT="8801", OPTIONS="--insecure --page-size 8", ROUTER_OPTIONS="--max-queue 9",
+             GRPC_PORT="8801", OPTIONS="--insecure --page-size 8",
+             ROUTER_OPTIONS="--max-queue 9 --tls-cert /c --tls-key /k",
              PREFILL_OPTIONS="--tensor-parallel-size 4",
              DECODE_OPTIONS="--tensor-parallel-size 4 --pipeline-parallel-size 2") as j:
         got = sorted(j.started(4), key=lambda s: (s[1], s[2][-1] if s[1] == "part" else s[2][s[2].index("--name") + 1]))
@@ -95,7 +104,7 @@ def layout():
         assert router[:2] == (NODES[0], "part"), router
         assert router[2][0].endswith("tandem-router") and has(router[2], "--port", "8800") and has(router[2], "--max-queue", "9")
         assert has(router[2], "--grpc-port", "8801") and has(router[2], "--page-size", "8")
-        assert j.lines("tandem-77.url") == [f"http://{NODES[0]}:8800"]
+        assert j.lines("tandem-77.url") == [f"https://{NODES[0]}:8800"]
         for step, node, name, role, where in (
             (p0, NODES[0], "prefill-0", "prefill", ["--ranks", "4", "--"]),
             (d0, NODES[1], "decode-0", "decode", ["--ranks", "8", "--hosts", f"{NODES[1]}:4,{NODES[2]}:4", "--"]),
@@ -105,7 +114,8 @@ def layout():
             assert has(step[2], "--model", DEMO) and has(step[2], "--router", f"tcp://{NODES[0]}:5570"), step
             assert has(step[2], "--page-size", "8") and ("--pipeline-parallel-size" in step[2]) == (role == "decode"), step
         j.signal(signal.SIGUSR1)
-        assert j.ends() == 0 and len(j.lines("ends")) == 4, j.lines("ends")
+        status = j.ends()
+        assert status == 0 and len(j.lines("ends")) == 4, (status, j.lines("ends"))
     ok("cluster: every part on its nodes; SIGUSR1 drains all")
 
 
@@ -121,8 +131,7 @@ def ends():
     ok("cluster: outlives a worker; SIGTERM drains the rest")
     with Job("cluster.sbatch", NODES[:2]) as j:
         router = next(s for s in j.started(3) if s[1] == "part")
-        with open(os.path.join(j.dir, "fail-tandem-router"), "w") as f:
-            f.write("2")
+        j.fail("tandem-router", 2)
         part = next(s["pid"] for s in slurm.steps(j.dir) if s["argv"][0].endswith("part"))
         child = subprocess.run(["pgrep", "-P", str(part)], capture_output=True, text=True).stdout.split()[0]
         os.kill(int(child), signal.SIGKILL)  # part starts it again, and now its options are wrong
@@ -154,7 +163,9 @@ def workers():
             assert has(call, "--router", "tcp://head:1") and has(call, "--role", "decode") and has(call, "--name", "decode-77")
             j.signal(signal.SIGUSR1)
             assert j.ends() == 0 and len(j.lines("ends")) == 1
-    ok("worker: ranks by nodes, GPUs, files; SIGUSR1 drains it")
+    with Job("worker.sbatch", NODES[:1], fails=("tandem", 2), ROUTER="tcp://head:1") as j:
+        assert j.ends() == 2, j.log("job")
+    ok("worker: ranks by nodes, GPUs, files; SIGUSR1 drains it; its status is the job's")
 
 
 def real():

@@ -237,9 +237,9 @@ static void chain(const td_ops *o, const layer *l, int threads, const float *x, 
     o->moe_route(p, &law, r->logits, T, r->ids, r->weights);
     o->moe_place(p, r->ids, T, l->s.k, l->s.X, r->row0, r->row);
     o->moe_gather(p, x, E, r->row, T, l->s.k, l->s.E, r->rows, E);
-    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->up, l->s.X, r->row0, r->rows, E, r->mid, F2});
+    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->up, l->s.X, r->row0, r->row0[l->s.X], r->rows, E, r->mid, F2, TD_F32});
     o->silu_mul(p, r->mid, F2, T * l->s.k, l->s.F, r->mid, F2);
-    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->down, l->s.X, r->row0, r->mid, F2, r->rows, E});
+    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->down, l->s.X, r->row0, r->row0[l->s.X], r->mid, F2, r->rows, E, TD_F32});
     o->moe_combine(p, r->rows, E, r->row, r->weights, T, l->s.k, l->s.E, r->out, E);
 }
 
@@ -308,7 +308,7 @@ static void one_hot(const td_ops *o)
         int32_t row0[6];
         for (int i = 0; i <= 5; i++) row0[i] = i <= e ? 3 : MAX_T;
         memset(r.mid, 0xff, MAX_T * 192 * 4);
-        o->linear_grouped(o, team(2), l.scratch, &(td_grouped){l.up, 5, row0, l.x, 64, r.mid, 192});
+        o->linear_grouped(o, team(2), l.scratch, &(td_grouped){l.up, 5, row0, row0[5], l.x, 64, r.mid, 192, TD_F32});
         o->linear(team(2), l.scratch, &l.up[e], l.x + (size_t)3 * 64, 64, MAX_T - 3, want, 192, false);
         T_OK(!memcmp(r.mid + (size_t)3 * 192, want, (MAX_T - 3) * 192 * 4), "%s hot expert %d", o->family, e);
         T_EQ(count_nan(r.mid, 3 * 192), 3 * 192);

@@ -6,6 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+td_grid_plan *kv_plan(const td_model_desc *d, uint32_t hit, uint32_t n)
+{
+    td_ship_grid one = td_ship_grid_one(d);
+    td_grid_plan *p;
+    TD_CHECK(td_grid_plan_open(&(td_grid_plan_opts){.desc = d, .kv = TD_BF16, .src = &one, .dst = &one, .hit = hit, .n_tokens = n}, &p) == TD_OK);
+    return p;
+}
+
 uint32_t kv_rnd(uint64_t *seed, uint32_t n)
 {
     uint32_t x = (uint32_t)(td_mix64((*seed)++ * 0x9e3779b97f4a7c15ull + 1) >> 20);

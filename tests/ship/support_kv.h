@@ -5,8 +5,11 @@
 
 #include "kernels/tensor.h"
 #include "worker/ship/codec.h"
+#include "worker/ship/grid_plan.h"
 #include "worker/ship/receiver.h"
 
+/* Of a leg of one rank to one rank: n tokens, of which the other has hit. */
+td_grid_plan *kv_plan(const td_model_desc *d, uint32_t hit, uint32_t n);
 uint32_t kv_rnd(uint64_t *seed, uint32_t n); /* uniform in [0, n); n 0: any */
 int32_t *kv_shuffled(uint32_t n, uint64_t *seed); /* 0 .. n - 1 in an order of their own: a page table; malloc */
 /* L layers; every `every`-th layer (from 1) is in a second group with a window, if window > 0. */

@@ -15,11 +15,14 @@ static void collect(void *arg, const td_rect *r)
     l->n++;
 }
 
-static void run_plan(td_ship_plan *p, const td_model_desc *d, uint32_t n, uint32_t chunk, int step, rects *out)
+/* The frames of a prompt of n tokens in such chunks, told of so many layers at a time. */
+static void run_plan(const td_model_desc *d, uint32_t hit, uint32_t n, uint32_t chunk, int step, rects *out)
 {
+    td_grid_plan *p = kv_plan(d, hit, n);
     out->n = 0;
     for (uint32_t t = 0; t < n; t += chunk)
-        for (int l = 0; l < d->L; l += step) td_ship_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
+        for (int l = 0; l < d->L; l += step) td_grid_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
+    td_grid_plan_close(p);
 }
 
 static void check_cover(const td_model_desc *d, uint32_t hit, uint32_t n, const rects *l)
@@ -46,37 +49,34 @@ static void test_plan(void)
 {
     static rects l;
     td_model_desc d;
-    td_ship_plan p;
     const uint32_t chunks[] = {1, 7, 16, 64, 1000};
     for (int w = 0; w < 3; w++) {
         kv_desc(&d, 6, 2, 64, w ? 20 * w : 0, 2);
         for (size_t c = 0; c < TD_COUNT(chunks); c++)
             for (uint32_t hit = 0; hit < 200; hit += 48) {
-                T_EQ(td_ship_plan_open(&p, &d, TD_BF16, hit, 199), TD_OK);
-                run_plan(&p, &d, 199, chunks[c], 1 + (int)c % 3, &l);
+                run_plan(&d, hit, 199, chunks[c], 1 + (int)c % 3, &l);
                 check_cover(&d, TD_MIN(hit, 199u), 199, &l);
                 T_OK(l.n <= td_ship_plan_max_frames(&d, 199));
             }
     }
     /* gathering: 512 B per token and layer, 100 tokens: 50 KiB a layer, five layers to a frame, the last one goes with the last layer */
     kv_desc(&d, 12, 2, 64, 0, 1);
-    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 100), TD_OK);
-    run_plan(&p, &d, 100, 100, 1, &l);
+    run_plan(&d, 0, 100, 100, 1, &l);
     T_EQ(l.n, 3);
     T_OK(l.r[0].n_layers == 5 && l.r[1].n_layers == 5 && l.r[2].n_layers == 2 && l.r[1].layer0 == 5);
     /* cutting: 2000 tokens of one layer are 1000 KiB: four pieces */
-    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 2000), TD_OK);
-    run_plan(&p, &d, 2000, 2000, 1, &l);
+    run_plan(&d, 0, 2000, 2000, 1, &l);
     T_EQ(l.n, 12 * 4);
     T_OK(l.r[0].n_tok == 500 && l.r[3].tok0 == 1500);
     check_cover(&d, 0, 2000, &l);
     /* one layer exactly at the limit goes at once, not with the next */
-    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 512), TD_OK);
+    td_grid_plan *p = kv_plan(&d, 0, 512);
     l.n = 0;
-    td_ship_plan_add(&p, 0, 1, 0, 512, collect, &l);
+    td_grid_plan_add(p, 0, 1, 0, 512, collect, &l);
     T_EQ(l.n, 1);
+    td_grid_plan_close(p);
     d.group[0].D = 1 << 20;
-    T_EQ(td_ship_plan_open(&p, &d, TD_BF16, 0, 512), TD_ENOSUP);
+    T_EQ(td_ship_plan_check(&d, TD_BF16), TD_ENOSUP);
     T_OK(td_ship_plan_first(8, 0, 100) == 93 && td_ship_plan_first(8, 95, 100) == 95 && td_ship_plan_first(8, 0, 7) == 0 && td_ship_plan_first(8, 0, 8) == 1);
 }
 
@@ -94,9 +94,7 @@ static void test_codec(void)
             kv_side_open(&src, &d, sizes[a], n, 0xAA, a);
             kv_side_open(&dst, &d, sizes[b], n, 0x55, b + 100);
             kv_side_tag(&src, &d, 0, n);
-            td_ship_plan p;
-            T_EQ(td_ship_plan_open(&p, &d, TD_BF16, hit, n), TD_OK);
-            run_plan(&p, &d, n, chunk, 1, &l);
+            run_plan(&d, hit, n, chunk, 1, &l);
             for (uint32_t i = 0; i < l.n; i++) {
                 const td_rect *r = &l.r[i];
                 const td_kv *ks = &src.kv[r->group];

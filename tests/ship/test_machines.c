@@ -62,7 +62,7 @@ typedef struct {
     td_epoch_state recv_state;
     bool recv_done, over, computing;
     uint32_t n, hit, n_first;
-    td_ship_plan plan;
+    td_grid_plan *plan;
     const char *why;
 } world;
 
@@ -174,14 +174,14 @@ static void run(uint64_t seed, faults f, int counts[4])
     td_sender_init(&w.s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
     w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .timeout_us = TIMEOUT});
     T_EQ(td_receiver_add(w.r, w.now, 5, w.hit, w.n, w.n_first, NULL), TD_OK);
-    T_EQ(td_ship_plan_open(&w.plan, &w.d, TD_BF16, w.hit, w.n), TD_OK);
+    w.plan = kv_plan(&w.d, w.hit, w.n);
     uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0, cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
     int layer = 0;
     for (; steps < 20000; steps++) {
         w.now += 500 + kv_rnd(sd, 3000);
         bool sender_over = td_sender_done(&w.s);
         if (w.computing && !sender_over && kv_rnd(sd, 4)) { /* one more layer */
-            td_ship_plan_add(&w.plan, layer, layer + 1, tok, TD_MIN(tok + chunk, w.n), on_rect, &w);
+            td_grid_plan_add(w.plan, layer, layer + 1, tok, TD_MIN(tok + chunk, w.n), on_rect, &w);
             if (++layer == w.d.L) {
                 layer = 0;
                 tok += chunk;
@@ -215,6 +215,7 @@ static void run(uint64_t seed, faults f, int counts[4])
     counts[landed ? 0 : 1]++;
     counts[2] += w.s.state == TD_SENDER_ACKED;
     counts[3] += w.l.corrupted > 0;
+    td_grid_plan_close(w.plan);
     td_sender_deinit(&w.s, NULL);
     td_receiver_free(w.r, NULL);
     kv_side_close(&w.src, &w.d);

@@ -20,6 +20,7 @@ typedef struct tr_opts {
     bool quantized;
     td_engine_opts engine;
     size_t (*on_poll)(void *arg, void *out, size_t cap); /* other ranks' answers; arg: int *, the rank */
+    td_status (*on_command)(void *arg, const void *p, size_t n); /* likewise */
 } tr_opts;
 
 typedef struct tr_rank {
@@ -54,7 +55,8 @@ static inline td_status tr_serve(tr_rank *r, td_model *m, const td_ranks *ranks,
     int n = td_model_descr(m)->n_groups;
     TD_TRY(td_kvmem_open(NULL, td_model_groups(m), n, (int)o->engine.kv_pages, o->engine.page_size, o->ops->kv_dtype, kv));
     td_exec_opts x = {.model = m, .ops = o->ops, .pool = pool, .ranks = ranks, .depth = 1, .max_rows = o->engine.max_batched_tokens,
-                      .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv, .on_poll = o->on_poll, .arg = &r->rank};
+                      .max_logits = td_engine_logit_rows(o->engine.max_seqs), .kv = kv, .on_poll = o->on_poll,
+                      .on_command = o->on_command, .arg = &r->rank};
     td_exec *e;
     td_status s = td_exec_open(&x, &e);
     if (s >= 0) {

@@ -219,6 +219,15 @@ static void one_op(world *w)
         op_append(w, q);
 }
 
+/* As the engine's steps do before their rows. */
+static void copy(void *arg, int group, int32_t from, int32_t to)
+{
+    const world *w = arg;
+    const td_kv *kv = td_kvpool_kv(w->pool, group);
+    for (int slot = 0; slot < SLOTS; slot++)
+        memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
+}
+
 static td_kvpool *open_pool(world *w, int n_pages, int P, int n_groups, int window, bool cache)
 {
     w->o = (td_kvpool_opts){.n_groups = n_groups,
@@ -229,6 +238,8 @@ static td_kvpool *open_pool(world *w, int n_pages, int P, int n_groups, int wind
                             .group = {{SLOTS, 0, 1, D}, {SLOTS, window, 1, D}},
                             .kv_dtype = TD_F32,
                             .prefix_cache = cache,
+                            .copy = copy,
+                            .copy_arg = w,
                             .hash_key = {1, 2}};
     if (n_groups == 1) w->o.group[0].window = window;
     T_OK(td_kvpool_open(&w->o, &w->pool) == TD_OK, "%s", td_reason());
@@ -475,6 +486,7 @@ static void test_limits(void)
                         .n_pages = 4,
                         .max_seqs = 1,
                         .max_pages_per_seq = 4,
+                        .copy = copy,
                         .group = {{1, 0, 1, 4}}};
     T_EQ(td_kvpool_open(&o, &p), TD_EBADREQ);
     open_pool(w, 4, 16, 1, 0, true);

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static td_pool *pool;
@@ -234,7 +235,7 @@ static void clear_dir(const char *d)
 static td_status open_im(td_image *im, const char *cache, uint32_t shard, maker *k)
 {
     td_image_key key = {{1, 2}, {3, 4}, 1, shard, 2, 0};
-    return td_image_open(im, cache, &key, k->n, pool, make_bytes, k);
+    return td_image_open(im, cache, 0, &key, k->n, pool, make_bytes, k);
 }
 
 static void poke(const char *path, long at, const void *p, size_t n)
@@ -344,7 +345,7 @@ static void test_image_race(void)
             maker k = {0, 4 << 20};
             td_image_key key = {{1, 2}, {3, 4}, 1, 0, 2, 0};
             td_pool *one = td_pool_open(1);
-            bool ok = td_image_open(&a, cache, &key, k.n, one, make_bytes, &k) == TD_OK && bytes_good(&a);
+            bool ok = td_image_open(&a, cache, 0, &key, k.n, one, make_bytes, &k) == TD_OK && bytes_good(&a);
             _exit(ok ? k.calls : 9);
         }
     }
@@ -356,6 +357,80 @@ static void test_image_race(void)
         made += WEXITSTATUS(st);
     }
     T_EQ(made, 1);
+    clear_dir(cache);
+}
+
+static td_status open_of(td_image *im, const char *cache, uint64_t limit, uint64_t m, uint32_t shard, maker *k)
+{
+    td_image_key key = {{m, 0}, {3, 4}, 1, shard, 2, 0};
+    return td_image_open(im, cache, limit, &key, k->n, pool, make_bytes, k);
+}
+
+/* The file of model m was opened last so many seconds ago. */
+static void age(const char *cache, uint64_t m, uint32_t shard, long s)
+{
+    char path[400];
+    struct timespec t[2] = {{.tv_sec = time(NULL) - s}, {.tv_sec = time(NULL) - s}};
+    snprintf(path, sizeof path, "%s/model-%032llx-00000003-l1-s%uof2.image", cache, (unsigned long long)m, shard);
+    T_OK(utimensat(AT_FDCWD, path, t, 0) == 0, "%s", path);
+}
+
+/* Which of models 1 .. 5 are there, shard 0. */
+static int present(const char *cache)
+{
+    int n = 0;
+    for (unsigned m = 1; m <= 5; m++) {
+        char path[400];
+        snprintf(path, sizeof path, "%s/model-%032llx-00000003-l1-s0of2.image", cache, (unsigned long long)m);
+        n = 10 * n + (access(path, F_OK) == 0);
+    }
+    return n;
+}
+
+/* Images of 1 MiB and some, of which two and a half fit. */
+static void test_image_prune(void)
+{
+    enum { LIMIT = 2700000, LONG = 1000000 };
+    char cache[128], path[400];
+    td_image a, b, c;
+    maker k = {0, 1 << 20};
+    snprintf(cache, sizeof cache, "%s/pruned", dir);
+    for (unsigned m = 1; m <= 3; m++) { /* no limit: all stay */
+        T_OK(open_of(&a, cache, 0, m, 0, &k) == TD_OK && a.shared);
+        td_image_close(&a);
+        age(cache, m, 0, LONG - 100 * m);
+    }
+    T_EQ(present(cache), 11100);
+    T_OK(open_of(&a, cache, LIMIT, 1, 0, &k) == TD_OK && k.calls == 3); /* the oldest, opened: now the newest, and held */
+    T_EQ(present(cache), 10100);
+    age(cache, 1, 0, LONG); /* in use, however old it looks */
+    T_OK(open_of(&b, cache, LIMIT, 4, 0, &k) == TD_OK && b.made);
+    T_EQ(present(cache), 10010);
+    T_OK(open_of(&c, cache, LIMIT, 5, 0, &k) == TD_OK && c.made && c.shared); /* all others are held: the limit gives way */
+    T_EQ(present(cache), 10011);
+    td_image_close(&a), td_image_close(&b), td_image_close(&c);
+    age(cache, 4, 0, 10);
+    T_OK(open_of(&a, cache, LIMIT, 5, 1, &k) == TD_OK && a.made); /* another shard of 5: shard 0 stays, and so would 4, were there room */
+    T_EQ(present(cache), 1);
+    T_OK(bytes_good(&a));
+    td_image_close(&a);
+    T_EQ(files_in(cache, ".image.lock", NULL, 0), 2); /* theirs went with them */
+    snprintf(path, sizeof path, "%s/model-left.image.abcdef", cache); /* half made by one that died */
+    FILE *f = fopen(path, "w");
+    T_OK(f && fwrite(path, 1, 100, f) == 100 && fclose(f) == 0);
+    snprintf(path, sizeof path, "%s/notes.txt", cache); /* not ours */
+    f = fopen(path, "w");
+    T_OK(f && fclose(f) == 0);
+    T_OK(open_of(&a, cache, 1, 5, 0, &k) == TD_OK && !a.made);
+    T_EQ(files_in(cache, "abcdef", NULL, 0), 1); /* it may be at work */
+    td_image_close(&a);
+    snprintf(path, sizeof path, "%s/model-left.image.abcdef", cache);
+    struct timespec old[2] = {{.tv_sec = time(NULL) - 2 * 86400}, {.tv_sec = time(NULL) - 2 * 86400}};
+    T_OK(utimensat(AT_FDCWD, path, old, 0) == 0);
+    T_OK(open_of(&a, cache, 1, 5, 0, &k) == TD_OK && !a.made);
+    T_EQ(files_in(cache, "abcdef", NULL, 0), 0);
+    T_EQ(files_in(cache, "notes.txt", NULL, 0), 1);
+    td_image_close(&a);
     clear_dir(cache);
 }
 
@@ -535,6 +610,7 @@ int main(void)
     test_image();
     test_image_unusable();
     test_image_race();
+    test_image_prune();
     test_folders();
     td_pool_close(pool);
     T_OK(rmdir(dir) == 0, "the test leaves nothing");

@@ -127,12 +127,13 @@ static size_t answer(void *arg, void *out, size_t cap)
     return ANSWER;
 }
 
-static void hear(void *arg, const void *p, size_t n)
+static td_status hear(void *arg, const void *p, size_t n)
 {
     polls *h = arg;
     const uint8_t *b = p;
     T_OK(n == ANSWER && b[0] < h->ranks && b[0] == b[n - 1]);
     h->heard[b[0] % 8]++;
+    return TD_OK;
 }
 
 /* Polls answer once the steps before them are collected; the engine is closed with steps and a poll under way. */

@@ -42,11 +42,22 @@ static size_t qkv_width(const td_model *m)
     return (size_t)(m->local.H + 2 * m->local.G) * (size_t)m->desc.D;
 }
 
-/* h = norm(x), for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
-static td_status norm(td_model *m, const float *w, int T)
+/* What is computed for products with w only: their operand type, where the family has one (td_operand_ops). What ranks
+ * exchange is f32. */
+static td_dtype operand(const td_model *m, const td_weight *w)
+{
+    return m->ops->operand && !m->blocks && m->local.shards == 1 ? m->ops->operand->dtype(w->dtype) : TD_F32;
+}
+
+/* h = norm(x), as `to`, for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
+static td_status norm(td_model *m, const float *w, int T, td_dtype to)
 {
     size_t E = (size_t)m->desc.E;
     float eps = (float)m->desc.rms_eps;
+    if (to != TD_F32) {
+        m->ops->operand->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, to, E);
+        return TD_OK;
+    }
     if (!m->blocks) {
         m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, E);
         return TD_OK;
@@ -58,21 +69,23 @@ static td_status norm(td_model *m, const float *w, int T)
     return td_share_gather(m, block, T, m->scratch.h);
 }
 
-static void linear(td_model *m, const td_weight *w, const float *x, size_t ldx, int T, float *y)
+/* x: f32 or the operand type of w */
+static void product(td_model *m, const td_weight *w, const void *x, td_dtype type, size_t ldx, int T, float *y, bool sum)
 {
-    m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, false);
+    if (type == TD_F32) m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
+    else m->ops->operand->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
 }
 
 /* x += W y of a row-parallel matrix: this rank has some of its columns. The part goes through h, which is free then. */
-static td_status add_linear(td_model *m, const td_weight *w, const float *y, size_t ldy, int T)
+static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_dtype type, size_t ldy, int T)
 {
     if (td_model_tp(m) == 1) {
-        m->ops->linear(m->pool, m->scratch.ops, w, y, ldy, T, m->scratch.x, (size_t)w->N, true);
+        product(m, w, y, type, ldy, T, m->scratch.x, true);
         return TD_OK;
     }
     td_weight part = *w;
     part.bias = NULL;
-    linear(m, &part, y, ldy, T, m->scratch.h);
+    product(m, &part, y, type, ldy, T, m->scratch.h, false);
     return td_share_sum(m, m->scratch.h, T, w->bias, m->scratch.x, m->blocks);
 }
 
@@ -81,8 +94,9 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
     int g = d->layer[layer].group;
-    TD_TRY(norm(m, l->attn_norm, f->T));
-    linear(m, &l->qkv, m->scratch.h, (size_t)d->E, f->T, m->scratch.qkv);
+    td_dtype type = operand(m, &l->qkv);
+    TD_TRY(norm(m, l->attn_norm, f->T, type));
+    product(m, &l->qkv, m->scratch.h, type, (size_t)d->E, f->T, m->scratch.qkv, false);
     td_rope_args a = {.qkv = m->scratch.qkv,
                       .ld = qkv_width(m),
                       .T = f->T,
@@ -104,7 +118,13 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
     return TD_OK;
 }
 
-static td_status attend(td_forward *f, int layer)
+/* What attention is stored as: context-parallel ranks merge parts of it. */
+static td_dtype attended(const td_model *m, const td_layer *l)
+{
+    return td_model_cp(m) > 1 ? TD_F32 : operand(m, &l->o);
+}
+
+static td_status attend(td_forward *f, const td_layer *l, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
@@ -114,6 +134,7 @@ static td_status attend(td_forward *f, int layer)
                       .ldq = qkv_width(m),
                       .out = m->scratch.att,
                       .ldo = (size_t)m->local.H * (size_t)d->D,
+                      .out_dtype = attended(m, l),
                       .kv = &f->kv[g],
                       .slot = m->slot[layer],
                       .seq = s->seq + (size_t)g * (size_t)m->max_rows + (size_t)s->own_seq0,
@@ -139,22 +160,29 @@ static td_status feed_forward(td_model *m, const td_layer *l, const float *att, 
     const td_model_desc *d = &m->desc;
     td_scratch *s = &m->scratch;
     size_t F = (size_t)m->local.F;
-    TD_TRY(add_linear(m, &l->o, att, (size_t)m->local.H * (size_t)d->D, T));
-    TD_TRY(norm(m, l->ffn_norm, T));
+    TD_TRY(add_linear(m, &l->o, att, attended(m, l), (size_t)m->local.H * (size_t)d->D, T));
+    td_dtype type = moe ? TD_F32 : operand(m, &l->gate_up); /* a router reads f32 */
+    TD_TRY(norm(m, l->ffn_norm, T, type));
     if (moe) return td_moe_forward(m, l, T);
-    linear(m, &l->gate_up, s->h, (size_t)d->E, T, s->gate_up);
+    product(m, &l->gate_up, s->h, type, (size_t)d->E, T, s->gate_up, false);
+    type = operand(m, &l->down);
+    if (type != TD_F32) {
+        m->ops->operand->silu_mul(m->pool, s->gate_up, 2 * F, T, (int)F, s->operand, type, F);
+        return add_linear(m, &l->down, s->operand, type, F, T);
+    }
     m->ops->silu_mul(m->pool, s->gate_up, 2 * F, T, (int)F, s->gate_up, 2 * F);
-    return add_linear(m, &l->down, s->gate_up, 2 * F, T);
+    return add_linear(m, &l->down, s->gate_up, TD_F32, 2 * F, T);
 }
 
 /* From here on only the wanted rows count: how many of this rank's those are, and where their attention is (qkv is free
  * now). Where all rows are wanted, nothing moves. */
-static td_status keep_wanted(td_forward *f, int *T, const float **att)
+static td_status keep_wanted(td_forward *f, const td_layer *l, int *T, const float **att)
 {
     td_model *m = f->m;
     td_scratch *s = &m->scratch;
     const int32_t *want = f->at.want;
     int E = m->desc.E, HD = m->local.H * m->desc.D, n = f->n_want, all = f->T;
+    if (attended(m, l) != TD_F32) HD /= 2; /* in words; D is even */
     *T = n;
     if (n < all) {
         m->ops->take_rows(m->pool, s->att, (size_t)HD, want, n, HD, s->qkv, (size_t)HD);
@@ -206,9 +234,10 @@ static td_status head(td_forward *f, int T, float *logits)
         if (!td_shard_wants(m)) return TD_OK;
         T = 0; /* others' rows need this rank's part of the vocabulary */
     }
-    TD_TRY(norm(m, m->weights.final_norm, T));
+    td_dtype type = operand(m, &m->weights.head);
+    TD_TRY(norm(m, m->weights.final_norm, T, type));
     if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, logits));
-    else if (m->local.V > 0) linear(m, &m->weights.head, m->scratch.h, (size_t)m->desc.E, T, logits);
+    else if (m->local.V > 0) product(m, &m->weights.head, m->scratch.h, type, (size_t)m->desc.E, T, logits, false);
     if (td_model_cp(m) > 1) td_share_places(m, f->step);
     return TD_OK;
 }
@@ -242,9 +271,9 @@ static td_status layer(td_forward *f, int i, int *T)
     bool last = i == m->desc.L - 1, rows = m->share.T > 0, goes_on = rows && (!last || f->step->n_logits > 0);
     if (rows) TD_TRY(append_keys(f, l, i));
     if (f->on_layer && rows) f->on_layer(f->arg, i);
-    if (goes_on) TD_TRY(attend(f, i));
+    if (goes_on) TD_TRY(attend(f, l, i));
     const float *att = m->scratch.att;
-    if (goes_on && last) TD_TRY(keep_wanted(f, T, &att));
+    if (goes_on && last) TD_TRY(keep_wanted(f, l, T, &att));
     if (goes_on) TD_TRY(feed_forward(m, l, att, *T, m->desc.layer[i].moe));
     else if (m->desc.layer[i].moe && td_model_meets(m)) TD_TRY(td_moe_forward(m, l, 0));
     td_layer_release(m, i);

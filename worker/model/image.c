@@ -5,6 +5,7 @@
 #include "common/crc.h"
 #include "common/log.h"
 #include "worker/model/file.h"
+#include "worker/model/prune.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -193,7 +194,7 @@ static verdict try_open(td_image *im, const char *path, const td_image_key *key,
     }
     if (verified) mark_verified(path);
     populate(pool, map, n);
-    *im = (td_image){(const uint8_t *)map + data_offset(bytes), bytes, map, n, true, false};
+    *im = (td_image){(const uint8_t *)map + data_offset(bytes), bytes, map, n, true, false, -1};
     return IMAGE_OK;
 }
 
@@ -250,7 +251,7 @@ static td_status make_file(td_image *im, const char *path, const td_image_key *k
     st = td_file_finish(f, tmp, path, true);
     (void)mprotect(map, n, PROT_READ);
     /* The bytes are good even if the rename failed: keep the map either way. */
-    *im = (td_image){map + data_offset(bytes), bytes, map, n, st == TD_OK, true};
+    *im = (td_image){map + data_offset(bytes), bytes, map, n, st == TD_OK, true, -1};
     return TD_OK;
 }
 
@@ -293,7 +294,7 @@ static td_status open_anonymous(td_image *im, size_t bytes, td_image_fill_fn *fi
     if (p == MAP_FAILED) return td_fail(TD_EFULL, "no memory for %zu bytes of packed weights", bytes);
     (void)madvise(p, bytes, MADV_HUGEPAGE);
     fill(arg, p);
-    *im = (td_image){p, bytes, p, bytes, false, true};
+    *im = (td_image){p, bytes, p, bytes, false, true, -1};
     return TD_OK;
 }
 
@@ -326,22 +327,36 @@ static bool image_path(char *out, size_t cap, const char *dir, const td_image_ke
     return n > 0 && (size_t)n < cap;
 }
 
-td_status td_image_open(td_image *im, const char *dir, const td_image_key *key, size_t bytes, td_pool *pool,
-                        td_image_fill_fn *fill, void *arg)
+/* Room for the image, if it is not there already, among those of other workers. */
+static void prune(const char *dir, uint64_t limit, const char *path, size_t bytes)
+{
+    const char *name = strrchr(path, '/') + 1, *shard = strrchr(name, '-');
+    char keep[256];
+    snprintf(keep, sizeof keep, "%.*s", (int)(shard + 1 - name), name);
+    td_image_prune(dir, limit, access(path, F_OK) == 0 ? 0 : data_offset(bytes) + bytes, keep);
+}
+
+td_status td_image_open(td_image *im, const char *dir, uint64_t limit, const td_image_key *key, size_t bytes,
+                        td_pool *pool, td_image_fill_fn *fill, void *arg)
 {
     char path[4096];
     *im = (td_image){0};
     if (bytes == 0) return TD_OK;
     if (!dir || !dir[0]) return open_anonymous(im, bytes, fill, arg);
-    if (!image_path(path, sizeof path, dir, key) || !make_dirs(dir))
+    if (!image_path(path, sizeof path, dir, key) || !make_dirs(dir)) {
         no_cache("directory");
-    else if (open_cached(im, path, key, bytes, pool, fill, arg) == TD_OK)
-        return TD_OK;
-    return open_anonymous(im, bytes, fill, arg);
+        return open_anonymous(im, bytes, fill, arg);
+    }
+    prune(dir, limit, path, bytes);
+    if (open_cached(im, path, key, bytes, pool, fill, arg) != TD_OK)
+        return open_anonymous(im, bytes, fill, arg);
+    im->held = im->shared ? td_image_hold(path) : -1;
+    return TD_OK;
 }
 
 void td_image_close(td_image *im)
 {
     if (im->map) munmap(im->map, im->map_bytes);
+    if (im->shared && im->held >= 0) close(im->held);
     *im = (td_image){0};
 }

@@ -10,7 +10,8 @@
  *               64 samples; in another one, every byte, on the pool.
  *            3. Processes that start together make it once: the others wait on a lock file, at most ten
  *               minutes.
- *            4. A broken image is removed and made again; a directory that cannot be used costs a log line,
+ *            4. A directory keeps the images used last, up to a limit (prune.h). An image is held while it is mapped.
+ *            5. A broken image is removed and made again; a directory that cannot be used costs a log line,
  *               not the start.
  * Threads:   one owner; the map is read by all.
  * Errors:    EFULL when there is no memory either. */
@@ -38,13 +39,14 @@ typedef struct td_image {
     void *map;
     size_t map_bytes;
     bool shared, made; /* from the cache directory; filled by this call */
+    int held;          /* shared: prune.h's descriptor, or -1 */
 } td_image;
 
 typedef void td_image_fill_fn(void *arg, uint8_t *data);
 
-/* dir NULL: anonymous. fill is called at most once, on this thread, with `bytes` of zeroed memory. */
-td_status td_image_open(td_image *im, const char *dir, const td_image_key *key, size_t bytes, td_pool *pool,
-                        td_image_fill_fn *fill, void *arg);
+/* dir NULL: anonymous. limit: bytes of all images there; 0: none. fill is called at most once, on this thread, with `bytes` of zeroed memory. */
+td_status td_image_open(td_image *im, const char *dir, uint64_t limit, const td_image_key *key, size_t bytes,
+                        td_pool *pool, td_image_fill_fn *fill, void *arg);
 void td_image_close(td_image *im);
 
 #endif

@@ -74,7 +74,7 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     fill_call call = {plan, o};
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
-    TD_TRY(td_image_open(&m->image, dir, &key, plan->image_bytes, o->pool, fill, &call));
+    TD_TRY(td_image_open(&m->image, dir, o->cache_limit, &key, plan->image_bytes, o->pool, fill, &call));
     if (m->ops->dev) TD_TRY(upload_image(m, plan));
     else td_plan_attach(plan, m->image.data);
     m->row_bytes = td_plan_row_bytes(plan);
@@ -164,6 +164,11 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(expert_x, T * k * E);
     CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
 #undef CUT
+    size_t operands = TD_MAX(T * dense_F, T * k * (size_t)m->local.moe_F);
+    if (m->ops->operand) {
+        if (block) s->operand = block + at;
+        at += padded(operands * td_dtype_bytes(TD_BF16));
+    }
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
     if (X) {

@@ -100,6 +100,7 @@ typedef struct td_model_opts {
     td_pool *pool;                  /* borrowed */
     int max_rows, max_logits;       /* scratch sizes: rows and logit rows per step */
     const char *cache_dir;          /* NULL: no packed image on disk (anonymous memory) */
+    uint64_t cache_limit;           /* bytes of all images there (image.h); 0: none */
     void (*progress)(void *arg, const char *what, double fraction); /* may be NULL */
     void *arg;
     const struct td_ranks *ranks;   /* this rank's place and groups (worker/ranks.h), borrowed; NULL: one rank */

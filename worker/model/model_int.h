@@ -65,6 +65,7 @@ typedef struct td_scratch {
     int32_t *route_ids, *expert_row;      /* [T, top_k]; [T, top_k] */
     int32_t *expert_row0;                 /* [slots of the stage + 1] */
     float *expert_x, *expert_gate_up;     /* [R, E] gathered rows, then results; [R, 2F] */
+    void *operand;           /* [T, F] or [R, moe_F] between activation and product (td_operand_ops); NULL: in place */
     void *ops;               /* td_ops.scratch_bytes */
     float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T]; always of this host: place.h sends them */
 } td_scratch;

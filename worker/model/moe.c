@@ -13,23 +13,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of x through their experts, [n] of them; row0 [n + 1]. */
-static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_down, const int32_t *row0, int n, int rows, float *x,
-                        float *gate_up)
+/* What the products with these weights read (td_operand_ops); rows that travel between ranks are f32. */
+static td_dtype operand(const td_model *m, const td_weight *w)
+{
+    return m->scratch.operand && !m->experts ? m->ops->operand->dtype(w->dtype) : TD_F32;
+}
+
+/* Rows of x, of that type, through their experts, [n] of them; row0 [n + 1]; the results are f32 in y, which may be x. */
+static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_down, const int32_t *row0, int n, int rows, const void *x,
+                        td_dtype x_dtype, float *gate_up, float *y)
 {
     const td_ops *o = m->ops;
     int F = m->local.moe_F;
     size_t E = (size_t)m->desc.E, F2 = 2 * (size_t)F;
-    td_grouped up = {w_up, n, row0, x, E, gate_up, F2};
+    td_grouped up = {w_up, n, row0, rows, x, E, gate_up, F2, x_dtype};
+    td_grouped down = {w_down, n, row0, rows, gate_up, F2, y, E, operand(m, w_down)};
     o->linear_grouped(o, m->pool, m->scratch.ops, &up);
-    o->silu_mul(m->pool, gate_up, F2, rows, F, gate_up, F2);
-    td_grouped down = {w_down, n, row0, gate_up, F2, x, E};
+    if (down.x_dtype == TD_F32) o->silu_mul(m->pool, gate_up, F2, rows, F, gate_up, F2);
+    else {
+        down.x = m->scratch.operand, down.ldx = (size_t)F;
+        o->operand->silu_mul(m->pool, gate_up, F2, rows, F, m->scratch.operand, down.x_dtype, down.ldx);
+    }
     o->linear_grouped(o, m->pool, m->scratch.ops, &down);
 }
 
 /* T rows of h: where their slots' rows are, and those rows, sorted by expert; with parallel experts by the copy that is
  * chosen, which is by rank first. */
-static void sort_rows(td_model *m, const td_layer *l, const float *h, int T)
+static void sort_rows(td_model *m, const td_layer *l, const float *h, int T, td_dtype to)
 {
     const td_ops *o = m->ops;
     const td_route_law *law = &m->desc.moe.route;
@@ -40,7 +50,8 @@ static void sort_rows(td_model *m, const td_layer *l, const float *h, int T)
     int places = law->n_experts;
     if (m->experts) places = td_experts_choose(m, (int)(l - m->weights.layer), s->route_ids, (size_t)T * (size_t)law->top_k);
     o->moe_place(m->pool, s->route_ids, T, law->top_k, places, s->expert_row0, s->expert_row);
-    o->moe_gather(m->pool, h, E, s->expert_row, T, law->top_k, m->desc.E, s->expert_x, E);
+    if (to == TD_F32) o->moe_gather(m->pool, h, E, s->expert_row, T, law->top_k, m->desc.E, s->expert_x, E);
+    else o->operand->moe_gather(m->pool, h, E, s->expert_row, T, law->top_k, m->desc.E, s->expert_x, to, E);
 }
 
 /* x[0..T) += the slots of T rows, whose first is row t0 of the routing tables. */
@@ -57,8 +68,10 @@ static td_status by_columns(td_model *m, const td_layer *l, int T)
     td_scratch *s = &m->scratch;
     int rows = T * m->desc.moe.route.top_k, tp = td_model_tp(m), a = 0, b = T;
     size_t E = (size_t)m->desc.E, n = (size_t)rows * E;
-    sort_rows(m, l, s->h, T);
-    run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, s->expert_gate_up);
+    td_dtype x = operand(m, l->moe.gate_up);
+    sort_rows(m, l, s->h, T, x);
+    run_experts(m, l->moe.gate_up, l->moe.down, s->expert_row0, m->desc.moe.route.n_experts, rows, s->expert_x, x, s->expert_gate_up,
+                s->expert_x);
     if (m->blocks) td_model_block(m, T, &a, &b);
     if (tp > 1) {
         float *all;
@@ -138,14 +151,14 @@ static td_status by_experts(td_model *m, const td_layer *l, int T)
     int a = 0, b = T;
     route_plan p = {0};
     if (m->blocks) td_model_block(m, T, &a, &b);
-    sort_rows(m, l, s->h + (size_t)a * E, b - a);
+    sort_rows(m, l, s->h + (size_t)a * E, b - a, TD_F32); /* as they travel */
     td_status st = plan_open(m, &p);
     float *in = td_share_room(&m->wire[0], (size_t)p.rows * E), *x = td_share_room(&m->wire[1], (size_t)p.rows * E);
     float *gate_up = td_share_room(&m->wire[2], (size_t)p.rows * 2 * (size_t)m->local.moe_F);
     if (st >= 0) st = td_coll_all_to_allv(m->ranks->stage, s->expert_x, p.send, p.from, in, p.recv, p.to);
     if (st >= 0) {
         reorder(m, &p, in, x, false);
-        run_experts(m, w->up, w->down, p.row0, p.X, p.rows, x, gate_up);
+        run_experts(m, w->up, w->down, p.row0, p.X, p.rows, x, TD_F32, gate_up, x);
         w->rows += (uint64_t)p.rows;
         reorder(m, &p, in, x, true);
         st = td_coll_all_to_allv(m->ranks->stage, in, p.recv, p.to, s->expert_x, p.send, p.from);

@@ -376,10 +376,19 @@ static size_t matrix_bytes(const td_plan *p, td_piece *e)
     return e->scale_at + td_weight_scale_count(&w) * sizeof(float);
 }
 
+/* A device computes a layer's experts in one product: they are of one type. */
+static bool like_last_expert(const td_plan *p, const td_piece *e)
+{
+    const td_piece *last = e - 2; /* the same matrix of the expert before */
+    if (!p->ops->dev || e->read != TD_READ_EXPERT || e - p->piece < 2 || last->read != TD_READ_EXPERT) return true;
+    return last->weight + 1 != e->weight || (last->to == e->to && last->scale_rows == e->scale_rows);
+}
+
 static td_status check_product(const td_plan *p, const td_piece *e)
 {
     td_weight w = weight_of(e, NULL, NULL);
     const char *why = p->ops->refuses && e->N ? p->ops->refuses(&w) : NULL;
+    if (!like_last_expert(p, e)) why = "it is stored otherwise than the expert before it";
     if (!why) return TD_OK;
     return td_fail(TD_ENOSUP, "kernel family %s does not take \"%s\" [%d, %d]: %s", p->ops->family, e->part[0].name, e->N,
                    e->K, why);

@@ -42,7 +42,8 @@ uint32_t td_codec_tokens(const td_rect *r, const td_token_set *pick)
 
 size_t td_codec_bytes(const td_kv *kv, const td_rect *r, const td_token_set *pick)
 {
-    return 2 * (size_t)r->n_layers * r->n_heads * td_codec_tokens(r, pick) * (size_t)kv->D * td_dtype_bytes(kv->dtype);
+    return 2 * (size_t)r->n_layers * r->n_heads * td_codec_tokens(r, pick) * (size_t)kv->D *
+           td_dtype_bytes(kv->dtype);
 }
 
 /* The next tokens of the rectangle that lie side by side: picked, and in one page of this side. */
@@ -76,20 +77,21 @@ static bool fits(const td_codec_side *s, const int32_t *pages, uint32_t page0, u
     return true;
 }
 
-bool td_codec_rows(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages, const td_rect *r,
-                   const td_token_set *pick, int32_t *row)
+bool td_codec_rows(const td_codec_side *s, const int32_t *pages, uint32_t page0, uint32_t n_pages,
+                   const td_rect *r, const td_token_set *pick, int32_t *row)
 {
     uint32_t P = (uint32_t)s->kv->P;
     if (!fits(s, pages, page0, n_pages, r, pick)) return false;
     for (stretch x = {.token = r->tok0}; next(s, r, pick, &x);)
-        for (uint32_t i = 0; i < x.n; i++) *row++ = pages[x.local / P - page0] * (int32_t)P + (int32_t)(x.local % P + i);
+        for (uint32_t i = 0; i < x.n; i++)
+            *row++ = pages[x.local / P - page0] * (int32_t)P + (int32_t)(x.local % P + i);
     return true;
 }
 
 /* ---- pieces ---- */
-/* A piece is what one head of one slot's K or V has of one stretch: it lies in one run in the page and in the payload. The
- * payload is a row of such heads, one after the other, each with a checksum that its pieces carry on. Pieces are done four
- * at a time, while the caches fetch the next four. */
+/* A piece is what one head of one slot's K or V has of one stretch: it lies in one run in the page and in the
+ * payload. The payload is a row of such heads, one after the other, each with a checksum that its pieces
+ * carry on. Pieces are done four at a time, while the caches fetch the next four. */
 enum { MAX_HEADS = 1024, MIN_ROW = 64 }; /* beyond: one pass over the payload afterwards */
 
 typedef struct batch {
@@ -102,14 +104,16 @@ typedef struct batch {
 typedef struct mover {
     bool gather, check;
     batch now, next;
-    uint32_t crc[MAX_HEADS];     /* of [layer][k|v][head] */
+    uint32_t crc[MAX_HEADS]; /* of [layer][k|v][head] */
 } mover;
 
 static void check(const batch *b, const batch *next, bool gather)
 {
     td_crc_lane lane[TD_CRC_LANES];
     for (int i = 0; i < b->k; i++) {
-        const uint8_t *ahead = i >= next->k || next->n < b->n ? NULL : gather ? next->page[i] : next->payload[i];
+        const uint8_t *ahead = i >= next->k || next->n < b->n ? NULL
+                               : gather                       ? next->page[i]
+                                                              : next->payload[i];
         lane[i] = (td_crc_lane){b->payload[i], ahead, *b->crc[i]};
     }
     td_crc32c_lanes(lane, b->k, b->n);
@@ -139,7 +143,8 @@ static void piece(mover *m, uint8_t *page, uint8_t *payload, uint32_t *crc, size
     b->n = n;
 }
 
-/* Both directions walk the same stretches. A stretch has one piece of each head, so a batch has no head twice. */
+/* Both directions walk the same stretches. A stretch has one piece of each head, so a batch has no head
+ * twice. */
 static void walk(mover *m, const td_codec_side *s, const int32_t *pages, uint32_t page0, const td_rect *r,
                  const td_token_set *pick, uint8_t *payload)
 {

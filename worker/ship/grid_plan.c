@@ -201,8 +201,7 @@ static td_ship_part *parts(const td_ship_grid *g, const td_model_desc *d, uint32
 td_status td_grid_plan_open(const td_grid_plan_opts *o, td_grid_plan **out)
 {
     const td_model_desc *d = o->desc;
-    td_ship_plan check;
-    TD_TRY(td_ship_plan_open(&check, d, o->kv, o->hit, o->n_tokens));
+    TD_TRY(td_ship_plan_check(d, o->kv));
     TD_TRY(td_ship_grid_check(o->src, d));
     TD_TRY(td_ship_grid_check(o->dst, d));
     if (o->rank >= td_ship_grid_ranks(o->src))

@@ -7,11 +7,11 @@
 #include <string.h>
 
 typedef struct entry {
-    uint64_t heard;              /* bit per rank of its replica */
+    uint64_t heard; /* bit per rank of its replica */
     uint32_t replica;
     bool sending, bad, lost, over;
     char reason[160];
-    td_ship_event *own;          /* what will be said: rank 0's word, or made from the first rank's of its replica */
+    td_ship_event *own; /* what will be said: rank 0's word, or made from the first rank's of its replica */
     uint64_t bytes;
     uint32_t frames;
     int64_t transfer_us, exposed_us;
@@ -156,7 +156,9 @@ static td_ship_event *event_of(td_ship_report *r, const void *commit)
     e->type = (td_ship_event_type)r->type;
     e->key = r->key;
     td_arena_init(&e->arena, 1 << 20);
-    if (r->type != TD_SHIP_LANDED || td_commit_read(&e->arena, commit, r->commit_bytes, r->n_first, &e->commit) == TD_OK) return e;
+    if (r->type != TD_SHIP_LANDED ||
+        td_commit_read(&e->arena, commit, r->commit_bytes, r->n_first, &e->commit) == TD_OK)
+        return e;
     e->type = TD_SHIP_LOST;
     r->type = TD_SHIP_LOST;
     snprintf(r->reason, sizeof r->reason, "%s", td_reason());

@@ -218,8 +218,14 @@ static td_recv_action settle(td_epoch *e, const td_epoch_src *s, td_recv_action 
 
 static td_rect rect_of(const td_kvframe *f)
 {
-    return (td_rect){.group = f->group, .layer0 = f->layer0, .n_layers = f->n_layers, .head0 = f->head0,
-                     .n_heads = f->n_heads, .dst = f->dst_rank, .tok0 = f->tok0, .n_tok = f->n_tok};
+    return (td_rect){.group = f->group,
+                     .layer0 = f->layer0,
+                     .n_layers = f->n_layers,
+                     .head0 = f->head0,
+                     .n_heads = f->n_heads,
+                     .dst = f->dst_rank,
+                     .tok0 = f->tok0,
+                     .n_tok = f->n_tok};
 }
 
 td_epoch *td_receiver_place(td_receiver *r, const td_kvframe *f, td_rect *rect)
@@ -306,8 +312,10 @@ td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvfr
         return a;
     }
     switch (f->type) {
-    case TD_KVF_FRAME: return on_frame(r, e, now_us, f, crc);
-    case TD_KVF_COMMIT: return on_commit(r, e, now_us, f, payload, crc);
+    case TD_KVF_FRAME:
+        return on_frame(r, e, now_us, f, crc);
+    case TD_KVF_COMMIT:
+        return on_commit(r, e, now_us, f, payload, crc);
     case TD_KVF_ABORT:
         e->state = TD_EPOCH_FAILED;
         e->over = f->index == 0;

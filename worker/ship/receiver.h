@@ -10,10 +10,11 @@
  * whatever comes for it later is dropped before a page is touched, and answered: NACK, or, if it LANDED, ACK
  * to a repeated COMMIT and nothing to a repeated frame.
  *
- * Rules:   1. A frame has a place only if its epoch is live, its incarnation is ours, its geometry is the group's, and
- *             every (slot, head, token) of it is still missing. It counts only if its payload's checksum is right too.
- *             The same index of the same source again is ignored. Anything else ends the epoch: it is recomputed. So
- *             wrong bytes lie only where nothing is right yet, and nobody reads those pages before LANDED.
+ * Rules:   1. A frame has a place only if its epoch is live, its incarnation is ours, its geometry is the group's,
+ *             and every (slot, head, token) of it is still missing. It counts only if its payload's checksum is
+ *             right too. The same index of the same source again is ignored. Anything else ends the epoch: it is
+ *             recomputed. So wrong bytes lie only where nothing is right yet, and nobody reads those pages before
+ *             LANDED.
  *          2. LANDED means: every (slot, head, token) that this rank holds of every group exactly once, a
  *             COMMIT of every source, as many frames as each says, equal digests, and on rank 0 one first
  *             token per choice or none (the decode side draws them itself). Frames and COMMITs may come in
@@ -92,11 +93,12 @@ const td_ship_part *td_receiver_part(const td_receiver *r);
 /* n_first: choices. EFULL: table full. */
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
                           uint32_t n_first, void *user);
-/* The live epoch whose pages of `rect` the payload of this FRAME is for; NULL: it has no place (and td_receiver_message says
- * why). Changes nothing. */
+/* The live epoch whose pages of `rect` the payload of this FRAME is for; NULL: it has no place (and
+ * td_receiver_message says why). Changes nothing. */
 td_epoch *td_receiver_place(td_receiver *r, const td_kvframe *f, td_rect *rect);
 /* crc: of the payload as it was read; of a FRAME without a place it is not looked at. */
-td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload, uint32_t crc);
+td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload,
+                                   uint32_t crc);
 td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);
 /* Next epoch whose deadline has passed (it is FAILED now; settle and close it); NULL: none. */
 td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us);

@@ -142,8 +142,8 @@ void td_ship_send_open(td_ship *s, uint64_t key, const td_msg_sink *sink, uint32
 }
 
 /* pages: the group's page table from page page0 on, covering the rectangle. */
-static void send_rect(td_ship *s, uint64_t key, const td_rect *r, uint32_t mark, const int32_t *pages, uint32_t page0,
-                      uint32_t n_pages)
+static void send_rect(td_ship *s, uint64_t key, const td_rect *r, uint32_t mark, const int32_t *pages,
+                      uint32_t page0, uint32_t n_pages)
 {
     cmd *c = command(CMD_SEND_RECT, key);
     c->rect = *r;
@@ -158,7 +158,7 @@ static void send_rect(td_ship *s, uint64_t key, const td_rect *r, uint32_t mark,
 typedef struct layers {
     td_ship *s;
     uint64_t key;
-    uint32_t mark;               /* behind their computation (stage.h) */
+    uint32_t mark; /* behind their computation (stage.h) */
     const int32_t *const *pages;
     const uint32_t *n_pages;
 } layers;
@@ -178,8 +178,10 @@ void td_ship_send_layers(td_ship *s, uint64_t key, int layer0, int layer1, uint3
 {
     td_grid_plan *p = plan_of(s, key);
     layers x = {s, key, 0, pages, n_pages};
-    if (p && td_stage_mark(&s->stage, &x.mark) < 0) td_ship_send_cancel(s, key, 1, td_reason());
-    else if (p) td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
+    if (p && td_stage_mark(&s->stage, &x.mark) < 0)
+        td_ship_send_cancel(s, key, 1, td_reason());
+    else if (p)
+        td_grid_plan_add(p, layer0, layer1, tok0, tok1, layers_rect, &x);
 }
 
 void td_ship_send_commit(td_ship *s, uint64_t key, const td_commit *commit, int64_t prompt_end_us)

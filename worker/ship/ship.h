@@ -14,8 +14,8 @@
  * here), and rank 0's poll gives the worker's: one last event a key, when all ranks have said theirs, and
  * RECALL (not a last one) when one failed or was cancelled: send_cancel(key, over ? 0 : 1, reason) or
  * recv_close(key) is to be given on the other ranks. So cancelling and closing need no mirroring of their
- * own. Data parallel: one replica's ranks take part in a key; rank 0 opens it with td_ship_expect where that is not its own.
- * A frame may come to another rank before it is told of the reservation: it waits two seconds.
+ * own. Data parallel: one replica's ranks take part in a key; rank 0 opens it with td_ship_expect where that is
+ * not its own. A frame may come to another rank before it is told of the reservation: it waits two seconds.
  *
  * Rules:     1. A key's last event comes only after its pages were touched for the last time.
  *            2. The epoch of a hand-off is the receiving side's key; opening it happens before any frame for
@@ -38,7 +38,8 @@
 #include "worker/ship/grid_plan.h"
 #include "worker/ship/trace.h"
 
-/* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is sent. */
+/* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is
+ * sent. */
 enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 8 };
 
 typedef struct td_ship td_ship;
@@ -55,7 +56,8 @@ typedef struct td_ship_opts {
     const char *bulk_bind;       /* NULL: this worker receives nothing */
     const td_curve *curve;       /* NULL: no encryption. Borrowed */
     uint32_t max_keys;
-    uint32_t credits;            /* that this worker's reservations tell senders of: a quarter goes back at a time; 0: each at once */
+    /* that this worker's reservations tell senders of: a quarter goes back at a time; 0: each at once */
+    uint32_t credits;
     int64_t timeout_us;          /* without progress a hand-off fails */
     int wake_fd;                 /* signalled when events are there */
     td_trace *trace;             /* or NULL */

@@ -49,8 +49,8 @@ static void tell(td_ship *s, const receiving *r, uint64_t epoch, const char *why
                    why ? TD_KVF_NACK : TD_KVF_ACK, 0, why);
 }
 
-/* Credits go back by the quarter of what a sender was told: a message a frame would wake four threads each time. Nobody
- * waits for the others: a sender whose frames were all read has more than three quarters. */
+/* Credits go back by the quarter of what a sender was told: a message a frame would wake four threads each
+ * time. Nobody waits for the others: a sender whose frames were all read has more than three quarters. */
 static void owe(td_ship *s, receiving *r, uint32_t rank, uint32_t credits)
 {
     r->peer[rank].owed += credits;
@@ -247,9 +247,13 @@ static const char *write_pages(td_ship *s, const td_kvframe *f, td_part payload,
     if (!*e) return NULL;
     const receiving *r = (*e)->user;
     const td_codec_side side = ship_side(s, rect.group);
-    td_status st = td_stage_scatter(&s->stage, &(td_stage_rect){.side = &side, .pages = r->pages[rect.group],
-                                                                .n_pages = r->n_pages[rect.group], .r = &rect,
-                                                                .pick = &side.tokens}, payload.p, crc);
+    td_status st = td_stage_scatter(&s->stage,
+                                    &(td_stage_rect){.side = &side,
+                                                     .pages = r->pages[rect.group],
+                                                     .n_pages = r->n_pages[rect.group],
+                                                     .r = &rect,
+                                                     .pick = &side.tokens},
+                                    payload.p, crc);
     return st >= 0 ? NULL : st == TD_EPROTO ? "a page of the reservation is missing" : BAD_DEVICE;
 }
 
@@ -275,7 +279,8 @@ static void handle(td_ship *s, int64_t now, td_part id, const td_kvframe *f, td_
     }
     if (a.epoch) remember(a.epoch->user, f->src_rank, id);
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED)
-        settle(s, a.epoch, td_now_us(), f->type == TD_KVF_ABORT ? f->src_rank : -1); /* now is when this turn began */
+        settle(s, a.epoch, td_now_us(),
+               f->type == TD_KVF_ABORT ? f->src_rank : -1); /* now is when this turn began */
     else if (a.answer == TD_KVF_CREDIT && f->src_rank < ((receiving *)a.epoch->user)->n_peers)
         owe(s, a.epoch->user, f->src_rank, a.credits);
     else if (a.answer)

@@ -104,8 +104,8 @@ typedef struct early {
 } early;
 
 /* Payload buffers of one size, kept for the next frame: fresh memory costs more than filling it. They come
- * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. Page-locked ones, of a device, are
- * waited for: the device may be closed next. */
+ * back on a ZeroMQ thread, maybe after the ship is closed: the last one frees the stack. Page-locked ones, of a
+ * device, are waited for: the device may be closed next. */
 typedef struct stack {
     pthread_mutex_t mu;
     pthread_cond_t back;

@@ -11,8 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { FRAMES_PER_TURN = 4, AHEAD = 3, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000,
-       BACK_S = 5 };
+enum { FRAMES_PER_TURN = 4, AHEAD = 3, RECV_PER_TURN = 64, IDLE_US = 60000000, RETRY_US = 20000, BACK_S = 5 };
 
 static sending *find(td_ship *s, uint64_t key, uint32_t dst)
 {
@@ -104,8 +103,10 @@ static void *buffer_new(const stack *b)
 
 static void buffer_free(const stack *b, void *p)
 {
-    if (!b->dev) free(p);
-    else if (p) b->dev->free_host(b->dev, p);
+    if (!b->dev)
+        free(p);
+    else if (p)
+        b->dev->free_host(b->dev, p);
 }
 
 static void stack_free(stack *b)
@@ -122,7 +123,8 @@ void ship_stack_close(stack *b)
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += BACK_S;
     pthread_mutex_lock(&b->mu);
-    while (b->dev && b->out && !pthread_cond_timedwait(&b->back, &b->mu, &until)) {} /* their sockets are closed: soon */
+    while (b->dev && b->out && !pthread_cond_timedwait(&b->back, &b->mu, &until)) {
+    } /* their sockets are closed: soon */
     if (b->dev && b->out) TD_WARN("%u frames have not come back from their sockets", b->out);
     b->closed = true;
     bool last = !b->out;
@@ -209,10 +211,17 @@ static void finish(td_ship *s, sending *x, int64_t now)
     if (!--h->left) handoff_end(s, h);
 }
 
-static td_stage_rect stage_rect(const td_codec_side *side, const td_rect *r, const rect_ref *ref, const td_token_set *pick)
+static td_stage_rect stage_rect(const td_codec_side *side, const td_rect *r, const rect_ref *ref,
+                                const td_token_set *pick)
 {
-    return (td_stage_rect){.name = ref, .mark = ref->mark, .side = side, .pages = ref->pages, .page0 = ref->page0,
-                           .n_pages = ref->n_pages, .r = r, .pick = pick};
+    return (td_stage_rect){.name = ref,
+                           .mark = ref->mark,
+                           .side = side,
+                           .pages = ref->pages,
+                           .page0 = ref->page0,
+                           .n_pages = ref->n_pages,
+                           .r = r,
+                           .pick = pick};
 }
 
 /* The next frames of a device's pages are packed and copied while this one is checked and sent. */

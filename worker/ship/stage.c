@@ -79,15 +79,21 @@ static td_status rows_grow(td_stage *s, td_stage_slot *k, uint32_t n)
 }
 
 /* Where the rectangle lies, sent along on the stream. */
-static td_status place(td_stage *s, td_stage_slot *k, td_stream_kind stream, const td_stage_rect *x, td_kv_rows *out)
+static td_status place(td_stage *s, td_stage_slot *k, td_stream_kind stream, const td_stage_rect *x,
+                       td_kv_rows *out)
 {
     const td_codec_side *side = x->side;
     uint32_t n = td_codec_tokens(x->r, x->pick);
     TD_CHECK(td_codec_bytes(side->kv, x->r, x->pick) <= s->frame_bytes);
     TD_TRY(rows_grow(s, k, n));
     if (!td_codec_rows(side, x->pages, x->page0, x->n_pages, x->r, x->pick, k->row)) return missing(x->r);
-    *out = (td_kv_rows){.kv = side->kv, .row = k->frame_row, .n_tok = n, .slot0 = x->r->layer0 - side->slot0,
-                        .n_slots = x->r->n_layers, .head0 = x->r->head0 - side->head0, .n_heads = x->r->n_heads};
+    *out = (td_kv_rows){.kv = side->kv,
+                        .row = k->frame_row,
+                        .n_tok = n,
+                        .slot0 = x->r->layer0 - side->slot0,
+                        .n_slots = x->r->n_layers,
+                        .head0 = x->r->head0 - side->head0,
+                        .n_heads = x->r->n_heads};
     return s->dev->upload(s->dev, stream, k->frame_row, k->row, n * sizeof *k->row);
 }
 
@@ -141,7 +147,9 @@ void *td_stage_forget(td_stage *s, const void *name)
 td_status td_stage_gather(td_stage *s, const td_stage_rect *x, void *payload, uint32_t *crc)
 {
     if (!s->dev)
-        return td_codec_gather(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc) ? TD_OK : missing(x->r);
+        return td_codec_gather(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc)
+                   ? TD_OK
+                   : missing(x->r);
     if (!slot_of(s, x->name)) TD_TRY(td_stage_begin(s, x, payload));
     td_stage_slot *k = slot_of(s, x->name);
     if (!k) return TD_AGAIN;
@@ -158,7 +166,9 @@ td_status td_stage_scatter(td_stage *s, const td_stage_rect *x, const void *payl
     td_dev *d = s->dev;
     td_kv_rows rows;
     if (!d)
-        return td_codec_scatter(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc) ? TD_OK : missing(x->r);
+        return td_codec_scatter(x->side, x->pages, x->page0, x->n_pages, x->r, x->pick, payload, crc)
+                   ? TD_OK
+                   : missing(x->r);
     td_stage_slot *k = &s->in[s->n_in % TD_STAGE_IN];
     size_t bytes = td_codec_bytes(x->side->kv, x->r, x->pick);
     if (s->n_in >= TD_STAGE_IN) TD_TRY(d->await(d, k->done)); /* what the slot held is in its pages */

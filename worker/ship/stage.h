@@ -1,20 +1,20 @@
-/* worker/ship/stage.h - the codec over pages in a device's memory: one kernel packs a rectangle into a frame there, one
- * copy brings the frame to page-locked memory of the host; and back.
+/* worker/ship/stage.h - the codec over pages in a device's memory: one kernel packs a rectangle into a frame
+ * there, one copy brings the frame to page-locked memory of the host; and back.
  *
  *   engine thread     mark: an event behind what is queued on the compute stream
  *   copy-out stream   wait for it, pack, copy            (begin; a few frames ahead)
  *   ship thread       wait for the copy, checksum, send  (gather)
  *
- * Rules:     1. gather reads what was queued on the compute stream before the frame's mark. It waits for this frame's copy;
- *               the engine waits for nothing.
+ * Rules:     1. gather reads what was queued on the compute stream before the frame's mark. It waits for this
+ *               frame's copy; the engine waits for nothing.
  *            2. scatter queues; after flush the pages are written, and kernels queued then see them.
  *            3. A frame that was begun holds its payload buffer and its pages until gather or forget.
  *            4. Without a device (dev NULL at open) gather and scatter are the codec, at once; the rest does nothing.
  * Threads:   mark: the engine thread. All else: one owner (the ship thread).
- * Errors:    EPROTO: as the codec's false, nothing was touched; AGAIN (begin): as many frames are begun as can be; EFULL,
- *            EDEVICE.
- * Limits:    TD_STAGE_OUT frames begun; TD_STAGE_IN on their way in; frames of frame_bytes; TD_STAGE_MARKS marks: an older
- *            one stands for a later one (it waits for more, never for less). */
+ * Errors:    EPROTO: as the codec's false, nothing was touched; AGAIN (begin): as many frames are begun as can be;
+ *            EFULL, EDEVICE.
+ * Limits:    TD_STAGE_OUT frames begun; TD_STAGE_IN on their way in; frames of frame_bytes; TD_STAGE_MARKS marks:
+ *            an older one stands for a later one (it waits for more, never for less). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_STAGE_H
 #define TD_WORKER_SHIP_STAGE_H

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+/* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call are those of
+ * one call each, bit for bit, and neither waits for the device nor brings anything back; their lists follow the weights.
+ * Whole models whose operations write operands of products (td_operand_ops) against the same without: the same bits. */
+#include "kernels/cuda.h"
+#include "tests/simt/simt_c.h"
+#include "tests/simt/support.h"
+#include "tests/worker/support_step.h"
+
+static const td_ops *cuda;
+
+/* ---- waits, counted ---- */
+
+static struct {
+    td_status (*sync)(td_dev *, td_stream_kind);
+    td_status (*download)(td_dev *, td_stream_kind, void *, const void *, size_t);
+    int waits, uploads;
+    td_status (*upload)(td_dev *, td_stream_kind, void *, const void *, size_t);
+} real;
+
+static td_status counted_sync(td_dev *d, td_stream_kind s)
+{
+    real.waits++;
+    return real.sync(d, s);
+}
+static td_status counted_download(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t n)
+{
+    real.waits++;
+    return real.download(d, s, dst, src, n);
+}
+static td_status counted_upload(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t n)
+{
+    real.uploads++;
+    return real.upload(d, s, dst, src, n);
+}
+
+static void count_from_here(void)
+{
+    if (!real.sync) {
+        real.sync = dev()->sync, real.download = dev()->download, real.upload = dev()->upload;
+        dev()->sync = counted_sync, dev()->download = counted_download, dev()->upload = counted_upload;
+    }
+    real.waits = real.uploads = 0;
+}
+
+/* ---- experts ---- */
+
+enum { X = 7, MAX_ROWS = 150 };
+
+typedef struct expert_case {
+    int N, K;
+    td_dtype from;
+    int scale_rows, scale_cols;
+    bool bias;
+    int row0[X + 1];
+} expert_case;
+
+static const expert_case cases[] = {
+    {40, 144, TD_BF16, 0, 0, false, {0, 3, 3, 4, 20, 20, 25, 29}},
+    {33, 72, TD_F16, 0, 0, true, {0, 0, 70, 70, 71, 140, 150, 150}}, /* many to some */
+    {96, 264, TD_E4M3, 1, 264, true, {0, 5, 9, 9, 9, 10, 12, 13}},
+    {96, 264, TD_E4M3, 32, 128, false, {0, 5, 50, 50, 50, 90, 130, 149}},
+    {24, 64, TD_BF16, 0, 0, true, {0, 0, 0, 0, 0, 0, 0, 0}},         /* none at all */
+    {24, 64, TD_BF16, 0, 0, false, {2, 2, 9, 9, 12, 12, 12, 12}},    /* the first rows are nobody's */
+};
+
+/* Packed on the device: as the loader lays a weight out, scales behind the codes. */
+static td_weight make_weight(const expert_case *c, uint64_t seed)
+{
+    size_t n = (size_t)c->N * (size_t)c->K, packed = cuda->packed_bytes(c->N, c->K, c->from), at = (packed + 63) / 64 * 64;
+    td_weight w = {.N = c->N, .K = c->K, .dtype = cuda->packed_dtype(c->from), .scale_rows = c->scale_rows, .scale_cols = c->scale_cols};
+    size_t scales = td_weight_scale_count(&w), all = at + scales * 4;
+    float *v = floats(n);
+    void *stored = block_alloc(n * 4);
+    char *image = block_alloc(all);
+    rnd_fill(v, n, seed, 1);
+    td_convert(stored, c->from, v, TD_F32, n);
+    cuda->pack(image, stored, c->from, c->N, c->K, 0, c->N);
+    rnd_fill((float *)(void *)(image + at), scales, seed + 1, 1);
+    w.p = dev_put(image, all);
+    if (scales) w.scale_at = at;
+    if (c->bias) w.bias = dev_put(v, (size_t)c->N * 4);
+    free(v), free(stored), free(image);
+    return w;
+}
+
+static void test_experts(const expert_case *c)
+{
+    td_weight *w = malloc(X * sizeof *w); /* at a place that another case may have had */
+    size_t in = (size_t)MAX_ROWS * (size_t)c->K, out = (size_t)MAX_ROWS * (size_t)c->N;
+    float *x = floats(in), *y = floats(out), *want = floats(out);
+    rnd_fill(x, in, 3, 1);
+    for (int e = 0; e < X; e++) w[e] = make_weight(c, (uint64_t)e * 7 + 1);
+    const int32_t *row0 = dev_put(c->row0, sizeof c->row0);
+    memset(y, 0xff, out * 4);
+    const float *dx = dev_put(x, in * 4);
+    float *one = dev_put(y, out * 4), *all = dev_put(y, out * 4);
+    for (int e = 0; e < X; e++)
+        cuda->linear(NULL, NULL, &w[e], dx + (size_t)c->row0[e] * (size_t)c->K, (size_t)c->K, c->row0[e + 1] - c->row0[e],
+                     one + (size_t)c->row0[e] * (size_t)c->N, (size_t)c->N, false);
+    td_grouped g = {w, X, row0, MAX_ROWS, dx, (size_t)c->K, all, (size_t)c->N, TD_F32};
+    cuda->linear_grouped(cuda, NULL, NULL, &g); /* workspaces may grow here */
+    T_OK(dev_get(want, one, out * 4) && dev_get(y, all, out * 4) && td_cuda_ops_status() == TD_OK);
+    T_OK(!memcmp(want, y, out * 4), "%d x %d: experts together and one by one", c->N, c->K);
+
+    count_from_here();
+    for (int i = 0; i < 3; i++) cuda->linear_grouped(cuda, NULL, NULL, &g);
+    T_OK(real.waits == 0 && real.uploads == 0, "%d waits, %d uploads", real.waits, real.uploads);
+
+    td_weight second = w[2]; /* experts change places: the lists follow, without a wait */
+    w[2] = w[1], w[1] = second;
+    real.waits = real.uploads = 0;
+    cuda->linear_grouped(cuda, NULL, NULL, &g);
+    cuda->linear_grouped(cuda, NULL, NULL, &g);
+    T_OK(real.waits == 0 && real.uploads == 1, "%d waits, %d uploads", real.waits, real.uploads);
+    for (int e = 1; e < 3; e++)
+        cuda->linear(NULL, NULL, &w[e], dx + (size_t)c->row0[e] * (size_t)c->K, (size_t)c->K, c->row0[e + 1] - c->row0[e],
+                     one + (size_t)c->row0[e] * (size_t)c->N, (size_t)c->N, false);
+    T_OK(dev_get(want, one, out * 4) && dev_get(y, all, out * 4) && td_cuda_ops_status() == TD_OK);
+    T_OK(!memcmp(want, y, out * 4), "%d x %d: after a change of places", c->N, c->K);
+    free(w), free(x), free(y), free(want);
+    dev_done();
+}
+
+static void test_limits(void)
+{
+    td_weight w = {.N = 24, .K = 256, .dtype = TD_E4M3, .scale_rows = 8, .scale_cols = 128, .p = "", .scale_at = 64};
+    T_OK(cuda->refuses(&w) && strstr(cuda->refuses(&w), "16 rows"));
+    w.scale_rows = 16, w.scale_cols = 64;
+    T_OK(cuda->refuses(&w) && strstr(cuda->refuses(&w), "128 columns"));
+    w.scale_cols = 128;
+    T_OK(!cuda->refuses(&w));
+    w.scale_rows = 1, w.scale_cols = 256;
+    T_OK(!cuda->refuses(&w));
+    td_grouped g = {&w, 513, NULL, 5, NULL, 64, NULL, 24, TD_F32};
+    cuda->linear_grouped(cuda, NULL, NULL, &g);
+    T_OK(td_cuda_ops_status() == TD_ENOSUP && strstr(td_reason(), "513 experts"), "%s", td_reason());
+}
+
+/* ---- models ---- */
+
+enum { N = 37, SEQS = 2, STEPS = 4 };
+
+typedef struct step_plan {
+    int from, n;
+    bool all; /* logits of every row; else of the last of each sequence */
+} step_plan;
+static const step_plan plan[STEPS] = {{0, 33, true}, {33, 2, false}, {35, 1, false}, {36, 1, true}}; /* 66 rows, 4, 2, 2 */
+
+/* Logits of all steps one after another; how many. */
+static size_t run_model(const char *dir, const td_ops *ops, float *out)
+{
+    td_model *m = NULL;
+    td_model_opts o = {.dir = dir, .ops = ops, .pool = team(1), .max_rows = 80, .max_logits = 80};
+    T_OK(td_model_open(&o, &m) == TD_OK, "%s: %s", dir, td_reason());
+    if (!m) return 0;
+    const td_model_desc *d = td_model_descr(m);
+    size_t V = (size_t)d->V, done = 0;
+    int32_t ids[SEQS * N];
+    ts_kv kv;
+    ts_kv_open(&kv, d, ops, 16, N, SEQS);
+    td_kv there[TD_MAX_GROUPS];
+    for (int i = 0; i < SEQS * N; i++) ids[i] = (i * 37 + 5) % d->V;
+    for (int g = 0; g < d->n_groups; g++) {
+        there[g] = kv.kv[g];
+        there[g].base = dev_new(td_kv_page_bytes(&kv.kv[g]) * (size_t)kv.kv[g].n_pages * (size_t)d->group[g].n_slots);
+    }
+    float *logits = dev_new(80 * V * 4);
+    for (int i = 0; i < STEPS; i++) {
+        ts_seq q[SEQS];
+        for (int k = 0; k < SEQS; k++) q[k] = (ts_seq){k, plan[i].from, plan[i].n, ids + k * N + plan[i].from};
+        td_step *s = ts_step(&kv, d, q, SEQS, plan[i].all);
+        size_t n = (size_t)s->n_logits * V;
+        T_OK(td_model_forward(m, s, there, logits, NULL, NULL) == TD_OK, "%s", td_reason());
+        T_OK(dev_get(out + done, logits, n * 4) && td_cuda_ops_status() == TD_OK, "%s: step %d", dir, i);
+        done += n;
+        free(s);
+    }
+    ts_kv_close(&kv);
+    td_model_close(m);
+    dev_done();
+    return done;
+}
+
+static void test_model(const char *dir)
+{
+    td_ops plain = *cuda;
+    plain.operand = NULL;
+    size_t room = (size_t)STEPS * 80 * 512;
+    float *a = floats(room), *b = floats(room);
+    size_t n = run_model(dir, cuda, a), m = run_model(dir, &plain, b);
+    T_OK(n == m && n > 0 && !memcmp(a, b, n * 4), "%s: rounded by the producer, not the same bits", dir);
+    free(a), free(b);
+}
+
+int main(void)
+{
+    static const char *const models[] = {"models/llama-bias", "models/llama-f16", "models/qwen3", "models/mixtral", "quantized/fp8-block"};
+    if (td_cuda_ops_open(dev(), &cuda) != TD_OK) return 1;
+    for (size_t i = 0; i < TD_COUNT(cases); i++) test_experts(&cases[i]);
+    test_limits();
+    for (size_t i = 0; i < TD_COUNT(models); i++) {
+        char dir[100];
+        snprintf(dir, sizeof dir, "tests/golden/%s", models[i]);
+        test_model(dir);
+    }
+    td_cuda_ops_close();
+    return T_DONE();
+}
