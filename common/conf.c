@@ -242,6 +242,7 @@ static const struct { unsigned bit; const char *name, *arguments; } programs[] =
     {TD_CONF_CHAT, "tandem chat", ""},
     {TD_CONF_BENCH_ENGINE, "tandem bench engine", " [MODEL]"},
     {TD_CONF_BENCH_SERVE, "tandem bench serve", ""},
+    {TD_CONF_BENCH_KERNELS, "tandem bench kernels", ""},
     {TD_CONF_LOGITS, "tandem logits", " [MODEL]"},
     {TD_CONF_LAUNCH, "tandem launch-worker", " -- [options of tandem-worker]"},
 };

@@ -29,13 +29,14 @@
 enum {
     TD_CONF_ROUTER = 1, TD_CONF_WORKER = 2, TD_CONF_SERVE = 4, TD_CONF_CHAT = 8, TD_CONF_BENCH_ENGINE = 16,
     TD_CONF_BENCH_SERVE = 32, TD_CONF_LOGITS = 64, TD_CONF_LAUNCH = 128,
+    TD_CONF_BENCH_KERNELS = 256,
     TD_CONF_SECRET = 1 << 16, /* never on a child's argv unless it was on ours */
     TD_CONF_OWN = 1 << 17,    /* the parent's own affair: never handed to a child */
 };
 
 /* Shorthands of the list: who takes an option. */
 #define TD_C_ALL \
-    (TD_C_CLUSTER | TD_C_CLIENT | TD_CONF_BENCH_ENGINE | TD_CONF_LOGITS | TD_CONF_LAUNCH)
+    (TD_C_CLUSTER | TD_C_CLIENT | TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_KERNELS | TD_CONF_LOGITS | TD_CONF_LAUNCH)
 #define TD_C_CLUSTER (TD_CONF_ROUTER | TD_CONF_WORKER | TD_CONF_SERVE)
 #define TD_C_ENGINE (TD_CONF_WORKER | TD_CONF_SERVE | TD_CONF_BENCH_ENGINE | TD_CONF_LOGITS)
 #define TD_C_FRONT (TD_CONF_ROUTER | TD_CONF_SERVE)
@@ -172,7 +173,7 @@ enum {
     X(BOOL, prefix_cache, "prefix-cache", 0, "true", 0, 0, "", TD_C_ENGINE, \
       "reuse KV pages of equal prompt prefixes") \
     /* engine */ \
-    X(AUTO, threads, "threads", 't', "auto", 0, 256, "threads", TD_C_ENGINE, \
+    X(AUTO, threads, "threads", 't', "auto", 0, 256, "threads", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "compute threads; auto: all cores") \
     X(AUTO, max_model_len, "max-model-len", 0, "auto", 0, 16777216, "tokens", TD_C_ENGINE | TD_CONF_ROUTER, \
       "longest prompt plus output; auto: the model's") \
@@ -189,17 +190,21 @@ enum {
       "sequences that run at once") \
     X(INT, max_prefill_chunk, "max-prefill-chunk", 0, "0", 0, 1048576, "tokens", TD_C_ENGINE, \
       "prompt tokens of one sequence in a step; 0: what the step has left") \
-    X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE, \
+    X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "kernel family") \
     X(CHOICE, device_steps, "device-steps", 0, "replay", 0, 0, "replay|queued|apart", TD_C_ENGINE, \
       "on a CUDA device: replay: steps that only generate are recorded once and run as one launch; " \
       "queued: launch by launch; apart: and no kernel starts before the one before it has ended") \
-    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE, "numerics id to pin in a mixed fleet") \
+    X(BOOL, deterministic, "deterministic", 0, "false", 0, 0, "", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+      "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
+    X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+      "CUDA device; -1: this process's number among the ranks of its host") \
+    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, "numerics id to pin in a mixed fleet") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \
     X(CHOICE, shape, "shape", 0, "tiny", 0, 0, "tiny|0.5b|1b|8b|ranks-tiny|ranks-mqa|moe-tiny", \
-      TD_C_ENGINE | TD_CONF_ROUTER, \
-      "model shape for --load-format dummy") \
+      TD_C_ENGINE | TD_CONF_BENCH_KERNELS | TD_CONF_ROUTER, \
+      "model shape for --load-format dummy, and of the kernels' benchmark") \
     X(U64, seed, "seed", 0, "0", 0, 18446744073709551615.0, "", TD_C_ENGINE | TD_C_CLIENT, \
       "seed of random weights and prompts") \
     /* tandem chat and tandem bench serve */ \
@@ -228,10 +233,13 @@ enum {
     X(INT, prompt_len, "prompt-len", 'p', "512", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, \
       "prompt tokens to compute") \
     X(INT, gen_len, "gen-len", 'n', "64", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, "tokens to generate") \
+    X(INT, context_len, "context-len", 0, "0", 0, 1048576, "tokens", TD_CONF_BENCH_ENGINE, \
+      "tokens that generating sequences have before the clock starts") \
     X(STR, batch, "batch", 'B', "1,8,32", 1, 255, "list", TD_CONF_BENCH_ENGINE, \
       "batch sizes, comma separated") \
-    X(INT, repeats, "repeats", 'r', "3", 1, 1000, "runs", TD_CONF_BENCH_ENGINE, "runs of each case") \
-    X(STR, json, "json", 0, "", 0, 4096, "file", TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_SERVE, \
+    X(INT, repeats, "repeats", 'r', "3", 1, 1000, "runs", TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_KERNELS, \
+      "runs of each case") \
+    X(STR, json, "json", 0, "", 0, 4096, "file", TD_CONF_BENCH_ENGINE | TD_CONF_BENCH_KERNELS | TD_CONF_BENCH_SERVE, \
       "write results as JSON; -: to standard output") \
     /* tandem logits */ \
     X(STR, ids, "ids", 0, "", 0, 4096, "file", TD_CONF_LOGITS, "safetensors with the cases: int32 tensors ids_K")      \

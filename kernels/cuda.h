@@ -91,17 +91,39 @@ int td_cuda_kv_scatter(td_stream s, const td_kv_rows *r, const void *payload);
 int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_kv *src, const int32_t *from, int n,
                     int n_slots);
 
+/* ---- limits of a device ----
+ * td_cuda_read: one pass over `bytes`, a multiple of 64 KiB; out: 4 bytes. td_cuda_probe: bytes/s of the best such pass over far
+ * more than the caches hold, and operations/s of the largest bf16 product, by cuBLASLt where it is in the build. Takes memory of
+ * the device for about 0.1 s. */
+int td_cuda_read(td_stream s, const void *src, size_t bytes, unsigned *out);
+td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s);
+
 /* ---- the table ----
  * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
  * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
  * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring (of td_grouped.w
  * the device keeps its pointers, and they are sent again only when they differ). `pool` and `scratch` are not looked at; work
  * goes to the compute stream and is not done on return. pack works host to host: the packed image is uploaded as it is.
- * One table per process; workspaces grow at the first call of a larger shape (with a synchronization), then stay.
+ * One table per process. Workspaces are of the sizes given to td_ops.reserve; a call beyond them makes them larger, once,
+ * with a synchronization (td_cuda_ops_grown counts these).
+ * Mode: which kernels products and attention run is choose_cuda.h's; with check, after the check there.
  * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.status is
  * this, td_ops.wait a synchronization before it. */
-td_status td_cuda_ops_open(td_dev *dev, const td_ops **out);
+#define TD_CUDA_NUMERICS "cuda-sm80-bf16" /* of the deterministic mode */
+typedef struct td_cuda_mode {
+    bool fast;     /* else deterministic */
+    bool check;    /* run the smallest cases first; ENOSUP where the portable kernels compute otherwise than the host */
+    unsigned also; /* tests: kernels (bits of choose_cuda.h) taken as proven */
+} td_cuda_mode;
+td_status td_cuda_ops_open_as(td_dev *dev, const td_cuda_mode *mode, const td_ops **out);
+/* Deterministic, unchecked. */
+static inline td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
+{
+    const td_cuda_mode plain = {false, false, 0};
+    return td_cuda_ops_open_as(dev, &plain, out);
+}
 td_status td_cuda_ops_status(void);
+unsigned td_cuda_ops_grown(void);
 void td_cuda_ops_close(void);
 /* After open. replay false: td_ops.replay is NULL. overlap false: no kernel starts before the one before it has
  * ended (rule 6 of td_cuda.h), until the device is opened again. Results are the same. */

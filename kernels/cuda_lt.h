@@ -30,7 +30,7 @@ typedef struct td_cuda_lt_args {
     bool fp8; /* w and x are e4m3; else both are `dtype` (bf16 or f16) */
     td_dtype dtype;
     const void *w; /* [N, K] on the device, 16-byte aligned; K a multiple of 8 (fp8: 16) */
-    const void *x; /* [T, K] */
+    const void *x; /* [T, K], 16-byte aligned, as y and their rows */
     size_t ldx;
     const float *w_scale, *x_scale; /* fp8: one f32 each on the device */
     const void *bias;               /* [N] of y_dtype (y f32: f32) on the device, or NULL */
@@ -40,6 +40,7 @@ typedef struct td_cuda_lt_args {
     bool add; /* y += (with a bias: of the first call of the sum only) */
 } td_cuda_lt_args;
 
+size_t td_cuda_lt_version(void); /* of the library; 0: this build has none */
 /* ws: TD_CUDA_LT_WS_BYTES on the device, 256-byte aligned, borrowed. */
 td_status td_cuda_lt_open(void *ws, td_cuda_lt **out);
 void td_cuda_lt_close(td_cuda_lt *lt); /* NULL: nothing */

@@ -84,6 +84,9 @@ struct td_dev {
 td_status td_dev_open(const char *kind, int index, td_dev **out);
 void td_dev_close(td_dev *d); /* NULL: nothing */
 
+/* CUDA devices of this machine; 0 where none can be used. */
+int td_dev_count(void);
+
 /* Internal: of dev_cuda.cu, or of nocuda.c in a build without. */
 td_status td_dev_open_cuda(int index, td_dev **out);
 

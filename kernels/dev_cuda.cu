@@ -248,11 +248,37 @@ static td_status describe(td_dev *d)
     return TD_OK;
 }
 
+extern "C" int td_dev_count(void)
+{
+    int n = 0;
+    bool any = cudaGetDeviceCount(&n) == cudaSuccess;
+    if (!any) cudaGetLastError();
+    return any ? n : 0;
+}
+
+/* "13.0" of 13000. */
+static const char *version(int v, char out[24])
+{
+    snprintf(out, 24, "%d.%d", v / 1000, v % 1000 / 10);
+    return out;
+}
+
+static td_status no_device(cudaError_t e)
+{
+    int driver = 0, runtime = 0;
+    char d[24], r[24];
+    if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver &&
+        cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+        return td_refuse(TD_ENOSUP, "no CUDA device: the driver is for CUDA %s, this build needs one for %s", version(driver, d),
+                         version(runtime, r));
+    return td_refuse(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
+}
+
 extern "C" td_status td_dev_open_cuda(int index, td_dev **out)
 {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess) return td_refuse(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess) return no_device(e);
     if (index < 0 || index >= n) return td_fail(TD_ENOSUP, "device cuda:%d: this machine has %d", index, n);
     td_dev *d = (td_dev *)calloc(1, sizeof *d);
     if (!d) return td_fail(TD_EFULL, "out of memory for a device");

@@ -20,6 +20,7 @@ typedef struct lt_plan {
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
+    bool refused; /* the library has nothing for it: said once */
     unsigned long long used;
 } lt_plan;
 
@@ -43,6 +44,11 @@ static td_status lt_failed(cublasStatus_t s, const char *what)
 static cudaDataType_t type_of(td_dtype t)
 {
     return t == TD_F32 ? CUDA_R_32F : t == TD_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+size_t td_cuda_lt_version(void)
+{
+    return cublasLtGetVersion();
 }
 
 td_status td_cuda_lt_open(void *ws, td_cuda_lt **out)
@@ -90,6 +96,13 @@ static td_status plan_heuristic(td_cuda_lt *lt, lt_plan *p)
     int n = 0;
     cublasStatus_t s =
         cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &ws, sizeof ws);
+    static const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint32_t alignment = 16; /* what cuda_lt.h asks for; the library would take 256 for granted */
+    for (cublasLtMatmulPreferenceAttributes_t which : aligned)
+        if (s == CUBLAS_STATUS_SUCCESS)
+            s = cublasLtMatmulPreferenceSetAttribute(pref, which, &alignment, sizeof alignment);
     if (s == CUBLAS_STATUS_SUCCESS)
         s = cublasLtMatmulAlgoGetHeuristic(lt->handle, p->op, p->w, p->x, p->y, p->y, pref, 1, &r, &n);
     cublasLtMatmulPreferenceDestroy(pref);
@@ -147,7 +160,8 @@ static td_status plan_of(td_cuda_lt *lt, const td_cuda_lt_args *a, lt_plan **out
     plan_close(p);
     p->key = k;
     td_status s = plan_open(lt, p);
-    if (s != TD_OK) {
+    p->refused = s == TD_ENOSUP;
+    if (s != TD_OK && !p->refused) {
         plan_close(p);
         return s;
     }
@@ -162,6 +176,7 @@ td_status td_cuda_lt_gemm(td_cuda_lt *lt, void *stream, const td_cuda_lt_args *a
     if (a->T <= 0) return TD_OK;
     lt_plan *p;
     TD_TRY(plan_of(lt, a, &p));
+    if (p->refused) return td_refuse(TD_ENOSUP, "cuBLASLt: no algorithm for %d x %d", a->N, a->K);
     uint64_t rows = (uint64_t)a->T;
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->x, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->y, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));

@@ -46,13 +46,6 @@ size_t td_cuda_gemm_ws_bytes(int max_T, int max_N, int max_K)
            up256(part);
 }
 
-/* The packed element (n, block, column in the block) comes from column `col` of row n, or is zero. */
-TD_HOSTDEV size_t packed_at(const gemm_cut &c, int n, int block, int j, bool fp8)
-{
-    size_t chunk = ((size_t)(n / 16) * (size_t)c.n_blocks + (size_t)block) * 2 + (size_t)(j / 32);
-    return chunk * 512 + (size_t)gemm_chunk_index(n % 16, j % 32, fp8);
-}
-
 void td_cuda_gemm_pack_host(void *dst, const void *src, td_dtype from, int N, int K, int slices,
                             td_cuda_wtype type, int n0, int n1)
 {
@@ -67,7 +60,7 @@ void td_cuda_gemm_pack_host(void *dst, const void *src, td_dtype from, int N, in
             if (have > 0 && !fp8)
                 td_convert(v, to, (const char *)src + at * td_dtype_bytes(from), from, (size_t)have);
             for (int j = 0; j < 64; j++) {
-                size_t i = packed_at(c, n, b, j, fp8);
+                size_t i = gemm_packed_at(c, n, b, j, fp8);
                 if (fp8)
                     ((uint8_t *)dst)[i] = j < have ? ((const uint8_t *)src)[at + (size_t)j] : 0;
                 else
@@ -94,7 +87,7 @@ static __global__ void gemm_pack_kernel(T *dst, const T *src, int N, int K, gemm
         int n = n0 + rb * 16 + r;
         T v = 0;
         if (n < N && col + k < end) v = src[(size_t)n * (size_t)K + (size_t)(col + k)];
-        dst[packed_at(c, n, block, k, fp8)] = v;
+        dst[gemm_packed_at(c, n, block, k, fp8)] = v;
     }
 }
 
@@ -125,7 +118,7 @@ static __global__ void gemm_embed_kernel(const uint16_t *w, const int32_t *ids, 
         if (col + j >= end) continue;
         float v = 0.f;
         if (id >= 0 && id < N) {
-            uint16_t u = w[packed_at(c, id, b, j, false)];
+            uint16_t u = w[gemm_packed_at(c, id, b, j, false)];
             v = F16 ? __half2float(__ushort_as_half(u)) : __bfloat162float(__ushort_as_bfloat16(u));
         }
         out[(size_t)blockIdx.x * ldo + (size_t)(col + j)] = v;

@@ -65,6 +65,13 @@ TD_HOSTDEV int gemm_chunk_index(int r, int c, bool fp8)
     return fp8 ? lane * 16 + j * 8 + reg * 2 + (c & 1) : j * 256 + lane * 8 + reg * 2 + (c & 1);
 }
 
+/* The packed element (n, block, column j in the block) comes from column gemm_block_col() + j of row n, or is zero. */
+TD_HOSTDEV size_t gemm_packed_at(const gemm_cut &c, int n, int block, int j, bool fp8)
+{
+    size_t chunk = ((size_t)(n / 16) * (size_t)c.n_blocks + (size_t)block) * 2 + (size_t)(j / 32);
+    return chunk * 512 + (size_t)gemm_chunk_index(n % 16, j % 32, fp8);
+}
+
 typedef struct gemm_args {
     const unsigned char *w;
     const void *x;

@@ -209,6 +209,15 @@ typedef struct td_operand_ops {
                    bool add);
 } td_operand_ops;
 
+/* Largest sizes of a model's steps, for reserve. */
+typedef struct td_ops_room {
+    int max_rows, max_logits;        /* rows; rows of logits, drawn or scored */
+    int max_expert_rows;             /* rows of all experts together; 0: none */
+    int N, K, V;                     /* largest of any product; of the vocabulary */
+    int H, G, D;
+    int max_seqs, max_len, page_size; /* sequences of a step, tokens of one */
+} td_ops_room;
+
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
     const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
@@ -236,6 +245,11 @@ typedef struct td_ops {
     td_status (*wait)(void);
     /* With dev: the first error of a call since then, without waiting: what runs may still fail. NULL without. */
     td_status (*status)(void);
+    /* With dev, before the first step. reserve: workspaces, so that no call within these sizes allocates. beside: what the
+     * family keeps beside a model's packed matrices (sets rows of each w[i]), in one block of device memory that the caller
+     * frees after the last step; *block NULL: nothing. May change numerics. */
+    td_status (*reserve)(const td_ops_room *room);
+    td_status (*beside)(td_weight *const *w, int n, void **block);
 
     const td_replay *replay; /* NULL: every step is queued */
     const td_operand_ops *operand; /* NULL: all activations are f32 */

@@ -19,6 +19,11 @@ bool may_run()
     return (ctx.rec.on ? ctx.rec.status : ctx.status) == TD_OK;
 }
 
+void kept(td_status s)
+{
+    if (s != TD_OK) failed(s);
+}
+
 void launched(int code, const char *what)
 {
     if (code) failed(td_cuda_status(code, what));
@@ -37,6 +42,7 @@ bool want(block *b, size_t bytes)
         failed(td_refuse(TD_EFULL, "a workspace of %zu bytes is not there yet", bytes));
         return false;
     }
+    ctx.grown++;
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
     /* Whole pages, and what grew once grows in larger steps: longer sequences want a little more every few steps. */
     if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
@@ -91,6 +97,7 @@ static td_status turn(size_t bytes)
     ring_half *h = &ctx.half[ctx.at];
     if (h->bytes < bytes) {
         TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+        ctx.grown++;
         half_close(h);
         TD_TRY(half_open(h, bytes * 2));
     } else {
@@ -235,6 +242,41 @@ static td_status ops_wait()
     return td_cuda_ops_status();
 }
 
+/* ---- sizes ---- */
+
+/* A half of the ring: masks and page tables of a step. Penalties and biases may need more. */
+static size_t ring_bytes(const td_ops_room *r)
+{
+    size_t rows = (size_t)r->max_logits * (sizeof(td_sample_row) + padded(((size_t)r->V + 31) / 32 * 4)) + ALIGN;
+    size_t bytes = rows + padded(step_bytes(r));
+    return bytes > HALF_BYTES ? bytes : HALF_BYTES;
+}
+
+static void ring_reserve(size_t bytes)
+{
+    for (ring_half &h : ctx.half) {
+        if (h.bytes >= bytes || !may_run()) continue;
+        kept(ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE));
+        half_close(&h);
+        kept(half_open(&h, bytes));
+    }
+}
+
+static td_status ops_reserve(const td_ops_room *r)
+{
+    if (may_run()) products_reserve(r);
+    if (may_run()) attention_reserve(r);
+    if (may_run()) choice_reserve(r);
+    if (may_run()) ring_reserve(ring_bytes(r));
+    ctx.grown = 0;
+    return td_cuda_ops_status();
+}
+
+static td_status ops_beside(td_weight *const *w, int n, void **block)
+{
+    return td_cuda_choice_copies(&ctx.kernels, w, n, block);
+}
+
 static void fill_table(td_ops *t, td_operand_ops *o)
 {
     *t = td_ops{};
@@ -245,9 +287,11 @@ static void fill_table(td_ops *t, td_operand_ops *o)
     t->dev = ctx.dev;
     t->wait = ops_wait;
     t->status = td_cuda_ops_status;
+    t->reserve = ops_reserve;
+    t->beside = ops_beside;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
-    t->numerics = "cuda-sm80-bf16";
+    t->numerics = ctx.kernels.numerics; /* as it is at any time */
     t->kv_dtype = TD_BF16;
     t->embed_table = ops_embed_table;
     t->rmsnorm = ops_rmsnorm;
@@ -268,7 +312,7 @@ static void fill_table(td_ops *t, td_operand_ops *o)
 
 using namespace td_ops_cuda;
 
-extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
+extern "C" td_status td_cuda_ops_open_as(td_dev *dev, const td_cuda_mode *mode, const td_ops **out)
 {
     if (ctx.dev) return td_fail(TD_EFULL, "the CUDA operations are open already");
     if (strcmp(dev->kind, "cuda"))
@@ -278,6 +322,8 @@ extern "C" td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
     td_status s = TD_OK;
     for (ring_half &h : ctx.half)
         if (s == TD_OK) s = half_open(&h, HALF_BYTES);
+    if (s == TD_OK) s = td_cuda_choice_open(dev, mode->fast, mode->also, &ctx.kernels);
+    if (s == TD_OK && mode->check) s = td_cuda_choice_check(&ctx.kernels);
     if (s != TD_OK) {
         td_cuda_ops_close();
         return s;
@@ -294,11 +340,17 @@ extern "C" td_status td_cuda_ops_status(void)
     return s;
 }
 
+extern "C" unsigned td_cuda_ops_grown(void)
+{
+    return ctx.grown;
+}
+
 extern "C" void td_cuda_ops_close(void)
 {
     if (!ctx.dev) return;
     ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
     replay_close();
+    td_cuda_choice_close(&ctx.kernels);
     for (ring_half &h : ctx.half) half_close(&h);
     products_close();
     attention_close();

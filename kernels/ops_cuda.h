@@ -13,6 +13,7 @@
 #ifndef TD_KERNELS_OPS_CUDA_H
 #define TD_KERNELS_OPS_CUDA_H
 
+#include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/td_cuda.h"
 #include <string.h>
@@ -46,6 +47,8 @@ struct context {
     int at;
     size_t moved; /* counts changes of addresses that recordings have */
     recording rec;
+    td_cuda_choice kernels; /* what products and attention run */
+    unsigned grown;         /* workspaces and halves of the ring that had to become larger since they were reserved */
     td_ops ops;
     td_operand_ops operand;
 };
@@ -53,12 +56,14 @@ extern context ctx;
 
 /* While a step is recorded, an error is the recording's alone. */
 void failed(td_status s);
+/* Fails unless s is OK. */
+void kept(td_status s);
 /* False after any error. */
 bool may_run();
 void launched(int code, const char *what);
 td_stream stream();
-/* At least `bytes` in b, kept for the next call; grows with a synchronization, so not while a step is recorded.
- * False: failed. */
+/* At least `bytes` in b, kept for the next call; grows with a synchronization, and then by half; not while a step is
+ * recorded. False: failed. */
 bool want(block *b, size_t bytes);
 void drop(block *b);
 
@@ -80,16 +85,21 @@ template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
     return at;
 }
 
-/* Each part enters its operations, and frees its workspaces. */
+/* Each part enters its operations, sizes its workspaces, and frees them. */
 void products_fill(td_ops *t, td_operand_ops *o);
+void products_reserve(const td_ops_room *r);
 void products_close();
 void attention_fill(td_ops *t);
+void attention_reserve(const td_ops_room *r);
 void attention_close();
 void choice_fill(td_ops *t);
+void choice_reserve(const td_ops_room *r);
 void choice_close();
 void replay_fill(td_ops *t);
 void replay_close();
 size_t attention_most_parts(); /* for which there ever is room; with more, the kernel for prompts takes the rest */
+/* Of the sequences and page tables of a step. */
+size_t step_bytes(const td_ops_room *r);
 } // namespace td_ops_cuda
 
 #endif

@@ -7,6 +7,7 @@
 
 namespace td_ops_cuda
 {
+static const size_t MAX_PAGES = (size_t)4 << 20;
 static const size_t MAX_SPLIT_SLOTS = (size_t)1 << 17; /* partial results of attention: 68 MB at D = 128 */
 
 /* Sequences and page tables as the device has them, with the work list made from them: serves every layer of
@@ -195,7 +196,7 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.scale = a->scale;
     d.window = a->window;
     d.ws = splits.p;
-    launched(td_cuda_attention(stream(), &d), "attention");
+    kept(td_cuda_choice_attention(&ctx.kernels, stream(), &d));
 }
 
 size_t attention_most_parts()
@@ -206,6 +207,37 @@ size_t attention_most_parts()
 void attention_fill(td_ops *t)
 {
     t->attention = ops_attention;
+}
+
+/* Partial results that a step may have, whatever its sequences are. */
+static size_t most_slots(const td_ops_room *r)
+{
+    size_t splits = ((size_t)r->max_len + TD_CUDA_ATTN_SPLIT - 1) / TD_CUDA_ATTN_SPLIT;
+    size_t slots = (size_t)r->max_rows * (size_t)r->H * splits;
+    return slots < MAX_SPLIT_SLOTS ? slots : MAX_SPLIT_SLOTS;
+}
+
+static size_t most_seqs(const td_ops_room *r)
+{
+    return (size_t)(r->max_seqs < r->max_rows ? r->max_seqs : r->max_rows);
+}
+
+size_t step_bytes(const td_ops_room *r)
+{
+    size_t pages = most_seqs(r) * ((size_t)r->max_len / (size_t)r->page_size + 1);
+    if (pages > MAX_PAGES) pages = MAX_PAGES; /* more are possible where prefixes are shared, and make it grow */
+    return most_seqs(r) * sizeof(td_cuda_attn_seq) + pages * 4;
+}
+
+void attention_reserve(const td_ops_room *r)
+{
+    const long long blocks = ((long long)r->max_rows * (r->H / r->G) + 63) / 64 + r->max_seqs; /* of 64 rows at least */
+    want(&splits, td_cuda_attn_ws_bytes(most_slots(r), r->D));
+    for (step_copy &c : copies)
+        if (may_run() && want(&c.data, step_bytes(r))) want(&c.plan, td_cuda_attn_plan_bytes((int)most_seqs(r)));
+    for (block &b : plans)
+        if (may_run()) want(&b, td_cuda_attn_plan_bytes(min(r->max_rows, (int)TD_REPLAY_MAX_ROWS)));
+    if (may_run()) kept(td_cuda_choice_reserve(&ctx.kernels, 0, 0, blocks * r->G));
 }
 
 void attention_close()

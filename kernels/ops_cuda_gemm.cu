@@ -76,10 +76,8 @@ static bool want_ws(int T, int N, int K)
 {
     size_t had = ws.bytes;
     if (!want(&ws, td_cuda_gemm_ws_bytes(T, N, K))) return false;
-    if (ws.bytes == had) return true;
-    td_status s = ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4);
-    if (s != TD_OK) failed(s);
-    return s == TD_OK;
+    if (ws.bytes != had) kept(ctx.dev->fill(ctx.dev, TD_STREAM_COMPUTE, ws.p, 0, TD_CUDA_GEMM_COUNTERS * 4));
+    return may_run();
 }
 
 /* x: f32, or what the operands of w are */
@@ -97,7 +95,7 @@ static void product(const td_weight *w, const void *x, bool x_is_f32, size_t ldx
     a.ldy = ldy;
     a.add = add;
     a.ws = ws.p;
-    launched(td_cuda_gemm(stream(), &a), "product");
+    kept(td_cuda_choice_gemm(&ctx.kernels, stream(), &a, w->rows));
 }
 
 static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
@@ -224,6 +222,12 @@ void products_fill(td_ops *t, td_operand_ops *o)
     t->linear = ops_linear;
     t->linear_grouped = ops_linear_grouped;
     t->embed_packed = ops_embed_packed;
+}
+
+void products_reserve(const td_ops_room *r)
+{
+    const int rows = r->max_rows > r->max_expert_rows ? r->max_rows : r->max_expert_rows;
+    if (want_ws(rows, r->N, r->K)) kept(td_cuda_choice_reserve(&ctx.kernels, r->max_rows, r->K, 0));
 }
 
 void products_close()

@@ -62,6 +62,11 @@ void choice_fill(td_ops *t)
     t->fill_ids = ops_fill_ids;
 }
 
+void choice_reserve(const td_ops_room *r)
+{
+    want(&ws, td_cuda_sample_bytes(r->max_logits, r->V));
+}
+
 void choice_close()
 {
     drop(&ws);

@@ -54,6 +54,7 @@ typedef struct td_weight {
      * bytes, wherever it is moved. Other types: 0. */
     int scale_rows, scale_cols;
     size_t scale_at;
+    const void *rows;  /* a copy in row-major order beside p, where the family made one (td_ops.beside); else NULL */
 } td_weight;
 
 static inline const float *td_weight_scales(const td_weight *w)

@@ -146,7 +146,8 @@ static void on_ready(void *arg, const td_fleet *f)
     snprintf(line, sizeof line,
              "ready %.200s on %s://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of "
              "the full %u tokens at once\n",
-             r->api.model.name, r->conf.tls_cert[0] ? "https" : "http", r->conf.host, r->port, r->grpc_port, f->numerics, (unsigned long long)kv,
+             r->api.model.name, r->conf.tls_cert[0] ? "https" : "http", r->conf.host, r->port,
+             r->grpc_port, f->numerics, (unsigned long long)kv,
              full, f->id.max_model_len);
     TD_INFO("%.*s", (int)strlen(line) - 1, line);
     tell(r, line);

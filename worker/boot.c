@@ -20,13 +20,39 @@ int td_boot_cores(void)
     return n < 1 ? 1 : TD_MIN(n, MAX_THREADS);
 }
 
+/* This process's number among those of its host, as what started it says; modulo the devices that it may see. */
+static int local_rank(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"};
+    int n = td_dev_count(), rank = 0;
+    for (size_t i = 0; i < TD_COUNT(names) && n > 1; i++) {
+        const char *v = getenv(names[i]);
+        char *end;
+        long r = v && *v ? strtol(v, &end, 10) : -1;
+        if (r < 0 || *end) continue;
+        rank = (int)(r % n);
+        break;
+    }
+    return rank;
+}
+
+/* Deterministic when told so, or when its id is what is pinned. */
 static td_status open_cuda(const td_conf *c, td_boot *b)
 {
-    TD_TRY(td_dev_open("cuda", 0, &b->dev));
-    TD_TRY(td_cuda_ops_open(b->dev, &b->ops));
+    td_cuda_mode mode = {.fast = !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
+    TD_TRY(td_dev_open("cuda", c->device >= 0 ? c->device : local_rank(), &b->dev));
+    TD_TRY(td_cuda_ops_open_as(b->dev, &mode, &b->ops));
     td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
-    TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20);
+    TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB, %s", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20,
+            mode.fast ? "fast" : "deterministic");
     return TD_OK;
+}
+
+/* A pinned id. What it is, is known once the model is open: copies of weights may not fit (kernels/choose_cuda.h). */
+static td_status numerics_kept(const td_conf *c, const td_boot *b)
+{
+    if (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) return TD_OK;
+    return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", b->ops->family, b->ops->numerics, c->numerics);
 }
 
 static void close_device(td_boot *b)
@@ -108,6 +134,9 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                        .ops = b->ops,
                        .pool = b->pool,
                        .max_rows = c->max_num_batched_tokens,
+                       .max_seqs = c->max_num_seqs,
+                       .max_len = c->max_model_len,
+                       .page_size = c->page_size,
                        .max_logits = max_logits ? max_logits : td_engine_logit_rows(c->max_num_seqs),
                        .cache_dir = cache_dir(c, cache, sizeof cache),
                        .cache_limit = (uint64_t)c->cache_limit,
@@ -119,6 +148,7 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
     b->quantized = o.quantized;
     b->attn_split = o.attn_split;
     TD_TRY(td_model_open(&o, &b->model));
+    if (b->dev) TD_TRY(numerics_kept(c, b));
     b->opts = (td_engine_opts){.model = b->model,
                                .ops = b->ops,
                                .pool = b->pool,
@@ -164,8 +194,7 @@ static td_status choose_ops(const td_conf *c, const char *dir, const td_ranks *r
         return td_fail(TD_ENOSUP, "--ops cuda on %d ranks: only one rank is supported", td_grid_ranks(&ranks->grid));
     if (cuda) {
         TD_TRY(open_cuda(c, b));
-        if (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) return TD_OK;
-        return td_fail(TD_ENOSUP, "kernel family cuda computes as %s, not as %s", b->ops->numerics, c->numerics);
+        return numerics_kept(c, b);
     }
     if (!strcmp(c->ops, "auto") && !many) {
         if (open_cuda(c, b) < 0) TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
@@ -200,6 +229,19 @@ td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const 
     }
     TD_INFO("model %s, kernels %s, %d threads", td_model_descr(b.model)->arch, b.ops->family,
             td_pool_size(b.pool));
+    *out = b;
+    return TD_OK;
+}
+
+td_status td_boot_ops(const td_conf *c, td_boot *out)
+{
+    td_boot b = {0};
+    td_status s = choose_ops(c, NULL, NULL, &b);
+    if (s < 0) {
+        td_boot_close(&b);
+        return s;
+    }
+    b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
     *out = b;
     return TD_OK;
 }

@@ -3,8 +3,10 @@
  *
  * Use:       td_boot_open, then change b.opts where the program knows better (hash key, pages), then
  *            td_engine_open(&b.opts, &e).
- * --ops:     cuda: the first CUDA device, or ENOSUP; auto: it, where this build and machine have one, the model fits and
+ * --ops:     cuda: the CUDA device of --device (default: this process's number among its host's), or ENOSUP; auto: it, where this build and machine have one, the model fits and
  *            there is one rank; else the best family of this CPU.
+ * Modes:     of a device, kernels/choose_cuda.h: fast, or --deterministic, whose id also pins it (--numerics). CPU families are
+ *            deterministic always.
  * Ownership: td_boot owns device, pool and model; the engine borrows them and is closed first.
  * Threads:   one, before the others start. Errors: as td_ops_open and td_model_open. */
 // SPDX-License-Identifier: Apache-2.0
@@ -28,6 +30,8 @@ typedef struct td_boot {
 /* dir: the model's folder; "" or NULL with --load-format dummy. max_logits 0: what max-num-seqs needs. */
 /* ranks: this rank's place, NULL: one rank. Of several ranks all open, and agree on the number of KV pages. */
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *out);
+/* Device, kernel family and threads alone: no model. */
+td_status td_boot_ops(const td_conf *c, td_boot *out);
 /* The arithmetic's id as the handshake and page hashes carry it: the family's, and what else changes bits. */
 void td_boot_numerics(const td_boot *b, char *out, size_t n);
 void td_boot_close(td_boot *b);

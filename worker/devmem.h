@@ -8,6 +8,7 @@
 #ifndef TD_WORKER_DEVMEM_H
 #define TD_WORKER_DEVMEM_H
 
+#include "common/pool.h"
 #include "kernels/dev.h"
 
 /* what: for the error's text. */
@@ -16,5 +17,9 @@ void td_devmem_free(td_dev *dev, void *p); /* NULL: nothing */
 td_status td_devmem_fetch(td_dev *dev, void *host, const void *src, size_t bytes);
 /* Host memory -> memory of alloc; done on return. */
 td_status td_devmem_put(td_dev *dev, void *dst, const void *host, size_t bytes);
+/* The same for much of it, such as a mapped file: through two page-locked buffers, one filled by the pool while the other
+ * is on its way. progress: NULL, or told of each buffer. */
+td_status td_devmem_put_staged(td_dev *dev, td_pool *pool, void *dst, const void *host, size_t bytes,
+                               void (*progress)(void *arg, const char *what, double fraction), void *arg);
 
 #endif

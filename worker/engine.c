@@ -31,7 +31,10 @@ static size_t bytes_per_page(const td_engine_opts *o, const td_model_desc *d)
     return sum;
 }
 
-/* What pages may take: of this host a quarter; of a device all but the logits and, for workspaces, an eighth. */
+enum { DEVICE_MARGIN = 1 << 30 };
+
+/* What pages may take: of this host a quarter; of a device, whose workspaces have been reserved, all but the logits and a
+ * margin: an eighth of what is left, at most 1 GiB. */
 static int64_t free_memory(const td_engine_opts *o, const td_model_desc *d)
 {
     td_dev *dev = o->ops->dev;
@@ -39,7 +42,7 @@ static int64_t free_memory(const td_engine_opts *o, const td_model_desc *d)
     if (!dev) return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
     if (dev->free_bytes(dev, &left) < 0 || left < logits) return 0;
     left -= logits;
-    return (int64_t)TD_MIN(left - left / 8, (size_t)INT64_MAX);
+    return (int64_t)TD_MIN(left - TD_MIN(left / 8, (size_t)DEVICE_MARGIN), (size_t)INT64_MAX);
 }
 
 /* Pages per group: as told; else from the memory told; else from what is free now, but no more than
@@ -153,6 +156,17 @@ static void close_replicas(td_engine *e)
     free(e->replica);
 }
 
+/* With what would fit. */
+static td_status too_few_pages(const td_engine_opts *o, int64_t pages, int64_t least)
+{
+    size_t page = bytes_per_page(o, td_model_descr(o->model));
+    long long len = (long long)(pages - 2) * o->page_size;
+    char fits[64] = "";
+    if (len > 0 && pages < least) snprintf(fits, sizeof fits, "; --max-model-len %lld would fit", len);
+    return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld (%lld MiB) are needed for one sequence%s", (long long)pages,
+                   o->page_size, (long long)least, (long long)(((size_t)least * page >> 20) + 1), fits);
+}
+
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)
 {
     const td_model_desc *d = td_model_descr(o->model);
@@ -175,8 +189,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     }
     if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
         free(e);
-        return td_fail(TD_EFULL, "%lld KV pages of %d tokens: at least %lld are needed for one sequence",
-                       (long long)pages, o->page_size, (long long)least);
+        return too_few_pages(o, pages, TD_MAX(least, 3));
     }
     e->max_len = (int)TD_MIN((int64_t)d->max_positions, tokens_of_pages(o, pages - 1));
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);

@@ -4,6 +4,7 @@
  *   ppN      one leg of N prompt tokens, until its first token
  *   tgN      one leg makes N tokens from a prompt of one token
  *   tgNxB    B legs at once
+ *   tgNxB@C  the same from a prompt of C tokens: from when all of them have a token until they made N * B more
  *
  * Shares: bytes (packed weights once a step and rank, KV once a sequence and step) against the best read stream,
  * and operations against the family's multiply-add loop. Both limits are measured in this process before and
@@ -28,7 +29,7 @@ enum { MAX_BATCHES = 32 };
 
 typedef struct test {
     char name[48];
-    uint32_t prompt, gen, batch;
+    uint32_t prompt, gen, batch, context; /* context > 0: the prompt is not timed */
     double tok_s[1001], best_s; /* sorted when reported */
     double bytes, ops; /* of one run */
     uint64_t steps;
@@ -76,10 +77,20 @@ static void plan_tests(bench *b)
     }
     for (int i = 0; i < b->n_batch && b->conf.gen_len; i++) {
         test *t = &b->tests[b->n_tests++];
-        *t = (test){.prompt = 1, .gen = (uint32_t)b->conf.gen_len, .batch = (uint32_t)b->batch[i]};
-        if (t->batch == 1) snprintf(t->name, sizeof t->name, "tg%u", t->gen);
-        else snprintf(t->name, sizeof t->name, "tg%uxB%u", t->gen, t->batch);
+        *t = (test){.prompt = 1, .gen = (uint32_t)b->conf.gen_len, .batch = (uint32_t)b->batch[i],
+                    .context = (uint32_t)b->conf.context_len};
+        if (t->context) t->prompt = t->context;
+        int n = t->batch == 1 ? snprintf(t->name, sizeof t->name, "tg%u", t->gen)
+                              : snprintf(t->name, sizeof t->name, "tg%uxB%u", t->gen, t->batch);
+        if (t->context) snprintf(t->name + n, sizeof t->name - (size_t)n, "@%u", t->context);
     }
+}
+
+/* Tokens that the first of B legs makes before the last one has its first, and those that are timed. */
+static uint32_t most_tokens(const bench *b, const test *t)
+{
+    uint32_t rows = (uint32_t)TD_MAX(b->conf.max_num_batched_tokens - b->conf.max_num_seqs, 1);
+    return t->context ? t->gen + 2 + t->batch * t->context / rows + t->batch : t->gen;
 }
 
 static uint32_t draw(const bench *b, uint32_t i, uint32_t V)
@@ -120,7 +131,7 @@ static td_status start_legs(bench *b, const test *t, uint32_t *ids)
                       .n_prompt = t->prompt,
                       .sampling = {.top_p = 1,
                                    .repetition_penalty = 1,
-                                   .max_tokens = t->gen,
+                                   .max_tokens = most_tokens(b, t),
                                    .n = 1,
                                    .ignore_eos = true,
                                    .logprobs = -1,
@@ -130,23 +141,57 @@ static td_status start_legs(bench *b, const test *t, uint32_t *ids)
     return TD_OK;
 }
 
-/* Seconds from the first turn to the last leg's end. */
+static td_status turn(bench *b, td_engine_out *o, uint32_t left)
+{
+    td_status s = td_engine_turn(b->engine, o);
+    if (s == TD_AGAIN) s = td_refuse(TD_EPROTO, "the engine stands still with %u sequences left", left);
+    for (uint32_t i = 0; s == TD_OK && i < o->n_end; i++)
+        if (o->end[i].status < 0)
+            s = td_refuse(o->end[i].status, "%s", o->end[i].reason ? o->end[i].reason : "a sequence failed");
+    return s;
+}
+
+static td_status run_to_end(bench *b, uint32_t left)
+{
+    td_engine_out o;
+    for (; left; left -= o.n_end) TD_TRY(turn(b, &o, left));
+    return TD_OK;
+}
+
+/* All legs generate; from when the last of them has its first token, until so many more were made. */
+static td_status run_generation(bench *b, const test *t, int64_t *start)
+{
+    uint64_t made = 0, first = 0;
+    uint32_t left = t->batch;
+    td_engine_out o;
+    while (first < t->batch || made < (uint64_t)t->gen * t->batch) {
+        bool full = first == t->batch;
+        TD_TRY(turn(b, &o, left));
+        if (o.n_end) return td_refuse(TD_EPROTO, "a sequence ended before the test did");
+        for (uint32_t i = 0; i < o.n_tokens; i++) {
+            first += o.tokens[i].base_index == 0;
+            made += full ? o.tokens[i].n : 0;
+        }
+        if (full || first < t->batch) continue;
+        *start = td_now_us();
+        b->bytes = b->ops = 0;
+        b->steps = 0;
+    }
+    return TD_OK;
+}
+
+/* Seconds from the first turn, or from the end of the context, to the last token. */
 static td_status run_once(bench *b, const test *t, double *out)
 {
-    uint32_t *ids = td_xalloc(t->prompt * sizeof *ids), left = t->batch;
+    uint32_t *ids = td_xalloc(t->prompt * sizeof *ids);
+    uint64_t key = b->key;
     td_status s = start_legs(b, t, ids);
     free(ids);
     int64_t start = td_now_us();
-    while (s == TD_OK && left) {
-        td_engine_out o;
-        s = td_engine_turn(b->engine, &o);
-        if (s == TD_AGAIN) s = td_refuse(TD_EPROTO, "the engine stands still with %u sequences left", left);
-        for (uint32_t i = 0; s == TD_OK && i < o.n_end; i++, left--)
-            if (o.end[i].status < 0)
-                s = td_refuse(o.end[i].status, "%s", o.end[i].reason ? o.end[i].reason : "a sequence failed");
-    }
+    if (s == TD_OK) s = t->context ? run_generation(b, t, &start) : run_to_end(b, t->batch);
     *out = (double)TD_MAX(td_now_us() - start, 1) * 1e-6;
-    return s;
+    for (uint32_t i = 0; s == TD_OK && t->context && i < t->batch; i++) s = td_engine_cancel(b->engine, ++key);
+    return s == TD_OK && t->context ? run_to_end(b, t->batch) : s;
 }
 
 static double gather_s(const bench *b, bool alone)
@@ -177,6 +222,11 @@ static td_status run_measured(bench *b, test *t, double *before, double *s)
     return TD_OK;
 }
 
+static bool generates(const test *t)
+{
+    return t->gen > 1 || t->prompt == 1 || t->context;
+}
+
 static td_status run_test(bench *b, test *t)
 {
     double s, before[TD_COLL_MAX_RANKS];
@@ -186,7 +236,7 @@ static td_status run_test(bench *b, test *t)
         b->bytes = b->ops = 0;
         b->steps = 0;
         TD_TRY(run_measured(b, t, before, &s));
-        t->tok_s[i] = (t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt) / s;
+        t->tok_s[i] = (generates(t) ? (double)t->gen * t->batch : t->prompt) / s;
         t->bytes = b->bytes;
         t->ops = b->ops;
         t->steps = b->steps;
@@ -260,7 +310,7 @@ static td_status report(const bench *b)
         int n = b->conf.repeats;
         qsort(t->tok_s, (size_t)n, sizeof *t->tok_s, ascending);
         double median = n % 2 ? t->tok_s[n / 2] : (t->tok_s[n / 2 - 1] + t->tok_s[n / 2]) / 2;
-        double tokens = t->gen > 1 || t->prompt == 1 ? (double)t->gen * t->batch : t->prompt,
+        double tokens = generates(t) ? (double)t->gen * t->batch : t->prompt,
                seconds = tokens / median;
         double of_read = t->bytes / seconds / b->read_s,
                of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
@@ -282,8 +332,12 @@ static void fit(bench *b)
     c->max_num_batched_tokens = TD_MAX(c->max_num_batched_tokens, c->max_num_seqs);
     c->prefix_cache = false; /* every run computes everything */
     if (!c->kv_pages && !c->kv_memory) {
-        int64_t P = c->page_size, one = (c->prompt_len + 1) / P + 2, each = (c->gen_len + 1) / P + 2;
-        c->kv_pages = (int)TD_MIN(TD_MAX(one, each * most), (int64_t)TD_CONF_INT_MAX);
+        int64_t P = c->page_size, pages = (c->prompt_len + 1) / P + 2;
+        for (int i = 0; i < b->n_tests; i++) {
+            const test *t = &b->tests[i];
+            pages = TD_MAX(pages, t->batch * ((int64_t)(t->prompt + most_tokens(b, t)) / P + 2));
+        }
+        c->kv_pages = (int)TD_MIN(pages, (int64_t)TD_CONF_INT_MAX);
     }
 }
 
@@ -294,7 +348,9 @@ static td_status run_tests(bench *b)
     TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
     b->ranks.boot = &b->boot;
     b->ranks.engine = b->engine;
-    int longest = TD_MAX(b->conf.prompt_len, b->n_batch ? b->conf.gen_len : 0) + 1;
+    int longest = 1;
+    for (int i = 0; i < b->n_tests; i++)
+        longest = TD_MAX(longest, (int)(b->tests[i].prompt + most_tokens(b, &b->tests[i])));
     if (longest > td_engine_max_model_len(b->engine)) /* it would end early and look fast */
         return td_refuse(TD_EBADREQ, "%d tokens are more than the %d that model and pages hold", longest,
                          td_engine_max_model_len(b->engine));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "deploy/cli/bench_ranks.h"
 #include "common/check.h"
+#include "kernels/cuda.h"
 #include "worker/profile.h"
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,13 @@ static double processor_s(void)
 
 static td_status measure(const td_boot *b, int n_ranks, bench_figures *f)
 {
-    double v;
+    double v, m;
+    if (b->dev) {
+        TD_TRY(td_cuda_probe(b->dev, &v, &m));
+        f->read_s = TD_MAX(f->read_s, v);
+        f->multiply_s = TD_MAX(f->multiply_s, m);
+        return TD_OK;
+    }
     TD_TRY(td_profile_read(b->pool, ((size_t)STREAM_MEGABYTES << 20) / (size_t)n_ranks, STREAM_PASSES, &v));
     f->read_s = TD_MAX(f->read_s, v);
     v = td_profile_multiply(b->pool, b->ops);

@@ -6,6 +6,7 @@
 
 int cmd_logits(int argc, char **argv);
 int cmd_bench_engine(int argc, char **argv);
+int cmd_bench_kernels(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_launch(int argc, char **argv);
 int cmd_rank(int argc, char **argv);

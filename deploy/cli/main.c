@@ -15,6 +15,7 @@ static const struct command {
     {"chat", NULL, cmd_chat, "talk to a server (--url) or to a model directory"},
     {"logits", NULL, cmd_logits, "logits of every position, from and to safetensors"},
     {"bench", "engine", cmd_bench_engine, "prefill and decode speed of the engine, with shares of the machine's limits"},
+    {"bench", "kernels", cmd_bench_kernels, "each large kernel of a model's shape, with shares of the machine's limits"},
     {"bench", "serve", cmd_bench_serve, "load a server: TTFT, TPOT, ITL, goodput"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };

@@ -200,7 +200,8 @@ static void expert_rows(sheet *s, const td_fleet *f)
 {
     static const char *const when[] = {"counted", "before", "after"};
     head(s, "", "tandem_eplb_imbalance", "gauge",
-         "Load of the heaviest rank against the mean at the last balancing: as counted, and by its counts before and after");
+         "Load of the heaviest rank against the mean at the last balancing: as counted, and by its counts before "
+         "and after");
     for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
         const td_worker *w = &f->w[i];
         const td_msg_experts *x = &w->beat.experts;

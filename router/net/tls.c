@@ -11,8 +11,8 @@
 
 enum { LOOK_EVERY_US = 10000000 };
 
-/* The reason of the first OpenSSL error, which is the cause; the queue is per thread and must be empty before the next
- * SSL call. */
+/* The reason of the first OpenSSL error, which is the cause; the queue is per thread and must be empty before the
+ * next SSL call. */
 static const char *ssl_reason(void)
 {
     unsigned long e = ERR_peek_error();
@@ -39,7 +39,7 @@ static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *n
 static int no_passphrase(char *buf, int size, int writing, void *arg)
 {
     (void)buf, (void)size, (void)writing;
-    *(bool *)arg = true;
+    if (arg) *(bool *)arg = true;
     return -1;
 }
 

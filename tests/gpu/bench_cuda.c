@@ -2,14 +2,18 @@
 /* tests/gpu/bench_cuda.c - speed of the CUDA kernels beside the two ceilings of the same run. One JSON object a line:
  *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger, "goal":...}
  * Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events, each of enough launches for
- * 2 ms. usage: bench_cuda [part of a case's name] */
+ * 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of sizes that the shim can do. */
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
 #include "tests/gpu/ceiling.h"
 #include "tests/simt/support.h"
 
-enum { SAMPLES = 9, COLD_BYTES = 384 << 20, READ_BYTES = 1 << 30 };
+#ifdef BENCH_TINY
+enum { SAMPLES = 1, SAMPLE_US = 1, COLD_BYTES = 0, READ_BYTES = 1 << 16, PIECE = 1 << 20, CEILING_N = 64, SHRINK = 128 };
+#else
+enum { SAMPLES = 9, SAMPLE_US = 2000, COLD_BYTES = 384 << 20, READ_BYTES = 1 << 30, PIECE = 16 << 20, CEILING_N = 8192, SHRINK = 1 };
+#endif
 static const char *only = "";
 static double read_s, product_s; /* bytes and operations a second */
 
@@ -56,7 +60,7 @@ static double median_us(call_fn *fn, void *arg)
     int at = 0, n = 1;
     double us[SAMPLES], once = sample_us(fn, arg, 1, &at);
     once = sample_us(fn, arg, 3, &at);
-    if (once * n < 2000) n = (int)(2000 / (once + 0.5)) + 1;
+    if (once * n < SAMPLE_US) n = (int)(SAMPLE_US / (once + 0.5)) + 1;
     for (int i = 0; i < SAMPLES; i++) us[i] = sample_us(fn, arg, n, &at);
     qsort(us, SAMPLES, sizeof *us, ascending);
     return us[SAMPLES / 2];
@@ -78,11 +82,11 @@ static double report(const char *name, double us, double bytes, double flops, do
     return us;
 }
 
-/* Device memory of bf16 values of about 1: 16 MiB of them, repeated. */
+/* Device memory of bf16 values of about 1: a piece of them, repeated. */
 static void *values(size_t bytes)
 {
     static uint16_t *host;
-    const size_t piece = 16 << 20;
+    const size_t piece = PIECE;
     if (!host) {
         host = block_alloc(piece);
         uint64_t s = 1;
@@ -108,7 +112,7 @@ static int stream_call(void *arg, int i)
 {
     stream_arg *a = arg;
     (void)i;
-    return ceiling_read(stream(), a->p, READ_BYTES, a->out);
+    return td_cuda_read(stream(), a->p, READ_BYTES, a->out);
 }
 
 static int product_call(void *arg, int i)
@@ -119,7 +123,7 @@ static int product_call(void *arg, int i)
 
 static void ceilings(const char *when)
 {
-    enum { N = 8192 };
+    enum { N = CEILING_N };
     stream_arg a = {values(READ_BYTES), dev_new(64)};
     double r = READ_BYTES / (median_us(stream_call, &a) * 1e-6), m = 0;
     void *x = values((size_t)N * N * 2), *w = values((size_t)N * N * 2), *y = dev_new((size_t)N * N * 2);
@@ -193,12 +197,12 @@ static void products(void)
         {"qkv 6144x4096", 6144, 4096}, {"o 4096x4096", 4096, 4096}, {"gate_up 28672x4096", 28672, 4096},
         {"down 4096x14336", 4096, 14336}};
     static const int few[] = {1, 8, 16, 32, 64}, many[] = {256, 1024, 4096};
-    for (size_t i = 0; i < TD_COUNT(shapes); i++) {
-        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_BF16, few[k]);
-        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_E4M3_ROW, few[k]);
+    for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++) {
+        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_BF16, few[k]);
+        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_E4M3_ROW, few[k]);
         for (size_t k = 0; k < TD_COUNT(many); k++) {
-            bench_gemm(shapes[i].name, shapes[i].N, shapes[i].K, TD_CUDA_W_BF16, many[k]);
-            bench_cublas(shapes[i].name, shapes[i].N, shapes[i].K, many[k]);
+            bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_BF16, many[k] / (SHRINK > 1 ? 64 : 1));
+            bench_cublas(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, many[k]);
         }
     }
 }
@@ -217,6 +221,7 @@ static int attn_call(void *arg, int i)
 static double bench_attn(const char *name, int n, int rows, int longest, int others, int P, double goal)
 {
     if (!wanted(name)) return 0;
+    if (SHRINK > 1) n = n < 2 ? n : 2, longest = longest / SHRINK + 1, others = others / SHRINK + 1, rows = rows / SHRINK + 1;
     td_cuda_attn_seq *seq = td_xalloc((size_t)n * sizeof *seq);
     size_t pages = 0, slots = 0, tokens = 0;
     double flops = 0;
@@ -273,7 +278,7 @@ typedef struct row_arg {
     td_kv kv;
 } row_arg;
 
-enum { ROWS = 4096, E = 4096, F = 14336, V = 128256, BATCH = 64 };
+enum { ROWS = 4096 / SHRINK, E = 4096 / SHRINK, F = 14336 / SHRINK, V = 128256 / SHRINK, BATCH = SHRINK > 1 ? 2 : 64, QKV = 6144, KV = 2 * 8 * 128 };
 
 static int norm_call(void *arg, int i)
 {
@@ -297,7 +302,7 @@ static int rope_call(void *arg, int i)
 {
     row_arg *r = arg;
     (void)i;
-    td_rope_args a = {.qkv = r->x, .ld = 6144, .T = ROWS, .cs = r->cs, .norm_eps = 1e-5f, .H = 32, .G = 8, .D = 128,
+    td_rope_args a = {.qkv = r->x, .ld = QKV, .T = ROWS, .cs = r->cs, .norm_eps = 1e-5f, .H = 32, .G = 8, .D = 128,
                       .rot_dim = 128, .kv = &r->kv, .row_page = r->pages, .row_in_page = r->ids};
     return td_cuda_rope_append(stream(), &a);
 }
@@ -333,8 +338,8 @@ static void bench_sample(const char *name, float temperature, float top_p, int t
 
 static void rows(void)
 {
-    row_arg r = {.x = values((size_t)ROWS * 2 * F * 4), .y = values((size_t)ROWS * E * 4), .w = values(E * 4),
-                 .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * F * 2)};
+    row_arg r = {.x = values((size_t)ROWS * (2 * F > QKV ? 2 * F : QKV) * 4), .y = values((size_t)ROWS * E * 4), .w = values(E * 4),
+                 .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * (F > KV ? F : KV) * 2)};
     int32_t *page = td_xalloc(ROWS * sizeof *page), *in = td_xalloc(ROWS * sizeof *in);
     r.kv = (td_kv){values((size_t)ROWS * 2 * 8 * 128 * 2), TD_BF16, ROWS / 16, 16, 8, 128};
     for (int i = 0; i < ROWS; i++) page[i] = i / 16, in[i] = i % 16;

@@ -4,31 +4,6 @@
 #include "tests/gpu/ceiling.h"
 #include <cublasLt.h>
 
-static __global__ void __launch_bounds__(512) read_all(const uint4 *src, size_t n, unsigned *out)
-{
-    unsigned x = 0;
-    size_t stride = (size_t)gridDim.x * 512;
-    size_t i = (size_t)blockIdx.x * 512 + threadIdx.x;
-    for (; i + 3 * stride < n; i += 4 * stride) {
-        uint4 a = td_ld_stream(src + i), b = td_ld_stream(src + i + stride), c = td_ld_stream(src + i + 2 * stride),
-              d = td_ld_stream(src + i + 3 * stride);
-        x ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
-    }
-    for (; i < n; i += stride) {
-        uint4 a = td_ld_stream(src + i);
-        x ^= a.x ^ a.y ^ a.z ^ a.w;
-    }
-    if (x == 0x12345677u) *out = x;
-}
-
-extern "C" int ceiling_read(void *stream, const void *src, size_t bytes, unsigned *out)
-{
-    int dev = 0, sms = 0;
-    cudaGetDevice(&dev);
-    cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, dev);
-    return td_launch(read_all, (unsigned)sms * 4, 512, 0, (cudaStream_t)stream, (const uint4 *)src, bytes / 16, out);
-}
-
 struct ceiling_product {
     cublasLtHandle_t lt;
     cublasLtMatmulDesc_t op;

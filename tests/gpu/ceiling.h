@@ -1,5 +1,5 @@
-/* tests/gpu/ceiling.h - the two limits of a device, measured: a read-only stream, and the largest matrix product that
- * cuBLASLt does. Device pointers; 0 or an error code. Threads: one. */
+/* tests/gpu/ceiling.h - the largest matrix product that cuBLASLt does (the other limit, a read-only stream, is td_cuda_read of
+ * kernels/cuda.h). Device pointers; 0 or an error code. Threads: one. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_GPU_CEILING_H
 #define TD_TESTS_GPU_CEILING_H
@@ -9,8 +9,6 @@
 extern "C" {
 #endif
 
-/* Queues one pass over `bytes` (a multiple of 64 KiB); out: 4 bytes that are almost never written. */
-int ceiling_read(void *stream, const void *src, size_t bytes, unsigned *out);
 /* bf16 y[T,N] = x[T,K] W[N,K]'. open chooses the best of 8 heuristics by timing; run queues one. Fails without cuBLASLt. */
 typedef struct ceiling_product ceiling_product;
 int ceiling_product_open(void *stream, int T, int N, int K, const void *x, const void *w, void *y, int choices,

@@ -147,6 +147,10 @@ struct Fiber {
 };
 struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
+    // the device that is emulated: how many (0: none, -1: the driver is too old), MiB of memory, compute capability
+    int devices = 1, memory = 4096, arch = 80;
+    int wrong = 0;      // bits: 1 mma, 2 cuBLASLt, 4, 8 Hopper's kernels compute wrongly
+    int fail_after = 0; // that launch fails, and everything after it; 0: none
 };
 struct Stats {
     uint64_t launches, blocks, threads, switches, barriers, warp_ops, mma, hooks;
@@ -846,6 +850,9 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
     cudaErrorStreamCaptureUnsupported = 900,
@@ -967,11 +974,7 @@ inline cudaError_t cudaEventQuery(cudaEvent_t)
     if (auto e = simt_refused_while_recorded("cudaEventQuery")) return e;
     return cudaPeekAtLastError();
 }
-inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
-{
-    *left = *total = (size_t)4 << 30;
-    return cudaSuccess;
-}
+cudaError_t cudaMemGetInfo(size_t *left, size_t *total);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 inline cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
@@ -1012,29 +1015,36 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e)
     delete e;
     return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int)
+inline cudaError_t cudaSetDevice(int d)
 {
-    return cudaSuccess;
+    return d >= 0 && d < simt::opt.devices ? cudaSuccess : cudaErrorInvalidDevice;
 }
 inline cudaError_t cudaGetDevice(int *d)
 {
     *d = 0;
     return cudaSuccess;
 }
-inline cudaError_t cudaGetDeviceCount(int *n)
+cudaError_t cudaGetDeviceCount(int *n);
+inline cudaError_t cudaDriverGetVersion(int *v)
 {
-    *n = 1;
+    *v = simt::opt.devices < 0 ? 12020 : 13000;
+    return cudaSuccess;
+}
+inline cudaError_t cudaRuntimeGetVersion(int *v)
+{
+    *v = 13000;
     return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
     *p = cudaDeviceProp{};
     strcpy(p->name, "simt host emulation");
-    p->totalGlobalMem = (size_t)4 << 30;
+    size_t left;
+    cudaMemGetInfo(&left, &p->totalGlobalMem);
     p->sharedMemPerBlock = 49152;
     p->sharedMemPerBlockOptin = 232448;
-    p->major = 8;
-    p->minor = 0;
+    p->major = simt::opt.arch / 10;
+    p->minor = simt::opt.arch % 10;
     p->multiProcessorCount = 4;
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;
@@ -1044,7 +1054,7 @@ inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int)
 {
     *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
          : a == cudaDevAttrMultiProcessorCount        ? 4
-         : a == cudaDevAttrComputeCapabilityMajor     ? 8
+         : a == cudaDevAttrComputeCapabilityMajor     ? simt::opt.arch / 10
                                                       : 0;
     return cudaSuccess;
 }

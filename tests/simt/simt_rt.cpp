@@ -428,6 +428,7 @@ static void run_op(unsigned w, uint32_t need)
             for (unsigned j = 0; j < 8; j++) {
                 double s = C[i][j];
                 for (unsigned q = 0; q < 16; q++) s += (double)A[i][q] * Bt[j][q];
+                if (opt.wrong & 1 && i == 3 && j == 5) s += 1;
                 L[j / 2 + i % 8 * 4].out[(i >> 3) * 2 + (j & 1)] = bits<uint32_t>((float)s);
             }
         return;
@@ -848,9 +849,9 @@ static void setup()
 #define SIMT_ENV(k, v)                                                                                       \
     if (getenv(k)) opt.v = atoi(getenv(k));
     SIMT_ENV("SIMT_ORDER", order)
-    SIMT_ENV("SIMT_POISON", poison)
-    SIMT_ENV("SIMT_TIMEOUT", timeout) SIMT_ENV("SIMT_EXIT_OK", exit_ok) SIMT_ENV("SIMT_UNINIT", uninit)
-        SIMT_ENV("SIMT_EAGER", eager) static char alt[65536];
+    SIMT_ENV("SIMT_POISON", poison) SIMT_ENV("SIMT_TIMEOUT", timeout) SIMT_ENV("SIMT_EXIT_OK", exit_ok)
+        SIMT_ENV("SIMT_UNINIT", uninit) SIMT_ENV("SIMT_EAGER", eager)
+            SIMT_ENV("SIMT_FAIL_AFTER", fail_after) static char alt[65536];
     stack_t ss{};
     ss.ss_sp = alt;
     ss.ss_size = sizeof alt;
@@ -887,6 +888,8 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
 {
     if (!g_f) setup();
     if (int e = check_launch(g, b, smem, kernel)) return e;
+    if (opt.fail_after > 0 && !--opt.fail_after)
+        return api_fail(cudaErrorLaunchFailure, "launch of %s: planted", kname().c_str());
     uint64_t n = (uint64_t)b.x * b.y * b.z;
     dl_iterate_phdr(find_image, (void *)kernel);
     static std::map<size_t, Alloc *> dyns;
@@ -1024,11 +1027,41 @@ cudaError_t simt_refused_while_recorded(const char *what)
     if (!simt::opt.quiet) fprintf(stderr, "simt: %s while a stream is recorded\n", what);
     return cudaErrorStreamCaptureUnsupported; // not sticky: it is the recording that is lost
 }
+static size_t simt_live;
+/* Once, at the first question: before the first launch, which is when the other variables are read. */
+static bool simt_of_env(const char *name, int *option)
+{
+    const char *v = getenv(name);
+    if (v) *option = atoi(v);
+    return v != nullptr;
+}
+static size_t simt_memory()
+{
+    static const bool told = simt_of_env("SIMT_MEMORY", &simt::opt.memory);
+    (void)told;
+    return (size_t)simt::opt.memory << 20;
+}
+cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
+{
+    *total = simt_memory();
+    *left = *total > simt_live ? *total - simt_live : 0;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    static const bool told = simt_of_env("SIMT_DEVICES", &simt::opt.devices);
+    (void)told;
+    const int have = simt::opt.devices;
+    *n = have > 0 ? have : 0;
+    return have > 0 ? cudaSuccess : have ? cudaErrorInsufficientDriver : cudaErrorNoDevice;
+}
 cudaError_t simt_malloc(void **p, size_t n)
 {
     if (auto e = simt_refused_while_recorded("cudaMalloc")) return e;
+    if (simt_live + n > simt_memory()) return cudaErrorMemoryAllocation;
     auto *A = simt::new_alloc(n, false);
     if (!A) return cudaErrorMemoryAllocation;
+    simt_live += n;
     if (simt::opt.hide) simt::protect(A, PROT_NONE);
     *p = A->p;
     return cudaSuccess;
@@ -1042,6 +1075,7 @@ cudaError_t cudaFree(void *p)
         return simt::api_fail(cudaErrorInvalidValue, "cudaFree(%p): not a live allocation", p);
     simt::Alloc *A = it->second;
     A->freed = true;
+    simt_live -= A->n;
     char *b = (char *)((uintptr_t)A->p & ~(uintptr_t)4095);
     madvise(b, A->map, MADV_DONTNEED);
     mprotect(b, A->map, PROT_NONE);
@@ -1195,6 +1229,8 @@ const char *cudaGetErrorString(cudaError_t e)
 {
     if (e == cudaErrorStreamCaptureUnsupported) return "not permitted while a stream is recorded";
     if (e == cudaErrorStreamCaptureInvalidated) return "the recording was lost";
+    if (e == cudaErrorNoDevice) return "no CUDA-capable device is detected";
+    if (e == cudaErrorInsufficientDriver) return "CUDA driver version is insufficient for CUDA runtime version";
     return e == cudaSuccess ? "no error" : simt::g_err.empty() ? "CUDA error" : simt::g_err.c_str();
 }
 cudaError_t simt_set_smem(const void *fn, int v)
@@ -1296,7 +1332,12 @@ int simt_set_option(const char *name, int value)
                {"poison", &simt::opt.poison},
                {"timeout", &simt::opt.timeout},
                {"eager", &simt::opt.eager},
-               {"hide", &simt::opt.hide}};
+               {"hide", &simt::opt.hide},
+               {"devices", &simt::opt.devices},
+               {"memory", &simt::opt.memory},
+               {"arch", &simt::opt.arch},
+               {"wrong", &simt::opt.wrong},
+               {"fail_after", &simt::opt.fail_after}};
     for (auto &o : all)
         if (!strcmp(o.n, name)) {
             int old = *o.v;

@@ -4,13 +4,11 @@
  * the golden's up to the first choice that rounding may change; a device that fails ends in one error, and stays so.
  *
  * On the shim device memory cannot be touched by the host but in copies and launches (option "hide"). */
-#include "common/conf.h"
 #include "common/log.h"
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
 #include "tests/worker/support_identity.h"
-#include "worker/boot.h"
 #include "worker/ranks.h"
 #include <signal.h>
 #include <sys/wait.h>
@@ -233,37 +231,6 @@ static void test_device_fails(void)
     (void)td_cuda_ops_status();
 }
 
-/* ---- boot ---- */
-
-static void test_boot(void)
-{
-    static td_conf c;
-    static td_boot b;
-    static te_result r;
-    char *argv[] = {"logits", "--ops", "cuda", "--no-pack-cache", "--max-model-len", "100", "--max-num-seqs", "4",
-                    "--max-num-batched-tokens", "64", "--threads", "1"};
-    int n = 0;
-    const char *none[1];
-    te_spec s = te_make(1, 9, 5, 320);
-    T_OK(td_conf_parse(&c, TD_CONF_LOGITS, TD_COUNT(argv), argv, none, 1, &n) == TD_OK, "%s", td_reason());
-    td_ranks two = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}};
-    T_EQ(td_boot_open(&c, "tests/golden/models/llama-gqa", 0, &two, &b), TD_ENOSUP);
-    T_OK(strstr(td_reason(), "--ops cuda on 2 ranks") != NULL, "%s", td_reason());
-    if (td_boot_open(&c, "tests/golden/models/llama-gqa", 0, NULL, &b) == TD_OK) {
-        td_engine *e = NULL;
-        T_OK(!strcmp(b.ops->family, "cuda") && b.dev, "%s", b.ops->family);
-        T_OK(td_engine_open(&b.opts, &e) == TD_OK, "%s", td_reason());
-        if (e) te_run(e, &s, &r, 1);
-        T_EQ(r.n[0], 5);
-        td_engine_close(e);
-        td_boot_close(&b);
-        te_result_free(&r);
-    } else {
-        T_OK(0, "%s", td_reason());
-    }
-    td_conf_deinit(&c);
-}
-
 int main(void)
 {
     td_log_open("test", TD_LOG_ERROR);
@@ -284,7 +251,6 @@ int main(void)
         ti_ops->replay->stats(&r);
         T_OK(r.runs > r.recorded && r.recorded > 0, "%d steps of %d recordings", (int)r.runs, (int)r.recorded);
         td_cuda_ops_close();
-        test_boot();
     }
     td_dev_close(dev());
     td_pool_close(ti_pool);

@@ -56,15 +56,46 @@ static void fill(void *arg, uint8_t *data)
     td_plan_fill(c->plan, data, c->o->pool, c->o->progress, c->o->arg);
 }
 
-/* To the device, once; the host's copy is given back. Nothing is read as stored then. */
-static td_status upload_image(td_model *m, const td_plan *plan)
+static void settle_matrix(td_weight *w, td_weight **out, int *n)
 {
+    if (w->p) out[(*n)++] = w;
+}
+
+/* The matrices that every row meets, in the order of a step. */
+static int dense_matrices(td_model *m, td_weight **out)
+{
+    int n = 0;
+    for (int i = m->local.layer0; i < m->local.layer1; i++) {
+        td_layer *l = &m->weights.layer[i];
+        td_weight *of_layer[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+        for (size_t k = 0; k < TD_COUNT(of_layer); k++) settle_matrix(of_layer[k], out, &n);
+    }
+    settle_matrix(&m->weights.head, out, &n);
+    return n;
+}
+
+static td_status weights_fit(td_dev *dev, size_t bytes)
+{
+    size_t left;
+    TD_TRY(dev->free_bytes(dev, &left));
+    if (bytes <= left) return TD_OK;
+    return td_fail(TD_EFULL, "device %s:%d (%s): the weights need %zu MiB, %zu MiB of %zu MiB are free: a device with more "
+                   "than %zu MiB, or more ranks, would do", dev->kind, dev->index, dev->name, (bytes >> 20) + 1, left >> 20,
+                   dev->total_bytes >> 20, (dev->total_bytes - left + bytes) >> 20);
+}
+
+/* To the device, once; the host's copy is given back. Nothing is read as stored then. */
+static td_status upload_image(td_model *m, const td_plan *plan, const td_model_opts *o)
+{
+    enum { OF_LAYER = 4 };
     td_dev *dev = m->ops->dev;
+    td_weight *w[TD_MAX_LAYERS * OF_LAYER + 1];
+    TD_TRY(weights_fit(dev, plan->image_bytes));
     TD_TRY(td_devmem_alloc(dev, plan->image_bytes, "weights", &m->device_image));
-    TD_TRY(td_devmem_put(dev, m->device_image, m->image.data, plan->image_bytes));
+    TD_TRY(td_devmem_put_staged(dev, o->pool, m->device_image, m->image.data, plan->image_bytes, o->progress, o->arg));
     td_image_close(&m->image);
     td_plan_attach(plan, m->device_image);
-    return TD_OK;
+    return m->ops->beside ? m->ops->beside(w, dense_matrices(m, w), &m->beside) : TD_OK;
 }
 
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
@@ -75,7 +106,7 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     /* ref keeps weights as stored: a file of copies would only cost disk. */
     const char *dir = strcmp(m->ops->family, "ref") ? o->cache_dir : NULL;
     TD_TRY(td_image_open(&m->image, dir, o->cache_limit, &key, plan->image_bytes, o->pool, fill, &call));
-    if (m->ops->dev) TD_TRY(upload_image(m, plan));
+    if (m->ops->dev) TD_TRY(upload_image(m, plan, o));
     else td_plan_attach(plan, m->image.data);
     m->row_bytes = td_plan_row_bytes(plan);
     m->resident_bytes = td_plan_resident_bytes(plan);
@@ -178,12 +209,24 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     return at + padded(ops);
 }
 
+static td_status activations_fit(const td_model *m, size_t bytes)
+{
+    td_dev *dev = m->ops->dev;
+    size_t left;
+    TD_TRY(dev->free_bytes(dev, &left));
+    if (bytes <= left) return TD_OK;
+    return td_fail(TD_EFULL, "device %s:%d (%s): activations of %d rows need %zu MiB, %zu MiB of %zu MiB are free beside the weights: "
+                   "--max-num-batched-tokens %zu would fit", dev->kind, dev->index, dev->name, m->max_rows, (bytes >> 20) + 1,
+                   left >> 20, dev->total_bytes >> 20, left / (bytes / (size_t)m->max_rows + 1));
+}
+
 td_status td_scratch_open(td_scratch *s, const td_model *m)
 {
     size_t T = (size_t)m->max_rows;
     void *block;
     s->dev = m->ops->dev;
     s->bytes = cut(s, m, NULL);
+    if (s->dev) TD_TRY(activations_fit(m, s->bytes));
     TD_TRY(td_devmem_alloc(s->dev, s->bytes, "activations", &block));
     s->block = block;
     cut(s, m, s->block);
@@ -197,6 +240,22 @@ void td_scratch_close(td_scratch *s)
     td_devmem_free(s->dev, s->block);
     free(s->cs), free(s->q_scale);
     *s = (td_scratch){0};
+}
+
+/* Workspaces of the kernels, before pages take what is left of a device. */
+static td_status reserve_ops(const td_model *m, const td_model_opts *o)
+{
+    const td_model_desc *d = &m->desc;
+    const td_local *l = &m->local;
+    if (!m->ops->reserve) return TD_OK;
+    int HD = l->H * d->D, qkv = (l->H + 2 * l->G) * d->D, E = d->E, F = TD_MAX(l->F, l->moe_F);
+    td_ops_room r = {.max_rows = m->max_rows, .max_logits = m->max_logits, .V = l->V, .H = l->H, .G = l->G, .D = d->D,
+                    
+                     .max_len = o->max_len > 0 ? TD_MIN(o->max_len, d->max_positions) : d->max_positions,
+                     .max_seqs = o->max_seqs > 0 ? o->max_seqs : m->max_rows,
+                     .page_size = o->page_size > 0 ? o->page_size : 16, .max_expert_rows = m->max_rows * d->moe.route.top_k,
+                     .N = TD_MAX(TD_MAX(TD_MAX(qkv, E), 2 * F), l->V), .K = TD_MAX(TD_MAX(HD, E), F)};
+    return m->ops->reserve(&r);
 }
 
 /* ---- the model ---- */
@@ -233,6 +292,8 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
+    if (st >= 0) st = td_place_open(m);
+    if (st >= 0) st = reserve_ops(m, o);
     if (st >= 0) st = td_replay_open(m);
     if (st < 0) {
         td_model_close(m);
@@ -254,6 +315,7 @@ void td_model_close(td_model *m)
     td_share_close(m);
     td_place_close(&m->place);
     td_image_close(&m->image);
+    td_devmem_free(m->ops->dev, m->beside);
     td_devmem_free(m->ops->dev, m->device_image);
     td_weights_close(&m->weights);
     td_safetensors_close(m->files);

@@ -99,6 +99,7 @@ typedef struct td_model_opts {
     const td_ops *ops;
     td_pool *pool;                  /* borrowed */
     int max_rows, max_logits;       /* scratch sizes: rows and logit rows per step */
+    int max_seqs, max_len, page_size; /* of a step and its sequences, for workspaces of a device; 0: max_rows, the model's, 16 */
     const char *cache_dir;          /* NULL: no packed image on disk (anonymous memory) */
     uint64_t cache_limit;           /* bytes of all images there (image.h); 0: none */
     void (*progress)(void *arg, const char *what, double fraction); /* may be NULL */

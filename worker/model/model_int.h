@@ -111,6 +111,7 @@ struct td_model {
     td_safetensors *files; /* kept while something is read as stored */
     td_image image;
     void *device_image; /* what is read on a device instead of the image */
+    void *beside;       /* what the kernels keep beside it (td_ops.beside) */
     td_weights weights;
     size_t row_bytes, resident_bytes;
     td_shard shard;

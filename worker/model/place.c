@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/place.h"
+#include "common/check.h"
 #include "worker/model/model_int.h"
 #include <string.h>
 
@@ -42,16 +43,11 @@ static td_status next_block(td_place *p, size_t bytes, td_place_block **out)
 {
     td_dev *d = p->dev;
     td_place_block *b = &p->block[p->turn ^= 1];
-    if (b->bytes < bytes) {
-        TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
-        block_close(d, b);
-        TD_TRY(block_open(d, bytes + bytes / 2, b));
-    } else {
-        td_status s;
-        while ((s = d->done(d, b->sent)) == TD_AGAIN) {
-        }
-        TD_TRY(s);
+    td_status s;
+    TD_CHECK(bytes <= b->bytes);
+    while ((s = d->done(d, b->sent)) == TD_AGAIN) {
     }
+    TD_TRY(s);
     *out = b;
     return TD_OK;
 }
@@ -78,11 +74,11 @@ static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
     return there;
 }
 
-static size_t put_all(const td_model *m, td_place_block *b, td_placed *x)
+static size_t put_all(const td_model *m, td_place_block *b, size_t n, size_t n_want, td_placed *x)
 {
-    size_t n = (size_t)m->share.n_own, at = 0;
+    size_t at = 0;
     x->ids = put(b, &at, x->ids, n * sizeof *x->ids);
-    x->want = put(b, &at, x->want, (size_t)m->share.n_want * sizeof *x->want);
+    x->want = put(b, &at, x->want, n_want * sizeof *x->want);
     for (int g = 0; g < m->desc.n_groups; g++) {
         x->page[g] = put(b, &at, x->page[g], n * sizeof(int32_t));
         x->in_page[g] = put(b, &at, x->in_page[g], n * sizeof(int32_t));
@@ -99,11 +95,25 @@ td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_p
     td_place_block *b;
     on_host(m, cs, q_scale, out);
     if (!d) return TD_OK;
-    size_t bytes = put_all(m, NULL, out);
+    size_t n = (size_t)m->share.n_own, n_want = (size_t)m->share.n_want, bytes = put_all(m, NULL, n, n_want, out);
     TD_TRY(next_block(p, bytes, &b));
-    put_all(m, b, out);
+    put_all(m, b, n, n_want, out);
     TD_TRY(d->upload(d, TD_STREAM_COMPUTE, b->device, b->host, bytes));
     return d->record(d, TD_STREAM_COMPUTE, b->sent);
+}
+
+td_status td_place_open(td_model *m)
+{
+    td_placed most;
+    size_t rows = (size_t)m->max_rows;
+    if (!m->place.dev) return TD_OK;
+    on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
+    size_t bytes = put_all(m, NULL, rows, rows, &most);
+    for (int i = 0; i < 2; i++) {
+        TD_TRY(block_open(m->place.dev, bytes, &m->place.block[i]));
+        TD_TRY(m->place.dev->record(m->place.dev, TD_STREAM_COMPUTE, m->place.block[i].sent));
+    }
+    return TD_OK;
 }
 
 void td_place_close(td_place *p)

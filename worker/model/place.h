@@ -5,7 +5,7 @@
  * transfer of its last step is over.
  *
  * Ownership: the addresses are good for one step. Threads: the rank's engine thread. Errors: EFULL, EDEVICE.
- * Limits: a block grows to the largest step. */
+ * Limits: a block is of the largest step from the start. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_PLACE_H
 #define TD_WORKER_MODEL_PLACE_H
@@ -35,6 +35,8 @@ typedef struct td_place {
 
 /* After td_share_rows and the step's cosines (all rows of the shared order; q_scale: own rows', or NULL). */
 td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out);
+/* Blocks for the model's largest step; nothing on the host. */
+td_status td_place_open(td_model *m);
 void td_place_close(td_place *p);
 
 #endif

@@ -1,0 +1,71 @@
+/* kernels/choose_cuda.h - which kernel a product or an attention call of the CUDA table runs, and whether it may.
+ *
+ * Model:   Two modes. Deterministic: the portable kernels (cuda_gemm.h, cuda_attn.h), one arithmetic for every row
+ *          count. Fast: besides them cuBLASLt from TD_CUDA_LT_ROWS rows on, for weights that have a row-major copy,
+ *          and Hopper's kernels. The same kernel for the same shape always: a run repeats, and rows are invariant
+ *          inside one kernel; but a row's bits depend on how many rows share its step.
+ * Rules:   1. A kernel that the shim cannot run is a candidate only if its results on a device are recorded
+ *             (proven_cuda.h). cuBLASLt is the vendor's: for it rule 2 is enough.
+ *          2. td_cuda_choice_check runs the smallest cases of every candidate: the portable kernels against the
+ *             host, the others against the portable ones. A candidate that differs is dropped with one line; a
+ *             portable kernel that differs is an error.
+ *          3. numerics says what arithmetic is left: with no candidate left it is the deterministic mode's.
+ *          4. A call that a candidate does not take (shape, alignment) goes to the portable kernel.
+ * Copies:  td_cuda_choice_copies: row-major beside the packed ones, all of a model's or none, and only if they take
+ *          at most half of what is free then; else one line, and the model is computed by the portable kernels.
+ * Ownership: memory of the check is given back, copies are the caller's; x16, redo, ws are the choice's until close.
+ * Threads: one. Errors: EDEVICE, EFULL; ENOSUP: a portable kernel computes otherwise than the host. */
+// SPDX-License-Identifier: Apache-2.0
+#ifndef TD_KERNELS_CHOOSE_CUDA_H
+#define TD_KERNELS_CHOOSE_CUDA_H
+
+#include "kernels/cuda_attn.h"
+#include "kernels/cuda_gemm.h"
+#include "kernels/dev.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    TD_CUDA_LT_ROWS = TD_CUDA_GEMM_FEW + 1,
+    TD_CUDA_COPY_SHARE = 2 /* one part in so many of the free memory */
+};
+/* What is not portable, as bits. */
+enum { TD_CUDA_LT = 1, TD_CUDA_GEMM_SM90A = 2, TD_CUDA_ATTN_SM90A = 4, TD_CUDA_KINDS = 3 };
+
+typedef struct td_cuda_choice {
+    td_dev *dev;
+    unsigned may; /* candidates that are left */
+    char numerics[96];
+    struct td_cuda_lt *lt;
+    char *lt_ws, *x16; /* x16: x in the type of the product */
+    size_t x16_bytes;
+    int32_t *redo; /* of cuda_attn.h, zeros between calls */
+    int max_blocks;
+    bool copied; /* some model has row-major copies */
+} td_cuda_choice;
+
+/* fast: candidates as the rules say, and those of `also`, which tests take as proven. */
+td_status td_cuda_choice_open(td_dev *dev, bool fast, unsigned also, td_cuda_choice *c);
+void td_cuda_choice_close(td_cuda_choice *c);
+void td_cuda_choice_drop(td_cuda_choice *c, unsigned bits);
+td_status td_cuda_choice_check(td_cuda_choice *c);
+/* Room for calls of up to so many rows (of all sequences), columns, blocks of the prompt kernel. Nothing is
+ * allocated by calls within it; a larger one goes to the portable kernel. 0: as before. */
+td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, long long max_blocks);
+/* Row-major copies of packed weights (n of td_weight, in this order) in one block of device memory, which the
+ * caller frees; w[i]->rows is set. *block NULL: there are none, for the reason that was logged. */
+td_status td_cuda_choice_copies(td_cuda_choice *c, td_weight *const *w, int n, void **block);
+
+/* rows: the row-major copy or NULL. */
+td_status td_cuda_choice_gemm(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, const void *rows);
+td_status td_cuda_choice_attention(td_cuda_choice *c, void *stream, const td_cuda_attn_args *a);
+
+/* Device to device: the row-major [N, K] matrix (bf16, f16; slices 0) that a packed one was made from. */
+int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

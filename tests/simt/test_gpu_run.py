@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""tests/gpu/run itself, on the programs of the shim and tiny sizes: everything that it would ask of a device is run, parsed and
+shown, and an error of each kind is seen."""
+import glob
+import importlib.machinery
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("TANDEM_BUILD", os.path.join(ROOT, "build/release"))
+RUN = os.path.join(ROOT, "tests/gpu/run")
+bad = []
+
+
+def expect(ok, what):
+    if not ok:
+        bad.append(what)
+
+
+def run(folder, *more, **env):
+    with tempfile.TemporaryDirectory() as results:
+        r = subprocess.run([sys.executable, RUN, "--shim", "--build", folder, "--results", results, *more], capture_output=True,
+                           text=True, env={**os.environ, "SIMT_MEMORY": "512", **env})
+        files = glob.glob(results + "/*.json")
+        report = {}
+        if files:
+            with open(files[0], encoding="utf-8") as f:
+                report = json.load(f)
+        expect(len(files) == len(glob.glob(results + "/*.txt")), "as many tables as JSON files")
+        return r.returncode, r.stdout + r.stderr, report
+
+
+def load():
+    loader = importlib.machinery.SourceFileLoader("gpu_run", RUN)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("gpu_run", loader))
+    loader.exec_module(module)
+    return module
+
+
+def test_all():
+    rc, out, r = run(BUILD)
+    expect(rc == 0, f"status {rc}: {out[-3000:]}")
+    if rc:
+        return
+    expect([t["test"] for t in r["tests"]] == ["selftest", "choose_cuda"] and all(t["ok"] for t in r["tests"]), "tests")
+    expect([g["test"] for g in r["goldens"]] == ["golden llama-gqa"] and "the same bytes" in r["goldens"][0]["what"], "goldens")
+    cases = [b["case"] for b in r["bench"] if "case" in b]
+    for part in ("gemm qkv", "decode attention", "prompt attention", "sample", "gather"):
+        expect(any(part in c for c in cases), f"no case {part}")
+    expect(sum("ceiling" in b for b in r["bench"]) == 2 and sum("ratio" in b for b in r["bench"]) == 2, "ceilings and ratios")
+    tests = ["pp70", "tg2@20", "tg2xB2@20"]
+    expect([(e["mode"], e["test"]) for e in r["engine"]] == [(m, t) for m in ("fast", "deterministic") for t in tests], "engine")
+    expect({e["numerics"] for e in r["engine"] if e["mode"] == "deterministic"} == {"cuda-sm80-bf16"}, "deterministic id")
+    expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt1-bf16"}, "fast id")
+    expect(sorted(r["deterministic_cost"]) == sorted(tests), "cost of the deterministic mode")
+    for text in ("simt host emulation", "ok   golden llama-gqa", "engine fast", "deterministic mode, pp70", "goal at most 1.15", "0 failed"):
+        expect(text in out, f"the table has no {text}: {out[-3000:]}")
+
+
+def test_failures():
+    rc, out, r = run(BUILD, "--no-bench", SIMT_FAIL_AFTER="40")
+    expect(rc == 1 and any(not g["ok"] for g in r["goldens"]) and "FAIL" in out, f"a failing device: status {rc}")
+    with tempfile.TemporaryDirectory() as empty:
+        rc, out, r = run(empty)
+        expect(rc == 1 and "not built" in out and any("bench engine, fast" in e for e in r["errors"]), f"no programs: status {rc}")
+
+
+def test_parts():
+    m = load()
+    row = {"case": "x", "us": 1, "gb_s": 1, "tflop_s": 1, "share": 0.5}
+    expect("missed" in m.bench_row({**row, "goal": 0.6}) and "reached" in m.bench_row({**row, "goal": 0.5}), "goals")
+    expect("goal" not in m.bench_row(row) and m.bench_row({"device": "x"}) is None, "rows without a goal")
+    expect("missed" in m.bench_row({"ratio": "r", "value": 1.2, "goal_at_most": 1.15}), "a ratio over its goal")
+    v = m.verdict
+    expect(v(0, "3 passed, 0 failed")["ok"] and not v(0, "3 passed, 1 failed")["ok"] and not v(0, "")["ok"], "verdicts")
+    expect(not v(1, "3 passed, 0 failed")["ok"] and v(77, "SKIP")["skipped"], "statuses")
+    logits = {"logits_0": ([2, 3], [1.0, 2, 3, 4, 5, 6])}
+    worse = {"logits_0": ([2, 3], [1.0, 2, 3, 4, 5, 6.6])}
+    expect(m.parts.compare(logits, logits) == (0.0, 0.0), "equal logits")
+    err, kl = m.parts.compare(logits, worse)
+    expect(abs(err - 0.1) < 1e-9 and kl > 1e-3, f"error {err}, KL {kl}")
+    expect(m.parts.compare(logits, {"logits_0": ([1, 3], [1.0, 2, 3])})[0] == float("inf"), "another shape")
+    nan = {"logits_0": ([2, 3], [1.0, 2, 3, 4, 5, float("nan")])}
+    expect(m.parts.compare(logits, nan)[0] == float("inf"), "no number")
+    cost = m.parts.deterministic_cost([{"mode": "fast", "test": "a", "tok_s": 20.0}, {"mode": "deterministic", "test": "a", "tok_s": 16.0},
+                                       {"mode": "fast", "test": "b", "tok_s": 1.0}])
+    expect(cost == {"a": 0.25}, f"cost {cost}")
+
+
+def test_kernels():
+    """`tandem bench kernels` on the CPU, as on a device."""
+    tandem = os.path.join(BUILD, "simt/simt_tandem")
+    r = subprocess.run([tandem, "bench", "kernels", "--shape", "ranks-tiny", "-r", "1", "-t", "1", "--ops", "auto", "--json", "-"],
+                       capture_output=True, text=True, env={**os.environ, "SIMT_DEVICES": "0"})
+    rows = [json.loads(line) for line in r.stdout.splitlines()]
+    expect(r.returncode == 0 and len(rows) == 24, f"bench kernels: status {r.returncode}, {len(rows)} rows: {r.stderr[-500:]}")
+    expect(all(x["us"] > 0 and x["of_bandwidth"] > 0 for x in rows) and {x["family"] for x in rows} != {"cuda"}, "figures of kernels")
+    bad_shape = subprocess.run([tandem, "bench", "kernels", "--shape", "70b"], capture_output=True, text=True)
+    expect(bad_shape.returncode == 2 and "not one of" in bad_shape.stderr, f"a bad shape: {bad_shape.stderr}")
+
+
+test_parts()
+test_kernels()
+test_all()
+test_failures()
+print("\n".join(bad) if bad else "1 passed, 0 failed")
+sys.exit(1 if bad else 0)
