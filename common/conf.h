@@ -192,6 +192,9 @@ enum {
       "prompt tokens of one sequence in a step; 0: what the step has left") \
     X(CHOICE, ops, "ops", 0, "auto", 0, 0, "auto|ref|avx2|avx512|avx512bf16|amx|cuda", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "kernel family") \
+    X(CHOICE, device_steps, "device-steps", 0, "replay", 0, 0, "replay|queued|apart", TD_C_ENGINE, \
+      "on a CUDA device: replay: steps that only generate are recorded once and run as one launch; " \
+      "queued: launch by launch; apart: and no kernel starts before the one before it has ended") \
     X(BOOL, deterministic, "deterministic", 0, "false", 0, 0, "", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
     X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \

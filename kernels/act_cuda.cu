@@ -17,6 +17,7 @@ template <td_act ACT, bool VEC, class OUT>
 static __global__ void __launch_bounds__(256)
     act_mul_rows(const float *x, size_t ldx, int F, OUT *out, size_t ldo)
 {
+    td_grid_launch();
     td_grid_wait();
     const int g = blockIdx.y * 256 + threadIdx.x;
     if (g >= (F + 3) / 4) return;
@@ -33,8 +34,8 @@ static int act_mul(cudaStream_t s, const float *x, size_t ldx, int T, int F, OUT
     if (T == 0 || F == 0) return 0;
     dim3 grid((unsigned)T, (unsigned)((F + 3) / 4 + 255) / 256);
     bool vec = F % 4 == 0 && td_host_aligned16(x, ldx * 4) && td_host_aligned16(out, ldo * sizeof(OUT));
-    return vec ? td_launch(act_mul_rows<ACT, true, OUT>, grid, 256, 0, s, x, ldx, F, out, ldo)
-               : td_launch(act_mul_rows<ACT, false, OUT>, grid, 256, 0, s, x, ldx, F, out, ldo);
+    return vec ? td_launch_next(act_mul_rows<ACT, true, OUT>, grid, 256, 0, s, x, ldx, F, out, ldo)
+               : td_launch_next(act_mul_rows<ACT, false, OUT>, grid, 256, 0, s, x, ldx, F, out, ldo);
 }
 
 extern "C" int td_cuda_act_mul(td_stream s, td_act kind, const float *x, size_t ldx, int T, int F, void *out,
@@ -84,6 +85,7 @@ static __global__ void __launch_bounds__(256)
     sum_tree_rows(const float *parts, size_t part_stride, int n_parts, int N, size_t ld, const float *bias,
                   float *y, size_t ldy, bool add)
 {
+    td_grid_launch();
     td_grid_wait();
     const int n = blockIdx.y * 256 + threadIdx.x;
     if (n >= N) return;
@@ -106,6 +108,6 @@ extern "C" int td_cuda_sum_tree(td_stream s, const float *parts, size_t part_str
 {
     if (n_parts < 1 || n_parts > TD_MAX_SLICES || (n_parts & (n_parts - 1))) return cudaErrorInvalidValue;
     if (T == 0 || N == 0) return 0;
-    return td_launch(sum_tree_rows, dim3((unsigned)T, (unsigned)(N + 255) / 256), 256, 0, (cudaStream_t)s,
+    return td_launch_next(sum_tree_rows, dim3((unsigned)T, (unsigned)(N + 255) / 256), 256, 0, (cudaStream_t)s,
                      parts, part_stride, n_parts, N, ld, bias, y, ldy, add);
 }

@@ -78,6 +78,7 @@ static __global__ void __launch_bounds__(256)
     const int tid = (int)threadIdx.x, per = (n_seq + PLAN_THREADS - 1) / PLAN_THREADS;
     const int s0 = min(tid * per, n_seq), s1 = min(s0 + per, n_seq);
     int32_t *base = plan + PLAN_HEAD;
+    td_grid_launch();
     td_grid_wait();
     long long want = 0, total, sum[4] = {0, 0, 0, 0}, at[4];
     for (int i = s0; i < s1; i++) {
@@ -119,16 +120,16 @@ int td_cuda_attn_plan(void *stream, const td_cuda_attn_seq *seq, int n_seq, int 
 {
     if (n_seq < 0 || n_seq > TD_CUDA_ATTN_MAX_SEQ) return (int)cudaErrorInvalidValue;
     long long most = max_slots < (size_t)INT32_MAX ? (long long)max_slots : INT32_MAX;
-    return (int)td_launch(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq, n_seq,
-                          H, G, window, most, few, attn_block_rows(D), 0, (int32_t *)plan);
+    return (int)td_launch_next(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq,
+                               n_seq, H, G, window, most, few, attn_block_rows(D), 0, (int32_t *)plan);
 }
 
 int td_cuda_attn_plan_parts(void *stream, const td_cuda_attn_seq *seq, int n_seq, int H, int G, int n_parts,
                             void *plan)
 {
     if (n_seq < 0 || n_seq > TD_CUDA_ATTN_MAX_SEQ || n_parts < 1) return (int)cudaErrorInvalidValue;
-    return (int)td_launch(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq, n_seq,
-                          H, G, 0, 0ll, 0, 1, n_parts, (int32_t *)plan);
+    return (int)td_launch_next(attn_plan_kernel, dim3(1), dim3(PLAN_THREADS), 0, (cudaStream_t)stream, seq,
+                               n_seq, H, G, 0, 0ll, 0, 1, n_parts, (int32_t *)plan);
 }
 
 /* A warp merges one (row, head) in split order. */
@@ -137,6 +138,7 @@ template <int N>
 static __global__ void __launch_bounds__(128) attn_merge_kernel(const attn_args a) /* N: D <= 32 N */
 {
     const int lane = (int)threadIdx.x & 31, H = a.G * a.group;
+    td_grid_launch();
     td_grid_wait();
     const int n_rows = a.plan[PLAN_ROWS];
     for (int i = (int)(blockIdx.x * 4 + threadIdx.x / 32); i < n_rows; i += (int)gridDim.x * 4) {
@@ -306,5 +308,5 @@ int td_cuda_attention(void *stream, const td_cuda_attn_args *a)
     void (*merge)(const attn_args) = a->D <= 64    ? attn_merge_kernel<2>
                                      : a->D <= 128 ? attn_merge_kernel<4>
                                                    : attn_merge_kernel<8>;
-    return (int)td_launch(merge, grid, dim3(128), 0, (cudaStream_t)stream, r);
+    return (int)td_launch_next(merge, grid, dim3(128), 0, (cudaStream_t)stream, r);
 }

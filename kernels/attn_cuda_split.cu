@@ -127,6 +127,7 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
     unsigned char *qs = smem + L::Q_AT;
     split_at *at =
         (split_at *)(smem + L::AT_AT); /* this tile and the next: in shared memory, for the registers' sake */
+    td_grid_launch();
     td_grid_wait();
     if (lane == 0) split_seek(&at[0], a, (int)blockIdx.x);
     __syncwarp();
@@ -166,15 +167,14 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
         __syncwarp(); /* all have read this place before the one after the next takes it */
     }
     td_cp_async_wait<0>();
-    td_grid_launch();
 }
 
 template <int DM, class E> static int split_launch(void *stream, const attn_args &a, int sms)
 {
     constexpr int BYTES = split_shape<DM>::BYTES;
     int per = 227 * 1024 / (BYTES + 1024); /* resident warps of an SM, by shared memory */
-    return (int)td_launch_big(attn_split_kernel<DM, E>, dim3((unsigned)(sms * (per < 8 ? per : 8))), dim3(32),
-                              (size_t)BYTES, (cudaStream_t)stream, a);
+    return (int)td_launch_next(attn_split_kernel<DM, E>, dim3((unsigned)(sms * (per < 8 ? per : 8))), dim3(32),
+                               (size_t)BYTES, (cudaStream_t)stream, a);
 }
 template <class E> static int split_by_dim(void *stream, const attn_args &a, int sms)
 {

@@ -211,7 +211,7 @@ void make_attention(attention *t)
     g->scale = 0.125f;
     g->T = ROWS + 1;
     g->prompts = g->few = true;
-    g->max_slots = td_cuda_attn_slots(1, LONG - 1, 0, H);
+    g->max_slots = td_attn_parts(1, LONG - 1, 0, H);
     g->plan = put<char>(a, nullptr, td_cuda_attn_plan_bytes(2));
     g->ws = put<char>(a, nullptr, td_cuda_attn_ws_bytes(g->max_slots, D));
     send(a);

@@ -129,6 +129,9 @@ static inline td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
 td_status td_cuda_ops_status(void);
 unsigned td_cuda_ops_grown(void);
 void td_cuda_ops_close(void);
+/* After open. replay false: td_ops.replay is NULL. overlap false: no kernel starts before the one before it has
+ * ended (rule 6 of td_cuda.h), until the device is opened again. Results are the same. */
+void td_cuda_ops_steps(bool replay, bool overlap);
 
 /* OK for 0; EDEVICE with the driver's text, or ENOSUP for a refused shape. what: the operation. */
 td_status td_cuda_status(int code, const char *what);

@@ -30,14 +30,16 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-#include "kernels/tensor.h"
+#include "kernels/ops.h"
 
-enum { TD_CUDA_ATTN_SPLIT = 256, TD_CUDA_ATTN_FEW = 64, TD_CUDA_ATTN_MAX_SEQ = 8192, TD_CUDA_ATTN_MAX_RANKS = 64 };
+enum {
+    TD_CUDA_ATTN_SPLIT = TD_ATTN_SPLIT,
+    TD_CUDA_ATTN_FEW = 64,
+    TD_CUDA_ATTN_MAX_SEQ = 8192,
+    TD_CUDA_ATTN_MAX_RANKS = 64
+};
 
-/* One sequence's rows, as td_attn_seq; its page table begins at pages[page0]. */
-typedef struct td_cuda_attn_seq {
-    int32_t row0, n_rows, pos0, page0;
-} td_cuda_attn_seq;
+typedef td_attn_place td_cuda_attn_seq;
 
 typedef struct td_cuda_attn_args {
     const float *q;
@@ -71,13 +73,6 @@ typedef struct td_cuda_attn_args {
 const char *td_cuda_attn_refuses(int H, int G, int D, int P, td_dtype kv_dtype);
 size_t td_cuda_attn_plan_bytes(int n_seq);
 size_t td_cuda_attn_ws_bytes(size_t max_slots, int D);
-/* Partial results (row, head, split) that a sequence needs when it goes to the split kernel. */
-static inline size_t td_cuda_attn_slots(int n_rows, int pos0, int window, int H)
-{
-    int first = window > 0 && pos0 + 1 > window ? (pos0 + 1 - window) / TD_CUDA_ATTN_SPLIT : 0;
-    int last = (pos0 + n_rows - 1) / TD_CUDA_ATTN_SPLIT;
-    return n_rows > 0 ? (size_t)n_rows * (size_t)H * (size_t)(last - first + 1) : 0;
-}
 /* few: TD_CUDA_ATTN_FEW (tests: 0 sends every sequence to the prompt kernel). */
 int td_cuda_attn_plan(void *stream, const td_cuda_attn_seq *seq, int n_seq, int H, int G, int D, int window,
                       size_t max_slots, int few, void *plan);

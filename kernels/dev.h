@@ -6,9 +6,14 @@
  *             memory, but tests treat it alike). alloc() contents are undefined; alignment 256.
  *          2. upload and download are queued on the stream given and may still run on return; the host side of them is
  *             staging memory of alloc_host(), or any memory if a sync of that stream follows before it changes.
- *          3. A failure of a kernel is sticky: sync() reports it as EDEVICE and the process has to end.
+ *          3. Between capture_begin and capture_end what this thread queues on the stream is taken down instead of
+ *             run: kernels, copies and fills with the addresses they were given, to be run in order by each
+ *             graph_run. Meanwhile this thread neither waits, asks for events, allocates nor frees: the capture
+ *             would be lost (capture_end says so).
+ *          4. A failure of a kernel is sticky: sync() reports it as EDEVICE and the process has to end.
  * Ownership: td_dev_open / td_dev_close; everything allocated is freed before close.
  * Threads: open, close: one. Others: any, each on streams of its own; alloc and events from any.
+ *          Captures: one at a time.
  * Errors:  td_fail with sizes and the driver's text; where there is no device, td_refuse: it is the caller's to tell. Limits: TD_DEV_MAX_EVENTS live events. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_DEV_H
@@ -26,6 +31,7 @@ extern "C" {
 
 typedef enum { TD_STREAM_COMPUTE, TD_STREAM_IN, TD_STREAM_OUT, TD_N_STREAMS } td_stream_kind;
 typedef struct td_event td_event;
+typedef struct td_graph td_graph;
 typedef struct td_dev td_dev;
 enum { TD_DEV_MAX_EVENTS = 1024 };
 
@@ -62,6 +68,11 @@ struct td_dev {
     td_status (*elapsed_us)(td_dev *d, td_event *from, td_event *to, double *us); /* both done */
     td_status (*await)(td_dev *d, td_event *e);                   /* the caller waits for what was queued before the record */
     td_status (*sync)(td_dev *d, td_stream_kind s);               /* the caller waits for all that was queued */
+    /* Host device: NULL, all four. */
+    td_status (*capture_begin)(td_dev *d, td_stream_kind s);
+    td_status (*capture_end)(td_dev *d, td_stream_kind s, td_graph **out); /* always ends it; ready to run */
+    td_status (*graph_run)(td_dev *d, td_stream_kind s, td_graph *g);      /* what its addresses hold is read then */
+    void (*graph_close)(td_dev *d, td_graph *g);                           /* waits for its runs; NULL: nothing */
     /* Rows to a payload [slot][k|v][head][token][D] (worker/ship/codec.h) and back, in one kernel. NULL on the host. */
     td_status (*pack)(td_dev *d, td_stream_kind s, const td_kv_rows *r, void *payload);
     td_status (*unpack)(td_dev *d, td_stream_kind s, const td_kv_rows *r, const void *payload);

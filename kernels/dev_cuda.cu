@@ -146,6 +146,56 @@ static td_status dev_unpack(td_dev *d, td_stream_kind s, const td_kv_rows *r, co
     return check((cudaError_t)td_cuda_kv_scatter(d->stream[s], r, payload), "unpacking pages");
 }
 
+/* ---- what is queued, to be run again ---- */
+
+struct td_graph {
+    cudaGraphExec_t exec;
+    cudaStream_t ran_on;
+};
+
+static td_status dev_capture_begin(td_dev *d, td_stream_kind s)
+{
+    return check(cudaStreamBeginCapture(stream_of(d, s), cudaStreamCaptureModeThreadLocal), "capture");
+}
+
+/* Ready: its launches are on the device before the first run. */
+static td_status instantiate(td_dev *d, td_stream_kind s, cudaGraph_t from, td_graph *g)
+{
+    td_status st = check(cudaGraphInstantiate(&g->exec, from, 0), "graph");
+    if (st == TD_OK) st = check(cudaGraphUpload(g->exec, stream_of(d, s)), "graph");
+    if (st != TD_OK && g->exec) cudaGraphExecDestroy(g->exec);
+    return st;
+}
+
+static td_status dev_capture_end(td_dev *d, td_stream_kind s, td_graph **out)
+{
+    cudaGraph_t from = NULL;
+    td_status st = check(cudaStreamEndCapture(stream_of(d, s), &from), "capture");
+    td_graph *g = (td_graph *)calloc(1, sizeof *g);
+    if (st == TD_OK) st = g ? instantiate(d, s, from, g) : td_fail(TD_EFULL, "out of memory for a graph");
+    if (from) cudaGraphDestroy(from);
+    if (st == TD_OK)
+        *out = g;
+    else
+        free(g);
+    cudaGetLastError(); /* a lost capture is not the device's end */
+    return st;
+}
+
+static td_status dev_graph_run(td_dev *d, td_stream_kind s, td_graph *g)
+{
+    g->ran_on = stream_of(d, s);
+    return check(cudaGraphLaunch(g->exec, g->ran_on), "graph");
+}
+
+static void dev_graph_close(td_dev *, td_graph *g)
+{
+    if (!g) return;
+    if (g->ran_on) cudaStreamSynchronize(g->ran_on);
+    cudaGraphExecDestroy(g->exec);
+    free(g);
+}
+
 static void dev_close(td_dev *d)
 {
     for (int i = 0; i < TD_N_STREAMS; i++)
@@ -173,6 +223,10 @@ static void fill_table(td_dev *d)
     d->elapsed_us = dev_elapsed;
     d->await = dev_await;
     d->sync = dev_sync;
+    d->capture_begin = dev_capture_begin;
+    d->capture_end = dev_capture_end;
+    d->graph_run = dev_graph_run;
+    d->graph_close = dev_graph_close;
     d->pack = dev_pack;
     d->unpack = dev_unpack;
     d->close = dev_close;
@@ -187,6 +241,7 @@ static td_status describe(td_dev *d)
     d->arch = p.major * 10 + p.minor;
     d->n_sm = p.multiProcessorCount;
     d->total_bytes = p.totalGlobalMem;
+    if (d->arch >= 90) td_overlaps = true;
     if (d->arch < 80)
         return td_fail(TD_ENOSUP, "device cuda:%d (%s, sm_%d): this build has machine code from sm_80 on",
                        d->index, d->name, d->arch);

@@ -144,8 +144,9 @@ static __global__ void gemm_x_kernel(uint4 *out, const void *x, size_t ldx, gemm
                                      int n_groups, int t0)
 {
     int i = (int)(blockIdx.x * 256 + threadIdx.x), t = (int)blockIdx.y;
-    if (i >= c.n_blocks * 8) return;
+    td_grid_launch();
     td_grid_wait();
+    if (i >= c.n_blocks * 8) return;
     if (row0 && (t0 + t < row0[0] || t0 + t >= row0[n_groups])) return;
     int end, col = gemm_block_col(c, i / 8, &end) + i % 8 * 8;
     uint32_t r[4];
@@ -161,7 +162,6 @@ static __global__ void gemm_x_kernel(uint4 *out, const void *x, size_t ldx, gemm
         }
     }
     out[(size_t)t * (size_t)(c.n_blocks * 8) + (size_t)i] = make_uint4(r[0], r[1], r[2], r[3]);
-    td_grid_launch();
 }
 
 /* Rows of x [T] as operands, padded like the weight; with groups only rows that have an owner. */
@@ -175,9 +175,10 @@ static int copy_x(void *stream, void *out, gemm_args &g, bool x_is_f32, bool f16
     for (int t = 0; t < g.T; t += 65535) { /* the grid's second dimension */
         int n = g.T - t < 65535 ? g.T - t : 65535;
         const char *x = (const char *)g.x + (size_t)t * g.ldx * (x_is_f32 ? 4 : 2);
-        int e = (int)td_launch(k, dim3((unsigned)((c.n_blocks * 8 + 255) / 256), (unsigned)n), dim3(256), 0,
-                               (cudaStream_t)stream, (uint4 *)out + (size_t)t * (size_t)(c.n_blocks * 8),
-                               (const void *)x, g.ldx, c, g.row0, g.n_groups, t);
+        int e =
+            (int)td_launch_next(k, dim3((unsigned)((c.n_blocks * 8 + 255) / 256), (unsigned)n), dim3(256), 0,
+                                (cudaStream_t)stream, (uint4 *)out + (size_t)t * (size_t)(c.n_blocks * 8),
+                                (const void *)x, g.ldx, c, g.row0, g.n_groups, t);
         if (e) return e;
     }
     g.x = out;

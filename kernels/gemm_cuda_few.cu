@@ -139,6 +139,7 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
               groups = threads / 32 >> lw;
     const int rb0 = ((int)blockIdx.x * groups + (warp >> lw)) * MT;
     float acc[MT][NT][4] = {};
+    td_grid_launch();
     if (a.n_groups) td_grid_wait();
     if (!gemm_enter(a, TOKENS, F32 ? 4 : 2)) return;
     few_leaf<W, F32, MT, NT, U, XU>(acc, a, rb0, (int)blockIdx.y * n_leaf + (warp & (n_leaf - 1)), lane);
@@ -157,7 +158,6 @@ static __global__ void __launch_bounds__(256, (NT == 1 ? 2 : 1)) gemm_few_kernel
             }
         }
     __syncthreads();
-    td_grid_launch();
     const int n0 = (int)blockIdx.x * groups * ROWS, parts = (int)gridDim.y, np = a.row_blocks * 16;
     for (int e = (int)threadIdx.x; e < groups * TOKENS * ROWS; e += threads) {
         int row = e % ROWS, t = e / ROWS % TOKENS, g = e / (ROWS * TOKENS), n = n0 + g * ROWS + row;
@@ -206,7 +206,7 @@ static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta, int t
     int per = groups * MT;
     dim3 grid((unsigned)((a.row_blocks + per - 1) / per), (unsigned)parts, (unsigned)tiles);
     size_t smem = sizeof(float) * (size_t)(groups << lw) * NT * 8 * (MT * 16 + 4);
-    return (int)td_launch_big(gemm_few_kernel<W, F32, MT, NT, U, XU>, grid,
+    return (int)td_launch_next(gemm_few_kernel<W, F32, MT, NT, U, XU>, grid,
                               dim3((unsigned)(32 * groups << lw)), smem, (cudaStream_t)stream, a, lw);
 }
 

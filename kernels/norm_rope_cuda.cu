@@ -14,6 +14,7 @@ static __global__ void __launch_bounds__(N)
     rmsnorm_row(float *x, size_t ldx, const float *delta, size_t ldd, const float *w, float eps, int E,
                 OUT *out, size_t ldo)
 {
+    td_grid_launch();
     td_grid_wait();
     float *row = x + (size_t)blockIdx.x * ldx;
     const int groups = (E + 3) / 4;
@@ -49,8 +50,8 @@ static int norm(cudaStream_t s, float *x, size_t ldx, const float *delta, size_t
     bool vec = E % 4 == 0 && td_host_aligned16(x, ldx * 4) && td_host_aligned16(w, 0) &&
                td_host_aligned16(out, ldo * sizeof(OUT)) && (!ADD || td_host_aligned16(delta, ldd * 4));
 #define RUN(N)                                                                                               \
-    (vec ? td_launch(rmsnorm_row<N, ADD, true, OUT>, T, N, 0, s, x, ldx, delta, ldd, w, eps, E, out, ldo)    \
-         : td_launch(rmsnorm_row<N, ADD, false, OUT>, T, N, 0, s, x, ldx, delta, ldd, w, eps, E, out, ldo))
+    (vec ? td_launch_next(rmsnorm_row<N, ADD, true, OUT>, T, N, 0, s, x, ldx, delta, ldd, w, eps, E, out, ldo)    \
+         : td_launch_next(rmsnorm_row<N, ADD, false, OUT>, T, N, 0, s, x, ldx, delta, ldd, w, eps, E, out, ldo))
     return E <= 512 ? RUN(64) : E <= 4096 ? RUN(256) : RUN(512);
 #undef RUN
 }
@@ -128,6 +129,7 @@ template <class KV>
 static __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_rows(const __grid_constant__ rope_args<KV> p)
 {
     __shared__ float heads[ROPE_WARPS][ROPE_MAX_D];
+    td_grid_launch();
     td_grid_wait();
     const td_rope_args &a = p.a;
     const int lane = threadIdx.x % 32, t = blockIdx.x;
@@ -168,6 +170,6 @@ extern "C" int td_cuda_rope_append(td_stream s, const td_rope_args *a)
         typedef decltype(type) KV;
         rope_args<KV> p = {*a, (KV *)a->kv->base, 0, a->kv->P};
         p.slot0 = (size_t)a->slot * a->kv->n_pages * td_kv_page_bytes(a->kv) / sizeof(KV);
-        return (int)td_launch(rope_rows<KV>, dim3((unsigned)a->T, y), ROPE_WARPS * 32, 0, (cudaStream_t)s, p);
+        return (int)td_launch_next(rope_rows<KV>, dim3((unsigned)a->T, y), ROPE_WARPS * 32, 0, (cudaStream_t)s, p);
     });
 }

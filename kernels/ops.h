@@ -44,6 +44,23 @@ typedef struct td_attn_seq {
     const int32_t *pages;
 } td_attn_seq;
 
+/* The same in a device's memory; the sequence's page table begins at pages[page0]. n_rows 0: no sequence. */
+typedef struct td_attn_place {
+    int32_t row0, n_rows, pos0, page0;
+} td_attn_place;
+
+/* Sequences of one row each, where a device reads them (td_ops.dev): [n], row i is sequence i's. What the memory
+ * holds may change from one run of the launches to the next (replay, below); the launches follow from the rest
+ * alone. */
+typedef struct td_attn_placed {
+    const td_attn_place *seq; int n;
+    const int32_t *pages;
+    int group;                       /* of pages: 0 .. TD_ATTN_GROUPS - 1; calls of one group have one window */
+    bool fresh;                      /* the first call for this group since seq was written */
+    size_t parts;                    /* at least the sum of td_attn_parts over the sequences */
+} td_attn_placed;
+enum { TD_ATTN_GROUPS = 4 };
+
 typedef struct td_attn_args {
     const float *q; size_t ldq;      /* [T, H*D], after rope, not yet scaled */
     float *out; size_t ldo;          /* [T, H*D], of out_dtype */
@@ -53,6 +70,7 @@ typedef struct td_attn_args {
     int H, G, D;
     float scale;                     /* usually 1/sqrt(D) */
     int window;                      /* 0: none; else query at p attends keys in [p - window + 1, p] */
+    const td_attn_placed *placed;    /* NULL, or what stands for seq and n_seq, which are not read then */
     /* Keys u * split .. (u + 1) * split - 1 are split u, a multiple of 64 keys; 0: TD_ATTN_SPLIT. The online softmax runs
      * over each split by itself, and the splits' (maximum, sum, output) are merged in ascending order: so the parts can be
      * computed anywhere. */
@@ -63,6 +81,14 @@ typedef struct td_attn_args {
     float *part;
     int part0, n_parts, rank, ranks;
 } td_attn_args;
+
+/* (row, head, split) results of one sequence. */
+static inline size_t td_attn_parts(int n_rows, int pos0, int window, int H)
+{
+    int first = window > 0 && pos0 + 1 > window ? (pos0 + 1 - window) / TD_ATTN_SPLIT : 0;
+    int last = (pos0 + n_rows - 1) / TD_ATTN_SPLIT;
+    return n_rows > 0 ? (size_t)n_rows * (size_t)H * (size_t)(last - first + 1) : 0;
+}
 
 /* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. Many parts may be merged some at a
  * time, in ascending order: what is merged so far is a part itself. */
@@ -142,6 +168,35 @@ typedef struct td_grouped {
     td_dtype x_dtype;                /* f32, or as td_operand_ops make it */
 } td_grouped;
 
+/* Replay: steps whose launches differ in nothing but what the memory holds that they read are queued once, recorded,
+ * and from then on run as one launch.
+ *
+ *   rows = rows(owner, n)       the step is made for so many rows, those beyond n being padding; 0: not this one
+ *   if (!run(key)) { queue the step }     run: true: it is queued
+ *   ... later, when nobody waits for the host:
+ *   if (record_begin(key)) { queue the step again: nothing runs; record_end() }
+ *
+ * A recording that fails is told once; its owner's steps are queued as ever from then on. The number of recordings
+ * has a limit: the one unused for longest goes. */
+enum { TD_REPLAY_WORDS = 10, TD_REPLAY_MAX_ROWS = 512 };
+typedef struct td_replay_key {
+    const void *owner;               /* what makes the steps */
+    int rows;
+    size_t parts;                    /* of attention (td_attn_placed), of the group with most */
+    uint64_t word[TD_REPLAY_WORDS];  /* addresses and shapes that the launches hold and the owner does not fix */
+} td_replay_key;
+typedef struct td_replay_stats {
+    uint64_t runs, recorded, dropped, failed;
+} td_replay_stats;
+typedef struct td_replay {
+    int (*rows)(const void *owner, int n);
+    bool (*run)(const td_replay_key *key);
+    bool (*record_begin)(const td_replay_key *key);
+    void (*record_end)(void);
+    void (*drop)(const void *owner); /* all of its recordings: what they hold is about to go */
+    void (*stats)(td_replay_stats *out);
+} td_replay;
+
 /* Where rounding is part of a product (x becomes bf16, or f16, first), an operation whose result only products read may
  * round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to nearest even either way.
  * dtype: what x becomes for a weight of this packed type. The operations are those of td_ops with such an output or
@@ -199,6 +254,7 @@ typedef struct td_ops {
     td_status (*reserve)(const td_ops_room *room);
     td_status (*beside)(td_weight *const *w, int n, void **block);
 
+    const td_replay *replay; /* NULL: every step is queued */
     const td_operand_ops *operand; /* NULL: all activations are f32 */
 
     /* out[i] = x[rows[i]]; out does not overlap x. */

@@ -10,12 +10,13 @@ static const size_t HALF_BYTES = (size_t)1 << 20, ALIGN = 256;
 
 void failed(td_status s)
 {
-    if (ctx.status == TD_OK) ctx.status = s;
+    td_status *to = ctx.rec.on ? &ctx.rec.status : &ctx.status;
+    if (*to == TD_OK) *to = s;
 }
 
 bool may_run()
 {
-    return ctx.status == TD_OK;
+    return (ctx.rec.on ? ctx.rec.status : ctx.status) == TD_OK;
 }
 
 void kept(td_status s)
@@ -37,16 +38,21 @@ bool want(block *b, size_t bytes)
 {
     if (b->bytes >= bytes) return true;
     td_dev *d = ctx.dev;
+    if (ctx.rec.on) {
+        failed(td_refuse(TD_EFULL, "a workspace of %zu bytes is not there yet", bytes));
+        return false;
+    }
     ctx.grown++;
     td_status s = d->sync(d, TD_STREAM_COMPUTE);
     /* Whole pages, and what grew once grows in larger steps: longer sequences want a little more every few steps. */
     if (b->bytes) bytes = max(bytes, b->bytes + b->bytes / 2);
     bytes = (bytes + 4095) / 4096 * 4096;
+    ctx.moved += b->held && b->p;
     drop(b);
     void *p = nullptr;
     if (s == TD_OK) s = d->alloc(d, bytes, &p);
     if (s == TD_OK)
-        *b = block{(char *)p, bytes};
+        b->p = (char *)p, b->bytes = bytes;
     else
         failed(s);
     return s == TD_OK;
@@ -55,7 +61,7 @@ bool want(block *b, size_t bytes)
 void drop(block *b)
 {
     if (b->p) ctx.dev->free(ctx.dev, b->p);
-    *b = block{nullptr, 0};
+    b->p = nullptr, b->bytes = 0;
 }
 
 /* ---- the ring ---- */
@@ -111,6 +117,10 @@ size_t padded(size_t n)
 
 bool parcel_open(parcel *p, size_t bytes)
 {
+    if (ctx.rec.on) { /* it would be sent again by every run, as it is then */
+        failed(td_refuse(TD_ENOSUP, "what the host says of a step is not at a fixed address"));
+        return false;
+    }
     if (ctx.half[ctx.at].used + bytes > ctx.half[ctx.at].bytes) {
         td_status s = turn(bytes);
         if (s != TD_OK) failed(s);
@@ -296,6 +306,7 @@ static void fill_table(td_ops *t, td_operand_ops *o)
     products_fill(t, o);
     attention_fill(t);
     choice_fill(t);
+    replay_fill(t);
 }
 } // namespace td_ops_cuda
 
@@ -338,6 +349,7 @@ extern "C" void td_cuda_ops_close(void)
 {
     if (!ctx.dev) return;
     ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
+    replay_close();
     td_cuda_choice_close(&ctx.kernels);
     for (ring_half &h : ctx.half) half_close(&h);
     products_close();

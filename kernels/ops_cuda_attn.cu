@@ -24,7 +24,9 @@ struct step_copy {
 
 static step_copy copies[4];
 static size_t now; /* counts uses */
-static block splits;
+static block splits = {nullptr, 0, true};
+static block plans[TD_ATTN_GROUPS] = {
+    {nullptr, 0, true}, {nullptr, 0, true}, {nullptr, 0, true}, {nullptr, 0, true}}; /* of placed sequences */
 
 /* Entries of its page table that are read. */
 static int pages_of(const td_attn_args *a, const td_attn_seq *q)
@@ -72,7 +74,7 @@ static void choose_kernels(const td_attn_args *a, step_copy *c)
         const td_attn_seq *q = &a->seq[i];
         if (q->n_rows * (a->H / a->G) <= TD_CUDA_ATTN_FEW) {
             c->few = true;
-            slots += td_cuda_attn_slots(q->n_rows, q->pos0, a->window, a->H);
+            slots += td_attn_parts(q->n_rows, q->pos0, a->window, a->H);
         } else
             c->prompts = true;
     }
@@ -147,15 +149,64 @@ static step_copy *step_of(const td_attn_args *a)
     return nullptr;
 }
 
+static bool sent(const td_attn_args *a, td_cuda_attn_args *d)
+{
+    step_copy *c = step_of(a);
+    if (!c) return false;
+    d->seq = (const td_cuda_attn_seq *)c->data.p;
+    d->n_seq = a->n_seq;
+    d->pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
+    for (int i = 0; i < a->n_seq; i++) d->T = max(d->T, a->seq[i].row0 + a->seq[i].n_rows);
+    d->prompts = c->prompts;
+    d->few = c->few;
+    d->plan = c->plan.p;
+    d->max_slots = c->max_slots;
+    return true;
+}
+
+/* ---- sequences that are there already ---- */
+
+/* All the room for partial results that there is, so that recordings outlive a growing context; it grows to
+ * powers of two. */
+static size_t room_for(size_t parts, int D)
+{
+    const size_t none = td_cuda_attn_ws_bytes(0, D), each = td_cuda_attn_ws_bytes(1, D) - none;
+    size_t have = splits.bytes > none ? (splits.bytes - none) / each : 0, room = 1;
+    if (have >= min(parts, MAX_SPLIT_SLOTS)) return min(have, MAX_SPLIT_SLOTS);
+    while (room < parts && room < MAX_SPLIT_SLOTS) room *= 2;
+    return want(&splits, td_cuda_attn_ws_bytes(room, D)) ? room : 0;
+}
+
+/* The launches follow from n, the number of parts that have room, and whether more may come (prompts). */
+static bool placed(const td_attn_args *a, td_cuda_attn_args *d)
+{
+    const td_attn_placed *p = a->placed;
+    block *plan = &plans[p->group];
+    size_t room = room_for(p->parts, a->D);
+    if (!room || !want(plan, td_cuda_attn_plan_bytes(p->n))) return false;
+    d->seq = p->seq;
+    d->n_seq = d->T = p->n;
+    d->pages = p->pages;
+    d->prompts = p->parts > MAX_SPLIT_SLOTS;
+    d->few = true;
+    d->plan = plan->p;
+    d->max_slots = room;
+    if (!d->prompts) ctx.rec.parts = min(ctx.rec.parts, room);
+    if (p->fresh)
+        launched(td_cuda_attn_plan(stream(), d->seq, d->n_seq, a->H, a->G, a->D, a->window, d->max_slots,
+                                   TD_CUDA_ATTN_FEW, plan->p),
+                 "plan of attention");
+    return may_run();
+}
+
 static void ops_attention(td_pool *, void *, const td_attn_args *a)
 {
-    if (a->n_seq == 0 || !may_run()) return;
+    if ((a->placed ? a->placed->n : a->n_seq) == 0 || !may_run()) return;
     const char *why = td_cuda_attn_refuses(a->H, a->G, a->D, a->kv->P, a->kv->dtype);
     if (a->split && a->split != TD_CUDA_ATTN_SPLIT) why = "splits must have 256 keys";
     if (why) failed(td_fail(TD_ENOSUP, "CUDA: attention of %d/%d heads of %d: %s", a->H, a->G, a->D, why));
-    step_copy *c = why ? nullptr : step_of(a);
-    if (!c) return;
     td_cuda_attn_args d = {};
+    if (why || !(a->placed ? placed : sent)(a, &d)) return;
     d.q = a->q;
     d.ldq = a->ldq;
     d.out = a->out;
@@ -163,20 +214,12 @@ static void ops_attention(td_pool *, void *, const td_attn_args *a)
     d.out_dtype = a->out_dtype;
     d.kv = a->kv;
     d.slot = a->slot;
-    d.seq = (const td_cuda_attn_seq *)c->data.p;
-    d.n_seq = a->n_seq;
-    d.pages = (const int32_t *)(c->data.p + (size_t)a->n_seq * sizeof(td_cuda_attn_seq));
     d.H = a->H;
     d.G = a->G;
     d.D = a->D;
     d.scale = a->scale;
     d.window = a->window;
-    for (int i = 0; i < a->n_seq; i++) d.T = max(d.T, a->seq[i].row0 + a->seq[i].n_rows);
-    d.prompts = c->prompts;
-    d.few = c->few;
-    d.plan = c->plan.p;
     d.ws = splits.p;
-    d.max_slots = c->max_slots;
     d.part = a->part;
     d.part0 = a->part0;
     d.n_parts = a->n_parts;
@@ -214,6 +257,11 @@ static void ops_gather_pages(td_pool *, const td_kv *kv, int slot, const int32_t
     }
 }
 
+size_t attention_most_parts()
+{
+    return MAX_SPLIT_SLOTS;
+}
+
 void attention_fill(td_ops *t)
 {
     t->attention = ops_attention;
@@ -247,6 +295,8 @@ void attention_reserve(const td_ops_room *r)
     want(&splits, td_cuda_attn_ws_bytes(most_slots(r), r->D));
     for (step_copy &c : copies)
         if (may_run() && want(&c.data, step_bytes(r))) want(&c.plan, td_cuda_attn_plan_bytes((int)most_seqs(r)));
+    for (block &b : plans)
+        if (may_run()) want(&b, td_cuda_attn_plan_bytes(min(r->max_rows, (int)TD_REPLAY_MAX_ROWS)));
     if (may_run()) kept(td_cuda_choice_reserve(&ctx.kernels, 0, 0, blocks * r->G));
 }
 
@@ -258,6 +308,7 @@ void attention_close()
         drop(&c.plan);
         c = step_copy{};
     }
+    for (block &b : plans) drop(&b);
     drop(&splits);
 }
 } // namespace td_ops_cuda

@@ -7,7 +7,7 @@
 namespace td_ops_cuda
 {
 enum { LAYOUT_FRAGMENT = 2 /* family.h */ };
-static block ws; /* its counters are zero between calls */
+static block ws = {nullptr, 0, true}; /* its counters are zero between calls */
 
 static td_dtype ops_packed_dtype(td_dtype from)
 {
@@ -145,7 +145,7 @@ static group_copy *group_of(const td_grouped *a)
         failed(td_fail(TD_EFULL, "out of memory for %d experts", a->n));
         return nullptr;
     }
-    groups[n_groups] = group_copy{a->w, a->n, host, {}};
+    groups[n_groups] = group_copy{a->w, a->n, host, {nullptr, 0, true}};
     return &groups[n_groups++];
 }
 

@@ -6,6 +6,11 @@
  *          3. Warp functions (mma, ldmatrix, shuffles) are reached by all lanes of their mask at one source line.
  *          4. nvcc runs with -fmad=false: a fused multiply-add is written fmaf(), as in the rest of the project.
  *          5. Nothing below exists only on Hopper: files for sm_90a alone have an include of their own.
+ *          6. A kernel of td_launch_next may start while those before it still run. So every thread of it calls
+ *             td_grid_wait: before it ends, before it reads what a kernel may have written, and before it writes
+ *             global memory. Weights, and what was uploaded before the step's first kernel, may be read earlier.
+ *             td_grid_launch comes first thing: from there on, once all blocks have begun, the next kernel may
+ *             start. The shim checks it.
  * Shapes:  mma: D[16,8] f32 = A[16,16] row * B[16,8] col + C, registers as in the PTX manual's m16n8k16 figures: lane l,
  *          g = l / 4, t = l % 4; a[i] = A[g + 8 (i & 1)][2t.. + 8 (i >> 1)], b[i] = B[2t.. + 8 i][g],
  *          c[i] = C[g + 8 (i >> 1)][2t + (i & 1)].
@@ -131,7 +136,7 @@ TD_DEV uint2 td_ld_stream8(const void *p)
     return v;
 }
 
-/* Programmatic dependent launch (Hopper; nothing before it): wait for the kernel before this one, let the next start. */
+/* See td_launch_next: wait for the kernels before this one; let the next one start. Hopper; nothing before it. */
 TD_DEV void td_grid_wait()
 {
 #if __CUDA_ARCH__ >= 900
@@ -144,10 +149,12 @@ TD_DEV void td_grid_launch()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+inline bool td_overlaps = false; /* set with the device (dev_cuda.cu) */
 #elif !defined(SIMT_SHIM)
 #error "compile .cu files with nvcc, or with the shim in front: -include tests/simt/simt.h"
 #else
 #define TD_DEV inline
+inline bool td_overlaps = true; /* the shim holds kernels to the rules of td_launch_next */
 #endif
 
 /* An ordinary function template in both worlds; the error is returned (and is not sticky for a bad argument). */
@@ -173,6 +180,28 @@ inline cudaError_t td_launch_big(void (*kernel)(P...), dim3 grid, dim3 block, si
         if (e != cudaSuccess) return e;
     }
     return td_launch(kernel, grid, block, smem, stream, static_cast<A &&>(args)...);
+}
+
+/* The same, and where td_overlaps holds the kernel may start before the one before it has ended (rule 6). */
+template <class... P, class... A>
+inline cudaError_t td_launch_next(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                                  cudaStream_t stream, A &&...args)
+{
+    if (smem > 48 * 1024) {
+        cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+        if (e != cudaSuccess) return e;
+    }
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c{};
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = smem;
+    c.stream = stream;
+    c.attrs = &early;
+    c.numAttrs = td_overlaps ? 1 : 0;
+    return cudaLaunchKernelEx(&c, kernel, static_cast<A &&>(args)...);
 }
 
 /* Sums and maxima over the 32 lanes, same bits in every lane: one butterfly, widest first. */

@@ -42,6 +42,7 @@ static td_status open_cuda(const td_conf *c, td_boot *b)
     td_cuda_mode mode = {.fast = !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
     TD_TRY(td_dev_open("cuda", c->device >= 0 ? c->device : local_rank(), &b->dev));
     TD_TRY(td_cuda_ops_open_as(b->dev, &mode, &b->ops));
+    td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
     TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB, %s", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20,
             mode.fast ? "fast" : "deterministic");
     return TD_OK;

@@ -281,6 +281,7 @@ static td_status finish(td_exec *x, const td_step *step)
     if (ops->status) TD_TRY(ops->status());
     TD_TRY(td_results_send(&x->results, at, n));
     x->last = at;
+    td_model_record(x->o.model); /* all is queued: the host has time */
     if (!x->o.ranks || !x->o.ranks->grid.rank) return TD_OK; /* collect waits */
     /* Once a step is collected its pages may go to others, who may write them from another queue. */
     if (ops->wait) TD_TRY(ops->wait());

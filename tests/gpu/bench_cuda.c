@@ -230,7 +230,7 @@ static double bench_attn(const char *name, int n, int rows, int longest, int oth
         seq[i] = (td_cuda_attn_seq){i * rows, rows, len - rows, (int32_t)pages};
         pages += (size_t)(len + P - 1) / (size_t)P;
         tokens += (size_t)len;
-        slots += td_cuda_attn_slots(rows, len - rows, 0, HEADS);
+        slots += td_attn_parts(rows, len - rows, 0, HEADS);
         flops += 4.0 * HEADS * DIM * rows * (len - (rows - 1) * 0.5);
     }
     bool few = rows * (HEADS / KV_HEADS) <= TD_CUDA_ATTN_FEW;

@@ -157,6 +157,39 @@ template <int BUG> static __global__ void row_sum(float *out, const float *x)
         out[row * 256 + t] = total + (float)t;
 }
 
+/* tmp must not be read before the wait; scale, which nobody writes, may be. */
+template <int BUG> static __global__ void early(float *out, const float *in, const float *scale, float add)
+{
+    __shared__ __align__(16) float s[256];
+    const int t = threadIdx.x;
+    td_grid_launch();
+    const float k = scale[0];
+    float v = BUG == EARLY_READ ? in[t] : 0.f;
+    if (BUG == EARLY_COPY) td_cp_async_4(s + t, in + t);
+    if (BUG == EARLY_WRITE) out[t] = 0;
+    if (BUG == EARLY_NO_WAIT && t == 7) return;
+    td_grid_wait();
+    if (BUG != EARLY_COPY) td_cp_async_4(s + t, in + t);
+    td_cp_async_commit();
+    td_cp_async_wait<0>();
+    if (BUG != EARLY_READ) v = s[t];
+    out[t] = v * k + add;
+}
+template <int BUG>
+static int run_early(int bug, cudaStream_t st, float *out, float *tmp, const float *in, const float *scale)
+{
+    if (bug == BUG) {
+        int e = td_launch_next(early<EARLY_NONE>, 1, 256, 0, st, tmp, in, scale, 1.f);
+        return e ? e : td_launch_next(early<BUG>, 1, 256, 0, st, out, (const float *)tmp, scale, 0.f);
+    }
+    if constexpr (BUG + 1 < EARLY_N) return run_early<BUG + 1>(bug, st, out, tmp, in, scale);
+    return cudaErrorInvalidValue;
+}
+extern "C" int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in,
+                              const float *scale)
+{
+    return run_early<0>(bug, (cudaStream_t)stream, out, tmp, in, scale);
+}
 extern "C" int simt_run_shuffles(int *out)
 {
     return td_launch(shuffles, 1, 64, 0, 0, out);

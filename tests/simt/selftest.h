@@ -22,6 +22,11 @@ enum {
     BUG_BARRIER_IN_BRANCH, BUG_EARLY_EXIT, BUG_NO_COPY_WAIT, BUG_NO_SYNCWARP, BUG_BLOCKS_RACE, BUG_UNWRITTEN,
     BUG_GLOBAL_OUTSIDE, BUG_UNINITIALISED, BUG_OVERWRITE_EARLY, BUG_N
 };
+enum { EARLY_NONE, EARLY_READ, EARLY_WRITE, EARLY_NO_WAIT, EARLY_COPY, EARLY_N };
+/* Two launches that overlap: tmp = in + 1; out = 2 tmp, 256 values each; `scale` [1] is read before the wait. With
+ * an error, the second one reads tmp, writes out or copies tmp to shared memory before it waits, or one of its
+ * threads never waits. */
+int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in, const float *scale);
 /* out[i] = sum of x's row of 256 + i; one block of 256 threads per row. */
 int simt_run_bug(int bug, float *out, const float *x, int rows);
 

@@ -143,6 +143,7 @@ struct Fiber {
     int pred;
     alignas(16) uint32_t in[12];
     alignas(16) uint32_t out[4];
+    int waited; // td_grid_wait has been passed
 };
 struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
@@ -165,7 +166,7 @@ void yield();
 const char *last_error(); // text of the last failed launch or copy, "" if none
 void clear_error();
 void set_static_shared(const void *fn);
-int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_t argsz, const void *kernel);
+void grid_wait();
 void hook_atomic(const void *p, unsigned n, void *pc);
 void cp_async(void *dst, const void *src, unsigned n, unsigned srcn, int line);
 void cp_commit();
@@ -836,7 +837,10 @@ inline uint2 td_ld_stream8(const void *p)
 {
     return *(const uint2 *)p;
 }
-inline void td_grid_wait() {}
+inline void td_grid_wait()
+{
+    simt::grid_wait();
+}
 inline void td_grid_launch() {}
 #define TD_ACQUIRE_ALL() simt::acquire_all()
 
@@ -850,7 +854,10 @@ enum cudaError_t {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureImplicit = 906
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -875,13 +882,22 @@ struct cudaDeviceProp {
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock;
 };
 struct simt_stream;
+struct simt_graph;
 struct simt_event {
     double t;
 };
 using cudaStream_t = simt_stream *;
 using cudaEvent_t = simt_event *;
+using cudaGraph_t = simt_graph *;
+using cudaGraphExec_t = simt_graph *;
+using cudaGraphNode_t = void *;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {
-    int id;
+    cudaLaunchAttributeID id;
+    struct {
+        int programmaticStreamSerializationAllowed;
+    } val;
 };
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
@@ -890,6 +906,22 @@ struct cudaLaunchConfig_t {
     cudaLaunchAttribute *attrs;
     unsigned numAttrs;
 };
+namespace simt
+{
+// Runs the kernel, or takes it down where the stream is recorded.
+int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t argsz, const void *kernel);
+} // namespace simt
+// Streams are synchronous, but a recorded one takes its copies and launches down (argument bytes and all) and runs
+// them at each cudaGraphLaunch. What a device refuses meanwhile is refused here: waiting, asking, allocating.
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long flags);
+cudaError_t cudaGraphUpload(cudaGraphExec_t e, cudaStream_t s);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s);
+cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n);
+cudaError_t cudaGraphDestroy(cudaGraph_t g);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);
+cudaError_t simt_refused_while_recorded(const char *what); // cudaSuccess when nothing is
 cudaError_t simt_malloc(void **p, size_t n);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k);
@@ -905,6 +937,7 @@ template <class T> cudaError_t cudaMalloc(T **p, size_t n)
 }
 template <class T> cudaError_t cudaMallocHost(T **p, size_t n)
 {
+    if (auto e = simt_refused_while_recorded("cudaMallocHost")) return e;
     *p = (T *)malloc(n);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -921,14 +954,8 @@ inline cudaError_t cudaFreeAsync(void *p, cudaStream_t)
 {
     return cudaFree(p);
 }
-inline cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind k, cudaStream_t = 0)
-{
-    return cudaMemcpy(d, s, n, k);
-}
-inline cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t = 0)
-{
-    return cudaMemset(d, v, n);
-}
+cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind k, cudaStream_t stream = 0);
+cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream = 0);
 template <class T>
 cudaError_t cudaMemcpyToSymbol(T &sym, const void *s, size_t n, size_t off = 0,
                                cudaMemcpyKind = cudaMemcpyHostToDevice)
@@ -936,11 +963,7 @@ cudaError_t cudaMemcpyToSymbol(T &sym, const void *s, size_t n, size_t off = 0,
     memcpy((char *)&sym + off, s, n);
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamCreate(cudaStream_t *s)
-{
-    *s = (cudaStream_t)malloc(1);
-    return cudaSuccess;
-}
+cudaError_t cudaStreamCreate(cudaStream_t *s);
 enum { cudaStreamNonBlocking = 1 };
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
@@ -948,20 +971,19 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t)
 {
+    if (auto e = simt_refused_while_recorded("cudaEventQuery")) return e;
     return cudaPeekAtLastError();
 }
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total);
-inline cudaError_t cudaStreamDestroy(cudaStream_t s)
-{
-    free((void *)s);
-    return cudaSuccess;
-}
+cudaError_t cudaStreamDestroy(cudaStream_t s);
 inline cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
+    if (auto e = simt_refused_while_recorded("cudaStreamSynchronize")) return e;
     return cudaPeekAtLastError();
 }
 inline cudaError_t cudaDeviceSynchronize()
 {
+    if (auto e = simt_refused_while_recorded("cudaDeviceSynchronize")) return e;
     return cudaPeekAtLastError();
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t *e)
@@ -971,6 +993,7 @@ inline cudaError_t cudaEventCreate(cudaEvent_t *e)
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = 0)
 {
+    if (auto x = simt_refused_while_recorded("cudaEventRecord")) return x;
     e->t = simt_now();
     return cudaSuccess;
 }
@@ -1046,6 +1069,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*k)(P...), A &
     static_assert(sizeof...(P) == sizeof...(A), "kernel argument count");
     simt::Thunk<std::remove_cv_t<P>...> t{(void (*)(std::remove_cv_t<P>...))k,
                                           std::tuple<std::remove_cv_t<P>...>(std::forward<A>(a)...)};
-    return (cudaError_t)simt::launch_raw(c->gridDim, c->blockDim, c->dynamicSmemBytes, &t.run, &t, sizeof t,
-                                         (const void *)k);
+    return (cudaError_t)simt::launch(c, &t.run, &t, sizeof t, (const void *)k);
 }

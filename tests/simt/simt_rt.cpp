@@ -8,8 +8,11 @@
 #include <ctime>
 #include <dlfcn.h>
 #include <elf.h>
+#include <functional>
 #include <link.h>
 #include <map>
+#include <memory>
+#include <pthread.h>
 #include <string>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -82,6 +85,8 @@ static struct Block {
     bool running;
     Alloc *dyn;
     unsigned rng;
+    bool overlaps;      // launched so that it may start before the launch before it has ended
+    unsigned chain_bep; // launches from here on may still run when this one starts
 } B;
 struct CpOp {
     void *d;
@@ -564,7 +569,12 @@ static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
         if (r.bep < B.bep) return false;
         return !(((r.key - 1) & 1023) >> 5 == cur->idx >> 5 && r.wep < me.wep);
     };
+    const bool early = B.overlaps && !cur->waited && !A->shared;
+    if (early && w) fail("write of global memory before td_grid_wait at %s", symbol(pc).c_str());
     for (unsigned i = 0; i < n; i++, c++) {
+        if (early && c->w.key && c->w.key != ~0u && c->w.bep >= B.chain_bep && c->w.bep < B.launch_bep)
+            fail("read before td_grid_wait at %s of what a launch before this one wrote: %s",
+                 symbol(pc).c_str(), describe(a + i).c_str());
         if (c->w.key == me.key && c->w.bep == me.bep && c->w.wep == me.wep && !w && !(c->w.fl & INFLIGHT))
             continue;
         if (clash(c->w))
@@ -611,6 +621,10 @@ void hook_atomic(const void *p, unsigned n, void *pc)
 {
     if ((uintptr_t)p & (n - 1)) fail("misaligned atomic");
     hook((uintptr_t)p, n, true, ATOMIC, pc);
+}
+void grid_wait()
+{
+    cur->waited = 1;
 }
 void acquire_all()
 {
@@ -718,6 +732,8 @@ static void exit_thread()
     B.ready[w] &= B.alive[w];
     B.done++;
     if (!g_cp[f->idx].empty()) fail("thread exits with cp.async copies not waited for");
+    if (B.overlaps && !f->waited)
+        fail("thread ends without td_grid_wait in a launch that overlaps the one before");
     for (uint32_t m = B.wwait[w]; m; m &= m - 1) {
         uint32_t q = g_f[w * 32 + __builtin_ctz(m)].mask;
         if (try_release(w, q)) break;
@@ -850,9 +866,8 @@ static void setup()
     sigaction(SIGBUS, &sa, nullptr);
 #endif
 }
-int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_t argsz, const void *kernel)
+static int check_launch(dim3 g, dim3 b, size_t smem, const void *kernel)
 {
-    if (!g_f) setup();
     uint64_t n = (uint64_t)b.x * b.y * b.z;
     auto at = g_smem_attr.find(kernel);
     size_t lim = at == g_smem_attr.end() ? 49152 : at->second;
@@ -865,8 +880,17 @@ int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_
         return api_fail(cudaErrorInvalidValue,
                         "launch of %s: %zu bytes of dynamic shared memory, limit %zu (cudaFuncSetAttribute?)",
                         kname().c_str(), smem, lim);
+    return 0;
+}
+static bool g_chain_cut; // a copy, or the border of a graph: what follows starts after all before it
+static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_t argsz,
+                      const void *kernel, bool overlaps)
+{
+    if (!g_f) setup();
+    if (int e = check_launch(g, b, smem, kernel)) return e;
     if (opt.fail_after > 0 && !--opt.fail_after)
         return api_fail(cudaErrorLaunchFailure, "launch of %s: planted", kname().c_str());
+    uint64_t n = (uint64_t)b.x * b.y * b.z;
     dl_iterate_phdr(find_image, (void *)kernel);
     static std::map<size_t, Alloc *> dyns;
     B.dyn = nullptr;
@@ -885,6 +909,9 @@ int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_
     stats.launches++;
     B.launch_bep = ++B.bep;
     B.acq_bep = 0;
+    B.overlaps = overlaps;
+    if (!overlaps || g_chain_cut) B.chain_bep = B.launch_bep;
+    g_chain_cut = false;
     g_failed = 0;
     Shown shown;
     B.rng = 12345u * (unsigned)opt.order + 1;
@@ -914,6 +941,7 @@ int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_
             f.alive = 1;
             f.where = 0;
             f.wep = 0;
+            f.waited = 0;
             g_cpgroup[i] = 0;
         }
         cur = &g_main;
@@ -945,6 +973,45 @@ int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg, size_
                             kname().c_str(), e.second->id, e.second->n);
     return 0;
 }
+// ---- recorded streams
+static simt_stream *g_recorded; // one at a time
+static pthread_t g_recorder;     // other threads may do what they like, on other streams
+static bool g_broken;           // ... and something was asked of it that a device refuses
+} // namespace simt
+struct simt_graph {
+    std::vector<std::function<int()>> nodes;
+};
+struct simt_stream {
+    simt_graph *graph;
+};
+namespace simt
+{
+static bool overlaps_of(const cudaLaunchConfig_t *c)
+{
+    for (unsigned i = 0; i < c->numAttrs; i++)
+        if (c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization)
+            return c->attrs[i].val.programmaticStreamSerializationAllowed != 0;
+    return false;
+}
+int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t argsz, const void *kernel)
+{
+    const dim3 g = c->gridDim, b = c->blockDim;
+    const size_t smem = c->dynamicSmemBytes;
+    const bool overlaps = overlaps_of(c);
+    if (g_recorded && !c->stream) {
+        g_broken = true;
+        return api_fail(cudaErrorStreamCaptureImplicit,
+                        "launch on the default stream while a stream is recorded");
+    }
+    if (!g_recorded || c->stream != g_recorded)
+        return launch_raw(g, b, smem, fn, arg, argsz, kernel, overlaps);
+    if (int e = check_launch(g, b, smem, kernel)) return e;
+    auto bytes = std::make_shared<std::vector<std::max_align_t>>(argsz / sizeof(std::max_align_t) + 1);
+    memcpy((void *)bytes->data(), arg, argsz);
+    g_recorded->graph->nodes.push_back(
+        [=] { return launch_raw(g, b, smem, fn, (void *)bytes->data(), argsz, kernel, overlaps); });
+    return 0;
+}
 #ifdef SIMT_CHECK
 static void host_written(const void *p, size_t n)
 {
@@ -953,6 +1020,13 @@ static void host_written(const void *p, size_t n)
 }
 #endif
 } // namespace simt
+cudaError_t simt_refused_while_recorded(const char *what)
+{
+    if (!simt::g_recorded || !pthread_equal(pthread_self(), simt::g_recorder)) return cudaSuccess;
+    simt::g_broken = true;
+    if (!simt::opt.quiet) fprintf(stderr, "simt: %s while a stream is recorded\n", what);
+    return cudaErrorStreamCaptureUnsupported; // not sticky: it is the recording that is lost
+}
 static size_t simt_live;
 /* Once, at the first question: before the first launch, which is when the other variables are read. */
 static bool simt_of_env(const char *name, int *option)
@@ -983,6 +1057,7 @@ cudaError_t cudaGetDeviceCount(int *n)
 }
 cudaError_t simt_malloc(void **p, size_t n)
 {
+    if (auto e = simt_refused_while_recorded("cudaMalloc")) return e;
     if (simt_live + n > simt_memory()) return cudaErrorMemoryAllocation;
     auto *A = simt::new_alloc(n, false);
     if (!A) return cudaErrorMemoryAllocation;
@@ -994,6 +1069,7 @@ cudaError_t simt_malloc(void **p, size_t n)
 cudaError_t cudaFree(void *p)
 {
     if (!p) return cudaSuccess;
+    if (auto e = simt_refused_while_recorded("cudaFree")) return e;
     auto it = simt::g_allocs.find((uintptr_t)p);
     if (it == simt::g_allocs.end() || it->second->freed)
         return simt::api_fail(cudaErrorInvalidValue, "cudaFree(%p): not a live allocation", p);
@@ -1022,6 +1098,7 @@ cudaError_t cudaMemset(void *d, int v, size_t n)
 {
     if (!n) return cudaSuccess;
     if (auto e = simt_range(d, n, "cudaMemset")) return e;
+    simt::g_chain_cut = true;
     simt::Shown shown;
     memset(d, v, n);
 #ifdef SIMT_CHECK
@@ -1039,6 +1116,7 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
     if (k == cudaMemcpyHostToDevice && simt::owner(s))
         return simt::api_fail(cudaErrorInvalidValue, "cudaMemcpyHostToDevice: source is a device pointer");
     simt::Shown shown;
+    simt::g_chain_cut = true;
 #ifdef SIMT_CHECK
     if (k == cudaMemcpyDeviceToHost) {
         simt::Alloc *A = simt::owner(s);
@@ -1061,6 +1139,82 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
     memcpy(d, s, n);
     return cudaSuccess;
 }
+cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind k, cudaStream_t stream)
+{
+    if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemcpy(d, s, n, k);
+    stream->graph->nodes.push_back([=] { return (int)cudaMemcpy(d, s, n, k); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream)
+{
+    if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemset(d, v, n);
+    stream->graph->nodes.push_back([=] { return (int)cudaMemset(d, v, n); });
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t *s)
+{
+    *s = new simt_stream{nullptr};
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    delete s;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
+{
+    if (!s || simt::g_recorded) return cudaErrorStreamCaptureUnsupported;
+    s->graph = new simt_graph;
+    simt::g_recorded = s;
+    simt::g_recorder = pthread_self();
+    simt::g_broken = false;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
+{
+    *g = nullptr;
+    if (!s || simt::g_recorded != s) return cudaErrorInvalidValue;
+    simt::g_recorded = nullptr;
+    if (simt::g_broken)
+        delete s->graph;
+    else
+        *g = s->graph;
+    s->graph = nullptr;
+    return *g ? cudaSuccess : cudaErrorStreamCaptureInvalidated;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
+{
+    *e = new simt_graph(*g);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
+{
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
+{
+    if (auto x = simt_refused_while_recorded("cudaGraphLaunch")) return x;
+    simt::g_chain_cut = true;
+    for (auto &n : e->nodes)
+        if (int x = n()) return (cudaError_t)x;
+    simt::g_chain_cut = true;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *, size_t *n)
+{
+    *n = g->nodes.size();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    delete g;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
+{
+    delete e;
+    return cudaSuccess;
+}
 cudaError_t cudaPeekAtLastError()
 {
     return simt::g_code;
@@ -1073,6 +1227,8 @@ cudaError_t cudaGetLastError()
 }
 const char *cudaGetErrorString(cudaError_t e)
 {
+    if (e == cudaErrorStreamCaptureUnsupported) return "not permitted while a stream is recorded";
+    if (e == cudaErrorStreamCaptureInvalidated) return "the recording was lost";
     if (e == cudaErrorNoDevice) return "no CUDA-capable device is detected";
     if (e == cudaErrorInsufficientDriver) return "CUDA driver version is insufficient for CUDA runtime version";
     return e == cudaSuccess ? "no error" : simt::g_err.empty() ? "CUDA error" : simt::g_err.c_str();

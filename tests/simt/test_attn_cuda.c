@@ -362,7 +362,7 @@ static void test_forms(void)
     void *plan = dev_new(td_cuda_attn_plan_bytes(4)), *d_seq = dev_put(seq, sizeof seq);
     uint16_t *d_out = dev_new(4 * W * 2), out[4 * W];
     size_t slots = 0;
-    for (int i = 0; i < 4; i++) slots += td_cuda_attn_slots(seq[i].n_rows, seq[i].pos0, 0, 4);
+    for (int i = 0; i < 4; i++) slots += td_attn_parts(seq[i].n_rows, seq[i].pos0, 0, 4);
     T_EQ(slots, 16);
     void *ws = dev_new(td_cuda_attn_ws_bytes(slots, 64));
     T_EQ(td_cuda_attn_plan(dev()->stream[0], d_seq, 4, 4, 2, 64, 0, slots, TD_CUDA_ATTN_FEW, plan), 0);
@@ -422,7 +422,7 @@ static void test_plan(void)
         for (int k = 0; k < 4; k++) wrong += plan[8 + k * (N + 1) + i] != sum[k];
         if (i == N || !seq[i].n_rows) continue;
         int n = seq[i].n_rows * H / G;
-        size_t slots = td_cuda_attn_slots(seq[i].n_rows, seq[i].pos0, WINDOW, H);
+        size_t slots = td_attn_parts(seq[i].n_rows, seq[i].pos0, WINDOW, H);
         bool few = n <= 64;
         if (few) used += slots;
         kept_out += few && used > max_slots;

@@ -256,6 +256,9 @@ int main(void)
         test_refused();
         for (ti_depth = 1; ti_depth <= 2; ti_depth++) test_device_fails();
         ti_depth = 1;
+        td_replay_stats r;
+        ti_ops->replay->stats(&r);
+        T_OK(r.runs > r.recorded && r.recorded > 0, "%d steps of %d recordings", (int)r.runs, (int)r.recorded);
         td_cuda_ops_close();
     }
     td_dev_close(dev());

@@ -180,6 +180,89 @@ static void test_missing_barrier_shows(void)
     simt_quiet(0);
 }
 
+/* ---- launches that overlap, launches that are recorded ---- */
+
+typedef struct early_case {
+    float *out, *tmp, *in, *scale, x[256];
+} early_case;
+
+static early_case early_new(void)
+{
+    early_case c;
+    float two = 2;
+    for (int i = 0; i < 256; i++) c.x[i] = (float)i;
+    c.in = dev_put(c.x, sizeof c.x);
+    c.scale = dev_put(&two, sizeof two);
+    c.tmp = dev_new(sizeof c.x);
+    c.out = dev_new(sizeof c.x);
+    return c;
+}
+
+static int run_early(int bug, early_case *c)
+{
+    return simt_run_early(bug, dev()->stream[TD_STREAM_COMPUTE], c->out, c->tmp, c->in, c->scale);
+}
+
+static bool early_right(const early_case *c, float add)
+{
+    float got[256];
+    bool ok = dev_get(got, c->out, sizeof got);
+    for (int i = 0; i < 256 && ok; i++) ok = got[i] == 2 * (2 * (c->x[i] + add) + 1);
+    return ok;
+}
+
+static void test_early(void)
+{
+    static const char *const text[EARLY_N] = {NULL, "read before td_grid_wait",
+                                              "write of global memory before td_grid_wait",
+                                              "ends without td_grid_wait", "read before td_grid_wait"};
+    for (int bug = 0; bug < EARLY_N; bug++) {
+        early_case c = early_new();
+        simt_quiet(bug != EARLY_NONE);
+        int e = run_early(bug, &c);
+        if (bug == EARLY_NONE) T_OK(!e && early_right(&c, 0), "%s", simt_last_error());
+        else if (simt_checks() || bug == EARLY_NO_WAIT)
+            T_OK(e && strstr(simt_last_error(), text[bug]), "%d: \"%s\"", bug, simt_last_error());
+        simt_clear_error();
+        dev_done();
+    }
+    simt_quiet(0);
+}
+
+/* A graph reads what its addresses hold when it runs; nothing runs while it is recorded. Also on a device. */
+static void test_graph(void)
+{
+    td_dev *d = dev();
+    early_case c = early_new();
+    td_graph *g = NULL;
+    float zero[256] = {0}, more[256];
+    d->upload(d, TD_STREAM_COMPUTE, c.out, zero, sizeof zero);
+    d->sync(d, TD_STREAM_COMPUTE);
+    T_EQ(d->capture_begin(d, TD_STREAM_COMPUTE), TD_OK);
+    T_EQ(run_early(EARLY_NONE, &c), 0);
+    T_EQ(d->copy(d, TD_STREAM_COMPUTE, c.in, c.out, sizeof zero), TD_OK);
+    T_EQ(d->capture_end(d, TD_STREAM_COMPUTE, &g), TD_OK);
+    T_OK(dev_get(more, c.out, sizeof more) && !memcmp(more, zero, sizeof zero), "it ran while it was recorded");
+    T_EQ(d->graph_run(d, TD_STREAM_COMPUTE, g), TD_OK);
+    T_OK(early_right(&c, 0), "%s", simt_last_error());
+    for (int i = 0; i < 256; i++) more[i] = c.x[i] + 5;
+    d->upload(d, TD_STREAM_COMPUTE, c.in, more, sizeof more);
+    T_EQ(d->graph_run(d, TD_STREAM_COMPUTE, g), TD_OK);
+    T_OK(early_right(&c, 5), "%s", simt_last_error());
+    T_EQ(d->graph_run(d, TD_STREAM_COMPUTE, g), TD_OK); /* of its own output */
+    for (int i = 0; i < 256; i++) c.x[i] = 2 * (2 * (c.x[i] + 5) + 1);
+    T_OK(early_right(&c, 0), "%s", simt_last_error());
+    d->graph_close(d, g);
+    g = NULL;
+    T_EQ(d->capture_begin(d, TD_STREAM_COMPUTE), TD_OK); /* a wait loses the recording, and no more than that */
+    T_EQ(run_early(EARLY_NONE, &c), 0);
+    T_OK(d->sync(d, TD_STREAM_COMPUTE) != TD_OK);
+    T_OK(d->capture_end(d, TD_STREAM_COMPUTE, &g) != TD_OK && !g);
+    T_EQ(run_early(EARLY_NONE, &c), 0);
+    T_EQ(d->sync(d, TD_STREAM_COMPUTE), TD_OK);
+    dev_done();
+}
+
 static void test_device(void)
 {
     td_dev *d = dev();
@@ -227,8 +310,10 @@ int main(void)
     test_convert(0);
     test_convert(1);
     test_copy();
+    test_graph();
     if (!strncmp(dev()->name, "simt", 4)) { /* on a device an error would end the process */
         test_bugs();
+        test_early();
         test_missing_barrier_shows();
         test_device();
     }

@@ -9,35 +9,32 @@
  *
  * Activations, weights and pages may be a device's memory (td_ops.dev): here they are only handed to td_ops.
  *
+ * On a device a step of generated rows alone may be padded and replayed (replay.h).
+ *
  * In the last layer only rows whose logits are wanted go on after the keys and values are written: a prompt's
  * chunk that wants none ends there. Rows never see each other outside attention, so this changes no bit. */
 #include "common/check.h"
 #include "worker/model/context.h"
+#include "worker/model/replay.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
 
-typedef struct forward {
-    td_model *m;
-    const td_step *step;
-    const td_kv *kv;
-    int T; /* own rows */
-    td_placed at;
-} forward;
-
 /* ---- what all layers share ---- */
 
-static td_status prepare(forward *f)
+static td_status prepare(td_forward *f)
 {
     td_model *m = f->m;
     const td_share *s = &m->share;
     td_share_rows(m, f->step, f->kv);
     f->T = s->n_own;
+    f->n_want = s->n_want;
     td_rope_rows(&m->rope, s->pos, s->T, m->scratch.cs);
     bool unknown = f->step->n_before > 0, device = m->ops->dev != NULL; /* on a device: one rank has all ids */
     if (unknown && !device) m->ops->fill_ids(m->pool, s->ids + s->own0, f->T, m->drawn);
     td_share_local_ids(m);
-    TD_TRY(td_place_step(m, m->scratch.cs,
-                         td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale), &f->at));
+    const float *q_scale = td_rope_q_scale(&m->rope, s->pos + s->own0, f->T, m->scratch.q_scale);
+    int rows = td_replay_rows(m, f->step);
+    TD_TRY(rows ? td_replay_step(f, rows, m->scratch.cs, q_scale) : td_place_step(m, m->scratch.cs, q_scale, &f->at));
     if (unknown && device) m->ops->fill_ids(m->pool, f->at.ids, f->T, m->drawn);
     return TD_OK;
 }
@@ -98,7 +95,7 @@ static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_d
     return td_share_sum(m, m->scratch.h, T, w->bias, m->scratch.x, m->blocks, true);
 }
 
-static td_status append_keys(forward *f, const td_layer *l, int layer)
+static td_status append_keys(td_forward *f, const td_layer *l, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
@@ -133,7 +130,7 @@ static td_dtype attended(const td_model *m, const td_layer *l)
     return td_model_cp(m) > 1 ? TD_F32 : operand(m, &l->o);
 }
 
-static td_status attend(forward *f, const td_layer *l, int layer)
+static td_status attend(td_forward *f, const td_layer *l, int layer)
 {
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
@@ -154,6 +151,10 @@ static td_status attend(forward *f, const td_layer *l, int layer)
                       .scale = (float)d->attn_scale,
                       .window = d->layer[layer].window,
                       .split = m->split};
+    if (f->replayed) {
+        a.placed = &f->attn[g];
+        f->attn[g].fresh = m->slot[layer] == 0;
+    }
     if (td_model_cp(m) > 1) return td_context_attend(m, f->step, g, &a);
     m->ops->attention(m->pool, m->scratch.ops, &a);
     return TD_OK;
@@ -181,12 +182,12 @@ static td_status feed_forward(td_model *m, const td_layer *l, const float *att, 
 
 /* From here on only the wanted rows count: how many of this rank's those are, and where their attention is (qkv is free
  * now). Where all rows are wanted, nothing moves. */
-static td_status keep_wanted(forward *f, const td_layer *l, int *T, const float **att)
+static td_status keep_wanted(td_forward *f, const td_layer *l, int *T, const float **att)
 {
     td_model *m = f->m;
     td_scratch *s = &m->scratch;
     const int32_t *want = f->at.want;
-    int E = m->desc.E, HD = m->local.H * m->desc.D, n = m->share.n_want, all = f->T;
+    int E = m->desc.E, HD = m->local.H * m->desc.D, n = f->n_want, all = f->T;
     if (attended(m, l) != TD_F32) HD /= 2; /* in words; D is even */
     *T = n;
     if (n < all) {
@@ -210,7 +211,7 @@ static td_status keep_wanted(forward *f, const td_layer *l, int *T, const float 
 
 /* ---- the pass ---- */
 
-static td_status embed(forward *f)
+static td_status embed(td_forward *f)
 {
     td_model *m = f->m;
     size_t E = (size_t)m->desc.E;
@@ -228,7 +229,7 @@ static td_status embed(forward *f)
 }
 
 /* This rank's rows and part of the vocabulary. */
-static td_status head(forward *f, int T, float *logits)
+static td_status head(td_forward *f, int T, float *logits)
 {
     td_model *m = f->m;
     if (f->step->n_logits == 0) {
@@ -264,6 +265,33 @@ td_status td_model_join_logits(td_model *m, const td_step *step, const float *pa
     return step->n_logits ? td_share_logits(m, step, part, logits) : TD_OK;
 }
 
+static td_status layer(td_forward *f, int i, int *T)
+{
+    td_model *m = f->m;
+    const td_layer *l = td_layer_acquire(m, i);
+    if (!l) return TD_EGONE;
+    bool last = i == m->desc.L - 1, rows = m->share.T > 0, goes_on = rows && (!last || f->step->n_logits > 0);
+    if (rows) TD_TRY(append_keys(f, l, i));
+    if (f->on_layer && rows) f->on_layer(f->arg, i);
+    if (goes_on) TD_TRY(attend(f, l, i));
+    const float *att = m->scratch.att;
+    if (goes_on && last) TD_TRY(keep_wanted(f, l, T, &att));
+    if (goes_on) TD_TRY(feed_forward(m, l, att, *T, m->desc.layer[i].moe));
+    else if (m->desc.layer[i].moe && td_model_meets(m)) TD_TRY(td_moe_forward(m, l, 0));
+    td_layer_release(m, i);
+    return TD_OK;
+}
+
+/* From the step's arrays to its logits. */
+static td_status pass(td_forward *f)
+{
+    td_model *m = f->m;
+    int T = f->T;
+    if (m->local.first) TD_TRY(embed(f));
+    for (int i = m->local.layer0; i < m->local.layer1; i++) TD_TRY(layer(f, i, &T));
+    return m->local.last ? head(f, T, f->logits) : TD_OK;
+}
+
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg)
 {
@@ -271,25 +299,30 @@ td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, fl
     if (step->n_before && !m->drawn)
         return td_fail(TD_EPROTO, "step %llu: the tokens of the step before are not here",
                        (unsigned long long)step->number);
-    forward f = {.m = m, .step = step, .kv = kv};
+    td_forward f = {.m = m, .step = step, .kv = kv, .logits = logits, .on_layer = on_layer, .arg = arg};
+    m->unrecorded.replayed = false;
     TD_TRY(prepare(&f));
+    m->replay.last = -1; /* until this step ends */
     TD_TRY(td_shard_begin(m, f.T, m->share.n_want));
-    int T = f.T;
-    if (m->local.first) TD_TRY(embed(&f));
-    for (int i = m->local.layer0; i < m->local.layer1; i++) {
-        const td_layer *l = td_layer_acquire(m, i);
-        if (!l) return TD_EGONE;
-        bool last = i == m->desc.L - 1, rows = m->share.T > 0, goes_on = rows && (!last || step->n_logits > 0);
-        if (rows) TD_TRY(append_keys(&f, l, i));
-        if (on_layer && rows) on_layer(arg, i);
-        if (goes_on) TD_TRY(attend(&f, l, i));
-        const float *att = m->scratch.att;
-        if (goes_on && last) TD_TRY(keep_wanted(&f, l, &T, &att));
-        if (goes_on) TD_TRY(feed_forward(m, l, att, T, m->desc.layer[i].moe));
-        else if (m->desc.layer[i].moe && td_model_meets(m)) TD_TRY(td_moe_forward(m, l, 0));
-        td_layer_release(m, i);
+    if (!f.replayed || !m->ops->replay->run(&f.key)) {
+        m->unrecorded = f;
+        return pass(&f);
     }
-    return m->local.last ? head(&f, T, logits) : TD_OK;
+    for (int i = m->local.layer0; on_layer && i < m->local.layer1; i++) on_layer(arg, i);
+    return TD_OK;
+}
+
+void td_model_record(td_model *m)
+{
+    td_forward *f = &m->unrecorded;
+    td_replay_step_ends(m);
+    bool now = f->replayed && m->ops->replay->record_begin(&f->key);
+    f->on_layer = NULL;
+    if (now) {
+        (void)pass(f); /* of one rank: nothing but launches, whose errors are the recording's */
+        m->ops->replay->record_end();
+    }
+    f->replayed = false;
 }
 
 void *td_model_hidden(td_model *m, const td_step *step, const td_kv *kv, size_t *bytes)

@@ -6,6 +6,7 @@
 #include "worker/devmem.h"
 #include "worker/model/context.h"
 #include "worker/model/experts.h"
+#include "worker/model/replay.h"
 #include "worker/model/shard.h"
 #include "worker/model/share.h"
 #include <stdio.h>
@@ -305,6 +306,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = td_context_open(m);
     if (st >= 0) st = td_place_open(m);
     if (st >= 0) st = reserve_ops(m, o);
+    if (st >= 0) st = td_replay_open(m);
     if (st < 0) {
         td_model_close(m);
         return st;
@@ -317,6 +319,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
 void td_model_close(td_model *m)
 {
     if (!m) return;
+    td_replay_close(m);
     td_experts_close(m);
     td_shard_close(m);
     td_rope_deinit(&m->rope);

@@ -157,9 +157,20 @@ td_status td_model_check(const td_model *m, const td_step *step, const td_kv *kv
  * written on ranks of the last pipeline stage: of the step's rows of logits those that this rank computes
  * (td_model_logit_places), of the vocabulary its part (td_model_vocab); one rank: [step->n_logits, V].
  * on_layer(arg, layer) is called on this thread once keys and values of layer `layer` of all rows are in their pages (NULL: none).
+ * On a device logits has room for max_logits rows: those beyond n_logits may be written.
  * EPROTO as td_model_check: nothing computed. */
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
                            void (*on_layer)(void *arg, int layer), void *arg);
+/* After a forward and what follows it (draws) is queued, before the step goes: if later steps could run as this one
+ * did, that is prepared now (td_replay of kernels/ops.h). Nothing is computed; without effect on the CPU. */
+void td_model_record(td_model *m);
+/* Between a step and a replayed one after it: from the end of what the first one queued before td_model_record until
+ * the arrays of the second one were there and its launches could begin. */
+typedef struct td_model_idle {
+    uint64_t steps;
+    double us, most_us;
+} td_model_idle;
+td_model_idle td_model_idle_time(const td_model *m);
 
 /* This rank's tokens: [v0, v0 + n). */
 void td_model_vocab(const td_model *m, int *v0, int *n);

@@ -83,6 +83,39 @@ typedef struct td_scratch {
     float *cs, *q_scale;     /* [T][rot_dim/2][2]; [T]; always of this host: place.h sends them */
 } td_scratch;
 
+/* Of steps that are replayed (replay.h): the device's block, and two page-locked ones in turn that go there. */
+typedef struct td_replay_stage {
+    uint8_t *host;
+    size_t bytes;
+    td_event *sent;
+    td_event *before; /* the end of the step before, borrowed; NULL: not known */
+} td_replay_stage;
+typedef struct td_replay_place {
+    td_dev *dev; /* NULL: no step is */
+    uint8_t *fixed;
+    size_t fixed_bytes;
+    td_replay_stage stage[2];
+    int turn;
+    td_event *end[4]; /* of the last steps, in turn: the stages refer to at most two of them */
+    int next, last;   /* the last step's; -1: no step has ended since one began */
+    td_model_idle idle;
+} td_replay_place;
+
+/* A step as this rank computes it (forward.c). */
+typedef struct td_forward {
+    td_model *m;
+    const td_step *step;
+    const td_kv *kv;
+    int T, n_want;            /* rows: own ones, or padded; those whose logits are wanted */
+    float *logits;
+    void (*on_layer)(void *arg, int layer);
+    void *arg;
+    td_placed at;
+    bool replayed;            /* of a kind that is (replay.h), with */
+    td_attn_placed attn[TD_MAX_GROUPS];
+    td_replay_key key;
+} td_forward;
+
 struct td_model {
     td_model_desc desc;
     const td_ops *ops;
@@ -99,6 +132,8 @@ struct td_model {
     td_rope rope;
     td_scratch scratch;
     td_place place;
+    td_replay_place replay;
+    td_forward unrecorded;   /* the last step, if it could be replayed and has to be recorded for that */
     /* this rank's part */
     const td_ranks *ranks;   /* NULL: one */
     td_local local;
