@@ -64,6 +64,15 @@ void td_model_drawn(td_model *m, const td_sample_out *before)
 {
     m->drawn = before;
 }
+void td_model_record(td_model *m)
+{
+    (void)m;
+}
+size_t td_model_workspace_bytes(const td_model *m)
+{
+    (void)m;
+    return 0;
+}
 td_expert_stats td_model_expert_stats(const td_model *m)
 {
     (void)m;
