@@ -333,7 +333,8 @@ static void in_parts(const td_ops *o, int V)
     static int32_t score[PART_ROWS];
     static td_sample_out want[PART_ROWS], got[PART_ROWS];
     td_bias bias[] = {{0, -2}, {(uint32_t)V - 1, 5}, {(uint32_t)V / 2, -INFINITY}, {(uint32_t)V - 1, 0.5f}};
-    td_penalty pen[] = {{0, 2, 1}, {(uint32_t)V / 2, 0, 3}, {(uint32_t)V - 1, 1, 0}};
+    td_penalty pen[] = {{0, 2, 1}, {(uint32_t)V - 1, 1, 0}, {(uint32_t)V / 2, 0, 3}};
+    const uint32_t n_pen = V > 2 ? 3 : (uint32_t)V; /* distinct ids */
     for (int i = 0; i < (V + 31) / 32; i++) mask[i] = 0x5a5a5a5bu + (uint32_t)i * 0x01030507u;
     for (size_t i = 0; i < PART_ROWS; i++) {
         size_t c = i / 10;
@@ -343,7 +344,7 @@ static void in_parts(const td_ops *o, int V)
         for (int k = 0; k < V && kind == 4; k++) to[k] = i % 2 ? NAN : k % 9 == 8 ? INFINITY : to[k];
         row[i] = row_of(sample_cases[c], i * 77, (uint32_t)i);
         row[i].repetition_penalty = 1.3f, row[i].presence_penalty = 0.4f, row[i].frequency_penalty = 0.2f;
-        if (extra % 2) row[i].bias = bias, row[i].n_bias = 4, row[i].pen = pen, row[i].n_pen = 3;
+        if (extra % 2) row[i].bias = bias, row[i].n_bias = 4, row[i].pen = pen, row[i].n_pen = n_pen;
         if (extra > 3) row[i].mask = extra == 6 && kind == 0 ? none : mask;
         row[i].logprobs = i % 3 == 0 ? -1 : i % 3 == 1 ? 0 : 20;
         score[i] = i % 11 == 7 ? (int32_t)(i * 131 % (size_t)V) : -1;
