@@ -36,10 +36,11 @@ static int local_rank(void)
     return rank;
 }
 
-/* Deterministic when told so, or when its id is what is pinned. */
-static td_status open_cuda(const td_conf *c, td_boot *b)
+/* Deterministic when told so, when its id is what is pinned, and on several ranks: whether there is room for the fast mode's
+ * copies is a rank's own, and all have to compute alike. */
+static td_status open_cuda(const td_conf *c, bool many, td_boot *b)
 {
-    td_cuda_mode mode = {.fast = !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
+    td_cuda_mode mode = {.fast = !many && !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
     TD_TRY(td_dev_open("cuda", c->device >= 0 ? c->device : local_rank(), &b->dev));
     TD_TRY(td_cuda_ops_open_as(b->dev, &mode, &b->ops));
     td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
@@ -205,7 +206,7 @@ static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
 static td_status choose_device(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
 {
     bool told = !strcmp(c->ops, "cuda"), all;
-    td_status s = open_cuda(c, b);
+    td_status s = open_cuda(c, ranks != NULL, b);
     if (s >= 0 && told) s = numerics_kept(c, b);
     if (s >= 0 && !told && !device_serves(c, dir, b)) s = td_refuse(TD_ENOSUP, "not for this model");
     TD_TRY(all_can(ranks, s >= 0, &all));

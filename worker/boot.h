@@ -3,10 +3,10 @@
  *
  * Use:       td_boot_open, then change b.opts where the program knows better (hash key, pages), then
  *            td_engine_open(&b.opts, &e).
- * --ops:     cuda: the CUDA device of --device (default: this process's number among its host's), or ENOSUP; auto: it, where this build and machine have one, the model fits,
- *            on all ranks; else the best family of this CPU.
- * Modes:     of a device, kernels/choose_cuda.h: fast, or --deterministic, whose id also pins it (--numerics). CPU families are
- *            deterministic always.
+ * --ops:     cuda: the CUDA device of --device (default: this process's number among its host's), or ENOSUP; auto: it, where this
+ *            build and machine have one, the model fits, on all ranks; else the best family of this CPU.
+ * Modes:     of a device, kernels/choose_cuda.h: fast, or --deterministic, whose id also pins it (--numerics); several ranks are
+ *            deterministic always, as CPU families are.
  * Ownership: td_boot owns device, pool and model; the engine borrows them and is closed first.
  * Threads:   one, before the others start. Errors: as td_ops_open and td_model_open. */
 // SPDX-License-Identifier: Apache-2.0
