@@ -1,5 +1,5 @@
-/* worker/engine_int.h - the engine's insides, shared by its two halves: engine.c (legs: start, reserve, land,
- * cancel, end, events) and engine_step.c (admit, plan, submit, collect). Not for anyone else. */
+/* worker/engine_int.h - the engine's insides, shared by its parts: engine_open.c (open, sizes, close), engine.c
+ * (legs: start, reserve, land, cancel, end, events) and engine_step.c (admit, plan, submit, collect). Not for anyone else. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_ENGINE_INT_H
 #define TD_WORKER_ENGINE_INT_H
@@ -90,6 +90,9 @@ struct td_engine {
     void *kv_arg, *admit_arg, *step_arg, *logits_arg;
 };
 
+/* Tokens that so many pages of each group hold. */
+int64_t td_engine_tokens_of(const td_engine_opts *o, int64_t pages);
+void td_engine_news_reset(td_engine_news *n);
 td_seq *td_engine_find(const td_engine *e, uint64_t key);
 /* The choice is over: its tables go back (unless held). The leg ends with its last choice. */
 void td_engine_choice_done(td_engine *e, td_seq *q, uint32_t c);
