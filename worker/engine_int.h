@@ -52,6 +52,7 @@ typedef struct td_engine_replica {
     struct td_engine *engine;
     td_kvpool *pool;
     uint32_t index, slots;           /* slots: sequences in use here */
+    uint64_t taken;                  /* the engine's legs until it last took one */
     bool tried;                      /* while a place for a leg is looked for */
     bool draining;                   /* of this turn: pages are short, and whose they could be are in flight */
 } td_engine_replica;
@@ -61,6 +62,7 @@ struct td_engine {
     const td_model_desc *desc;
     td_engine_replica *replica;      /* [n_replicas] */
     uint32_t n_replicas;
+    uint64_t n_taken;                /* legs that were given to a replica */
     td_exec *exec;
     int max_len, max_logits, depth;
     bool ahead;                      /* rows of tokens that are still being drawn are planned too */

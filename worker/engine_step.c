@@ -50,6 +50,14 @@ static td_status take_pages_of(td_engine *e, td_engine_replica *r, td_seq *q, bo
     return TD_OK;
 }
 
+/* Fewer sequences, else more pages, else longer without a new leg: where nothing runs, they take turns. */
+static bool has_more_room(const td_engine_replica *a, const td_engine_replica *b)
+{
+    int64_t pages_a = td_kvpool_available(a->pool), pages_b = td_kvpool_available(b->pool);
+    if (a->slots != b->slots) return a->slots < b->slots;
+    return pages_a != pages_b ? pages_a > pages_b : a->taken < b->taken;
+}
+
 /* Where the leg goes: where most of its log is already, unless that replica has its share of the sequences; else where
  * least runs. Not to those that were tried. */
 static td_engine_replica *choose_replica(td_engine *e, const td_seq *q, bool fresh, bool may_fill)
@@ -62,9 +70,7 @@ static td_engine_replica *choose_replica(td_engine *e, const td_seq *q, bool fre
         if (r->tried || (!may_fill && r->slots && td_kvpool_available(r->pool) < r->slots)) continue;
         bool full = e->n_replicas == 1 || fresh || r->slots + td_seq_slots(q) > share;
         uint32_t hit = full ? 0 : td_kvpool_peek(r->pool, q->root, e->ids, length);
-        bool better = !best || hit > best_hit || (hit == best_hit && r->slots < best->slots) ||
-                      (hit == best_hit && r->slots == best->slots && td_kvpool_available(r->pool) > td_kvpool_available(best->pool));
-        if (better) best = r, best_hit = hit;
+        if (!best || hit > best_hit || (hit == best_hit && has_more_room(r, best))) best = r, best_hit = hit;
     }
     return best;
 }
@@ -80,6 +86,7 @@ td_status td_engine_take_pages(td_engine *e, td_seq *q, bool in_transit)
     while (s < 0 && (r = choose_replica(e, q, fresh, in_transit))) {
         r->tried = true;
         s = take_pages_of(e, r, q, fresh, in_transit);
+        if (s >= 0) r->taken = ++e->n_taken;
     }
     return s;
 }
