@@ -12,15 +12,7 @@ import time
 
 from support.cluster import BIN, DEMO, Cluster, Error, questions
 from support.machine import patience
-
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
-
+from support.report import done, ok
 
 Q = questions()[0]
 with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
@@ -162,4 +154,4 @@ for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-
         ], capture_output=True, text=True, timeout=patience(20))
         assert r.returncode == 1 and f"generation_config.json: {key}" in r.stderr, (key, r)
 ok("a bad generation_config.json is refused by name")
-print(f"{passed} passed, 0 failed")
+done()

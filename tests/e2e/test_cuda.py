@@ -8,19 +8,13 @@ import time
 
 from support import cluster
 from support.cluster import BUILD, Cluster, questions, skip
+from support.report import done, ok
 
 WORKER = os.path.join(BUILD, "simt", "simt_tandem_worker")
 if not os.path.exists(WORKER):
     skip("no worker on the shim in this build")
 SMALL = ["--max-model-len", "128", "--max-num-seqs", "2", "--max-num-batched-tokens", "64", "--ops", "cuda", "--deterministic",
          "--no-pack-cache", "--no-prefix-cache"]
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 class OnShim(Cluster):
@@ -84,4 +78,4 @@ for env, why in (({"SIMT_DEVICES": "0"}, "no CUDA device: no CUDA-capable device
         errors = [line for line in log.splitlines() if " E " in line]
         assert rc == 1 and len(errors) == 1 and why in errors[0], f"status {rc}: {log}"
         ok(why)
-print(f"{passed} passed, 0 failed")
+done()

@@ -14,16 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from support.cluster import Cluster, questions, Error
 from support.machine import patience
+from support.report import done, ok
 
 QS = sorted(questions(), key=lambda q: -len(q["answer_ids"]))
 LONGQ = QS[0]
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 def stream_ids(c, body, on_event=None):
@@ -131,4 +125,4 @@ with Cluster(prefill=1, decode=1) as c:
     assert stream_ids(c, BODY) == want
     c.wait_clean()
     ok("the router leaves in order, another one comes")
-print(f"{passed} passed, 0 failed")
+done()

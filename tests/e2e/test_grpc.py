@@ -13,6 +13,7 @@ from grpc_tools import protoc
 
 from support.cluster import ROOT, Cluster, questions
 from support.machine import patience
+from support.report import done, ok
 
 tmp = tempfile.mkdtemp()
 assert protoc.main(
@@ -20,14 +21,6 @@ assert protoc.main(
 sys.path.insert(0, tmp)
 import inference_pb2 as pb  # noqa: E402
 import inference_pb2_grpc as rpc  # noqa: E402
-
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 def fails(code, f):
@@ -118,4 +111,4 @@ with Cluster() as c:
     ok("grpc.health.v1")
     c.wait_clean()
     channel.close()
-print(f"{passed} passed, 0 failed")
+done()

@@ -13,10 +13,10 @@ import time
 from support.cluster import (BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions,
                              rank_pids, skip)
 from support.machine import patience
+from support.report import done, ok
 
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
-passed = 0
 open_mpi_under_sanitizers()
 CONF = """# a comment, and a blank line
 
@@ -25,12 +25,6 @@ router 127.0.0.1 --served-model-name demo --port {port} --grpc-port {grpc}
 prefill localhost:2 --tensor-parallel-size 2 --threads 1 --served-model-name demo {cache}
 decode localhost:2 --pipeline-parallel-size 2 --threads 1 --page-size 8 --served-model-name demo {cache}
 """
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 def tagged(mark):
@@ -144,4 +138,4 @@ with Job() as c:
     left = tagged(c.mark)
     assert status == 0 and not left, (status, left, c.log("job")[-3000:])
     ok("SIGTERM drains the job, nothing is left")
-print(f"{passed} passed, 0 failed")
+done()

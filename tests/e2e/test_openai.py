@@ -7,15 +7,7 @@ import math
 import openai
 
 from support.cluster import Cluster, questions
-
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
-
+from support.report import done, ok
 
 QS = questions()
 Q = next(q for q in QS if q["task"] == "add" and q["right"])
@@ -152,4 +144,4 @@ with Cluster(router_extra=["--api-key", "sk-test"]) as c:
     ok("errors as the client's exceptions")
     c.procs  # keep the cluster until here
     c.until("requests gone", 5, lambda: c.ledger()["requests"] == 0)
-print(f"{passed} passed, 0 failed")
+done()

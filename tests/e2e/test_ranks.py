@@ -21,6 +21,7 @@ from support.cluster import (BIN, DEMO, Cluster, Error, Gone, open_mpi_under_san
                              sanitized, skip)
 from support.machine import patience
 from support.models import with_tokenizer
+from support.report import done, ok
 from support.serve import Serve
 
 p = argparse.ArgumentParser()
@@ -29,14 +30,7 @@ a = p.parse_args()
 parts = a.part or ["same", "data", "handoff", "replicas", "served", "death", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
-passed = 0
 open_mpi_under_sanitizers()
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 # ---- the same tokens ----
@@ -447,5 +441,5 @@ for part in parts:
         "data": data,
         "served": served
     }[part]()
-print(f"{passed} passed, 0 failed")
+done()
 sys.exit(0)

@@ -14,18 +14,12 @@ from support.cluster import (BIN, DEMO, Cluster, Gone, free_port, open_mpi_under
                              rank_pids, skip)
 from support.machine import patience
 from support.netns import Hosts, missing
+from support.report import done, ok
 
 why = "no mpirun (install openmpi-bin)" if not shutil.which("mpirun") else missing()
 if why:
     skip(why)
-passed = 0
 open_mpi_under_sanitizers()
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 def mpi_args(hosts, network):
@@ -168,4 +162,4 @@ with Hosts(4) as hosts:
     unreachable("no network for messages", hosts, "127.0.0.0/8", "has not reached the other ranks within 8 s")
     hosts.link(2, False)
     unreachable("a host that is not there", hosts, hosts.subnet, "unable to complete a TCP connection")
-print(f"{passed} passed, 0 failed")
+done()

@@ -12,6 +12,7 @@ import tempfile
 from support import slurm
 from support.cluster import BIN, BUILD, DEMO, ROOT, Cluster, free_port, open_mpi_under_sanitizers, questions
 from support.machine import patience
+from support.report import done, ok
 
 NODES = [f"127.0.0.{i}" for i in range(1, 8)]
 SCRIPTS = os.path.join(ROOT, "deploy", "slurm")
@@ -22,14 +23,7 @@ trap 'echo "drained $*" >> {d}/ends; exit 0' USR1 TERM
 echo "$*" >> {d}/calls
 while :; do sleep 60 & wait $!; done
 """
-passed = 0
 open_mpi_under_sanitizers()
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 class Job(Cluster):
@@ -210,5 +204,5 @@ if shutil.which("mpirun"):
     real()
 else:
     print("no mpirun: the real cluster is left out (install openmpi-bin)")
-print(f"{passed} passed, 0 failed")
+done()
 sys.exit(0)

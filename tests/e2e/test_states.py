@@ -15,6 +15,7 @@ import threading
 import time
 
 from support.cluster import Cluster, Error, questions
+from support.report import done, ok
 
 POINTS = {
     "PREFILLING": ("prefill", "prefill-chunk"), "SHIPPING": ("prefill", "ship-frame"),
@@ -23,13 +24,6 @@ POINTS = {
 SEED = 64023  # TD_FAULT_SEED
 Q = max(questions(), key=lambda q: len(q["answer_ids"]))
 BODY = dict(prompt=Q["prompt_ids"], max_tokens=60, temperature=0, seed=SEED, return_token_ids=True)
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 class Held(Cluster):
@@ -169,4 +163,4 @@ for state, (role, point) in POINTS.items():
             break
     assert over <= 0, f"{state}: pages came back {over:.1f} ms too late, three times: {text}"
     ok(f"{state}: the client left; pages back: {text}")
-print(f"{passed} passed, 0 failed")
+done()

@@ -17,15 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support.cluster import BIN, DEMO, Cluster, questions, skip
 from support.machine import patience
+from support.report import done, ok
 from support.serve import Serve
-
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
 
 
 def make_cert(d, name, *more):
@@ -142,5 +135,5 @@ with tempfile.TemporaryDirectory() as d:
     clients(d)
     client_certificates(d)
     refused(d)
-print(f"{passed} passed, 0 failed")
+done()
 sys.exit(0)

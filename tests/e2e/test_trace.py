@@ -8,14 +8,7 @@ import threading
 
 from support.cluster import Cluster, questions
 from support.machine import patience
-
-passed = 0
-
-
-def ok(what):
-    global passed
-    passed += 1
-    print("ok", what, flush=True)
+from support.report import done, ok
 
 
 def trace(path):
@@ -92,4 +85,4 @@ with Cluster(prefill=0, decode=0, mixed=1, mixed_extra=["--trace-file", path],
     os.unlink(path)
     assert sum(s["rows"] for s in steps) == length and sum(s["samples"] for s in steps) == n, steps
     ok(f"{n} samples: {length} prompt rows computed once")
-print(f"{passed} passed, 0 failed")
+done()
