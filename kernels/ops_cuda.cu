@@ -140,6 +140,16 @@ bool parcel_send(parcel *p)
     return s == TD_OK;
 }
 
+bool send_to(void *to, const void *src, size_t bytes)
+{
+    parcel p;
+    if (!parcel_open(&p, padded(bytes))) return false;
+    const char *sent = parcel_put(&p, (const char *)src, bytes);
+    if (!parcel_send(&p)) return false;
+    kept(ctx.dev->copy(ctx.dev, TD_STREAM_COMPUTE, to, sent, bytes));
+    return may_run();
+}
+
 /* ---- rows ---- */
 
 static void ops_embed_table(td_pool *, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
@@ -237,8 +247,7 @@ static void ops_moe_combine(td_pool *, const float *y, size_t ldy, const int32_t
 
 static td_status ops_wait()
 {
-    td_status s = ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE);
-    if (s != TD_OK) failed(s);
+    kept(ctx.dev->sync(ctx.dev, TD_STREAM_COMPUTE));
     return td_cuda_ops_status();
 }
 

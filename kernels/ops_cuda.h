@@ -85,6 +85,9 @@ template <class T> const T *parcel_put(parcel *p, const T *src, size_t n)
     return at;
 }
 
+/* A parcel of its own whose bytes then lie at `to`, device memory that outlives the ring's half. False: failed. */
+bool send_to(void *to, const void *src, size_t bytes);
+
 /* Each part enters its operations, sizes its workspaces, and frees them. */
 void products_fill(td_ops *t, td_operand_ops *o);
 void products_reserve(const td_ops_room *r);

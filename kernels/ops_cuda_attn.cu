@@ -84,21 +84,15 @@ static void choose_kernels(const td_attn_args *a, step_copy *c)
 
 static bool send_step(const td_attn_args *a, step_copy *c)
 {
-    parcel p;
-    td_dev *d = ctx.dev;
     choose_kernels(a, c);
     if (!want(&c->data, c->room) || !want(&c->plan, td_cuda_attn_plan_bytes(a->n_seq)) ||
-        !want(&splits, td_cuda_attn_ws_bytes(c->max_slots, a->D)) || !parcel_open(&p, padded(c->bytes)))
+        !want(&splits, td_cuda_attn_ws_bytes(c->max_slots, a->D)) || !send_to(c->data.p, c->host, c->bytes))
         return false;
-    const char *sent = parcel_put(&p, c->host, c->bytes);
-    if (!parcel_send(&p)) return false;
-    td_status s = d->copy(d, TD_STREAM_COMPUTE, c->data.p, sent, c->bytes);
-    if (s != TD_OK) failed(s);
     const td_cuda_attn_seq *seq = (const td_cuda_attn_seq *)c->data.p;
-    if (s == TD_OK && a->part)
+    if (a->part)
         launched(td_cuda_attn_plan_parts(stream(), seq, a->n_seq, a->H, a->G, a->n_parts, c->plan.p),
                  "plan of attention");
-    else if (s == TD_OK)
+    else
         launched(td_cuda_attn_plan(stream(), seq, a->n_seq, a->H, a->G, a->D, a->window, c->max_slots,
                                    TD_CUDA_ATTN_FEW, c->plan.p),
                  "plan of attention");

@@ -151,15 +151,10 @@ static group_copy *group_of(const td_grouped *a)
 
 static bool send_group(group_copy *g, const void *const *now)
 {
-    const size_t count = (size_t)g->n * 3, bytes = count * sizeof *now;
-    parcel p;
-    if (!want(&g->data, bytes) || !parcel_open(&p, padded(bytes))) return false;
-    const void *const *sent = parcel_put(&p, now, count);
-    if (!parcel_send(&p)) return false;
-    td_status s = ctx.dev->copy(ctx.dev, TD_STREAM_COMPUTE, g->data.p, sent, bytes);
-    if (s != TD_OK) failed(s);
-    if (s == TD_OK) memcpy(g->host, now, bytes);
-    return s == TD_OK;
+    const size_t bytes = (size_t)g->n * 3 * sizeof *now;
+    if (!want(&g->data, bytes) || !send_to(g->data.p, now, bytes)) return false;
+    memcpy(g->host, now, bytes);
+    return true;
 }
 
 /* The lists on the device, or NULL after an error. */

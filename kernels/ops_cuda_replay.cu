@@ -90,8 +90,7 @@ static bool replay_run(const td_replay_key *k)
     if (!r) return false;
     r->stamp = ++now;
     stats.runs++;
-    td_status s = ctx.dev->graph_run(ctx.dev, TD_STREAM_COMPUTE, r->graph);
-    if (s != TD_OK) failed(s);
+    kept(ctx.dev->graph_run(ctx.dev, TD_STREAM_COMPUTE, r->graph));
     return true;
 }
 

@@ -15,7 +15,15 @@ static size_t row_bytes(const td_sample_row *r, int V)
            (r->mask ? padded(((size_t)V + 31) / 32 * 4) : 0);
 }
 
-/* Copies of the rows whose pointers are the device's; false after an error. */
+/* What the row points to, in the parcel; copy gets its addresses there. */
+static void put_row(parcel *p, td_sample_row *copy, const td_sample_row *r, int V)
+{
+    copy->pen = parcel_put(p, r->pen, r->n_pen);
+    copy->bias = parcel_put(p, r->bias, r->n_bias);
+    copy->mask = parcel_put(p, r->mask, ((size_t)V + 31) / 32);
+}
+
+/* Copies of the rows whose pointers are the device's; NULL after an error. */
 static const td_sample_row *send_rows(const td_sample_row *rows, int n, int V)
 {
     size_t bytes = padded((size_t)n * sizeof *rows);
@@ -24,11 +32,7 @@ static const td_sample_row *send_rows(const td_sample_row *rows, int n, int V)
     if (!parcel_open(&p, bytes)) return nullptr;
     td_sample_row *copy = (td_sample_row *)(p.h->host + p.used);
     const td_sample_row *at = parcel_put(&p, rows, (size_t)n);
-    for (int i = 0; i < n; i++) {
-        copy[i].pen = parcel_put(&p, rows[i].pen, rows[i].n_pen);
-        copy[i].bias = parcel_put(&p, rows[i].bias, rows[i].n_bias);
-        copy[i].mask = parcel_put(&p, rows[i].mask, ((size_t)V + 31) / 32);
-    }
+    for (int i = 0; i < n; i++) put_row(&p, &copy[i], &rows[i], V);
     return parcel_send(&p) ? at : nullptr;
 }
 
@@ -64,6 +68,7 @@ static void ops_fill_ids(td_pool *, int32_t *ids, int n, const td_sample_out *be
  */
 static const td_draw *send_draws(const td_draw *d, int n, int V)
 {
+    static const td_sample_row bare = {};
     size_t bytes = padded((size_t)n * sizeof *d);
     for (int i = 0; i < n; i++)
         if (d[i].stage == TD_DRAW_START) bytes += row_bytes(&d[i].row, V);
@@ -71,12 +76,8 @@ static const td_draw *send_draws(const td_draw *d, int n, int V)
     if (!parcel_open(&p, bytes)) return nullptr;
     td_draw *copy = (td_draw *)(p.h->host + p.used);
     const td_draw *at = parcel_put(&p, d, (size_t)n);
-    for (int i = 0; i < n; i++) {
-        bool start = d[i].stage == TD_DRAW_START;
-        copy[i].row.pen = start ? parcel_put(&p, d[i].row.pen, d[i].row.n_pen) : nullptr;
-        copy[i].row.bias = start ? parcel_put(&p, d[i].row.bias, d[i].row.n_bias) : nullptr;
-        copy[i].row.mask = start ? parcel_put(&p, d[i].row.mask, ((size_t)V + 31) / 32) : nullptr;
-    }
+    for (int i = 0; i < n; i++)
+        put_row(&p, &copy[i].row, d[i].stage == TD_DRAW_START ? &d[i].row : &bare, V);
     return parcel_send(&p) ? at : nullptr;
 }
 
