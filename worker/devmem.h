@@ -11,6 +11,13 @@
 #include "common/pool.h"
 #include "kernels/dev.h"
 
+/* Arrays that share a block begin at multiples of this. */
+enum { TD_DEVMEM_PART = 256 };
+static inline size_t td_devmem_padded(size_t bytes)
+{
+    return (bytes + TD_DEVMEM_PART - 1) / TD_DEVMEM_PART * TD_DEVMEM_PART;
+}
+
 /* what: for the error's text. */
 td_status td_devmem_alloc(td_dev *dev, size_t bytes, const char *what, void **out);
 void td_devmem_free(td_dev *dev, void *p); /* NULL: nothing */

@@ -90,6 +90,7 @@ void td_mirror_send_commit(const td_mirror_key *k, const td_commit *commit, int6
 {
     td_buf payload;
     if (!k->replica) td_ship_send_commit(k->ship, k->key, commit, prompt_end_us);
+    if (!td_engine_many(k->engine)) return; /* nobody to write it for */
     td_buf_init(&payload, 0);
     td_commit_write(&payload, commit);
     command c = {.verb = SEND_COMMIT, .n_first = commit->n_first, .ranks_bytes = (uint32_t)payload.len};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/place.h"
 #include "common/check.h"
+#include "worker/devmem.h"
 #include "worker/model/model_int.h"
 #include <string.h>
 
@@ -66,13 +67,6 @@ static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t by
 
 /* ---- a step ---- */
 
-enum { PART_ALIGN = 256 };
-
-static size_t padded(size_t n)
-{
-    return (n + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
-}
-
 /* `src` becomes the block's copy; counted only while there is no block. */
 static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
 {
@@ -82,7 +76,7 @@ static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
         if (bytes) memcpy(b->host + *at, src, bytes);
         there = b->device + *at;
     }
-    *at += padded(bytes);
+    *at += td_devmem_padded(bytes);
     return there;
 }
 
@@ -130,7 +124,7 @@ td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **
     td_place_block *b;
     *out = src;
     if (!p->dev) return TD_OK;
-    TD_TRY(next_block(p->dev, p->more, &p->more_turn, TD_MAX(bytes, (size_t)PART_ALIGN), &b));
+    TD_TRY(next_block(p->dev, p->more, &p->more_turn, TD_MAX(bytes, (size_t)TD_DEVMEM_PART), &b));
     if (bytes) memcpy(b->host, src, bytes);
     *out = b->device;
     return send(p->dev, b, bytes);

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/replay.h"
 #include "common/check.h"
+#include "worker/devmem.h"
 #include <string.h>
 
-enum {
-    MOST_FIRST = 1 << 20, /* bytes of the blocks at first: page tables for 4 million tokens in pages of 16 */
-    PART_ALIGN = 256
-};
+enum { MOST_FIRST = 1 << 20 }; /* bytes of the blocks at first: page tables for 4 million tokens in pages of 16 */
 _Static_assert((int)TD_REPLAY_WORDS >= 2 + 2 * (int)TD_MAX_GROUPS &&
                    (int)TD_ATTN_GROUPS >= (int)TD_MAX_GROUPS,
                "a key holds all page groups");
@@ -101,7 +99,7 @@ td_status td_replay_open(td_model *m)
     TD_TRY(d->fill(d, TD_STREAM_COMPUTE, m->scratch.block, 0, m->scratch.bytes));
     size_t row = (size_t)m->desc.rope.rot_dim * sizeof(float) + TD_MAX_GROUPS * 32,
            first = (size_t)m->max_rows * row + 4 * page_entries(m);
-    first = TD_MIN(first + 32 * PART_ALIGN, (size_t)MOST_FIRST);
+    first = TD_MIN(first + 32 * TD_DEVMEM_PART, (size_t)MOST_FIRST);
     for (int i = 0; i < 2; i++) TD_TRY(stage_open(d, first, &p->stage[i]));
     for (size_t i = 0; i < TD_COUNT(p->end); i++) TD_TRY(d->event_open(d, &p->end[i]));
     p->last = -1;
@@ -137,11 +135,6 @@ typedef struct filling {
     size_t at;
 } filling;
 
-static size_t padded(size_t n)
-{
-    return (n + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
-}
-
 /* n elements of src, then `pad` up to `rows` of them; where they will be. */
 static void *fill(filling *f, const void *src, int n, int rows, size_t each, int pad)
 {
@@ -149,7 +142,7 @@ static void *fill(filling *f, const void *src, int n, int rows, size_t each, int
     size_t bytes = (size_t)n * each, room = (size_t)rows * each;
     if (f->host && bytes) memcpy(f->host + f->at, src, bytes);
     if (f->host) memset(f->host + f->at + bytes, pad, room - bytes);
-    f->at += padded(room);
+    f->at += td_devmem_padded(room);
     return there;
 }
 
@@ -164,7 +157,7 @@ static const td_attn_place *fill_seqs(filling *f, const td_attn_seq *seq, int n,
         *page0 += seq[i].pos0 / P + 1;
     }
     for (int i = n; to && i < rows; i++) to[i] = (td_attn_place){i, 0, 0, 0};
-    f->at += padded((size_t)rows * sizeof *to);
+    f->at += td_devmem_padded((size_t)rows * sizeof *to);
     return there;
 }
 
