@@ -23,6 +23,7 @@
 #ifndef TD_KERNELS_DRAW_H
 #define TD_KERNELS_DRAW_H
 
+#include "common/both.h"
 #include "kernels/ops.h"
 
 struct td_vocab {
@@ -76,9 +77,9 @@ static inline td_draw td_draw_open(td_sample_row row, int32_t score, const float
 }
 #endif
 /* A greedy draw of the logits as they are needs no workspace. */
-static inline bool td_draw_plain(const td_sample_row *r)
+TD_BOTH bool td_draw_plain(const td_sample_row *r)
 {
-    return r->temperature < 1e-5f && !r->mask && !r->n_bias && !r->n_pen;
+    return r->temperature < TD_GREEDY_BELOW && !r->mask && !r->n_bias && !r->n_pen;
 }
 
 #endif

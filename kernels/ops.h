@@ -122,6 +122,7 @@ typedef struct td_penalty {
     uint32_t n_out;
     uint32_t in_prompt;
 } td_penalty; /* distinct ids of prompt + output */
+#define TD_GREEDY_BELOW 1e-5f /* a temperature below draws the likeliest token */
 typedef struct td_sample_row {
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k;

@@ -56,7 +56,7 @@ static __global__ void __launch_bounds__(1024, 1)
     td_grid_wait();
     const float *raw = logits + (size_t)blockIdx.x * ld;
     const td_sample_row row = rows[blockIdx.x];
-    const bool greedy = row.temperature < GREEDY_BELOW;
+    const bool greedy = row.temperature < TD_GREEDY_BELOW;
     float *x = space + (size_t)blockIdx.x * ld_space;
     const bool plain = greedy && !row.mask && !row.n_bias && !row.n_pen;
     if (!plain) process(raw, x, 0, V, row);

@@ -15,17 +15,17 @@
  * Source:  algorithms notes 9.2, 13. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
+#include "common/noise.h"
 #include "common/rng.h"
 #include "kernels/draw.h"
 #include "kernels/family.h"
+#include "kernels/sample_math.h"
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 
 enum { LANES = 16, CHUNK = 64, BINS = TD_DRAW_BINS };
-#define NOISE_MAX 23.0f /* -log(2^-33) = 22.88 */
-#define GREEDY_BELOW 1e-5f
 
 /* ---- workspace ---- */
 
@@ -92,12 +92,6 @@ static int scan_find(const float *x, int n, float value)
     return -1;
 }
 
-/* NaN becomes -inf, -0 becomes +0: afterwards equal values have equal keys. */
-static inline float canonical(float v)
-{
-    return v == v ? v + 0.0f : -INFINITY;
-}
-
 /* out may be x. */
 static void scan_copy(float *out, const float *x, int n)
 {
@@ -107,26 +101,6 @@ static void scan_copy(float *out, const float *x, int n)
 static void scan_divide(float *x, int n, float t)
 {
     for (int i = 0; i < n; i++) x[i] = x[i] / t + 0.0f; /* no -0: see canonical */
-}
-
-/* exp(x), x <= 0: two-constant reduction and a polynomial, no fma (so that every instruction set rounds
- * alike); 1e-7 relative. */
-static inline float exp_neg(float x)
-{
-    float lo = x < -87.0f ? -87.0f : x;
-    float n = lo * 1.44269504f + 12582912.0f - 12582912.0f;
-    float r = lo - n * 0.693359375f - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return x >= -87.0f ? p * scale : 0.0f; /* false for NaN too */
 }
 
 /* A mass in units of 2^-44, to nearest even, plus MASS_ZERO: the bits of e + 256, whose last place that is.
@@ -236,7 +210,7 @@ _Static_assert(sizeof(end_msg) + TD_MAX_TOP_LOGPROBS * sizeof(td_top) <= TD_DRAW
 
 static bool greedy(const td_draw *d)
 {
-    return d->row.temperature < GREEDY_BELOW;
+    return d->row.temperature < TD_GREEDY_BELOW;
 }
 
 static bool wants_report(const td_draw *d)
@@ -336,21 +310,6 @@ static void hear_start(const td_vocab *v, td_draw *d, const uint8_t *all, size_t
 /* ---- CUT: where top_k and top_p end ---- */
 
 enum { TOP_SHIFT = 21, MID_SHIFT = 10 };
-
-static inline uint32_t key_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u ^ (u >> 31 ? UINT32_MAX : UINT32_C(0x80000000));
-}
-
-static inline float value_of(uint32_t key)
-{
-    uint32_t u = key ^ (key >> 31 ? UINT32_C(0x80000000) : UINT32_MAX);
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
 
 static bool any_within(const float *x, int n, float lo, float hi)
 {
@@ -576,7 +535,7 @@ static void run_chunk(race *r, int i0, int n)
     const float *x = r->d->x;
     int open[CHUNK], count = 0;
     for (int i = i0; i < i0 + n; i++)
-        if (x[i] >= r->floor && x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
+        if (x[i] >= r->floor && x[i] + TD_NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
     if (count > CHUNK / 8) {
         td_gumbel_row(s->seed, s->position, s->stream, (uint32_t)(r->v0 + i0), (uint32_t)n, noise);
         for (int k = 0; k < count; k++) offer(r, open[k], noise[open[k] - i0]);
@@ -603,7 +562,7 @@ static void run_race(const td_vocab *v, const td_draw *d, end_msg *m)
     for (int i0 = 0; i0 < v->n; i0 += CHUNK) {
         int n = v->n - i0 < CHUNK ? v->n - i0 : CHUNK;
         float top = scan_max(d->x + i0, n);
-        if (top >= r.floor && top + NOISE_MAX >= r.best) run_chunk(&r, i0, n);
+        if (top >= r.floor && top + TD_NOISE_MAX >= r.best) run_chunk(&r, i0, n);
     }
     m->best = r.best;
     m->token = r.token;
