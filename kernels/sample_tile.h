@@ -2,16 +2,20 @@
  * sample_avx*.c.
  *
  * Every result is defined by exactly rounded scalar operations, maxima and integer sums, so all families give
- * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one
- * part. raw logits -> (log probabilities) -> mask, bias, penalties -> greedy, or: /T -> top_k -> top_p ->
- * min_p -> exponential race Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}:
- * three radix passes over order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN
- * logits count as -inf; a +inf logit wins as under greedy.
+ * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one part.
+ *
+ *   raw logits -> (log probabilities) -> mask, bias, penalties
+ *              -> greedy, or: /T -> top_k -> top_p -> min_p -> exponential race
+ *
+ * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over
+ *             order-preserving integer keys find the cut, so nothing is ever sorted.
+ *          2. NaN logits count as -inf; a +inf logit wins as under greedy.
  *          3. Tokens whose logit plus the largest possible noise cannot beat the best so far draw no noise.
  *          4. A mass is exp(x - max) to the nearest 2^-44, an integer: V < 2^20 of them fit 64 bits, and no
  *             order of addition or cut of the vocabulary shows in a sum. top_p keeps tokens until their sum
- * is floor(top_p * total); a log probability is x - (max + log(sum)) in double. Memory:  4 bytes x V per
- * thread that ever draws other than plain greedy, allocated at its first such call, freed with the thread.
+ *             is floor(top_p * total); a log probability is x - (max + log(sum)) in double.
+ * Memory:  4 bytes x V per thread that ever draws other than plain greedy, allocated at its first such call,
+ *          freed with the thread.
  * Source:  algorithms notes 9.2, 13. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
