@@ -1,7 +1,7 @@
 /* kernels/sample_cuda_tile.h - what choosing tokens on a device is made of, for rows whose vocabulary is here
- * whole (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): noise, fixed point, reductions of a
- * block, the cut, processors, the race. One block works on a row; V or n: tokens here, v0 the first. Source:
- * sample_cuda.cu. */
+ * whole (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): fixed point, reductions of a block, the
+ * cut, processors, the race. One block works on a row; V or n: tokens here, v0 the first.
+ * Source: sample_cuda.cu. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_SAMPLE_CUDA_TILE_H
 #define TD_KERNELS_SAMPLE_CUDA_TILE_H
