@@ -249,9 +249,9 @@ static void few_attention(void)
 {
     begin();
     for (int D = 64; D <= 128; D += 64) {
-        attention_case(4, 2, D, 16, 0, odd, 3, 0);
+        attention_case(2, 1, D, 16, 0, odd, 3, 0);
         attention_case(1, 1, D, 8, 200, odd, 3, 0);
-        attention_case(2, 1, D, D * 2, 0, one, 1, 0);
+        attention_case(2, 2, D, D * 2, 0, one, 1, 0);
         attention_case(1, 1, D, 32, 0, late, 2, 120); /* seen by some rows of a warp, by all, by none */
     }
     end("attn_sm90a");

@@ -508,7 +508,7 @@ static uint32_t place(const Desc &d, bool across, uint32_t mn, uint32_t k)
         a += mn / 8 * d.sbo + k % 8 * 16 + k / 8 * d.lbo; /* ((T,1,m),(8,k)):((1,T,SBO),(1T,LBO)) */
     return d.span ? swizzled(a, (a >> 7) - d.row0, d.span) : a;
 }
-/* out[mn][k]; out NULL: only looked at, as what must be there when the product is issued. */
+/* out[mn][k]; out NULL: only looked at (a byte of each piece), as what must be there when the product is issued. */
 static void fetch(const Desc &d, bool across, uint32_t first, uint32_t n, int line, float (*out)[16])
 {
     for (uint32_t i = 0; i < (across ? 16u : n); i++)
@@ -517,7 +517,7 @@ static void fetch(const Desc &d, bool across, uint32_t first, uint32_t n, int li
             const uint32_t a = place(d, across, mn, k);
             if (a & 15) fail("wgmma line %d: matrix at 0x%x, not a multiple of 16", line, a);
             const char *p = smem_at(a, 16, "wgmma", line);
-            touch(p, 16, false, ASYNC, line);
+            touch(p, out ? 16 : 1, false, ASYNC, line);
             uint16_t v[8];
             memcpy(v, p, 16);
             if (out)
