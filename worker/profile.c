@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #if defined(__x86_64__)
+#include "kernels/amx.h"
 #include <immintrin.h>
 #endif
 
@@ -144,6 +145,12 @@ LOOP(loop_avx512, "avx512f", 24, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x,
 LOOP(loop_bf16, "avx512f,avx512bf16", 24, __m512, _mm512_setzero_ps(),
      _mm512_dpbf16_ps(a[j], (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(x)),
      _mm512_cvtss_f32(a[j]))
+
+enum { TILE_STEPS = STEPS / 4 }; /* 64 cycles each */
+static double loop_amx(void)
+{
+    return (double)td_amx_loop(TILE_STEPS);
+}
 #endif
 
 typedef struct loop {
@@ -158,6 +165,7 @@ static const loop loops[] = {
     {"avx2", loop_avx2, 16.0 * 12 * STEPS},
     {"avx512", loop_avx512, 32.0 * 24 * STEPS},
     {"avx512bf16", loop_bf16, 64.0 * 24 * STEPS},
+    {"amx", loop_amx, TD_AMX_LOOP_OPS * TILE_STEPS},
 #else
     {"", NULL, 0},
 #endif

@@ -6,10 +6,11 @@
 #include <sys/mman.h>
 #include <time.h>
 #if defined(__x86_64__)
+#include "kernels/amx.h"
 #include <immintrin.h>
 #endif
 
-enum { READ_BYTES = 192 << 20, LOOP = 400000, CHAINS = 24 };
+enum { READ_BYTES = 192 << 20, LOOP = 400000, TILE_LOOP = LOOP / 4, CHAINS = 24 };
 typedef float v16f __attribute__((vector_size(64)));
 typedef uint64_t v8u __attribute__((vector_size(64)));
 
@@ -115,22 +116,30 @@ static void read_part(void *arg, int i, int member)
     read_plain(r, r->p + (size_t)i * n, n, member);
 }
 
+typedef struct compute {
+    bool tiles;
+    float sink[256];
+} compute;
+
 static void compute_part(void *arg, int i, int member)
 {
     (void)i;
-    float *sink = arg;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bf16")) sink[member] += loop_bf16();
+    compute *c = arg;
+    float *sink = c->sink;
+    if (c->tiles) sink[member] += td_amx_loop(TILE_LOOP);
+    else if (__builtin_cpu_supports("avx512bf16")) sink[member] += loop_bf16();
     else if (__builtin_cpu_supports("avx2")) sink[member] += loop_fma();
 #endif
 }
 
-probe probe_run(td_pool *pool)
+probe probe_run(td_pool *pool, bool tiles)
 {
     static char *block;
-    static float sink[256];
+    static compute c;
     static reader r;
     int n = td_pool_size(pool);
+    c.tiles = tiles;
     if (!block) {
         block = aligned_alloc(2 << 20, READ_BYTES);
         madvise(block, READ_BYTES, MADV_HUGEPAGE);
@@ -143,10 +152,11 @@ probe probe_run(td_pool *pool)
         td_pool_for(pool, n, read_part, &r);
         double gb = READ_BYTES / (probe_clock(pool) - t) * 1e-9;
         t = probe_clock(pool);
-        td_pool_for(pool, n, compute_part, sink);
+        td_pool_for(pool, n, compute_part, &c);
         double flops = 0;
 #if defined(__x86_64__)
-        flops = __builtin_cpu_supports("avx512bf16") ? 64.0 * CHAINS * LOOP : 16.0 * 12 * LOOP;
+        if (c.tiles) flops = TD_AMX_LOOP_OPS * TILE_LOOP;
+        else flops = __builtin_cpu_supports("avx512bf16") ? 64.0 * CHAINS * LOOP : 16.0 * 12 * LOOP;
 #endif
         double gf = flops * n / (probe_clock(pool) - t) * 1e-9;
         if (gb > best.gb_s) best.gb_s = gb;
