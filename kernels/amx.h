@@ -28,6 +28,6 @@ bool td_amx_supported(void);
 
 /* steps x TD_AMX_LOOP_OPS operations on tiles; what the calling thread can do at most. Needs td_amx_supported. */
 #define TD_AMX_LOOP_OPS (4 * 2.0 * 16 * 16 * 32)
-float td_amx_loop(int steps);
+float td_amx_loop(long steps);
 
 #endif

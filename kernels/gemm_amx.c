@@ -21,7 +21,7 @@ enum {
     BLOCK_ROWS = 2 * TILE_ROWS,
     NEAR_BYTES = 1 << 20,        /* panels that row blocks pass over before the next ones: half of an L2 of 2 MiB */
     PART_ROWS = 512,             /* by arithmetic: weights once more for each cost 2 bytes a cycle and core */
-    AHEAD = 12 << 10             /* as the AVX-512 family fetches; not measured here */
+    AHEAD = 12 << 10             /* as far as the other families on Intel: gemm_tile.h */
 };
 /* Literals: they become parts of instructions. */
 #define C00 0
@@ -222,7 +222,7 @@ static size_t scratch_bytes(int max_rows, int max_K, int max_D, int n_threads)
     return TD_MAX(td_x86_scratch_bytes(max_rows, max_K, max_D, n_threads), td_round64(rows * k * 2));
 }
 
-float td_amx_loop(int steps)
+float td_amx_loop(long steps)
 {
     static const uint8_t zeros[TILE_ROWS * ROW_BYTES];
     float out[TILE_ROWS * TILE_ROWS];
@@ -235,7 +235,7 @@ float td_amx_loop(int steps)
     td_tile_zero(C01);
     td_tile_zero(C10);
     td_tile_zero(C11);
-    for (int i = 0; i < steps; i++) {
+    for (long i = 0; i < steps; i++) {
         td_tile_dp(C00, A0, B0);
         td_tile_dp(C01, A0, B1);
         td_tile_dp(C10, A1, B0);

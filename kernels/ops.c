@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/ops.c - the families of this build and CPU, best last, and the check that precedes their use. */
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "kernels/amx.h"
 #include "kernels/family.h"
+#include "kernels/peak.h"
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -37,6 +39,39 @@ static void fill_ref(td_ops *t)
     td_sample_fill_ref(t);
     td_moe_fill_ref(t);
 }
+
+static const td_ops *find(const char *name)
+{
+    for (int i = 0; i < n_available; i++)
+        if (!strcmp(available[i]->family, name)) return available[i];
+    return NULL;
+}
+
+/* ---- which of two that compute the same ---- */
+
+enum { RATE_STEPS = 1000, RATE_ROUNDS = 5 };
+
+/* Operations per microsecond of a family's multiply-add loop. */
+static double rate(const char *name)
+{
+    int64_t t = td_spin_us();
+    double ops = td_peak_multiply(name, RATE_STEPS);
+    return ops / (double)TD_MAX(td_spin_us() - t, 1);
+}
+
+/* vdpbf16ps does the work of two multiply-adds, but on some CPUs takes four times as long as one (Emerald Rapids: one in
+ * two cycles, against two in one). The bits are the same, so the choice is free. About 0.2 ms. */
+static bool dot_product_pays(void)
+{
+    double dot = 0, fma = 0;
+    for (int i = 0; i < RATE_ROUNDS; i++) {
+        dot = TD_MAX(dot, rate("avx512bf16"));
+        fma = TD_MAX(fma, rate("avx512"));
+    }
+    return dot > 0.9 * fma; /* the rest: two halves of each weight have to be taken apart first */
+}
+
+/* ---- assembling ---- */
 
 #if defined(__x86_64__)
 static bool has_avx2(void)
@@ -83,10 +118,12 @@ static void fill_avx512bf16(td_ops *t)
     td_attn_fill_avx512bf16(t);
 }
 
-/* Products of bf16 matrices on tiles; all else is the best family's before it. */
+/* Products of bf16 matrices on tiles; all else is the fastest other family's. */
 static void fill_amx(td_ops *t)
 {
-    *t = *available[n_available - 1];
+    const td_ops *base = available[n_available - 1];
+    if (!strcmp(base->family, "avx512bf16") && !dot_product_pays()) base = find("avx512");
+    *t = *base;
     td_gemm_fill_amx(t);
 }
 
@@ -146,13 +183,6 @@ const td_ops *td_ops_family(int i)
     return i >= 0 && i < n_available ? available[i] : NULL;
 }
 
-static const td_ops *find(const char *name)
-{
-    for (int i = 0; i < n_available; i++)
-        if (!strcmp(available[i]->family, name)) return available[i];
-    return NULL;
-}
-
 /* ---- the check before use ----
  * A CPU, or an emulator, whose dot product rounds otherwise would silently leave the numerics id. Whole blocks of rows and
  * parts of them, runs of k and the rest, two panels. */
@@ -204,13 +234,22 @@ static bool usable(const td_ops *t)
     return false;
 }
 
+/* The last family, of those with this id if one is given, that passes its check and pays; NULL: none. */
+static const td_ops *best(const char *numerics)
+{
+    for (int i = n_available - 1; i >= 0; i--) {
+        const td_ops *t = available[i];
+        if (numerics && strcmp(t->numerics, numerics)) continue;
+        if (usable(t) && (strcmp(t->family, "avx512bf16") != 0 || dot_product_pays())) return t;
+    }
+    return NULL;
+}
+
 td_status td_ops_open(const char *name, const td_ops **out)
 {
     pthread_once(&once, fill_tables);
     if (!strcmp(name, "auto")) {
-        int i = n_available - 1;
-        while (i > 0 && !usable(available[i])) i--; /* ref, the first, needs no check */
-        *out = available[i];
+        *out = best(NULL); /* ref, the first, needs no check */
         return TD_OK;
     }
     for (size_t i = 0; i < TD_COUNT(families); i++) {
@@ -225,4 +264,13 @@ td_status td_ops_open(const char *name, const td_ops **out)
         return TD_OK;
     }
     return td_fail(TD_ENOSUP, "kernel family \"%s\" is not in this build", name);
+}
+
+td_status td_ops_open_as(const char *numerics, const td_ops **out)
+{
+    pthread_once(&once, fill_tables);
+    const td_ops *t = best(numerics);
+    if (!t) return td_fail(TD_ENOSUP, "no kernel family of this CPU computes as %s", numerics);
+    *out = t;
+    return TD_OK;
 }

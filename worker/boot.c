@@ -73,10 +73,7 @@ static td_status choose_family(const td_conf *c, const td_ops **out)
         if (strcmp(c->ops, "auto"))
             return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", found->family,
                            found->numerics, c->numerics);
-        found = NULL;
-        for (int i = 0; td_ops_family(i); i++) /* what the check before use drops, keeps the one before it */
-            if (!strcmp(td_ops_family(i)->numerics, c->numerics)) (void)td_ops_open(td_ops_family(i)->family, &found);
-        if (!found) return td_fail(TD_ENOSUP, "no kernel family of this CPU computes as %s", c->numerics);
+        TD_TRY(td_ops_open_as(c->numerics, &found));
     }
     *out = found;
     return TD_OK;
