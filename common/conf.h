@@ -201,7 +201,8 @@ enum {
       "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
     X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "CUDA device; -1: this process's number among the ranks of its host") \
-    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, "numerics id to pin in a mixed fleet") \
+    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+      "numerics id to pin in a mixed fleet (cpu-x86-bf16: with and without AMX)") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \
     X(CHOICE, shape, "shape", 0, "tiny", 0, 0, "tiny|0.5b|1b|8b|ranks-tiny|ranks-mqa|moe-tiny", \

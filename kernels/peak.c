@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include <string.h>
 #if defined(__x86_64__)
+#include "kernels/amx.h"
 #include <immintrin.h>
 #endif
 
@@ -101,6 +102,11 @@ LOOP(loop_avx512, "avx512f", 24, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x,
 LOOP(loop_bf16, "avx512f,avx512bf16", 24, __m512, _mm512_setzero_ps(),
      _mm512_dpbf16_ps(a[j], (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(x)),
      _mm512_cvtss_f32(a[j]))
+
+static double loop_amx(long steps)
+{
+    return (double)td_amx_loop(steps);
+}
 #endif
 
 static const struct {
@@ -113,6 +119,7 @@ static const struct {
     {"avx2", loop_avx2, 16.0 * 12},
     {"avx512", loop_avx512, 32.0 * 24},
     {"avx512bf16", loop_bf16, 64.0 * 24},
+    {"amx", loop_amx, TD_AMX_LOOP_OPS},
 #else
     {"", NULL, 0},
 #endif
