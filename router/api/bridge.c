@@ -42,21 +42,6 @@ td_bridge *td_bridge_open(const td_bridge_opts *o)
     return b;
 }
 
-void td_bridge_close(td_bridge *b)
-{
-    if (!b) return;
-    for (unsigned i = 0; i < TD_API_NETS; i++)
-        while (b->first[i]) {
-            later *l = b->first[i];
-            b->first[i] = l->next;
-            free(l->out);
-            free(l);
-        }
-    td_actions_deinit(&b->act);
-    td_buf_deinit(&b->packed);
-    free(b);
-}
-
 /* ---- peers ---- */
 
 static peer *find_peer(td_bridge *b, uint64_t incarnation)

@@ -7,8 +7,7 @@
  *               then sleep.
  *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails
  *               loses it (PEER_LOST).
- *            3. Draining (td_bridge_drain, or a SIGTERM on signal_fd): no new requests, the running ones
- *               finish; then the workers are told (LEAVE).
+ *            3. Draining (a SIGTERM on signal_fd): no new requests, the running ones finish; then the workers are told (LEAVE).
  * Threads:   everything on the thread that calls td_bridge_run, which must also have opened the socket.
  * Limits:    TD_BRIDGE_PEERS peers known by identity; TD_BRIDGE_BATCH messages per turn. */
 // SPDX-License-Identifier: Apache-2.0
@@ -44,8 +43,8 @@ typedef struct td_bridge_opts {
     void *arg;
 } td_bridge_opts;
 
+/* Of the process: never closed. */
 td_bridge *td_bridge_open(const td_bridge_opts *o);
 void td_bridge_run(td_bridge *b);
-void td_bridge_close(td_bridge *b);
 
 #endif
