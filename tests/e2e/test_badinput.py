@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 
-from support.cluster import BIN, DEMO, Cluster, Error, questions
+from support.cluster import BIN, DEMO, ROOT, Cluster, Error, questions
 from support.machine import patience
 from support.report import done, ok
 
@@ -112,8 +112,10 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
         rejected("/v1/completions" if field != "response_format" else "/v1/chat/completions",
                  (comp if field != "response_format" else chat)(**{field: value}), 400,
                  "unsupported_parameter", field)
-    assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1)["choices"]
-    ok("wrong types, ranges, token ids; unsupported named, unknown ignored")
+    ignored = c.metric("tandem_request_fields_unknown_total")
+    assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1, nor_this={"a": 1})["choices"]
+    assert c.metric("tandem_request_fields_unknown_total") == ignored + 2
+    ok("wrong types, ranges, token ids; unsupported named, unknown ignored and counted")
     rejected("/v1/nothing", {}, 404)
     assert status(b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n") == 405
     big = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n"
@@ -145,6 +147,17 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     assert all(streamed) and streamed, "the stream beside was disturbed"
     c.wait_clean()
     ok(f"{len(streamed)} streams beside, all undisturbed; every page back")
+
+# Without a tokenizer: prompts of token ids only, and it says so.
+with Cluster(os.path.join(ROOT, "tests", "golden", "models", "llama-gqa"), prefill=0, decode=0, mixed=1) as c:
+    assert "no tokenizer: prompts must be token ids" in c.log("router")
+    r = c.complete([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True)["choices"][0]
+    assert len(r["token_ids"]) == 4 and r["text"] == "", r
+    rejected("/v1/completions", comp(), 400, "no_tokenizer", "prompt")
+    rejected("/v1/completions", comp(prompt=[1, 2, 3], stop="x"), 400, "no_tokenizer", "stop")
+    rejected("/v1/chat/completions", chat(), 400)
+    rejected("/tokenize", {"model": "demo", "prompt": "x"}, 400, "no_tokenizer")
+    ok("a folder without a tokenizer")
 
 
 # A folder that is wrong in one file: refused at load, with the file, the tensor and the reason.
