@@ -176,5 +176,7 @@ assert [b["test"] for b in lines] == ["pp16", "tg4", "tg4xB3"], lines
 for b in lines:
     assert min(b[k] for k in ("tok_s", "of_bandwidth", "of_arithmetic", "gbytes", "read_gb_s", "peak_gflop_s")) > 0, b
 assert lines[1]["steps"] == lines[2]["steps"] == 4 and lines[0]["steps"] == 1, lines
+r = run(TANDEM, "bench", "engine", *"--load-format dummy --shape tiny -p 3 -n 2 -B 1 -t 1 -r 1 --json -".split())
+assert [json.loads(line)["test"] for line in r.stdout.splitlines()] == ["pp3", "tg2"], r.stdout
 ok("bench engine: a line for each test, with its shares of bandwidth and arithmetic")
 done()
