@@ -5,7 +5,7 @@ TD_BUILD_PACKAGES=(gcc libc6-dev cmake ninja-build ccache pkg-config libzmq3-dev
   libssl-dev libnghttp2-dev libpcre2-dev libutf8proc-dev libsodium-dev libcurl4-openssl-dev
   libopenmpi-dev openmpi-bin)
 TD_TEST_PACKAGES=(g++ binutils python3 python3-venv git curl shellcheck iproute2 procps)
-TD_TEST_PYTHON=(numpy safetensors grpcio grpcio-health-checking grpcio-tools openai jinja2)
+TD_TEST_PYTHON=(numpy safetensors grpcio grpcio-health-checking grpcio-tools openai jinja2 tokenizers)
 
 need_packages() {
   local missing=() p

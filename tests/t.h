@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int t_passed, t_failed;
 #define T_OK(e, ...)                                                                  \
@@ -34,6 +35,9 @@ static int t_passed, t_failed;
         double t_a = (a), t_b = (b);                                                                             \
         T_OK(fabs(t_a - t_b) <= (tol), "%s = %g, expected %g", #a, t_a, t_b);                                    \
     } while (0)
+/* CPU time of this process: grows with the work, not with the load of the machine. For loose limits that catch a
+ * quadratic step. */
+#define T_CPU_US() ((long long)((double)clock() * 1e6 / CLOCKS_PER_SEC))
 #define T_SKIP(...) do { printf("SKIP: " __VA_ARGS__); printf("\n"); exit(77); } while (0)
 #define T_DONE() (printf("%d passed, %d failed\n", t_passed, t_failed), t_failed != 0)
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/boot.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "kernels/cuda.h"
 #include "worker/ranks.h"
@@ -9,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_THREADS = 256, LEGS_PER_SEQ = 4, MIN_LEGS = 64 };
+enum { MAX_THREADS = 256, LEGS_PER_SEQ = 4, MIN_LEGS = 64, PROGRESS_US = 2 * 1000000 };
 
 int td_boot_cores(void)
 {
@@ -91,12 +92,13 @@ static const char *cache_dir(const td_conf *c, char *buf, size_t n)
     return w > 0 && (size_t)w < n ? buf : NULL;
 }
 
+/* A load that takes long says how far it is every PROGRESS_US; a short one says nothing. */
 static void progress(void *arg, const char *what, double fraction)
 {
-    int *last = arg, tenth = (int)(fraction * 10);
-    if (tenth == *last) return;
-    *last = tenth;
-    TD_DEBUG_LOG("model: %s, %d %%", what, tenth * 10);
+    int64_t *said_us = arg, now = td_now_us();
+    if (now - *said_us < PROGRESS_US) return;
+    *said_us = now;
+    TD_INFO("model: %s, %.0f %%", what, fraction * 100);
 }
 
 /* As many pages as every rank has room for. */
@@ -123,7 +125,7 @@ static int flights(const td_conf *c, const td_ranks *ranks, const td_ops *ops)
 static td_status open_model(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *b)
 {
     char cache[4096];
-    int last = -1;
+    int64_t said_us = td_now_us();
     bool dummy = !strcmp(c->load_format, "dummy"), has_dir = dir && dir[0];
     if (!dummy && !has_dir)
         return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
@@ -139,7 +141,7 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
                        .cache_dir = cache_dir(c, cache, sizeof cache),
                        .cache_limit = (uint64_t)c->cache_limit,
                        .progress = progress,
-                       .arg = &last,
+                       .arg = &said_us,
                        .ranks = ranks,
                        .attn_split = (int)c->attention_split,
                        .quantized = c->quantized_collectives};

@@ -332,7 +332,7 @@ static void fit(bench *b)
     c->max_num_batched_tokens = TD_MAX(c->max_num_batched_tokens, c->max_num_seqs);
     c->prefix_cache = false; /* every run computes everything */
     if (!c->kv_pages && !c->kv_memory) {
-        int64_t P = c->page_size, pages = (c->prompt_len + 1) / P + 2;
+        int64_t P = c->page_size, pages = (c->prompt_len + 1) / P + 3; /* an engine has 3 or more */
         for (int i = 0; i < b->n_tests; i++) {
             const test *t = &b->tests[i];
             pages = TD_MAX(pages, t->batch * ((int64_t)(t->prompt + most_tokens(b, t)) / P + 2));

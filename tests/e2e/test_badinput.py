@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 
-from support.cluster import BIN, DEMO, Cluster, Error, questions
+from support.cluster import BIN, DEMO, ROOT, Cluster, Error, questions
 from support.machine import patience
 from support.report import done, ok
 
@@ -40,14 +40,20 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
 
     def status(data, **kw):
         out = raw(data, **kw)
-        return int(out.split(b" ", 2)[1]) if out.startswith(b"HTTP/1.1 ") else 0
+        head, _, body = out.partition(b"\r\n\r\n")
+        code = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
+        if code >= 400:  # refused before any handler saw it: in the same shape
+            e = json.loads(body)["error"]
+            assert set(e) == {"message", "type", "param", "code"} and e["message"] and e["type"], (data[:80], body)
+        return code
 
     def rejected(path, body, want=400, code=None, param=None):
         try:
             r = c.post(path, body)
         except Error as e:
             assert e.status == want, (body, e.status, str(e))
-            assert e.error and e.error["message"] and e.error["type"], (body, str(e))
+            assert set(e.error) == {"message", "type", "param", "code"}, (body, str(e))
+            assert e.error["message"] and e.error["type"], (body, str(e))
             assert code is None or e.error["code"] == code, (body, e.error)
             assert param is None or e.error["param"] == param, (body, e.error)
             return
@@ -106,8 +112,10 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
         rejected("/v1/completions" if field != "response_format" else "/v1/chat/completions",
                  (comp if field != "response_format" else chat)(**{field: value}), 400,
                  "unsupported_parameter", field)
-    assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1)["choices"]
-    ok("wrong types, ranges, token ids; unsupported named, unknown ignored")
+    ignored = c.metric("tandem_request_fields_unknown_total")
+    assert c.chat(chat()["messages"], max_tokens=2, no_such_field=1, nor_this={"a": 1})["choices"]
+    assert c.metric("tandem_request_fields_unknown_total") == ignored + 2
+    ok("wrong types, ranges, token ids; unsupported named, unknown ignored and counted")
     rejected("/v1/nothing", {}, 404)
     assert status(b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n") == 405
     big = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n"
@@ -139,19 +147,76 @@ with Cluster(router_extra=["--max-body-bytes", "1M"]) as c:
     assert all(streamed) and streamed, "the stream beside was disturbed"
     c.wait_clean()
     ok(f"{len(streamed)} streams beside, all undisturbed; every page back")
-# What a request must not ask for is no default either: refused at load, by name.
-for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-50), ("top_k", 1e30),
-                   ("min_p", 2)):
+
+# Without a tokenizer: prompts of token ids only, and it says so.
+with Cluster(os.path.join(ROOT, "tests", "golden", "models", "llama-gqa"), prefill=0, decode=0, mixed=1) as c:
+    assert "no tokenizer: prompts must be token ids" in c.log("router")
+    r = c.complete([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True)["choices"][0]
+    assert len(r["token_ids"]) == 4 and r["text"] == "", r
+    rejected("/v1/completions", comp(), 400, "no_tokenizer", "prompt")
+    rejected("/v1/completions", comp(prompt=[1, 2, 3], stop="x"), 400, "no_tokenizer", "stop")
+    rejected("/v1/chat/completions", chat(), 400)
+    rejected("/tokenize", {"model": "demo", "prompt": "x"}, 400, "no_tokenizer")
+    ok("a folder without a tokenizer")
+
+
+# A folder that is wrong in one file: refused at load, with the file, the tensor and the reason.
+def refused(program, what, name, content, *words):
     with tempfile.TemporaryDirectory() as d:
         for f in os.listdir(DEMO):
-            if f != "generation_config.json":
+            if f != name:
                 os.symlink(os.path.join(DEMO, f), os.path.join(d, f))
-        with open(os.path.join(d, "generation_config.json"), "w") as f:
-            json.dump({key: value}, f)
-        r = subprocess.run([
-            os.path.join(BIN, "tandem-router"), "--model", d, "--port", "0", "--grpc-port", "0",
-            "--router-bind", f"ipc://{d}/c"
-        ], capture_output=True, text=True, timeout=patience(20))
-        assert r.returncode == 1 and f"generation_config.json: {key}" in r.stderr, (key, r)
+        with open(os.path.join(d, name), "wb") as f:
+            f.write(content if isinstance(content, bytes) else content.encode())
+        argv = {"router": ["--port", "0", "--grpc-port", "0", "--router-bind", f"ipc://{d}/c"],
+                "worker": ["--router", f"ipc://{d}/c", "--no-pack-cache", "--ops", "ref"]}[program]
+        r = subprocess.run([os.path.join(BIN, "tandem-" + program), "--model", d, *argv], capture_output=True,
+                           text=True, timeout=patience(20))
+        last = r.stderr.strip().splitlines()[-1]
+        assert r.returncode == 1 and all(w in last for w in (name, *words)), (what, words, r.returncode, r.stderr)
+
+
+with open(os.path.join(DEMO, "model.safetensors"), "rb") as f:
+    weights = f.read()
+n_header = int.from_bytes(weights[:8], "little")
+NORM, MLP = "model.norm.weight", "model.layers.3.mlp.up_proj.weight"
+
+
+def safetensors(change):
+    header = json.loads(weights[8:8 + n_header])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + weights[8 + n_header:]
+
+
+def overlap(h):
+    h[NORM]["data_offsets"] = [x - 2 for x in h[NORM]["data_offsets"]]
+
+
+for what, content, words in (
+    ("truncated", weights[:-1000], ()), ("truncated in its header", weights[:n_header // 2], ()),
+    ("overlapping", safetensors(overlap), ()),
+    ("lying about a size", safetensors(lambda h: h[NORM].update(shape=[77])), (NORM,)),
+    ("of another size", safetensors(lambda h: h[NORM].update(dtype="F32")), (NORM,)),
+    ("of an unknown dtype", safetensors(lambda h: h[NORM].update(dtype="X9")), (NORM, "X9")),
+    ("without a tensor", safetensors(lambda h: h.update({MLP + "s": h.pop(MLP)})), (MLP,)),
+    ("of another shape", safetensors(lambda h: h[MLP].update(shape=h[MLP]["shape"][::-1])), (MLP,)),
+):
+    refused("worker", what, "model.safetensors", content, *words)
+ok("a bad safetensors file is refused with its name, the tensor and the reason")
+with open(os.path.join(DEMO, "config.json")) as f:
+    config = json.load(f)
+refused("worker", "config", "config.json", '{"architectures": [', "line 1")
+refused("worker", "architecture", "config.json", json.dumps({**config, "architectures": ["NewLM"]}), "NewLM")
+refused("worker", "config", "config.json", json.dumps({**config, "hidden_act": "gelu"}), "hidden_act", "gelu")
+refused("router", "tokenizer", "tokenizer.json", '{"model": {"type": "BPE"', "line 1")
+refused("router", "tokenizer", "tokenizer.json", '{"model": {"type": "Unigram", "vocab": []}}', "Unigram")
+refused("router", "template", "chat_template.jinja", "a\n{% for m in %}", "line 2")
+refused("router", "template", "chat_template.jinja", "a\nb\n{% wibble %}", "line 3", "wibble")
+ok("a bad config.json, tokenizer or template is refused with its name and the reason")
+# What a request must not ask for is no default either.
+for key, value in (("top_p", 0), ("temperature", -1), ("repetition_penalty", 1e-50), ("top_k", 1e30),
+                   ("min_p", 2)):
+    refused("router", key, "generation_config.json", json.dumps({key: value}), key)
 ok("a bad generation_config.json is refused by name")
 done()

@@ -41,6 +41,11 @@ def answered(text, shipped):
     assert (n > 0) == shipped, text
 
 
+def ready(c):
+    """The ready line of serve: it comes when all workers are ready."""
+    return c.until("the ready line", 30, lambda: READY.search(c.log("serve")), router=False)
+
+
 def children(pid):
     """{"router", or a worker's role: process} of what serve started."""
     found = {}
@@ -74,8 +79,8 @@ with tempfile.TemporaryDirectory() as d:
     os.environ.update(TANDEM_KV_PAGES="160", TANDEM_PAGE_SIZE="8")
     try:
         with Serve("--config", conf, "--page-size", "16", "--decode", "2", "--prefill", "1") as c:
-            m = READY.search(c.log("serve"))
-            assert m and m[1] == "demo" and m[2] == "127.0.0.1", c.log("serve")
+            m = ready(c)
+            assert m[1] == "demo" and m[2] == "127.0.0.1", m[0]
             assert (int(m[3]), int(m[4])) == (c.port, c.grpc_port), m[0]
             workers = c.ledger()["workers"]
             assert len(workers) == 3 and m[5] == "ref" and m[9] == "512", m[0]
@@ -89,8 +94,7 @@ with tempfile.TemporaryDirectory() as d:
         del os.environ["TANDEM_KV_PAGES"], os.environ["TANDEM_PAGE_SIZE"]
     with Serve("--mixed", "1") as c:
         want = json.load(open(os.path.join(DEMO, "config.json")))["max_position_embeddings"]
-        assert int(READY.search(c.log("serve"))[9]) == want, "max-model-len auto is the model's"
-        assert READY.search(c.log("serve"))[5] != "ref"
+        assert int(ready(c)[9]) == want and ready(c)[5] != "ref", "max-model-len auto is the model's"
     for argv, words in ((["--max-num-seq", "4"], "unknown flag --max-num-seq: did you mean --max-num-seqs?"),
                         (["--port", "65536"], "port: 65536 is out of range: 0 to 65535 port"),
                         (["--prefill", "0", "--decode", "0"], "no workers")):
@@ -109,6 +113,7 @@ ok("serve: file, environment, flag; the ready line; refusals")
 Q = max(questions(), key=lambda q: len(q["answer_ids"]))
 BODY = dict(prompt=Q["prompt_ids"], max_tokens=400, temperature=0, ignore_eos=True, return_token_ids=True)
 with Serve(prefill=1, decode=1) as c:
+    ready(c)
     serve = c.procs["serve"]
     before = children(serve.pid)
     assert sorted(before) == ["decode", "prefill", "router"], before
@@ -176,5 +181,7 @@ assert [b["test"] for b in lines] == ["pp16", "tg4", "tg4xB3"], lines
 for b in lines:
     assert min(b[k] for k in ("tok_s", "of_bandwidth", "of_arithmetic", "gbytes", "read_gb_s", "peak_gflop_s")) > 0, b
 assert lines[1]["steps"] == lines[2]["steps"] == 4 and lines[0]["steps"] == 1, lines
+r = run(TANDEM, "bench", "engine", *"--load-format dummy --shape tiny -p 3 -n 2 -B 1 -t 1 -r 1 --json -".split())
+assert [json.loads(line)["test"] for line in r.stdout.splitlines()] == ["pp3", "tg2"], r.stdout
 ok("bench engine: a line for each test, with its shares of bandwidth and arithmetic")
 done()

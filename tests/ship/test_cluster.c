@@ -2,7 +2,6 @@
 /* tests/ship/test_cluster.c - two whole workers and a scripted router in one process: what the client gets does not depend on how it was
  * computed, whatever is damaged or cancelled, and every page comes back. */
 #include "common/check.h"
-#include "common/clock.h"
 #include "common/log.h"
 #include "tests/ship/support_kv.h"
 #include "tests/ship/support_worker.h"
@@ -284,10 +283,8 @@ static void test_cancel(sw_worker *a, sw_worker *b)
         for (int k = 0; k < 2; k++)
             if ((k ^ order) == 0) cancel(B, &q);
             else if (started) cancel(A, &q);
-        int64_t t0 = td_now_us();
-        T_OK(sw_until(&r, 2000, is_ended, &xb), "state %d: decode leg", state);
-        if (started) T_OK(sw_until(&r, 2000, is_ended, &xa), "state %d: prefill leg", state);
-        T_OK(td_now_us() - t0 < 1000000, "state %d took %lld us", state, (long long)(td_now_us() - t0));
+        T_OK(sw_until(&r, PATIENCE, is_ended, &xb), "state %d: decode leg", state);
+        if (started) T_OK(sw_until(&r, PATIENCE, is_ended, &xa), "state %d: prefill leg", state);
         both_clean(a, b, "cancel");
     }
     /* a deadline: the legs end by themselves */

@@ -4,7 +4,6 @@
  *   {"text": s, "special": bool, "parse": bool} -> {"ids": [..]} | {"error": s}
  *   {"ids": [..], "skip": bool}                  -> {"text": s, "parts": n} (streamed one id at a time)
  * --slow: pre-tokenizer by PCRE2. */
-#include "common/clock.h"
 #include "common/json.h"
 #include "router/text/detok.h"
 #include "router/text/tokenizer_impl.h"

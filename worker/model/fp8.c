@@ -173,7 +173,8 @@ td_status td_fp8_bind(const td_plan *p, const td_piece *e, td_part *part)
     if (!codes && !kept && !head) return refuse(p, t, TD_EPROTO, "quantization_config makes it F8_E4M3");
     if (!codes) return TD_OK;
     if (!scale)
-        return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\", the scales of \"%s\"", name, part->name);
+        return td_fail(TD_EPROTO, "%s: the checkpoint has no tensor \"%s\", the scales of \"%s\"",
+                       td_safetensors_list(p->files), name, part->name);
     TD_TRY(check_scales(p, e, part, scale));
     part->scale = scale;
     return TD_OK;

@@ -403,6 +403,11 @@ const char *td_safetensors_file(const td_safetensors *s, int file)
     return s->file[file].name;
 }
 
+const char *td_safetensors_list(const td_safetensors *s)
+{
+    return s->n_files == 1 ? s->file[0].name : index_name;
+}
+
 const td_st_tensor *td_safetensors_find(const td_safetensors *s, const char *name)
 {
     td_st_tensor key = {.name = name};

@@ -69,6 +69,7 @@ size_t td_safetensors_count(const td_safetensors *s);
 const td_st_tensor *td_safetensors_at(const td_safetensors *s, size_t i);           /* by name, ascending */
 const td_st_tensor *td_safetensors_find(const td_safetensors *s, const char *name); /* NULL: not there */
 const char *td_safetensors_file(const td_safetensors *s, int file);                 /* name without folder */
+const char *td_safetensors_list(const td_safetensors *s); /* the file that names every tensor: the only one, or the index */
 /* The pages behind these bytes are not needed soon: give them back (they can still be read). */
 void td_safetensors_drop(const void *p, size_t n);
 /* Identity of headers, sizes and sampled contents (all of it up to 4 MiB a file): fast, equal on every

@@ -265,7 +265,8 @@ static td_status bind_part(td_plan *p, td_piece *e, int i)
 {
     td_part *part = &e->part[i];
     const td_st_tensor *t = td_safetensors_find(p->files, part->name);
-    if (!t) return td_fail(TD_EPROTO, "the checkpoint has no tensor \"%s\"", part->name);
+    if (!t)
+        return td_fail(TD_EPROTO, "%s: the checkpoint has no tensor \"%s\"", td_safetensors_list(p->files), part->name);
     bool vector = e->kind == TD_PIECE_VECTOR;
     if (!has_shape(t, e, part)) return wrong_shape(p->files, t, e, part);
     part->src = t;
