@@ -86,7 +86,7 @@ int td_cuda_attn_merge(void *stream, const float *const *part, const float *befo
 int td_cuda_attention(void *stream, const td_cuda_attn_args *a);
 /* Hopper's kernel for the sequences of the prompt kernel (sm_90a; bf16, D 64 and 128, P 8 to 128 a power of
  * two or a multiple of 128); its bits are its own. redo: max_blocks marks, zero before the first call and
- * after each. Not part of the shim; off by default until a run on a GPU is recorded. Rows of the split
+ * after each. Off by default until a run on a GPU is recorded. Rows of the split
  * kernel: td_cuda_attention with prompts = false. */
 int td_cuda_attention_hopper(void *stream, const td_cuda_attn_args *a, int32_t *redo, int max_blocks);
 

@@ -104,7 +104,7 @@ typedef struct td_cuda_grouped_args {
 int td_cuda_gemm_grouped(void *stream, const td_cuda_grouped_args *a);
 
 /* Hopper's kernel (sm_90a; BF16 and E4M3_ROW; x f32 or bf16; T <= 65408): the same leaves and tree, but
- * products whose inner sums are wgmma's, so its bits are its own. Not part of the shim; off by default until
+ * products whose inner sums are wgmma's, so its bits are its own. Off by default until
  * a run on a GPU is recorded. */
 int td_cuda_gemm_hopper(void *stream, const td_cuda_gemm_args *a);
 

@@ -206,7 +206,7 @@ static void tick(td_bridge *b, int64_t now)
     step(b, &(td_event){.type = TD_EV_TICK});
     td_fleet *f = td_core_fleet(b->o.core);
     bool ready = td_core_serves(b->o.core, now);
-    if (ready && !b->was_ready) {
+    if (ready && !b->was_ready && td_fleet_ready(f) >= b->o.expected_workers) {
         b->was_ready = true;
         b->o.on_ready(b->o.arg, f);
     }

@@ -37,7 +37,8 @@ typedef struct td_bridge_opts {
     int wake_fd; /* of all td_chan towards the core; the net threads signal it when they end, too */
     int signal_fd;                     /* signalfd of SIGTERM and SIGINT, or -1 */
     atomic_uint *nets_running;         /* td_bridge_run returns when it drains and this is 0 */
-    void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve */
+    uint32_t expected_workers;         /* that on_ready waits for; the fleet may serve with fewer */
+    void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve and all are ready */
     void (*on_drain)(void *arg);       /* once: stop the net threads */
     void *arg;
 } td_bridge_opts;
