@@ -5,7 +5,6 @@
 #include "common/check.h"
 #include "common/hash.h"
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct td_map_slot {
     uint64_t key, value; /* extra slot: key 1 = present */

@@ -24,7 +24,6 @@
 #include "kernels/draw.h"
 #include "kernels/family.h"
 #include "kernels/sample_scan.h"
-#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>

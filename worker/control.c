@@ -3,9 +3,7 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "common/map.h"
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { HELLO_RETRY_US = 10000, HELLO_AGAIN_US = 500000, BACKOFF_MIN_US = 100000, BACKOFF_MAX_US = 5000000,
        BUSY_LOADING_MS = 200, BUSY_FULL_MS = 20, BUSY_DRAIN_MS = 1000, EXTRA_BEAT_US = 20000,

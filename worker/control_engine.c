@@ -7,7 +7,6 @@
 #include "common/map.h"
 #include "worker/mirror.h"
 #include "worker/fault.h"
-#include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>

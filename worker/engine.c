@@ -8,7 +8,6 @@
 #include "common/buf.h"
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/log.h"
 #include "worker/engine_int.h"
 #include "worker/ranks.h"
 #include <math.h>

@@ -1,9 +1,7 @@
 /* worker/engine_open.c - an engine comes and goes: how many pages there are, tables, replicas, steps in
  * flight. */
 // SPDX-License-Identifier: Apache-2.0
-#include "common/buf.h"
 #include "common/check.h"
-#include "common/log.h"
 #include "kernels/dev.h"
 #include "worker/engine_int.h"
 #include "worker/ranks.h"

@@ -13,12 +13,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/log.h"
 #include "worker/engine_int.h"
 #include "worker/ranks.h"
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* ---- pages ---- */
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/fault.h"
-#include "common/check.h"
 #include "common/log.h"
 #include <errno.h>
 #include <poll.h>

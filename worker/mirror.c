@@ -6,7 +6,6 @@
 #include "common/log.h"
 #include "common/map.h"
 #include "worker/ranks.h"
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/rank.h"
-#include "common/check.h"
 #include "common/log.h"
 #include "worker/kvpool.h"
 #include "worker/profile.h"
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 td_grid td_rank_grid(const td_conf *c)

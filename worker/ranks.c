@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
 {

@@ -1,7 +1,6 @@
 /* tandem chat: one question (-p TEXT) or a conversation, against a server (--url) or a model directory, for which a local cluster is
  * started. Each answer is streamed and followed by its timings as the server measured them. */
 // SPDX-License-Identifier: Apache-2.0
-#include "common/check.h"
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/log.h"
@@ -10,7 +9,6 @@
 #include "deploy/cli/cluster_local.h"
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -3,7 +3,6 @@
 #include "router/api/call.h"
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/log.h"
 #include "router/api/grpc.h"
 
 #include <stdio.h>

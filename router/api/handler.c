@@ -6,8 +6,6 @@
 #include "router/api/grpc.h"
 #include "router/api/openai.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { CORE_LAG_US = 5000000 };

@@ -4,11 +4,9 @@
 #include "router/api/openai.h"
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/utf8.h"
 #include "router/net/sse.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 static bool is_chat(const td_call *c) { return c->kind == TD_TEXT_CHAT; }

@@ -2,11 +2,9 @@
  * answer itself. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/blockhash.h"
-#include "common/check.h"
 #include "router/api/grpc.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {

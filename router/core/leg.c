@@ -6,7 +6,6 @@
 #include "common/check.h"
 #include "router/core/core_int.h"
 
-#include <stdio.h>
 #include <string.h>
 
 enum { HOLD_MIN_US = 5000, HOLD_MAX_US = 2000000 };

@@ -4,7 +4,6 @@
 #include "common/check.h"
 #include "router/core/core_int.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -3,7 +3,6 @@
  * readers, timeouts. */
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/log.h"
 #include "router/net/net_int.h"
 #include <errno.h>
 #include <netinet/in.h>

@@ -5,8 +5,6 @@
 #include "common/clock.h"
 #include "router/net/http1_out.h"
 #include "router/net/net_int.h"
-#include <stdlib.h>
-#include <string.h>
 
 /* The parser holds the request's strings; they move into the exchange and the parser starts afresh. */
 static void hand_over(td_conn *c)

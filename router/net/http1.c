@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "router/net/http1.h"
-#include "common/check.h"
 #include <string.h>
 #include <strings.h>
 

@@ -4,10 +4,8 @@
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/log.h"
 #include "router/net/net_int.h"
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 

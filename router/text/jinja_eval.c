@@ -3,7 +3,6 @@
  * share one, every loop turn, macro call, with, filter and set block opens a new one, and set writes into the
  * innermost (Jinja's rule). A macro's scope hangs on the one it was defined in, so it sees later assignments
  * there. */
-#include "common/check.h"
 #include "common/clock.h"
 #include "router/text/jinja_impl.h"
 #include <stdarg.h>

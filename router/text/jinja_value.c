@@ -4,7 +4,6 @@
 #include "router/text/jinja_impl.h"
 #include "router/text/unicode.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { NEST_MAX = 100, PLAIN_DICT = 8, LIST_MAX = 1 << 22 };

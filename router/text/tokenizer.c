@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* router/text/tokenizer.c - encoding. Scratch memory is made per call: a tokenizer is shared by threads and
  * holds none. */
-#include "common/check.h"
 #include "router/text/tokenizer_impl.h"
 #include "router/text/unicode.h"
-#include <stdlib.h>
-#include <string.h>
 
 enum { MEMO_FROM = 1024 }; /* bytes of text from which the word cache pays for its memory */
 

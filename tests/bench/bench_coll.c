@@ -11,7 +11,6 @@
  *   pingpong       half of td_coll_send, td_coll_recv there and back, 8 bytes
  *   exchange       td_coll_all_gather of 8 bytes
  *   mpi_pingpong, mpi_gather   MPI_Send and MPI_Recv, MPI_Allgather (mpi only) */
-#include "common/clock.h"
 #include "common/log.h"
 #include "worker/coll/coll.h"
 #include <fcntl.h>

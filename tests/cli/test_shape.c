@@ -2,7 +2,6 @@
 /* How ranks divide a model: text, choice by a number of ranks, agreement, and the options for the worker. */
 #include "deploy/cli/cluster_shape.h"
 #include "tests/t.h"
-#include <stdio.h>
 #include <string.h>
 
 static td_model_desc tiny, mqa, moe; /* 8 heads and 2 or 1 kv heads; experts */

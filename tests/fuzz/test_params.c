@@ -2,7 +2,6 @@
  * error in OpenAI's shape; never a crash. `fuzz_test_params SEED ROUNDS` replays or goes on for longer. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/api/params.h"
-#include "common/utf8.h"
 #include "tests/t.h"
 
 enum { CAP = 1 << 14, VOCAB = 1000 };

@@ -8,7 +8,6 @@
 #include "tests/router/support_tok.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <poll.h>

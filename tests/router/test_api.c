@@ -4,14 +4,10 @@
  * this test (or TANDEM_ROUTER). */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
-#include "common/clock.h"
 #include "tests/router/support_api.h"
 #include "tests/router/support_tok.h"
 #include "tests/t.h"
 
-#include <errno.h>
-#include <poll.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 

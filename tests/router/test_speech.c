@@ -5,7 +5,6 @@
  * across tokens. */
 // SPDX-License-Identifier: Apache-2.0
 #include "router/core/speech.h"
-#include "router/text/detok.h"
 #include "router/text/unicode.h"
 #include "tests/router/support_tok.h"
 #include "tests/t.h"

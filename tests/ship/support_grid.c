@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/ship/support_grid.h"
-#include "common/check.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -4,7 +4,6 @@
  * nothing is written afterwards; what is acknowledged everywhere has landed everywhere. And rank 0's book of the ranks' words. */
 #include "common/check.h"
 #include "common/crc.h"
-#include "common/hash.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_grid.h"
 #include "tests/t.h"

@@ -3,7 +3,6 @@
  * Whatever happens: either every page is right, or the hand-off failed and nothing is written afterwards; and both ends come to an end. */
 #include "common/check.h"
 #include "common/crc.h"
-#include "common/hash.h"
 #include "proto/kvframe.h"
 #include "tests/ship/support_kv.h"
 #include "tests/t.h"

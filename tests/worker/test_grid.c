@@ -5,7 +5,6 @@
 #include "tests/t.h"
 #include "worker/grid.h"
 #include "worker/kvmap.h"
-#include <stdio.h>
 #include <string.h>
 
 static td_model_desc shape(const char *name)

@@ -9,7 +9,6 @@
 #include <ftw.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum { RANKS = 8, ROWS = 96, P = 16, TOKENS = 300, STEPS = 4 };
 

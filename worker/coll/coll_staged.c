@@ -9,7 +9,6 @@
 #include "kernels/dev.h"
 #include "worker/coll/coll_int.h"
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct stage {
     char *host;

@@ -5,7 +5,6 @@
 #include "common/check.h"
 #include "worker/model/config_int.h"
 #include "worker/model/fp8.h"
-#include <stdio.h>
 
 /* A key and the JSON values it may have ("a|b"; NULL: any). Missing counts as null. */
 typedef struct rule {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/context.h"
 #include "common/check.h"
-#include "worker/devmem.h"
 #include "worker/model/share.h"
 #include <stdlib.h>
-#include <string.h>
 
 /* The buffers of a round (td_share_room). */
 enum { OWN, ALL, PARTS, HOME, STATE, KEYS = OWN, OTHER_KEYS = ALL };

@@ -2,7 +2,6 @@
 #include "worker/model/fp8.h"
 #include "common/check.h"
 #include <stdio.h>
-#include <stdlib.h>
 
 /* ---- patterns: the part of Python's re.match that lists of modules use ---- */
 

@@ -6,8 +6,6 @@
 #include "common/check.h"
 #include "common/json.h"
 #include "worker/model/file.h"
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
