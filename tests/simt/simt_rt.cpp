@@ -3,6 +3,7 @@
  * memory, the access checks of SIMT_CHECK. Compiled without -fsanitize=thread in every mode. */
 #include "tests/simt/simt_rt.h"
 #include "tests/simt/simt_c.h"
+#include <algorithm>
 #include <csignal>
 #include <cstdarg>
 #include <ctime>
@@ -66,7 +67,8 @@ struct Alloc {
 };
 static char *g_arena;
 static size_t g_arena_n = (size_t)8 << 30, g_top;
-static auto &g_allocs = *new std::map<uintptr_t, Alloc *>;
+static auto &g_allocs = *new std::map<uintptr_t, Alloc *>; // freed ones too
+static auto &g_live = *new std::vector<Alloc *>;           // what every launch looks at
 static std::vector<uint32_t> g_page;
 static auto &g_byid = *new std::vector<Alloc *>(1);
 static Alloc g_tls;
@@ -718,6 +720,7 @@ static Alloc *new_alloc(size_t n, bool shared)
     memset(base, 0xA5, pages * 4096);
     memset(A->p, opt.poison, n);
     g_allocs[(uintptr_t)A->p] = A;
+    g_live.push_back(A);
 #ifdef SIMT_CHECK
     A->cells = (Cell *)mmap(nullptr, (n + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -753,11 +756,11 @@ bool in_device_memory(const void *p, size_t n)
 // ---- option "hide": the host cannot touch device memory, except inside a launch or a copy
 static void protect(const Alloc *A, int how)
 {
-    if (!A->freed && !A->shared) mprotect((void *)((uintptr_t)A->p & ~(uintptr_t)4095), A->map, how);
+    if (!A->shared) mprotect((void *)((uintptr_t)A->p & ~(uintptr_t)4095), A->map, how);
 }
 static void protect_all(int how)
 {
-    for (auto &e : g_allocs) protect(e.second, how);
+    for (Alloc *A : g_live) protect(A, how);
 }
 struct Shown {
     Shown()
@@ -1038,11 +1041,11 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         }
         return cudaErrorLaunchFailure;
     }
-    for (auto &e : g_allocs)
-        if (!e.second->freed && !canary_ok(e.second))
+    for (Alloc *A : g_live)
+        if (!canary_ok(A))
             return api_fail(cudaErrorLaunchFailure,
                             "kernel %s: red zone of device allocation #%d (%zu bytes) overwritten",
-                            kname().c_str(), e.second->id, e.second->n);
+                            kname().c_str(), A->id, A->n);
     return 0;
 }
 // ---- recorded streams
@@ -1147,6 +1150,7 @@ cudaError_t cudaFree(void *p)
         return simt::api_fail(cudaErrorInvalidValue, "cudaFree(%p): not a live allocation", p);
     simt::Alloc *A = it->second;
     A->freed = true;
+    simt::g_live.erase(std::find(simt::g_live.begin(), simt::g_live.end(), A));
     simt_live -= A->n;
     char *b = (char *)((uintptr_t)A->p & ~(uintptr_t)4095);
     madvise(b, A->map, MADV_DONTNEED);
