@@ -222,7 +222,7 @@ static bool hopper_takes(const td_cuda_choice *c, const td_cuda_attn_args *a)
 {
     const int P = a->kv->P;
     bool pages = P % 128 == 0 || (P >= 8 && 128 % P == 0);
-    return c->may & TD_CUDA_ATTN_SM90A && a->prompts && pages && a->kv->dtype == TD_BF16 &&
+    return c->may & TD_CUDA_ATTN_SM90A && a->prompts && !a->part && pages && a->kv->dtype == TD_BF16 &&
            (a->D == 64 || a->D == 128) && attn_most_blocks(a) <= c->max_blocks;
 }
 

@@ -73,18 +73,20 @@ static double apart(const float *a, const float *b, size_t n)
 static float *product(td_cuda_gemm_args a, int T, int t0, bool hopper)
 {
     size_t n = (size_t)T * (size_t)a.w->N;
-    a.x = (const float *)a.x + (size_t)t0 * a.ldx;
+    a.x = (const char *)a.x + (size_t)t0 * a.ldx * (a.x_is_f32 ? 4 : 2);
     a.T = T;
     a.y = dev_new(n * 4);
+    if (a.add) TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, a.y, 0x3f, n * 4) == TD_OK);
     CHECK((hopper ? td_cuda_gemm_hopper(stream(), &a) : td_cuda_gemm(stream(), &a)) == 0, "%s",
           simt_last_error());
     return fetch(a.y, n);
 }
 
-static void product_case(int N, int K, td_cuda_wtype type, int T, bool bias)
+/* slices: besides, x as bf16, and added to y. */
+static void product_case(int N, int K, td_cuda_wtype type, int T, bool bias, int slices)
 {
-    td_cuda_weight w = {.N = N, .K = K, .type = type};
-    size_t packed = td_cuda_gemm_packed_bytes(N, K, 0, type), n = (size_t)N * (size_t)K,
+    td_cuda_weight w = {.N = N, .K = K, .type = type, .slices = slices};
+    size_t packed = td_cuda_gemm_packed_bytes(N, K, slices, type), n = (size_t)N * (size_t)K,
            ws = td_cuda_gemm_ws_bytes(T, N, K);
     uint16_t *raw = block_alloc(n * 2);
     uint64_t seed = (uint64_t)(N + K + T);
@@ -96,18 +98,21 @@ static void product_case(int N, int K, td_cuda_wtype type, int T, bool bias)
             ((uint8_t *)raw)[i] = (code & 0x7f) > 0x5f ? (uint8_t)(code ^ 0x40) : code;
     }
     void *host = block_alloc(packed);
-    td_cuda_gemm_pack_host(host, raw, TD_BF16, N, K, 0, type, 0, N);
+    td_cuda_gemm_pack_host(host, raw, TD_BF16, N, K, slices, type, 0, N);
     w.p = dev_put(host, packed);
     float *x = floats((size_t)T * (size_t)K), *b = floats((size_t)N);
     rnd_fill(x, (size_t)T * (size_t)K, 3, 1), rnd_fill(b, (size_t)N, 4, 1);
     if (bias) w.bias = dev_put(b, (size_t)N * 4);
     for (int i = 0; i < N; i++) b[i] = 0.5f + (float)(i % 7) / 8;
     if (type == TD_CUDA_W_E4M3_ROW) w.scale = dev_put(b, (size_t)N * 4);
+    if (slices)
+        for (size_t i = 0; i < (size_t)T * (size_t)K; i++) ((uint16_t *)x)[i] = td_f32_to_bf16(x[i]);
     td_cuda_gemm_args a = {.w = &w,
-                           .x = dev_put(x, (size_t)T * (size_t)K * 4),
-                           .x_is_f32 = true,
+                           .x = dev_put(x, (size_t)T * (size_t)K * (slices ? 2 : 4)),
+                           .x_is_f32 = !slices,
                            .ldx = (size_t)K,
                            .ldy = (size_t)N,
+                           .add = slices != 0,
                            .ws = dev_new(ws)};
     TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, a.ws, 0, TD_CUDA_GEMM_COUNTERS * 4) == TD_OK);
     float *want = product(a, T, 0, false), *got = product(a, T, 0, true), *again = product(a, T, 0, true),
@@ -133,17 +138,20 @@ static void products(void)
         for (size_t k = 0; k < TD_COUNT(rows); k++)
             for (int type = 0; type < 2; type++)
                 product_case(shape[i][0], shape[i][1], type ? TD_CUDA_W_E4M3_ROW : TD_CUDA_W_BF16, rows[k],
-                             k % 2);
+                             k % 2, 0);
+    for (int slices = 1; slices <= 8; slices *= 2)
+        product_case(200, slices * 52, TD_CUDA_W_BF16, 130, true, slices);
     end("gemm_sm90a");
 }
 
 static void few_products(void)
 {
     begin();
-    product_case(48, 200, TD_CUDA_W_BF16, 130, true);      /* rows and columns that end inside of tiles */
-    product_case(130, 64, TD_CUDA_W_E4M3_ROW, 3, false);   /* one block of K; two tiles of weights */
-    product_case(16, 2100, TD_CUDA_W_BF16, 1, false);      /* all leaves of K */
-    product_case(20, 1030, TD_CUDA_W_E4M3_ROW, 65, false); /* half of them */
+    product_case(48, 200, TD_CUDA_W_BF16, 130, true, 0);      /* rows and columns that end inside of tiles */
+    product_case(130, 64, TD_CUDA_W_E4M3_ROW, 3, false, 0);   /* one block of K; two tiles of weights */
+    product_case(16, 2100, TD_CUDA_W_BF16, 1, false, 0);      /* all leaves of K */
+    product_case(20, 1030, TD_CUDA_W_E4M3_ROW, 65, false, 0); /* half of them */
+    product_case(16, 208, TD_CUDA_W_BF16, 9, true, 4);
     end("gemm_sm90a");
 }
 
@@ -161,9 +169,10 @@ static void spoil_key(uint16_t *v, const td_kv *kv, const int32_t *table, const 
     }
 }
 
-/* odd: 0, or a key of the last sequence whose V is spoilt. */
+/* odd: 0, or a key of the last sequence whose V is spoilt; -1: sinks and a soft cap. */
 static void attention_case(int H, int G, int D, int P, int window, const int (*seqs)[2], int n_seq, int odd)
 {
+    static const float sinks[] = {0.5f, -1, 3, 0, 1, 2, -3, 0.25f};
     td_cuda_attn_seq seq[MAX_SEQ];
     int T = 0, pages = 0;
     for (int i = 0; i < n_seq; i++) {
@@ -180,7 +189,7 @@ static void attention_case(int H, int G, int D, int P, int window, const int (*s
     rnd_fill(q, n, 8, 2);
     int32_t *table = block_alloc((size_t)pages * 4);
     for (int i = 0; i < pages; i++) table[i] = pages - 1 - i;
-    if (odd) spoil_key(v, &kv, table, &seq[n_seq - 1], odd);
+    if (odd > 0) spoil_key(v, &kv, table, &seq[n_seq - 1], odd);
     kv.base = dev_put(v, elems * 2);
     void *plan = dev_new(td_cuda_attn_plan_bytes(n_seq));
     int32_t *redo = dev_new(BLOCKS * 4);
@@ -200,6 +209,8 @@ static void attention_case(int H, int G, int D, int P, int window, const int (*s
                            .scale = 1 / sqrtf((float)D),
                            .window = window,
                            .T = T,
+                           .softcap = odd < 0 ? 2.f : 0,
+                           .sinks = odd < 0 ? dev_put(sinks, sizeof sinks) : NULL,
                            .prompts = true,
                            .few = false,
                            .plan = plan,
@@ -216,7 +227,7 @@ static void attention_case(int H, int G, int D, int P, int window, const int (*s
         float *got = fetch(a.out, n);
         double e = apart(got, want, n);
         CHECK(e <= 0.02, "attention %d/%d x %d, pages of %d, window %d: off by %g", H, G, D, P, window, e);
-        CHECK(odd || e > 0, "attention %d/%d x %d: the portable kernel's bits", H, G, D);
+        CHECK(odd > 0 || e > 0, "attention %d/%d x %d: the portable kernel's bits", H, G, D);
         CHECK(!first || !memcmp(got, first, n * 4), "attention %d/%d x %d: not the same twice", H, G, D);
         if (first)
             free(got);
@@ -240,6 +251,7 @@ static void attention(void)
             attention_case(32, 8, D, P, 0, odd, 3, 0);
             attention_case(4, 4, D, P, 200, odd, 3, 0);
             attention_case(8, 1, D, P, 0, deep, 1, 0);
+            attention_case(8, 2, D, P, 0, odd, 3, -1);
             for (int key = 101; key < 164; key += 9) attention_case(2, 2, D, P, 0, late, 2, key);
         }
     end("attn_sm90a");
@@ -251,7 +263,7 @@ static void few_attention(void)
     for (int D = 64; D <= 128; D += 64) {
         attention_case(2, 1, D, 16, 0, odd, 3, 0);
         attention_case(1, 1, D, 8, 200, odd, 3, 0);
-        attention_case(2, 2, D, D * 2, 0, one, 1, 0);
+        attention_case(2, 2, D, D * 2, 0, one, 1, -1);
         attention_case(1, 1, D, 32, 0, late, 2, 120); /* seen by some rows of a warp, by all, by none */
     }
     end("attn_sm90a");
@@ -265,7 +277,7 @@ static bool is_seen(bool product)
 {
     expecting = true, seen = 0;
     if (product)
-        product_case(48, 328, TD_CUDA_W_BF16, 20, false);
+        product_case(48, 328, TD_CUDA_W_BF16, 20, false, 0);
     else
         attention_case(1, 1, 128, 16, 0, turns, 1, 0);
     expecting = false;

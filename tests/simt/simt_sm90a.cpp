@@ -508,7 +508,8 @@ static uint32_t place(const Desc &d, bool across, uint32_t mn, uint32_t k)
         a += mn / 8 * d.sbo + k % 8 * 16 + k / 8 * d.lbo; /* ((T,1,m),(8,k)):((1,T,SBO),(1T,LBO)) */
     return d.span ? swizzled(a, (a >> 7) - d.row0, d.span) : a;
 }
-/* out[mn][k]; out NULL: only looked at (a byte of each piece), as what must be there when the product is issued. */
+/* out[mn][k]; out NULL: only looked at (a byte of each piece), as what must be there when the product is
+ * issued. */
 static void fetch(const Desc &d, bool across, uint32_t first, uint32_t n, int line, float (*out)[16])
 {
     for (uint32_t i = 0; i < (across ? 16u : n); i++)
@@ -542,14 +543,21 @@ static void multiply(Product &p, unsigned warp)
                 A[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i % 2 + i / 4 * 8] =
                     bf2f((uint16_t)(p.a->v[l][i / 2] >> i % 2 * 16));
     const bool wrong = opt.wrong & (p.a && !p.m.trans_b ? 4 : 8);
-    for (int r = 0; r < 16; r++)
-        for (int c = 0; c < p.m.n; c++) {
-            float &d = p.d->v[(size_t)((r % 8 * 4 + c % 8 / 2) * p.m.n / 2 + c / 8 * 4 + r / 8 * 2 + c % 2)];
-            double s = p.m.accumulate ? (double)d : 0.0;
-            for (int k = 0; k < 16; k++) s += (double)A[r][k] * (double)B[c][k];
-            if (wrong && r == 3 && c == 5) s += 1;
-            d = (float)s;
+    static double across[16][256], sum[256]; /* of rows of B: the compiler's vectors run along n */
+    for (int k = 0; k < 16; k++)
+        for (int c = 0; c < p.m.n; c++) across[k][c] = (double)B[c][k];
+    for (int r = 0; r < 16; r++) {
+        auto d = [&](int c) -> float & {
+            return p.d->v[(size_t)((r % 8 * 4 + c % 8 / 2) * p.m.n / 2 + c / 8 * 4 + r / 8 * 2 + c % 2)];
+        };
+        for (int c = 0; c < p.m.n; c++) sum[c] = p.m.accumulate ? (double)d(c) : 0.0;
+        for (int k = 0; k < 16; k++) {
+            const double a = (double)A[r][k];
+            for (int c = 0; c < p.m.n; c++) sum[c] += a * across[k][c];
         }
+        if (wrong && r == 3) sum[5] += 1;
+        for (int c = 0; c < p.m.n; c++) d(c) = (float)sum[c];
+    }
 }
 static void retire(Warp &w, Product &p, Fiber *warp)
 {
