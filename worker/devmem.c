@@ -81,9 +81,7 @@ static td_status send_all(td_dev *d, td_pool *pool, stage *s, uint8_t *dst, cons
     for (size_t at = 0, i = 0; at < bytes; at += STAGE_BYTES, i++) {
         stage *b = &s[i % 2];
         copy c = {b->p, src + at, TD_MIN(bytes - at, (size_t)STAGE_BYTES)};
-        td_status ready = i < 2 ? TD_OK : TD_AGAIN;
-        while (ready == TD_AGAIN) ready = d->done(d, b->gone);
-        TD_TRY(ready);
+        if (i >= 2) TD_TRY(d->await(d, b->gone));
         td_pool_for(pool, (int)((c.bytes + COPY_BYTES - 1) / COPY_BYTES), copy_part, &c);
         TD_TRY(d->upload(d, TD_STREAM_IN, dst + at, b->p, c.bytes));
         TD_TRY(d->record(d, TD_STREAM_IN, b->gone));

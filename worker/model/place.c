@@ -56,10 +56,7 @@ static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t by
         block_close(d, b);
         TD_TRY(block_open(d, bytes + bytes / 2, b));
     } else {
-        td_status s;
-        while ((s = d->done(d, b->sent)) == TD_AGAIN) {
-        }
-        TD_TRY(s);
+        TD_TRY(d->await(d, b->sent));
     }
     *out = b;
     return TD_OK;

@@ -58,9 +58,7 @@ static td_status next_stage(td_replay_place *p, size_t bytes, td_replay_stage **
 {
     td_dev *d = p->dev;
     td_replay_stage *b = *out = &p->stage[p->turn ^= 1];
-    td_status s;
-    while ((s = d->done(d, b->sent)) == TD_AGAIN) {
-    }
+    td_status s = d->await(d, b->sent);
     if (s == TD_OK) count_idle(p, b);
     b->before = NULL;
     if (s < 0 || b->bytes >= bytes) return s;
