@@ -44,7 +44,7 @@ static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
     b->device = p;
     TD_TRY(d->event_open(d, &b->sent));
     b->bytes = bytes;
-    return TD_OK;
+    return d->record(d, TD_STREAM_COMPUTE, b->sent);
 }
 
 /* The other block of two, free to be written. */
@@ -134,9 +134,10 @@ td_status td_place_open(td_model *m)
     if (!m->place.dev) return TD_OK;
     on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
     size_t bytes = put_all(m, NULL, rows, rows, rows, &most);
+    size_t more = TD_MAX(td_model_tp(m) > 1 ? rows : 0, td_moe_numbers(m)) * sizeof(int32_t);
     for (int i = 0; i < 2; i++) {
         TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
-        TD_TRY(m->place.dev->record(m->place.dev, TD_STREAM_COMPUTE, m->place.step[i].sent));
+        if (more) TD_TRY(block_open(m->place.dev, TD_MAX(more, (size_t)TD_DEVMEM_PART), &m->place.more[i]));
     }
     return TD_OK;
 }
