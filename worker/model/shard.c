@@ -322,7 +322,8 @@ td_status td_shard_head(td_model *m, const float *h, int T, float *out)
     td_status st = TD_OK;
     for (s->at = 0; st >= 0 && more_rows(m, 1); s->at += s->rows[1]) {
         int t = TD_MIN(s->at, T);
-        st = head_rows(m, h + (size_t)t * (size_t)m->desc.E, TD_MIN(T - t, s->rows[1]), out + (size_t)t * (size_t)m->local.V);
+        st = head_rows(m, h + (size_t)t * (size_t)m->desc.E, TD_MIN(T - t, s->rows[1]),
+                       out + (size_t)t * (size_t)m->local.V);
     }
     s->at = 0;
     return st;
