@@ -6,6 +6,7 @@
 #include "common/check.h"
 #include "common/status.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -16,7 +17,6 @@
 struct td_chan {
     unsigned mask, capacity;
     int fd;
-    bool own_fd;
     void **ring;
     _Alignas(64) _Atomic unsigned tail; /* written by the producer */
     unsigned head_seen;
@@ -52,7 +52,8 @@ td_chan *td_chan_open(unsigned capacity, int wake_fd)
     TD_CHECK(capacity >= 1 && capacity <= 1u << 24);
     unsigned size = 1;
     while (size < capacity) size *= 2;
-    int fd = wake_fd >= 0 ? wake_fd : td_wake_open();
+    int fd = wake_fd >= 0 ? fcntl(wake_fd, F_DUPFD_CLOEXEC, 0) : td_wake_open();
+    if (fd < 0 && wake_fd >= 0) td_fail(TD_EIO, "eventfd: %s", strerror(errno));
     if (fd < 0) return NULL;
     td_chan *c = aligned_alloc(64, sizeof *c);
     TD_CHECK(c != NULL);
@@ -60,7 +61,6 @@ td_chan *td_chan_open(unsigned capacity, int wake_fd)
     c->mask = size - 1;
     c->capacity = capacity;
     c->fd = fd;
-    c->own_fd = wake_fd < 0;
     c->ring = td_xalloc(size * sizeof *c->ring);
     return c;
 }
@@ -68,7 +68,7 @@ td_chan *td_chan_open(unsigned capacity, int wake_fd)
 void td_chan_close(td_chan *c)
 {
     if (!c) return;
-    if (c->own_fd) close(c->fd);
+    close(c->fd);
     free(c->ring);
     free(c);
 }

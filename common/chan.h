@@ -15,7 +15,9 @@
 
 typedef struct td_chan td_chan;
 
-/* wake_fd -1: own eventfd; else borrowed (shared wake-up). NULL: no eventfd to be had (td_reason). */
+/* wake_fd -1: own eventfd; else a shared wake-up, of which the channel has a descriptor of its own: a producer that
+ * outlives the consumer signals nobody, not whoever got the number of a closed descriptor. NULL: no descriptor to be
+ * had (td_reason). */
 td_chan *td_chan_open(unsigned capacity, int wake_fd);
 void td_chan_close(td_chan *c); /* queued pointers are the caller's business: pop them first */
 bool td_chan_push(td_chan *c, void *msg);

@@ -101,10 +101,7 @@ static td_status turn(size_t bytes)
         half_close(h);
         TD_TRY(half_open(h, bytes * 2));
     } else {
-        td_status s;
-        while ((s = d->done(d, h->passed)) == TD_AGAIN) {
-        }
-        TD_TRY(s);
+        TD_TRY(d->await(d, h->passed));
     }
     h->used = 0;
     return TD_OK;

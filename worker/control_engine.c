@@ -700,6 +700,7 @@ td_wengine *td_wengine_open(const td_wengine_opts *o)
     TD_CHECK(w->fd >= 0);
     w->commands = td_chan_open(COMMANDS_PER_LEG * o->max_legs + 16, w->fd);
     w->batches = td_chan_open(1024, o->wake_fd);
+    TD_CHECK(w->commands && w->batches);
     w->batch = td_wbatch_new();
     pthread_mutex_init(&w->mu, NULL);
     if (!w->o.layer1) w->o.layer1 = td_engine_descr(o->engine)->L;

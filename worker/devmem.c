@@ -59,9 +59,7 @@ void td_devmem_post_close(td_dev *dev, td_devmem_post *p)
 
 td_status td_devmem_post_wait(td_dev *dev, const td_devmem_post *p)
 {
-    td_status s = p->sent ? TD_AGAIN : TD_OK;
-    while (s == TD_AGAIN) s = dev->done(dev, p->sent);
-    return s;
+    return p->sent ? dev->await(dev, p->sent) : TD_OK;
 }
 
 td_status td_devmem_post_send(td_dev *dev, void *dst, const td_devmem_post *p, size_t bytes)

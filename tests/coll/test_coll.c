@@ -130,7 +130,8 @@ static void late(td_coll *c, coll_tally *t)
         int64_t start = td_spin_us(), cpu = thread_cpu_us();
         C_IS(t, td_coll_all_gather(c, "abc", b, 4), TD_ETIME);
         int64_t took = td_spin_us() - start;
-        C_OK(t, took >= 30000 && took < 30000000);
+        C_OK(t, took < 30000000);
+        C_OK(t, me != 1 || took >= 30000); /* the others may have come when it was over */
         C_OK(t, thread_cpu_us() - cpu < 20000); /* it slept (50 us of spinning, two switches, a log line) */
     }
     C_IS(t, td_coll_barrier(c), TD_ETIME);

@@ -56,6 +56,22 @@ static bool readable(td_chan *c)
     return poll(&f, 1, 0) == 1;
 }
 
+/* The consumer has closed the wake-up, and its number is another descriptor's: that one gets nothing. */
+static void test_consumer_gone(void)
+{
+    int fd = td_wake_open(), x;
+    td_chan *c = td_chan_open(2, fd);
+    close(fd);
+    int other = td_wake_open();
+    T_EQ(other, fd);
+    T_OK(td_chan_push(c, &x));
+    struct pollfd f = {.fd = other, .events = POLLIN};
+    T_EQ(poll(&f, 1, 0), 0);
+    T_OK(td_chan_pop(c) == &x);
+    td_chan_close(c);
+    close(other);
+}
+
 int main(void)
 {
     td_chan *c = td_chan_open(3, -1);
@@ -73,6 +89,7 @@ int main(void)
     td_wake_clear(td_chan_fd(c)); /* does not block */
     td_chan_close(c);
     td_chan_close(NULL);
+    test_consumer_gone();
     test_stress();
     return T_DONE();
 }

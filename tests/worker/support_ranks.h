@@ -95,8 +95,8 @@ static inline td_status tr_lead(const tr_rank *r, td_model *m, const td_ranks *r
     TD_TRY(td_engine_open(&o, &e));
     r->group->fn(e, r->group->arg);
     td_engine_close(e);
-    /* what steps need was made at open, whatever their contexts are */
-    if (!ranks->grid.ep && !ranks->grid.fsdp) T_EQ(td_model_workspace_bytes(m), workspace);
+    /* what steps need was made at open, whatever their contexts are and wherever their rows went */
+    T_EQ(td_model_workspace_bytes(m), workspace);
     return TD_OK;
 }
 

@@ -37,6 +37,7 @@ typedef struct td_expert_layer {     /* all NULL: a layer without experts, or of
     uint64_t rows;                   /* computed here since the last balancing */
 } td_expert_layer;
 
+typedef struct td_travel td_travel; /* moe.c */
 typedef struct td_experts {
     td_eplb_shape shape;
     int32_t *slot0, *home0;          /* [ranks + 1]: first slot, and first expert of the image, of each rank */
@@ -46,6 +47,7 @@ typedef struct td_experts {
     int next;                        /* of the layers with experts: planned first the next time */
     bool uneven;                     /* experts of different sizes or types */
     td_expert_layer *layer;          /* [desc.L] */
+    td_travel *travel;               /* whose rows go where, of the layer at hand */
     td_expert_stats stats;
 } td_experts;
 

@@ -194,7 +194,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     CUT(expert_row, T * k);
     CUT(expert_row0, X + (m->ranks ? (size_t)m->ranks->grid.redundant : 0) + 1);
     CUT(expert_x, T * k * E);
-    CUT(expert_gate_up, T * k * 2 * (size_t)m->local.moe_F);
+    CUT(expert_gate_up, m->experts ? 0 : T * k * 2 * (size_t)m->local.moe_F); /* of parallel ones: td_moe_open */
 #undef CUT
     size_t operands = TD_MAX(T * dense_F, T * k * (size_t)m->local.moe_F);
     if (m->ops->operand) {
@@ -204,8 +204,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);
     if (X) {
-        int rows = m->max_rows * d->moe.route.top_k * (td_model_meets(m) ? m->ranks->grid.dp : 1); /* all may come here */
-        ops = TD_MAX(ops, td_moe_scratch_bytes(m->ops, rows, TD_MAX(d->E, d->moe.F), members));
+        ops = TD_MAX(ops, td_moe_scratch_bytes(m->ops, td_moe_most_rows(m), TD_MAX(d->E, d->moe.F), members));
     }
     return at + padded(ops);
 }
@@ -303,6 +302,7 @@ td_status td_model_open(const td_model_opts *o, td_model **out)
     if (st >= 0) st = load_weights(m, o);
     if (st >= 0) st = td_scratch_open(&m->scratch, m);
     if (st >= 0) st = td_share_open(m);
+    if (st >= 0) st = td_moe_open(m);
     if (st >= 0) st = td_context_open(m);
     if (st >= 0) st = td_place_open(m);
     if (st >= 0) st = reserve_ops(m, o);
@@ -320,6 +320,7 @@ void td_model_close(td_model *m)
 {
     if (!m) return;
     td_replay_close(m);
+    td_moe_close(m);
     td_experts_close(m);
     td_shard_close(m);
     td_rope_deinit(&m->rope);

@@ -59,6 +59,7 @@ typedef struct td_shard {
     bool pending[2];
     size_t *table;                  /* [4][shards]: of an exchange */
     int32_t *counts;                /* [shards][2]: rows that each rank embeds, and wants logits of */
+    int rows[2], at;                /* of each rank in one exchange, likewise; the first of those at hand */
     int *v0;                        /* [shards + 1]: first vocabulary row of each */
     double us_per_byte;             /* of a gather alone */
     int64_t copied_us;              /* by this rank, for gathers that were waited for already */
@@ -162,6 +163,11 @@ static inline void td_model_block(const td_model *m, int T, int *r0, int *r1)
 
 /* x += the experts' sum of h, for T rows (block mode: x is this rank's block of them). */
 td_status td_moe_forward(td_model *m, const td_layer *l, int T);
+/* Of parallel experts: room for the rows that travel; without effect if they are not parallel. */
+td_status td_moe_open(td_model *m);
+void td_moe_close(td_model *m);
+int td_moe_most_rows(const td_model *m);   /* that experts of this rank compute at once */
+size_t td_moe_numbers(const td_model *m);  /* that a layer puts where the kernels work (td_place_put); 0: not parallel */
 
 td_status td_scratch_open(td_scratch *s, const td_model *m);
 void td_scratch_close(td_scratch *s);

@@ -118,7 +118,11 @@ td_status td_place_open(td_model *m)
     if (!m->place.dev) return TD_OK;
     on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
     size_t bytes = put_all(m, NULL, rows, rows, rows, &most);
-    for (int i = 0; i < 2; i++) TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
+    size_t more = TD_MAX(td_model_tp(m) > 1 ? rows : 0, td_moe_numbers(m)) * sizeof(int32_t);
+    for (int i = 0; i < 2; i++) {
+        TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
+        if (more) TD_TRY(block_open(m->place.dev, TD_MAX(more, (size_t)TD_DEVMEM_PART), &m->place.more[i]));
+    }
     return TD_OK;
 }
 

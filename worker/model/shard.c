@@ -87,6 +87,22 @@ static void list_pointers(td_shard *s, const td_plan *plan)
     s->fix0[plan->desc->L] = n;
 }
 
+/* Rows that a rank gives to one exchange, and room for those of all: the same on every rank of the group. */
+static td_status open_rows(td_model *m)
+{
+    enum { FLOATS = 1 << 24, LEAST_ROWS = 3 };
+    td_shard *s = &m->shard;
+    size_t n = (size_t)m->local.shards, E = (size_t)m->desc.E, V = (size_t)m->local.V, own = (size_t)m->local.shard_V;
+    size_t embed = m->least_workspace ? LEAST_ROWS : TD_MAX(FLOATS / (n * E), 1),
+           head = m->least_workspace ? LEAST_ROWS : TD_MAX(FLOATS / TD_MAX(n * E, V), 1);
+    embed = TD_MIN(embed, (size_t)m->max_rows), head = TD_MIN(head, (size_t)m->max_logits);
+    s->rows[0] = (int)embed, s->rows[1] = (int)head;
+    float *p;
+    TD_TRY(td_share_room(m, 0, n * TD_MAX(TD_MAX(embed, head) * E, 2 * embed) + 1, &p));
+    TD_TRY(td_share_room(m, 1, n * TD_MAX(embed * E, head * own) + 1, &p));
+    return td_share_room(m, 2, TD_MAX(embed * E, head * V) + 1, &p);
+}
+
 /* What a gather takes when nothing else is done: against it the time spent waiting is held. */
 static td_status measure(td_model *m)
 {
@@ -130,6 +146,7 @@ td_status td_shard_open(td_model *m, const td_plan *plan)
         s->v0[i] = td_grid_local(&g, &m->desc, td_grid_rank(&g, c)).shard_v0;
     }
     s->v0[n] = m->local.v0 + m->local.V;
+    TD_TRY(open_rows(m));
     return measure(m);
 }
 
@@ -163,7 +180,12 @@ double td_model_shard_overlap(const td_model *m)
 
 /* Per rank of the group: bytes it sends, where from, bytes it gets, where to. */
 static size_t *column(const td_model *m, int i) { return m->shard.table + (size_t)i * (size_t)m->local.shards; }
-static int rows_of(const td_model *m, int rank, int what) { return m->shard.counts[2 * rank + what]; }
+static int rows_of_step(const td_model *m, int rank, int what) { return m->shard.counts[2 * rank + what]; }
+/* Of the exchange at hand: the step's [at, at + rows) of each rank. */
+static int rows_of(const td_model *m, int rank, int what)
+{
+    return TD_MAX(TD_MIN(rows_of_step(m, rank, what) - m->shard.at, m->shard.rows[what]), 0);
+}
 
 static size_t rows_of_all(const td_model *m, int what)
 {
@@ -172,16 +194,25 @@ static size_t rows_of_all(const td_model *m, int what)
     return n;
 }
 
+/* Exchanges until every rank's rows are through. */
+static bool more_rows(const td_model *m, int what)
+{
+    for (int r = 0; r < m->local.shards; r++)
+        if (rows_of_step(m, r, what) > m->shard.at) return true;
+    return false;
+}
+
 td_status td_shard_begin(td_model *m, int n_embed, int n_head)
 {
     int32_t mine[2] = {n_embed, n_head};
     if (!m->shard.unit) return TD_OK;
+    m->shard.at = 0;
     return td_coll_all_gather(group(m), mine, m->shard.counts, sizeof mine);
 }
 
 bool td_shard_wants(const td_model *m)
 {
-    return m->shard.unit && rows_of_all(m, 1) > 0;
+    return m->shard.unit && more_rows(m, 1);
 }
 
 /* Blocks of `width` bytes a row of all ranks, one after the other. */
@@ -209,7 +240,7 @@ static void embed_own(td_model *m, const int32_t *ids, int n, float *out)
     else m->ops->embed_packed(m->pool, &m->weights.head, ids, n, out, (size_t)m->desc.E);
 }
 
-td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
+static td_status embed_rows(td_model *m, const int32_t *ids, int T, float *out)
 {
     size_t all_rows = rows_of_all(m, 0), E = (size_t)m->desc.E, row = E * sizeof(float);
     size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
@@ -243,7 +274,19 @@ td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
     return TD_OK;
 }
 
-td_status td_shard_head(td_model *m, const float *h, int T, float *out)
+td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
+{
+    td_shard *s = &m->shard;
+    td_status st = TD_OK;
+    for (s->at = 0; st >= 0 && more_rows(m, 0); s->at += s->rows[0]) {
+        int t = TD_MIN(s->at, T);
+        st = embed_rows(m, ids + t, TD_MIN(T - t, s->rows[0]), out + (size_t)t * (size_t)m->desc.E);
+    }
+    s->at = 0;
+    return st;
+}
+
+static td_status head_rows(td_model *m, const float *h, int T, float *out)
 {
     size_t rows = rows_of_all(m, 1), E = (size_t)m->desc.E, V = (size_t)m->local.V, own = (size_t)m->local.shard_V;
     size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
@@ -271,4 +314,17 @@ td_status td_shard_head(td_model *m, const float *h, int T, float *out)
         for (int t = 0; t < T; t++) memcpy(at + (size_t)t * V, block + (size_t)t * columns, columns * sizeof *at);
     }
     return TD_OK;
+}
+
+td_status td_shard_head(td_model *m, const float *h, int T, float *out)
+{
+    td_shard *s = &m->shard;
+    td_status st = TD_OK;
+    for (s->at = 0; st >= 0 && more_rows(m, 1); s->at += s->rows[1]) {
+        int t = TD_MIN(s->at, T);
+        st = head_rows(m, h + (size_t)t * (size_t)m->desc.E, TD_MIN(T - t, s->rows[1]),
+                       out + (size_t)t * (size_t)m->local.V);
+    }
+    s->at = 0;
+    return st;
 }

@@ -7,7 +7,8 @@
  *            2. All ranks of the group take every step together, those without rows too. The gather of a step's first layer
  *               is started in the step before it, with its last layer.
  *            3. Embedding and output matrices are never gathered: they stay cut by vocabulary. The token ids go to all ranks
- *               and embedding rows come back; hidden rows go to all ranks and their logits come back.
+ *               and embedding rows come back; hidden rows go to all ranks and their logits come back. Each by so many rows
+ *               of every rank at a time that a buffer has 64 MiB at most, if a row of each fits: made at open.
  * Threads:   the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks.
  * Source:    ZeRO-Inference (Aminabadi et al. 2022) 5; algorithms notes 9.7. */
 // SPDX-License-Identifier: Apache-2.0

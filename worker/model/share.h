@@ -12,10 +12,9 @@
  * (td_ranks.data).
  *
  * Threads: the rank's engine thread. Errors: those of the collectives; the step is then lost on all ranks.
- * Limits:  buffers for sums and for context parallelism are made at open, from max_rows and the model alone:
- * a sum over more rows, or attention over longer contexts, is done in several exchanges (context.h). Expert
- * parallel and fully sharded, buffers grow to what the largest step needs: at most max_rows * top_k rows of
- * every replica, or max_rows of every rank. */
+ * Limits:  buffers are made at open, from max_rows and the model alone: a sum over more rows, attention over
+ * longer contexts (context.h), more rows for a rank's experts than twice an even share (moe.c), more rows at
+ * the ends of a fully sharded model (shard.h) are done in several exchanges. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_SHARE_H
 #define TD_WORKER_MODEL_SHARE_H
@@ -26,7 +25,8 @@
 td_status td_share_open(td_model *m);
 void td_share_close(td_model *m);
 
-/* Buffer i of m->wire with room for so many floats, where the kernels work; each function uses them anew.
+/* Buffer i of m->wire with room for so many floats, where the kernels work; each function uses them anew. Grows
+ * at open; in a step there is room (td_model_workspace_bytes stays).
  * EFULL. */
 td_status td_share_room(td_model *m, int i, size_t n_floats, float **out);
 /* Columns of T rows -> [T, width]. */

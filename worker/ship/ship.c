@@ -435,6 +435,7 @@ td_status td_ship_open(const td_ship_opts *o, td_ship **out)
     s->wait_last = &s->wait_first;
     s->commands = td_chan_open(1024, -1);
     s->events = td_chan_open(o->max_keys + 1, o->wake_fd);
+    TD_CHECK(s->commands && s->events);
     s->receiver = td_receiver_open(&(td_receiver_opts){.desc = o->desc, .kv_dtype = o->kv[0]->dtype,
                                                        .incarnation = o->incarnation,
                                                        .max_epochs = o->max_keys,
