@@ -8,6 +8,8 @@
  *          4. Activations are f32 [T, width] with a leading dimension in elements. Where a function takes out_dtype its
  *             output may be bf16 or f16 instead, rounded to nearest even: the input of a matrix product.
  *          5. No allocation, no synchronization; workspaces are the caller's, sized by the _bytes function.
+ *          6. A launch goes to the calling thread's current device, which has to be the stream's: td_cuda_use before a thread's
+ *             first one. Every function of td_dev, and every operation of the table, does that itself.
  * Errors:  no launcher logs; an error inside a kernel appears at the stream's next sync.
  * Threads: one per stream. Limits: D <= 256; E, F, V below 2^31; n_experts and top_k as in ops.h.
  * Matrix products: kernels/cuda_gemm.h. */
@@ -26,6 +28,7 @@ extern "C" {
 #include "kernels/ops.h"
 
 typedef void *td_stream; /* a cudaStream_t; NULL: the default stream */
+void td_cuda_use(const td_dev *d);
 
 /* ---- rows ---- */
 

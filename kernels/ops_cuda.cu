@@ -31,6 +31,7 @@ void launched(int code, const char *what)
 
 td_stream stream()
 {
+    td_cuda_use(ctx.dev);
     return ctx.dev->stream[TD_STREAM_COMPUTE];
 }
 

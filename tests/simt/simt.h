@@ -853,6 +853,7 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
     cudaErrorStreamCaptureUnsupported = 900,
@@ -885,6 +886,7 @@ struct simt_stream;
 struct simt_graph;
 struct simt_event {
     double t;
+    int device; // that was current when it was made
 };
 using cudaStream_t = simt_stream *;
 using cudaEvent_t = simt_event *;
@@ -964,6 +966,8 @@ cudaError_t cudaMemcpyToSymbol(T &sym, const void *s, size_t n, size_t off = 0,
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s);
+cudaError_t cudaSetDevice(int d); // each thread has its own, 0 at first
+cudaError_t cudaGetDevice(int *d);
 enum { cudaStreamNonBlocking = 1 };
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
@@ -988,12 +992,16 @@ inline cudaError_t cudaDeviceSynchronize()
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t *e)
 {
-    *e = new simt_event{0};
+    int device;
+    cudaGetDevice(&device);
+    *e = new simt_event{0, device};
     return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = 0)
+int simt_device_of(cudaStream_t s); // of the default stream: the current one
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = 0)
 {
     if (auto x = simt_refused_while_recorded("cudaEventRecord")) return x;
+    if (e->device != simt_device_of(s)) return cudaErrorInvalidResourceHandle;
     e->t = simt_now();
     return cudaSuccess;
 }
@@ -1013,15 +1021,6 @@ inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
 inline cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
     delete e;
-    return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int d)
-{
-    return d >= 0 && d < simt::opt.devices ? cudaSuccess : cudaErrorInvalidDevice;
-}
-inline cudaError_t cudaGetDevice(int *d)
-{
-    *d = 0;
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *n);

@@ -983,7 +983,29 @@ struct simt_graph {
 };
 struct simt_stream {
     simt_graph *graph;
+    int device;
 };
+// Not thread_local: all of that is poisoned before each block.
+static pthread_key_t g_device_key;
+static const int g_device_made = pthread_key_create(&g_device_key, nullptr);
+cudaError_t cudaSetDevice(int d)
+{
+    if (d < 0 || d >= simt::opt.devices) return cudaErrorInvalidDevice;
+    pthread_setspecific(g_device_key, (void *)(intptr_t)d);
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *d)
+{
+    (void)g_device_made;
+    *d = (int)(intptr_t)pthread_getspecific(g_device_key);
+    return cudaSuccess;
+}
+int simt_device_of(cudaStream_t s)
+{
+    int current;
+    cudaGetDevice(&current);
+    return s ? s->device : current;
+}
 namespace simt
 {
 static bool overlaps_of(const cudaLaunchConfig_t *c)
@@ -998,6 +1020,11 @@ int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t ar
     const dim3 g = c->gridDim, b = c->blockDim;
     const size_t smem = c->dynamicSmemBytes;
     const bool overlaps = overlaps_of(c);
+    int current;
+    cudaGetDevice(&current);
+    if (simt_device_of(c->stream) != current)
+        return api_fail(cudaErrorInvalidResourceHandle, "launch on a stream of device %d while %d is current",
+                        simt_device_of(c->stream), current);
     if (g_recorded && !c->stream) {
         g_broken = true;
         return api_fail(cudaErrorStreamCaptureImplicit,
@@ -1153,7 +1180,9 @@ cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream)
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s)
 {
-    *s = new simt_stream{nullptr};
+    int device;
+    cudaGetDevice(&device);
+    *s = new simt_stream{nullptr, device};
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s)
