@@ -197,19 +197,26 @@ typedef struct td_replay {
     void (*stats)(td_replay_stats *out);
 } td_replay;
 
-/* Where rounding is part of a product (x becomes bf16, or f16, first), an operation whose result only products read may
- * round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to nearest even either way.
- * dtype: what x becomes for a weight of this packed type. The operations are those of td_ops with such an output or
- * input; attention and linear_grouped have a member for it. out does not alias x. */
+/* Where rounding is part of a product (x becomes bf16, f16, or FP8 codes first), an operation whose result only products
+ * read may round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to nearest even either
+ * way. type: what x becomes for a product of T rows with this weight; dtype: the same where codes are not made (attention,
+ * experts). The operations are those of td_ops with such an output or input; attention and linear_grouped have a member for
+ * it. out does not alias x. E4M3 (rmsnorm and silu_mul alone): codes, and behind T * ldo of them their scales
+ * (td_cuda_codes_in); together at most 2 bytes an element and 256. linear: `type` is the one that x was made with. */
+typedef struct td_operand {
+    td_dtype dtype;
+    int group; /* E4M3: columns that share a scale; 0: all */
+} td_operand;
 typedef struct td_operand_ops {
+    td_operand (*type)(const td_weight *w, int T);
     td_dtype (*dtype)(td_dtype weight);
     void (*rmsnorm)(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, void *out,
-                    td_dtype to, size_t ldo);
-    void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, void *out, td_dtype to, size_t ldo);
+                    td_operand to, size_t ldo);
+    void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, void *out, td_operand to, size_t ldo);
     void (*moe_gather)(td_pool *pool, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E, void *out,
                        td_dtype to, size_t ldo);
-    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const void *x, size_t ldx, int T, float *y, size_t ldy,
-                   bool add);
+    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const void *x, td_operand type, size_t ldx, int T,
+                   float *y, size_t ldy, bool add);
 } td_operand_ops;
 
 /* Largest sizes of a model's steps, for reserve. */

@@ -149,7 +149,7 @@ struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
     // the device that is emulated: how many (0: none, -1: the driver is too old), MiB of memory, compute capability
     int devices = 1, memory = 4096, arch = 80;
-    int wrong = 0;      // bits: 1 mma, 2 cuBLASLt, 4, 8 Hopper's kernels compute wrongly
+    int wrong = 0;      // bits: 1 mma, 2, 16 cuBLASLt (plain, codes), 4, 8 Hopper's kernels compute wrongly
     int fail_after = 0; // that launch fails, and everything after it; 0: none
 };
 struct Stats {

@@ -77,7 +77,7 @@ static void test_modes(void)
     char fast[64], pinned[] = "cuda-fast-sm80-lt9-bf16";
     if (!opened(open_with(NULL, GQA, "--ops", "cuda", NULL))) return;
     td_boot_numerics(&boot, fast, sizeof fast);
-    T_OK(!emulated || !strcmp(fast, "cuda-fast-sm80-lt1-bf16"), "%s", fast);
+    T_OK(!emulated || !strcmp(fast, "cuda-fast-sm80-lt120901-bf16"), "%s", fast);
     td_boot_close(&boot);
     if (opened(open_with(NULL, GQA, "--ops", "cuda", "--deterministic", NULL)))
         expect_numerics(TD_CUDA_NUMERICS);
