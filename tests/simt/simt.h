@@ -1034,8 +1034,10 @@ inline cudaError_t cudaRuntimeGetVersion(int *v)
     *v = 13000;
     return cudaSuccess;
 }
+void simt_device_of_env();
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
+    simt_device_of_env();
     *p = cudaDeviceProp{};
     strcpy(p->name, "simt host emulation");
     size_t left;

@@ -1062,6 +1062,11 @@ static bool simt_of_env(const char *name, int *option)
     if (v) *option = atoi(v);
     return v != nullptr;
 }
+void simt_device_of_env()
+{
+    static const bool told = simt_of_env("SIMT_ARCH", &simt::opt.arch);
+    (void)told;
+}
 static size_t simt_memory()
 {
     static const bool told = simt_of_env("SIMT_MEMORY", &simt::opt.memory);

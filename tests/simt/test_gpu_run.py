@@ -127,8 +127,19 @@ def test_kernels():
     expect(bad_shape.returncode == 2 and "not one of" in bad_shape.stderr, f"a bad shape: {bad_shape.stderr}")
 
 
+def test_codes():
+    """The cases of products of codes, which only Hopper has."""
+    r = subprocess.run([os.path.join(BUILD, "simt/simt_bench_cuda"), "cublasLt path"], capture_output=True, text=True,
+                       env={**os.environ, "SIMT_MEMORY": "512", "SIMT_ARCH": "90"})
+    rows = [json.loads(line) for line in r.stdout.splitlines()]
+    cases, ratios = [b["case"] for b in rows if "case" in b], [b["ratio"] for b in rows if "ratio" in b]
+    expect(r.returncode == 0 and len(cases) == 6 and sum("fp8 blocks" in c for c in cases) == 2, f"products of codes: {r.stdout} {r.stderr}")
+    expect(len(ratios) == 4 and sum(" fp8 T=" in c for c in ratios) == 2, f"ratios of codes: {ratios}")
+
+
 test_list()
 test_parts()
+test_codes()
 test_kernels()
 test_all()
 test_failures()
