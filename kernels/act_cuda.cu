@@ -17,9 +17,9 @@ static __global__ void __launch_bounds__(256)
     if (g >= (F + 3) / 4) return;
     const float *row = x + (size_t)blockIdx.x * ldx;
     const float4 a = td_load4<VEC>(row, g, F), b = td_load4<VEC>(row + F, g, F);
-    td_store4<VEC>(
-        out + (size_t)blockIdx.x * ldo, g, F,
-        make_float4(td_act_of<ACT>(a.x) * b.x, td_act_of<ACT>(a.y) * b.y, td_act_of<ACT>(a.z) * b.z, td_act_of<ACT>(a.w) * b.w));
+    td_store4<VEC>(out + (size_t)blockIdx.x * ldo, g, F,
+                   make_float4(td_act_of<ACT>(a.x) * b.x, td_act_of<ACT>(a.y) * b.y,
+                               td_act_of<ACT>(a.z) * b.z, td_act_of<ACT>(a.w) * b.w));
 }
 
 template <td_act ACT, class OUT>

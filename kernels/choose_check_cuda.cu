@@ -2,9 +2,9 @@
 /* kernels/choose_check_cuda.cu - the check before kernels are used (choose_cuda.h, rule 2).
  *
  * Products: small integers over 8, so that every sum is exact in f32 in any order: all kernels must give the
- * host's bits, and one that adds in less than f32, or from the wrong place, cannot. Products of codes: values that are
- * codes times powers of two, with scales that differ from row to row and block to block; within 2^-8 of the sum of
- * magnitudes, because tensor cores add codes in less than f32. Attention: the host's
+ * host's bits, and one that adds in less than f32, or from the wrong place, cannot. Products of codes: values that
+ * are codes times powers of two, with scales that differ from row to row and block to block; within 2^-8 of the
+ * sum of magnitudes, because tensor cores add codes in less than f32. Attention: the host's
  * result in double, within 0.03 (values are up to 1; rounding of weights and queries makes less than 0.02).
  */
 #include "kernels/choose_cuda.h"

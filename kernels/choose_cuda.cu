@@ -27,7 +27,8 @@ static void name_numerics(td_cuda_choice *c)
 {
     char lt[32] = "", sm[16] = "";
     if (c->may & TD_CUDA_LT)
-        snprintf(lt, sizeof lt, "-lt%u%s", (unsigned)td_cuda_lt_version(), c->may & TD_CUDA_LT_E4M3 ? "-f8" : "");
+        snprintf(lt, sizeof lt, "-lt%u%s", (unsigned)td_cuda_lt_version(),
+                 c->may & TD_CUDA_LT_E4M3 ? "-f8" : "");
     else if (c->may & TD_CUDA_LT_E4M3)
         snprintf(lt, sizeof lt, "-f8lt%u", (unsigned)td_cuda_lt_version());
     if (c->may & (TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A))
@@ -109,8 +110,7 @@ td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, lon
 
 /* A thread writes 8 columns of a row; grid: (, N). */
 // limits: regs 40, spill 0, smem 0
-template <class T>
-static __global__ void gemm_unpack_kernel(T *dst, const T *src, int K, gemm_cut c)
+template <class T> static __global__ void gemm_unpack_kernel(T *dst, const T *src, int K, gemm_cut c)
 {
     const int n = (int)blockIdx.y, k0 = (int)(blockIdx.x * 128 + threadIdx.x) * 8;
     for (int k = k0; k < k0 + 8 && k < K; k++)
@@ -122,8 +122,8 @@ template <class T> static int unpack(void *stream, T *dst, const T *packed, int 
     gemm_cut c = gemm_cut_of(K, 0, type);
     for (int n0 = 0; n0 < N; n0 += 65520) { /* the grid's second dimension; a multiple of 16 */
         int n = N - n0 < 65520 ? N - n0 : 65520;
-        int e = (int)td_launch(gemm_unpack_kernel<T>, dim3((unsigned)((K + 1023) / 1024), (unsigned)n), dim3(128), 0,
-                               (cudaStream_t)stream, dst + (size_t)n0 * (size_t)K,
+        int e = (int)td_launch(gemm_unpack_kernel<T>, dim3((unsigned)((K + 1023) / 1024), (unsigned)n),
+                               dim3(128), 0, (cudaStream_t)stream, dst + (size_t)n0 * (size_t)K,
                                packed + (size_t)n0 * (size_t)c.n_blocks * 64, K, c);
         if (e) return e;
     }
@@ -139,7 +139,8 @@ int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int 
 /* Scales as cuda_lt.h has them, from [ceil(N / rows)][cols]; a thread each, zeros where a row of blocks is padded. */
 // limits: regs 32, spill 0, smem 0
 static __global__ void __launch_bounds__(256)
-    lt_scales_kernel(float *dst, const float *src, td_cuda_lt_scaling how, int N, int cols, int rows_shift, size_t n)
+    lt_scales_kernel(float *dst, const float *src, td_cuda_lt_scaling how, int N, int cols, int rows_shift,
+                     size_t n)
 {
     const size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
     if (i >= n) return;
@@ -184,7 +185,9 @@ static size_t scales_of(const td_cuda_weight *w)
     const size_t N = (size_t)w->N, cols = (size_t)w->K / 128;
     if (!is_codes(w)) return 0;
     const td_cuda_lt_scaling how = scaling_of(w);
-    return how == TD_CUDA_LT_ROW_SCALES ? N : how == TD_CUDA_LT_GROUP_SCALES ? N * cols : (N + 127) / 128 * ((cols + 3) / 4 * 4);
+    return how == TD_CUDA_LT_ROW_SCALES     ? N
+           : how == TD_CUDA_LT_GROUP_SCALES ? N * cols
+                                            : (N + 127) / 128 * ((cols + 3) / 4 * 4);
 }
 
 size_t td_cuda_choice_copy_bytes(const td_cuda_weight *w)
@@ -199,12 +202,13 @@ int td_cuda_choice_copy(void *stream, const td_cuda_weight *w, void *to)
     int shift = 0;
     while (1 << shift < w->scale_rows) shift++;
     const size_t n = scales_of(w);
-    return (int)td_launch(lt_scales_kernel, dim3((unsigned)((n + 255) / 256)), dim3(256), 0, (cudaStream_t)stream,
-                          (float *)(void *)((char *)to + row_major_bytes(w)), w->scale, scaling_of(w), w->N, w->K / 128,
-                          shift, n);
+    return (int)td_launch(lt_scales_kernel, dim3((unsigned)((n + 255) / 256)), dim3(256), 0,
+                          (cudaStream_t)stream, (float *)(void *)((char *)to + row_major_bytes(w)), w->scale,
+                          scaling_of(w), w->N, w->K / 128, shift, n);
 }
 
-td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, const void **rows, int n, void **block)
+td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, const void **rows, int n,
+                                void **block)
 {
     td_dev *d = c->dev;
     size_t bytes = 0, left = 0;
@@ -226,7 +230,8 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, cons
     at = (char *)*block;
     for (int i = 0; i < n; i++) {
         if (!copied(c, &w[i])) continue;
-        TD_TRY(td_cuda_status(td_cuda_choice_copy(d->stream[TD_STREAM_COMPUTE], &w[i], at), "copy of a weight"));
+        TD_TRY(
+            td_cuda_status(td_cuda_choice_copy(d->stream[TD_STREAM_COMPUTE], &w[i], at), "copy of a weight"));
         rows[i] = at;
         at += td_cuda_choice_copy_bytes(&w[i]);
     }
@@ -282,14 +287,17 @@ int td_cuda_choice_codes(const td_cuda_choice *c, const td_cuda_weight *w, const
 }
 
 /* Rows [t0, T) from their codes, by the portable kernel. */
-static td_status rest_of_rows(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, const td_cuda_codes *x, int t0)
+static td_status rest_of_rows(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a,
+                              const td_cuda_codes *x, int t0)
 {
-    const size_t K = (size_t)x->K, at = (size_t)((char *)x->code == c->x16) * td_cuda_codes_bytes(x->ld, x->T, x->K, x->group),
+    const size_t K = (size_t)x->K,
+                 at = (size_t)((char *)x->code == c->x16) * td_cuda_codes_bytes(x->ld, x->T, x->K, x->group),
                  from = (at + 255) / 256 * 256;
     td_cuda_gemm_args rest = *a;
     if (t0 >= a->T) return TD_OK;
     if (from + (size_t)(a->T - t0) * K * 2 > c->x16_bytes) return TD_AGAIN;
-    TD_TRY(td_cuda_status(td_cuda_dequant(stream, x, t0, (uint16_t *)(void *)(c->x16 + from), K), "values of codes"));
+    TD_TRY(td_cuda_status(td_cuda_dequant(stream, x, t0, (uint16_t *)(void *)(c->x16 + from), K),
+                          "values of codes"));
     rest.x = c->x16 + from;
     rest.x_is_f32 = false;
     rest.ldx = K;
@@ -322,12 +330,14 @@ static td_status lt_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_ar
     td_status s = td_cuda_lt_gemm(c->lt, stream, &l);
     if (s != TD_OK) return s == TD_ENOSUP ? TD_AGAIN : s;
     if (w->bias)
-        TD_TRY(td_cuda_status(td_cuda_sum_tree(stream, a->y, 0, 1, T, w->N, a->ldy, w->bias, a->y, a->ldy, false), "bias"));
+        TD_TRY(td_cuda_status(
+            td_cuda_sum_tree(stream, a->y, 0, 1, T, w->N, a->ldy, w->bias, a->y, a->ldy, false), "bias"));
     return rest_of_rows(c, stream, a, x, T);
 }
 
 /* x as codes in x16, where it fits; AGAIN: not this one. */
-static td_status make_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, int group, td_cuda_codes *out)
+static td_status make_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, int group,
+                            td_cuda_codes *out)
 {
     const int K = a->w->K;
     const td_dtype type = a->x_is_f32 ? TD_F32 : TD_BF16;
@@ -339,7 +349,8 @@ static td_status make_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_
 }
 
 /* A product that has only codes, in which cuBLASLt has no part after all: all rows from them. */
-static td_status portable_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, const td_cuda_codes *x)
+static td_status portable_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a,
+                                const td_cuda_codes *x)
 {
     td_status s = rest_of_rows(c, stream, a, x, 0);
     return s == TD_AGAIN ? td_fail(TD_EFULL, "no room for the values of %d x %d codes", a->T, a->w->K) : s;

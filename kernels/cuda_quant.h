@@ -2,15 +2,16 @@
  *
  *   x[t][k] is about code[t][k] * scale;   scale = largest magnitude of the group / 448, at least 2^-126
  *
- * Groups:  group 0: a row has one scale, scale[t]. group 128: 128 columns of a row share one, and rows are in two parts,
- *          because cuBLASLt takes multiples of four: T4 = T / 4 * 4 rows, then the rest, each part [K / 128][its rows]:
- *          td_cuda_code_scale_at.
- * Rules:   1. Rounding is to nearest even, magnitudes over 448 (the division rounds, too) become 448: the codes are those
- *             of td_f32_to_e4m3. A NaN is a NaN code; a group with an infinity has an infinite scale and NaN or zero codes:
- *             its row of the product is NaN, no other.
+ * Groups:  group 0: a row has one scale, scale[t]. group 128: 128 columns of a row share one, and rows are in two
+ *          parts, because cuBLASLt takes multiples of four: T4 = T / 4 * 4 rows, then the rest, each part
+ *          [K / 128][its rows]: td_cuda_code_scale_at.
+ * Rules:   1. Rounding is to nearest even, magnitudes over 448 (the division rounds, too) become 448: the codes
+ *             are those of td_f32_to_e4m3. A NaN is a NaN code; a group with an infinity has an infinite scale and
+ *             NaN or zero codes: its row of the product is NaN, no other.
  *          2. A row's codes depend on nothing but the row. What is fused (norm, activation) rounds to f32 where the
  *             operation by itself does, and skips the operand's bf16.
- *          3. Every code and scale is written. x is 16-byte aligned, as its rows; K a multiple of 16, of 128 with groups.
+ *          3. Every code and scale is written. x is 16-byte aligned, as its rows; K a multiple of 16, of 128 with
+ *             groups.
  * Errors, threads, streams: as cuda.h. Source: Llama 3 herd, 6.2 (rows); DeepSeek-V3, 3.3 (1 x 128). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CUDA_QUANT_H
@@ -49,7 +50,11 @@ TD_QUANT_INLINE size_t td_cuda_code_scale_at(int T, int K, int group, int t, int
 /* Codes and scales in one block: the scales are behind T * ld codes. */
 static inline td_cuda_codes td_cuda_codes_in(void *block, size_t ld, int T, int K, int group)
 {
-    td_cuda_codes c = {(uint8_t *)block, ld, (float *)(void *)((uint8_t *)block + ((size_t)T * ld + 255) / 256 * 256), T, K,
+    td_cuda_codes c = {(uint8_t *)block,
+                       ld,
+                       (float *)(void *)((uint8_t *)block + ((size_t)T * ld + 255) / 256 * 256),
+                       T,
+                       K,
                        group};
     return c;
 }
@@ -61,7 +66,8 @@ static inline size_t td_cuda_codes_bytes(size_t ld, int T, int K, int group)
 /* x: f32, bf16 or f16. */
 int td_cuda_quant(td_stream s, const void *x, td_dtype dtype, size_t ldx, const td_cuda_codes *to);
 /* Of x / sqrt(mean(x^2) + eps) * w, x [T, K]. */
-int td_cuda_rmsnorm_quant(td_stream s, const float *x, size_t ldx, const float *w, float eps, const td_cuda_codes *to);
+int td_cuda_rmsnorm_quant(td_stream s, const float *x, size_t ldx, const float *w, float eps,
+                          const td_cuda_codes *to);
 /* Of act(x[t][f]) * x[t][K + f], x [T, 2 K]. */
 int td_cuda_act_quant(td_stream s, td_act act, const float *x, size_t ldx, const td_cuda_codes *to);
 /* Rows [t0, T) as bf16: code * scale, rounded. */

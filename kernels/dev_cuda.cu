@@ -17,8 +17,8 @@ static td_status check(cudaError_t e, const char *what)
     return td_fail(TD_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(e));
 }
 
-/* The runtime's current device is each thread's own, device 0 at first: a stream of another one would refuse the launch, an
- * allocation would go to the wrong memory. An error shows in the call that follows. */
+/* The runtime's current device is each thread's own, device 0 at first: a stream of another one would refuse the
+ * launch, an allocation would go to the wrong memory. An error shows in the call that follows. */
 extern "C" void td_cuda_use(const td_dev *d)
 {
     (void)cudaSetDevice(d->index);
@@ -244,6 +244,9 @@ static void fill_table(td_dev *d)
     d->close = dev_close;
 }
 
+/* Prompt attention with D 256 (attn_cuda_prompt.cu): 161 of the 163 that sm_80 has. */
+static const size_t SHARED_KIB = 161;
+
 static td_status describe(td_dev *d)
 {
     cudaDeviceProp p;
@@ -257,6 +260,11 @@ static td_status describe(td_dev *d)
     if (d->arch < 80)
         return td_fail(TD_ENOSUP, "device cuda:%d (%s, sm_%d): this build has machine code from sm_80 on",
                        d->index, d->name, d->arch);
+    if (p.sharedMemPerBlockOptin < SHARED_KIB * 1024) /* sm_86, sm_89, sm_12x */
+        return td_fail(
+            TD_ENOSUP,
+            "device cuda:%d (%s, sm_%d): a block has %zu KiB of shared memory, the kernels need %zu",
+            d->index, d->name, d->arch, (size_t)p.sharedMemPerBlockOptin / 1024, SHARED_KIB);
     return TD_OK;
 }
 

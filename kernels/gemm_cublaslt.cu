@@ -35,8 +35,10 @@ struct td_cuda_lt {
 static td_status lt_failed(cublasStatus_t s, const char *what)
 {
     if (s == CUBLAS_STATUS_SUCCESS) return TD_OK;
-    /* for the library the same: which of them it says of a combination that it lacks differs from version to version */
-    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE || s == CUBLAS_STATUS_ARCH_MISMATCH)
+    /* for the library the same: which of them it says of a combination that it lacks differs from version to
+     * version */
+    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE ||
+        s == CUBLAS_STATUS_ARCH_MISMATCH)
         return td_fail(TD_ENOSUP, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
     return td_fail(TD_EDEVICE, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
 }

@@ -80,7 +80,8 @@ static bool want_ws(int T, int N, int K)
     return may_run();
 }
 
-static void product(const td_weight *w, const void *x, td_operand type, size_t ldx, int T, float *y, size_t ldy, bool add)
+static void product(const td_weight *w, const void *x, td_operand type, size_t ldx, int T, float *y,
+                    size_t ldy, bool add)
 {
     td_cuda_weight d;
     if (T == 0 || !may_run() || !weight_of(w, &d) || !want_ws(T, w->N, w->K)) return;
@@ -116,8 +117,8 @@ static td_operand operand_type(const td_weight *w, int T)
     return group >= 0 ? td_operand{TD_E4M3, group} : td_operand{operand_dtype(w->dtype), 0};
 }
 
-static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, td_operand type, size_t ldx, int T,
-                           float *y, size_t ldy, bool add)
+static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, td_operand type, size_t ldx,
+                           int T, float *y, size_t ldy, bool add)
 {
     product(w, x, type, ldx, T, y, ldy, add);
 }
@@ -245,7 +246,9 @@ void products_fill(td_ops *t, td_operand_ops *o)
 void products_reserve(const td_ops_room *r)
 {
     const int rows = r->max_rows > r->max_expert_rows ? r->max_rows : r->max_expert_rows;
+    const char *x16 = ctx.kernels.x16;
     if (want_ws(rows, r->N, r->K)) kept(td_cuda_choice_reserve(&ctx.kernels, r->max_rows, r->K, 0));
+    ctx.moved += x16 && x16 != ctx.kernels.x16; /* recordings have its address */
 }
 
 void products_close()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* kernels/quant_cuda.cu - see cuda_quant.h. One block a row; a thread has 4 columns at a time, so a warp has the 128 of
- * a group. What a row is made of is a parameter: f32, bf16 or f16 as they are, a norm, a gated activation. With one scale
- * a row it is made twice, once for its largest magnitude (the second time from L1 or L2). */
+/* kernels/quant_cuda.cu - see cuda_quant.h. One block a row; a thread has 4 columns at a time, so a warp has the
+ * 128 of a group. What a row is made of is a parameter: f32, bf16 or f16 as they are, a norm, a gated activation.
+ * With one scale a row it is made twice, once for its largest magnitude (the second time from L1 or L2). */
 #include "kernels/act_cuda.h"
 #include "kernels/cuda_quant.h"
 #include "kernels/cuda_row.h"
@@ -52,23 +52,14 @@ TD_DEV float block_max(float v)
 struct row_f32 {
     const float *x;
     size_t ld;
-    TD_DEV void open(int t, int)
-    {
-        x += (size_t)t * ld;
-    }
-    TD_DEV float4 at(int g) const
-    {
-        return td_load4<true>(x, g, 0);
-    }
+    TD_DEV void open(int t, int) { x += (size_t)t * ld; }
+    TD_DEV float4 at(int g) const { return td_load4<true>(x, g, 0); }
 };
 
 template <class T> struct row_16 {
     const T *x;
     size_t ld;
-    TD_DEV void open(int t, int)
-    {
-        x += (size_t)t * ld;
-    }
+    TD_DEV void open(int t, int) { x += (size_t)t * ld; }
     TD_DEV float4 at(int g) const
     {
         const T *p = x + 4 * g;
@@ -106,10 +97,7 @@ template <td_act ACT> struct row_act {
     const float *x;
     size_t ld;
     int F;
-    TD_DEV void open(int t, int)
-    {
-        x += (size_t)t * ld;
-    }
+    TD_DEV void open(int t, int) { x += (size_t)t * ld; }
     TD_DEV float4 at(int g) const
     {
         const float4 a = td_load4<true>(x, g, 0), b = td_load4<true>(x + F, g, 0);
@@ -162,12 +150,13 @@ template <class ROW> int quant(td_stream s, const ROW &row, const td_cuda_codes 
 {
     if (to->T <= 0) return 0;
     if (!takes(to)) return (int)cudaErrorInvalidValue;
-    return (int)td_launch_next(to->group ? quant_rows<true, ROW> : quant_rows<false, ROW>, dim3((unsigned)to->T), dim3(N),
-                               0, (cudaStream_t)s, row, *to);
+    return (int)td_launch_next(to->group ? quant_rows<true, ROW> : quant_rows<false, ROW>,
+                               dim3((unsigned)to->T), dim3(N), 0, (cudaStream_t)s, row, *to);
 }
 
 // limits: regs 32, spill 0, smem 0
-static __global__ void __launch_bounds__(N) dequant_rows(const td_cuda_codes from, int t0, uint16_t *out, size_t ldo)
+static __global__ void __launch_bounds__(N)
+    dequant_rows(const td_cuda_codes from, int t0, uint16_t *out, size_t ldo)
 {
     td_grid_launch();
     td_grid_wait();
@@ -212,6 +201,6 @@ extern "C" int td_cuda_act_quant(td_stream s, td_act act, const float *x, size_t
 extern "C" int td_cuda_dequant(td_stream s, const td_cuda_codes *from, int t0, uint16_t *out, size_t ldo)
 {
     if (t0 >= from->T) return 0;
-    return (int)td_launch_next(dequant_rows, dim3((unsigned)(from->T - t0), (unsigned)(from->K + N - 1) / N), dim3(N), 0,
-                               (cudaStream_t)s, *from, t0, out, ldo);
+    return (int)td_launch_next(dequant_rows, dim3((unsigned)(from->T - t0), (unsigned)(from->K + N - 1) / N),
+                               dim3(N), 0, (cudaStream_t)s, *from, t0, out, ldo);
 }

@@ -10,8 +10,9 @@
  * and operations against the family's multiply-add loop. Both limits are measured in this process before and
  * after the tests, and the better one is used; of several ranks (bench_ranks.h) they are the sum of all.
  * Processor time is of all ranks' processes: on a busy machine it says more than the clock.
- * idle_us (devices): mean time that rank 0's device had nothing to do between two replayed steps (td_model_idle_time).
- * load_s, first_token_s: from the command's start until the engine was open; the same, then the first run of ppN. */
+ * idle_us (devices): mean time that rank 0's device had nothing to do between two replayed steps
+ * (td_model_idle_time). load_s, first_token_s: from the command's start until the engine was open; the same, then
+ * the first run of ppN. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/buf.h"
 #include "common/check.h"
@@ -52,7 +53,7 @@ typedef struct bench {
     double bytes, ops; /* of the steps so far, by on_step */
     double weight_bytes, read_s, multiply_s; /* a step's weights, limits: of all ranks */
     int64_t begun_us;                        /* of the command */
-    double load_s, first_token_s;            /* until the engine was open; and a prompt's first token, 0: no such test */
+    double load_s, first_token_s; /* until the engine was open; and a prompt's first token, 0: no such test */
 } bench;
 
 /* ---- what is run ---- */
@@ -297,8 +298,7 @@ static void json_line(const bench *b, const test *t, double median, double of_re
     if (t->gather_alone_s > 0)
         td_buf_fmt(&o, ",\"gather_alone_s\":%.6f,\"gather_waited_s\":%.6f,\"gather_overlap\":%.4f", t->gather_alone_s,
                    t->gather_waited_s, TD_MAX(0.0, 1 - t->gather_waited_s / t->gather_alone_s));
-    if (t->idle.steps)
-        td_buf_fmt(&o, ",\"idle_us\":%.2f", t->idle.us / (double)t->idle.steps);
+    if (t->idle.steps) td_buf_fmt(&o, ",\"idle_us\":%.2f", t->idle.us / (double)t->idle.steps);
     td_buf_fmt(&o, ",\"load_s\":%.3f", b->load_s);
     if (t == b->tests && b->first_token_s > 0) td_buf_fmt(&o, ",\"first_token_s\":%.3f", b->first_token_s);
     bench_ranks_json(&b->ranks, &o);
@@ -323,7 +323,9 @@ static td_status report(const bench *b)
             b->boot.ops->family, b->ranks.n, td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9,
             b->weight_bytes * 1e-9, b->conf.repeats);
     fprintf(table, "open after %.2f s", b->load_s);
-    if (b->first_token_s > 0) fprintf(table, ", with a prompt of %u and its first token %.2f s", b->tests[0].prompt, b->first_token_s);
+    if (b->first_token_s > 0)
+        fprintf(table, ", with a prompt of %u and its first token %.2f s", b->tests[0].prompt,
+                b->first_token_s);
     fprintf(table, "\n%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
     for (int i = 0; i < b->n_tests; i++) {
         test *t = &b->tests[i];
@@ -334,8 +336,10 @@ static td_status report(const bench *b)
                seconds = tokens / median;
         double of_read = t->bytes / seconds / b->read_s,
                of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
-        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%", t->name, median, 100 * of_read, 100 * of_multiply);
-        if (t->idle.steps) fprintf(table, "   device idle %.1f us a step", t->idle.us / (double)t->idle.steps);
+        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%", t->name, median, 100 * of_read,
+                100 * of_multiply);
+        if (t->idle.steps)
+            fprintf(table, "   device idle %.1f us a step", t->idle.us / (double)t->idle.steps);
         fputc('\n', table);
         if (json) json_line(b, t, median, of_read, of_multiply, json);
     }

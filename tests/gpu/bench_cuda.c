@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/gpu/bench_cuda.c - speed of the CUDA kernels beside the two ceilings of the same run. One JSON object a line:
- *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger, "goal":...}
- * and ratios of two of them, or to cuBLASLt by its own default: {"ratio":..., "value":..., "goal": or "goal_at_most":...}
- * Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events, each of enough launches for
- * 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of sizes that the shim can do. */
+ *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger,
+ * "goal":...} and ratios of two of them, or to cuBLASLt by its own default: {"ratio":..., "value":..., "goal": or
+ * "goal_at_most":...} Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events,
+ * each of enough launches for 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of
+ * sizes that the shim can do. */
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
@@ -69,7 +70,8 @@ static double median_us(call_fn *fn, void *arg)
 }
 
 /* Of two calls, whose samples take turns. */
-static void median_of_both(call_fn *fn, void *arg, call_fn *other, void *other_arg, double *us, double *other_us)
+static void median_of_both(call_fn *fn, void *arg, call_fn *other, void *other_arg, double *us,
+                           double *other_us)
 {
     double a[SAMPLES], b[SAMPLES];
     int at = 0, n = 1;
@@ -234,19 +236,36 @@ static void bench_lt(td_cuda_choice *c, const char *what, int N, int K, td_cuda_
     td_cuda_weight w = {.N = N, .K = K, .type = type, .scale_rows = coded ? 1 : 0};
     if (type == TD_CUDA_W_E4M3_BLOCK) w.scale_rows = 128;
     w.p = values(td_cuda_gemm_packed_bytes(N, K, 0, type));
-    if (coded) w.scale = ones((size_t)N * (size_t)(K / 128 + 1));
-    else w.bias = ones((size_t)N);
+    if (coded)
+        w.scale = ones((size_t)N * (size_t)(K / 128 + 1));
+    else
+        w.bias = ones((size_t)N);
     void *rows = dev_new(td_cuda_choice_copy_bytes(&w)), *y = dev_new((size_t)T * (size_t)N * 4);
     must(td_cuda_choice_copy(stream(), &w, rows), "copy");
-    td_cuda_codes codes = td_cuda_codes_in(values((size_t)T * (size_t)K * 2 + 4096), (size_t)K, T, K, type == TD_CUDA_W_E4M3_BLOCK ? 128 : 0);
-    lt_arg l = {c, {.w = &w, .x = codes.code, .ldx = (size_t)K, .T = T, .y = y, .ldy = (size_t)N}, rows, coded ? &codes : NULL};
-    if (coded) must(td_cuda_quant(stream(), values((size_t)T * (size_t)K * 4), TD_F32, (size_t)K, &codes), "codes");
-    const ceiling_args plain = {.T = T, .N = N, .K = K, .x = codes.code, .w = rows, .y = y, .y_f32 = true, .choices = 1,
-                                .w_scale = coded ? w.scale : NULL, .x_scale = coded ? codes.scale : NULL};
-    const double bytes = (double)N * K * (coded ? 1 : 2) + (double)T * ((coded ? 1.0 : 2.0) * K + 4.0 * N), flops = 2.0 * N * K * T;
+    td_cuda_codes codes = td_cuda_codes_in(values((size_t)T * (size_t)K * 2 + 4096), (size_t)K, T, K,
+                                           type == TD_CUDA_W_E4M3_BLOCK ? 128 : 0);
+    lt_arg l = {c,
+                {.w = &w, .x = codes.code, .ldx = (size_t)K, .T = T, .y = y, .ldy = (size_t)N},
+                rows,
+                coded ? &codes : NULL};
+    if (coded)
+        must(td_cuda_quant(stream(), values((size_t)T * (size_t)K * 4), TD_F32, (size_t)K, &codes), "codes");
+    const ceiling_args plain = {.T = T,
+                                .N = N,
+                                .K = K,
+                                .x = codes.code,
+                                .w = rows,
+                                .y = y,
+                                .y_f32 = true,
+                                .choices = 1,
+                                .w_scale = coded ? w.scale : NULL,
+                                .x_scale = coded ? codes.scale : NULL};
+    const double bytes = (double)N * K * (coded ? 1 : 2) + (double)T * ((coded ? 1.0 : 2.0) * K + 4.0 * N),
+                 flops = 2.0 * N * K * T;
     ceiling_product *p = NULL;
     double us, other;
-    if (coded && td_cuda_choice_codes(c, &w, rows, T) < 0) { /* only what it is: the portable kernel is measured above */
+    if (coded && td_cuda_choice_codes(c, &w, rows, T) <
+                     0) { /* only what it is: the portable kernel is measured above */
         printf("{\"skipped\":\"%s: this device, or this cuBLASLt, has no product of codes\"}\n", name);
     } else if (type == TD_CUDA_W_E4M3_BLOCK || ceiling_product_open(stream(), &plain, &p) != 0) {
         report(name, median_us(lt_call, &l), bytes, flops, 0);
@@ -298,7 +317,9 @@ typedef struct shape {
     const char *name;
     int N, K;
 } shape;
-static const shape shapes[] = {{"qkv 6144x4096", 6144, 4096}, {"o 4096x4096", 4096, 4096}, {"gate_up 28672x4096", 28672, 4096},
+static const shape shapes[] = {{"qkv 6144x4096", 6144, 4096},
+                               {"o 4096x4096", 4096, 4096},
+                               {"gate_up 28672x4096", 28672, 4096},
                                {"down 4096x14336", 4096, 14336}};
 
 static void products(void)
@@ -322,13 +343,16 @@ static void lt_products(void)
     for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++)
         for (size_t t = 0; t < TD_COUNT(types); t++)
             for (int T = 1024; T <= 4096; T *= 4)
-                bench_lt(&c, shapes[i].name, shapes[i].N / SHRINK, SHRINK > 1 ? 128 : shapes[i].K, types[t], SHRINK > 1 ? T / 16 + 4 : T);
+                bench_lt(&c, shapes[i].name, shapes[i].N / SHRINK, SHRINK > 1 ? 128 : shapes[i].K, types[t],
+                         SHRINK > 1 ? T / 16 + 4 : T);
     td_cuda_choice_close(&c);
     bench_codes("codes 4096 rows of 4096", codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
     bench_codes("norm + codes 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
-    bench_codes("norm + codes in groups 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 128, 1);
+    bench_codes("norm + codes in groups 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1),
+                128, 1);
     bench_codes("silu + codes 4096 rows of 14336", act_codes_call, 14336 / (SHRINK > 1 ? 112 : 1), 0, 2);
-    bench_codes("silu + codes in groups 4096 rows of 14336", act_codes_call, 14336 / (SHRINK > 1 ? 112 : 1), 128, 2);
+    bench_codes("silu + codes in groups 4096 rows of 14336", act_codes_call, 14336 / (SHRINK > 1 ? 112 : 1),
+                128, 2);
 }
 
 /* ---- attention ---- */

@@ -79,7 +79,10 @@ static td_model *open_model(const td_ops *ops)
 {
     td_model *m = NULL;
     int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    td_model_opts o = {.dummy_shape = shape, .ops = ops, .pool = team(TD_MIN(cores, 16)), .cache_dir = getenv("BENCH_CACHE")};
+    td_model_opts o = {.dummy_shape = shape,
+                       .ops = ops,
+                       .pool = team(TD_MIN(cores, 16)),
+                       .cache_dir = getenv("BENCH_CACHE")};
     o.max_rows = o.max_logits = MAX_BATCH;
     must(td_model_open(&o, &m));
     return m;

@@ -53,7 +53,8 @@ static int set_op(ceiling_product *p, cublasLtMatmulDescAttributes_t what, const
 /* Column-major view: y' [N,T] = W' [K,N] transposed times x' [K,T]. */
 static int describe(ceiling_product *p, const ceiling_args *a)
 {
-    const cudaDataType_t in = a->w_scale ? CUDA_R_8F_E4M3 : CUDA_R_16BF, out = a->y_f32 ? CUDA_R_32F : CUDA_R_16BF;
+    const cudaDataType_t in = a->w_scale ? CUDA_R_8F_E4M3 : CUDA_R_16BF,
+                         out = a->y_f32 ? CUDA_R_32F : CUDA_R_16BF;
     const int32_t rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     const cublasOperation_t t = CUBLAS_OP_T;
     int rc = (int)cublasLtCreate(&p->lt);
@@ -78,11 +79,11 @@ static int choose(ceiling_product *p, int choices)
     float best = 1e31f;
     int n = 0, rc = (int)cublasLtMatmulPreferenceCreate(&pref);
     if (rc == 0)
-        rc = (int)cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE,
-                                                       sizeof WORKSPACE);
+        rc = (int)cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                       &WORKSPACE, sizeof WORKSPACE);
     if (rc == 0)
-        rc = (int)cublasLtMatmulAlgoGetHeuristic(p->lt, p->op, p->w, p->x, p->y, p->y, pref, choices < 8 ? choices : 8,
-                                                 found, &n);
+        rc = (int)cublasLtMatmulAlgoGetHeuristic(p->lt, p->op, p->w, p->x, p->y, p->y, pref,
+                                                 choices < 8 ? choices : 8, found, &n);
     if (pref) cublasLtMatmulPreferenceDestroy(pref);
     if (rc == 0 && n == 0) rc = -1;
     for (int i = 0; i < n && rc == 0; i++) {

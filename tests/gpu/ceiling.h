@@ -1,5 +1,5 @@
-/* tests/gpu/ceiling.h - the largest matrix product that cuBLASLt does (the other limit, a read-only stream, is td_cuda_read of
- * kernels/cuda.h). Device pointers; 0 or an error code. Threads: one. */
+/* tests/gpu/ceiling.h - the largest matrix product that cuBLASLt does (the other limit, a read-only stream, is
+ * td_cuda_read of kernels/cuda.h). Device pointers; 0 or an error code. Threads: one. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_GPU_CEILING_H
 #define TD_TESTS_GPU_CEILING_H
@@ -10,8 +10,8 @@
 extern "C" {
 #endif
 
-/* y[T,N] = x[T,K] W[N,K]', without an epilogue. open takes the library's first heuristic, or the best of up to 8 by timing;
- * run queues one. Fails without cuBLASLt, and for scales where the device has none. */
+/* y[T,N] = x[T,K] W[N,K]', without an epilogue. open takes the library's first heuristic, or the best of up to 8
+ * by timing; run queues one. Fails without cuBLASLt, and for scales where the device has none. */
 typedef struct ceiling_product ceiling_product;
 typedef struct ceiling_args {
     int T, N, K;

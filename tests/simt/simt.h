@@ -149,6 +149,7 @@ struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
     // the device that is emulated: how many (0: none, -1: the driver is too old), MiB of memory, compute capability
     int devices = 1, memory = 4096, arch = 80;
+    int shared = 227;   // KiB of shared memory that a block can have
     int wrong = 0;      // bits: 1 mma, 2, 16 cuBLASLt (plain, codes), 4, 8 Hopper's kernels compute wrongly
     int fail_after = 0; // that launch fails, and everything after it; 0: none
 };
@@ -1043,7 +1044,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     size_t left;
     cudaMemGetInfo(&left, &p->totalGlobalMem);
     p->sharedMemPerBlock = 49152;
-    p->sharedMemPerBlockOptin = 232448;
+    p->sharedMemPerBlockOptin = (size_t)simt::opt.shared * 1024;
     p->major = simt::opt.arch / 10;
     p->minor = simt::opt.arch % 10;
     p->multiProcessorCount = 4;
@@ -1053,7 +1054,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 }
 inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int)
 {
-    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
+    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? simt::opt.shared * 1024
          : a == cudaDevAttrMultiProcessorCount        ? 4
          : a == cudaDevAttrComputeCapabilityMajor     ? simt::opt.arch / 10
                                                       : 0;

@@ -1269,7 +1269,7 @@ const char *cudaGetErrorString(cudaError_t e)
 }
 cudaError_t simt_set_smem(const void *fn, int v)
 {
-    if (v < 0 || v > 232448) return cudaErrorInvalidValue;
+    if (v < 0 || v > simt::opt.shared * 1024) return cudaErrorInvalidValue;
     simt::g_smem_attr[fn] = v;
     return cudaSuccess;
 }
@@ -1371,6 +1371,7 @@ int simt_set_option(const char *name, int value)
                {"memory", &simt::opt.memory},
                {"arch", &simt::opt.arch},
                {"wrong", &simt::opt.wrong},
+               {"shared", &simt::opt.shared},
                {"fail_after", &simt::opt.fail_after}};
     for (auto &o : all)
         if (!strcmp(o.n, name)) {

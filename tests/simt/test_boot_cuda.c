@@ -212,7 +212,13 @@ static void test_none(void)
     (void)simt_set_option("devices", 1);
     (void)simt_set_option("arch", 75);
     expect_cpu("sm_75): this build has machine code from sm_80 on");
+    (void)simt_set_option("arch", 89);
+    (void)simt_set_option("shared", 99);
+    expect_cpu("sm_89): a block has 99 KiB of shared memory, the kernels need 161");
     (void)simt_set_option("arch", 80);
+    (void)simt_set_option("shared", 163); /* an A100 has enough */
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", NULL))) td_boot_close(&boot);
+    (void)simt_set_option("shared", 227);
     (void)simt_set_option("wrong", 1);
     expect_cpu("product of few rows computes otherwise than the host");
     (void)simt_set_option("wrong", 0);

@@ -56,12 +56,9 @@ static void test_planted(void)
     static const struct {
         int wrong;
         const char *numerics;
-    } cases[] = {{2, "cuda-fast-sm90-f8lt120901-h6-bf16"},
-                 {16, "cuda-fast-sm90-lt120901-h6-bf16"},
-                 {4, "cuda-fast-sm90-lt120901-f8-h4-bf16"},
-                 {8, "cuda-fast-sm90-lt120901-f8-h2-bf16"},
-                 {2 | 4 | 8 | 16, TD_CUDA_NUMERICS},
-                 {0, "cuda-fast-sm90-lt120901-f8-h6-bf16"}};
+    } cases[] = {{2, "cuda-fast-sm90-f8lt120901-h6-bf16"},  {16, "cuda-fast-sm90-lt120901-h6-bf16"},
+                 {4, "cuda-fast-sm90-lt120901-f8-h4-bf16"}, {8, "cuda-fast-sm90-lt120901-f8-h2-bf16"},
+                 {2 | 4 | 8 | 16, TD_CUDA_NUMERICS},        {0, "cuda-fast-sm90-lt120901-f8-h6-bf16"}};
     if (!emulated) return;
     arch(90);
     for (size_t i = 0; i < TD_COUNT(cases); i++) {
@@ -202,7 +199,8 @@ static double coded_error(const coded *m, const float *value, int T, const float
         for (int n = 0; n < m->N; n++) {
             double s = m->w.bias ? m->bias[n] : 0, size = 1e-30;
             for (int k = 0; k < C_K; k++) {
-                double v = (double)value[t * C_K + k] * td_e4m3_to_f32(m->code[n * C_K + k]) * coded_scale(m, n, k);
+                double v =
+                    (double)value[t * C_K + k] * td_e4m3_to_f32(m->code[n * C_K + k]) * coded_scale(m, n, k);
                 s += v, size += fabs(v);
             }
             double e = fabs(y[t * m->N + n] - s) / size;
@@ -239,16 +237,27 @@ static void norm_rows(float *x)
     }
 }
 
-/* In the fast mode on Hopper products of more than 64 rows are of codes, below and otherwise they are of x as bf16: seen by
- * the error from either. Row scales, blocks, blocks that were cut; a bias; rows that are left over from a multiple of 4. */
+/* In the fast mode on Hopper products of more than 64 rows are of codes, below and otherwise they are of x as
+ * bf16: seen by the error from either. Row scales, blocks, blocks that were cut; a bias; rows that are left over
+ *       from a multiple of 4. */
 static void test_codes(int N, int rows, int cols, bool bias)
 {
     coded *m = td_xalloc(sizeof *m);
-    float *x = floats(C_T * C_K), *value = floats(C_T * C_K), *y = floats((size_t)(C_T * N)), *z = floats((size_t)(C_T * N));
+    float *x = floats(C_T * C_K), *value = floats(C_T * C_K), *y = floats((size_t)(C_T * N)),
+          *z = floats((size_t)(C_T * N));
     td_weight *w[1] = {&m->w};
     void *block = NULL;
-    td_ops_room room = {.max_rows = C_T, .max_logits = 1, .N = N, .K = C_K, .V = 8, .H = 1, .G = 1, .D = 16, .max_seqs = 1,
-                        .max_len = 16, .page_size = 16};
+    td_ops_room room = {.max_rows = C_T,
+                        .max_logits = 1,
+                        .N = N,
+                        .K = C_K,
+                        .V = 8,
+                        .H = 1,
+                        .G = 1,
+                        .D = 16,
+                        .max_seqs = 1,
+                        .max_len = 16,
+                        .page_size = 16};
     uint64_t seed = 11;
     for (int i = 0; i < C_T * C_K; i++) x[i] = rnd_float(&seed, 1) * expf(rnd_float(&seed, 2));
     norm_rows(x);
@@ -259,7 +268,8 @@ static void test_codes(int N, int rows, int cols, bool bias)
         T_EQ(table->reserve(&room), TD_OK);
         const bool taken = N != 30; /* not a multiple of 4 */
         T_EQ(m->w.rows != NULL, taken);
-        td_operand few = table->operand->type(&m->w, TD_CUDA_LT_ROWS - 1), many = table->operand->type(&m->w, C_T);
+        td_operand few = table->operand->type(&m->w, TD_CUDA_LT_ROWS - 1),
+                   many = table->operand->type(&m->w, C_T);
         T_EQ(few.dtype, TD_BF16);
         T_EQ(many.dtype, taken ? TD_E4M3 : TD_BF16);
         T_EQ(many.group, taken && cols < C_K ? 128 : 0);
@@ -268,8 +278,8 @@ static void test_codes(int N, int rows, int cols, bool bias)
             coded_linear(m, x, C_T, how, y);
             double exact = coded_error(m, x, C_T, y), coded = coded_error(m, value, C_T, y);
             bool of_codes = taken && (N != 8 || how == 1); /* refused: of x itself, where it is there */
-            T_OK(of_codes ? coded < 0x1p-8 && exact > 2 * coded : exact < 0x1p-8, "N %d, scales of %d x %d, way %d: %g of x, %g of codes", N, rows,
-                 cols, how, exact, coded);
+            T_OK(of_codes ? coded < 0x1p-8 && exact > 2 * coded : exact < 0x1p-8,
+                 "N %d, scales of %d x %d, way %d: %g of x, %g of codes", N, rows, cols, how, exact, coded);
         }
         coded_linear(m, x, TD_CUDA_LT_ROWS - 1, 0, z);
         double few_error = coded_error(m, x, TD_CUDA_LT_ROWS - 1, z);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call are those of
- * one call each, bit for bit, and neither waits for the device nor brings anything back; their lists follow the weights.
- * Whole models whose operations write operands of products (td_operand_ops) against the same without: the same bits. */
+/* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call
+ * are those of one call each, bit for bit, and neither waits for the device nor brings anything back; their lists
+ * follow the weights. Whole models whose operations write operands of products (td_operand_ops) against the same
+ * without: the same bits. */
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
@@ -206,8 +207,8 @@ static double apart(const float *a, const float *b, size_t n)
 }
 
 /* The deterministic product of what x is as codes (cuda_quant.h), for FP8 weights and more than 64 rows. */
-static void linear_of_codes(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                            size_t ldy, bool add)
+static void linear_of_codes(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx,
+                            int T, float *y, size_t ldy, bool add)
 {
     if (w->dtype != TD_E4M3 || T <= 64) {
         cuda->linear(pool, scratch, w, x, ldx, T, y, ldy, add);
@@ -221,7 +222,8 @@ static void linear_of_codes(td_pool *pool, void *scratch, const td_weight *w, co
             float most = 0, *p = v + (size_t)t * ldx + k0, scale;
             for (int k = 0; k < group && k0 + k < K; k++) most = fmaxf(most, fabsf(p[k]));
             scale = fmaxf(most / 448, 0x1p-126f);
-            for (int k = 0; k < group && k0 + k < K; k++) p[k] = td_e4m3_to_f32(td_f32_to_e4m3(p[k] / scale)) * scale;
+            for (int k = 0; k < group && k0 + k < K; k++)
+                p[k] = td_e4m3_to_f32(td_f32_to_e4m3(p[k] / scale)) * scale;
         }
     float *codes = dev_put(v, (size_t)T * ldx * 4);
     cuda->linear(pool, scratch, w, codes, ldx, T, y, ldy, add);
@@ -229,10 +231,11 @@ static void linear_of_codes(td_pool *pool, void *scratch, const td_weight *w, co
     free(v);
 }
 
-/* A model of FP8 weights in the fast mode on Hopper: its step of 66 rows is of codes, made by norms and activations or by the
- * products themselves; the logits are nearer to those of a model whose activations go through codes on the host than to those
- * of the model itself. (Not near: a difference in the last bits of x sends one code in twenty to its neighbour, 1/16 away.)
- * A scale from the wrong row leaves nothing of them. Steps of fewer rows follow from the first one's keys and values. */
+/* A model of FP8 weights in the fast mode on Hopper: its step of 66 rows is of codes, made by norms and
+ * activations or by the products themselves; the logits are nearer to those of a model whose activations go
+ * through codes on the host than to those of the model itself. (Not near: a difference in the last bits of x sends
+ * one code in twenty to its neighbour, 1/16 away.) A scale from the wrong row leaves nothing of them. Steps of
+ * fewer rows follow from the first one's keys and values. */
 static void test_fast_codes(const char *dir)
 {
     const td_cuda_mode fast = {.fast = true};
@@ -252,14 +255,16 @@ static void test_fast_codes(const char *dir)
         plain.operand = NULL;
         T_EQ(run_model(dir, cuda, fused), n);
         T_EQ(run_model(dir, &plain, apart_made), n);
-        double lost = apart(exact, fused, n), off = apart(coded, fused, n), off_too = apart(coded, apart_made, n);
-        T_OK(lost < 0.3 && off < lost && off_too < lost, "%s: codes cost %g of the logits; off by %g, made by the products %g",
-             dir, lost, off, off_too);
+        double lost = apart(exact, fused, n), off = apart(coded, fused, n),
+               off_too = apart(coded, apart_made, n);
+        T_OK(lost < 0.3 && off < lost && off_too < lost,
+             "%s: codes cost %g of the logits; off by %g, made by the products %g", dir, lost, off, off_too);
         if (emulated) {
             (void)simt_set_option("wrong", 16);
             T_EQ(run_model(dir, cuda, fused), n);
             (void)simt_set_option("wrong", 0);
-            T_OK(!(apart(exact, fused, n) < 0.5), "%s: wrong scales are only %g away", dir, apart(exact, fused, n));
+            T_OK(!(apart(exact, fused, n) < 0.5), "%s: wrong scales are only %g away", dir,
+                 apart(exact, fused, n));
         }
         td_cuda_ops_close();
     }

@@ -82,14 +82,18 @@ static td_status norm(td_model *m, const float *w, int T, td_operand to)
 }
 
 /* x: f32 or an operand of w */
-static void product(td_model *m, const td_weight *w, const void *x, td_operand type, size_t ldx, int T, float *y, bool sum)
+static void product(td_model *m, const td_weight *w, const void *x, td_operand type, size_t ldx, int T,
+                    float *y, bool sum)
 {
-    if (type.dtype == TD_F32) m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
-    else m->ops->operand->linear(m->pool, m->scratch.ops, w, x, type, ldx, T, y, (size_t)w->N, sum);
+    if (type.dtype == TD_F32)
+        m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
+    else
+        m->ops->operand->linear(m->pool, m->scratch.ops, w, x, type, ldx, T, y, (size_t)w->N, sum);
 }
 
 /* x += W y of a row-parallel matrix: this rank has some of its columns. The part goes through h, which is free then. */
-static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_operand type, size_t ldy, int T)
+static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_operand type, size_t ldy,
+                            int T)
 {
     if (td_model_tp(m) == 1) {
         product(m, w, y, type, ldy, T, m->scratch.x, true);
