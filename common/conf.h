@@ -162,6 +162,8 @@ enum {
       "tensor-parallel ranks exchange their parts of sums as 8-bit integers (changes results)") \
     X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN, \
       "write one line to this file descriptor when ready; -1: none") \
+    X(INT, expected_workers, "expected-workers", 0, "0", 0, 768, "workers", TD_CONF_ROUTER | TD_CONF_OWN, \
+      "the ready line waits for so many workers, requests do not; 0: for those that can serve") \
     X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER, \
       "write every step and shipment as a JSON line") \
     X(STR, cache_dir, "cache-dir", 0, "", 0, 4096, "directory", TD_C_ENGINE, \

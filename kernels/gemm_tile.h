@@ -4,7 +4,7 @@
  *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
- *   QUIET_AHEAD bytes that a tile of one or two rows prefetches ahead; 0: none
+ *   QUIET_AHEAD bytes that a tile of QUIET_ROWS rows or less prefetches ahead where the hardware fetches well; 0: none
  *   PIECE       0, or: k pairs of a panel that all tiles pass over before the next ones (few registers, many tiles)
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
@@ -29,8 +29,9 @@ typedef struct tile_arg {
     bool add;
 } tile_arg;
 
-/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it best alone or with a
- * near hint. Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
+/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and AMD's hardware fetches it best alone or with a near
+ * hint. Above, and with any count on Intel, the tile fetches its own lines into L2 so many panel bytes ahead, over the
+ * panel's end too. */
 enum { QUIET_ROWS = NATIVE_DP ? 4 : 2, AHEAD = 12 << 10 };
 
 TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
@@ -147,16 +148,27 @@ static tile_fn *const quiet[] = {
 #endif
 };
 
-#if !PIECE
+
 #define TILE(MR) \
     TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), AHEAD * (NV_FULL / NV_OF(MR))); }
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-static tile_fn *const tiles[] = {NULL,   tile_1, tile_2, tile_3, tile_4,  tile_5,  tile_6,
-                                 tile_7, tile_8, tile_9, tile_10, tile_11, tile_12};
-TD_INLINE tile_fn *tile_of(int T, int rows) { return (T <= QUIET_ROWS ? quiet : tiles)[rows]; }
-#else
-TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[rows] : NULL; }
+TILE(1) TILE(2)
+#if !PIECE
+TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#endif
+static tile_fn *const tiles[] = {
+    NULL, tile_1, tile_2,
+#if !PIECE
+    tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
+#endif
+};
 
+/* For a block of `rows` of T, which is at most QUIET_ROWS where a family goes piece by piece. */
+TD_INLINE tile_fn *tile_of(int T, int rows)
+{
+    return (T <= QUIET_ROWS && !__builtin_cpu_is("intel") ? quiet : tiles)[rows];
+}
+
+#if PIECE
 /* ---- a panel piece by piece ----
  * Eight rows take four tiles to a panel. Were each to pass over all of K, the first would wait for memory and the
  * others for the multipliers, one after the other; over pieces, each fetches its share of the next one into L2 while

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/ops.c - the families of this build and CPU, best last, and the check that precedes their use. */
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "kernels/family.h"
+#include "kernels/peak.h"
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -170,12 +172,41 @@ static bool usable(const td_ops *t)
     return false;
 }
 
+/* ---- which of two that compute the same ---- */
+
+enum { RATE_STEPS = 1000, RATE_ROUNDS = 5 };
+
+/* Operations per microsecond of a family's multiply-add loop. */
+static double rate(const char *name)
+{
+    int64_t t = td_spin_us();
+    double ops = td_peak_multiply(name, RATE_STEPS);
+    return ops / (double)TD_MAX(td_spin_us() - t, 1);
+}
+
+/* vdpbf16ps does the work of two multiply-adds, but on some CPUs takes four times as long as one (Emerald Rapids: one in
+ * two cycles, against two in one). The bits are the same, so the choice is free. About 0.2 ms. */
+static bool dot_product_pays(void)
+{
+    double dot = 0, fma = 0;
+    for (int i = 0; i < RATE_ROUNDS; i++) {
+        dot = TD_MAX(dot, rate("avx512bf16"));
+        fma = TD_MAX(fma, rate("avx512"));
+    }
+    return dot > 0.9 * fma; /* the rest: two halves of each weight have to be taken apart first */
+}
+
+static bool best(const td_ops *t)
+{
+    return usable(t) && (strcmp(t->family, "avx512bf16") != 0 || dot_product_pays());
+}
+
 td_status td_ops_open(const char *name, const td_ops **out)
 {
     pthread_once(&once, fill_tables);
     if (!strcmp(name, "auto")) {
         int i = n_available - 1;
-        while (i > 0 && !usable(available[i])) i--; /* ref, the first, needs no check */
+        while (i > 0 && !best(available[i])) i--; /* ref, the first, needs no check */
         *out = available[i];
         return TD_OK;
     }

@@ -122,6 +122,7 @@ typedef struct td_penalty {
     uint32_t n_out;
     uint32_t in_prompt;
 } td_penalty; /* distinct ids of prompt + output */
+#define TD_GREEDY_BELOW 1e-5f /* a temperature below draws the likeliest token */
 typedef struct td_sample_row {
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k;
@@ -330,9 +331,9 @@ typedef struct td_ops {
                       size_t each);
 } td_ops;
 
-/* "auto": the best family this CPU has; or one by name. ENOSUP names what is missing. The table is
- * process-wide and constant. Runs the family's smallest cases against the matrix law (milliseconds) and falls
- * back to the next family, with one line, on a mismatch. */
+/* "auto": the fastest family this CPU has (of two with the same bits, by a short measurement); or one by name. ENOSUP
+ * names what is missing. The table is process-wide and constant. Runs the family's smallest cases against the matrix law
+ * (milliseconds) and falls back to the next family, with one line, on a mismatch. */
 td_status td_ops_open(const char *name, const td_ops **out);
 /* Scratch of linear_grouped for up to max_rows rows (tokens times top_k) in all. */
 size_t td_moe_scratch_bytes(const td_ops *ops, int max_rows, int max_K, int n_threads);

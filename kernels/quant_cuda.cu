@@ -38,13 +38,20 @@ TD_DEV float largest_of(float4 v)
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
+/* The same in every lane. */
+TD_DEV float warp_max(float v)
+{
+    for (int o = 16; o > 0; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
+    return v;
+}
+
 TD_DEV float block_max(float v)
 {
     __shared__ float part[N / 32];
-    v = td_warp_max(v);
+    v = warp_max(v);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
     __syncthreads();
-    return td_warp_max(part[threadIdx.x % (N / 32)]);
+    return warp_max(part[threadIdx.x % (N / 32)]);
 }
 
 /* ---- what a row is made of ---- */
@@ -133,7 +140,7 @@ static __global__ void __launch_bounds__(N) quant_rows(ROW row, const td_cuda_co
     for (int g = (int)threadIdx.x; g < groups; g += N) { /* with groups whole warps: K is a multiple of 128 */
         const float4 v = row.at(g);
         if (GROUPS) {
-            scale = quant_scale(td_warp_max(largest_of(v)));
+            scale = quant_scale(warp_max(largest_of(v)));
             if (threadIdx.x % 32 == 0) to.scale[td_cuda_code_scale_at(to.T, to.K, 128, t, g / 32)] = scale;
         }
         store_codes(code, g, v, scale);

@@ -30,7 +30,8 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     for (int n0 = 0; n0 < c.N; n0 += 32)
         o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
-    p.weight = (td_weight){.N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = 1};
+    p.weight = (td_weight){
+        .N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = 1};
     free(stored);
     return p;
 }

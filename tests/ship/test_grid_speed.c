@@ -35,7 +35,15 @@ static const char *address(char *b, size_t n)
 
 /* ---- the sockets alone ---- */
 /* Links and threads live as long as the ships do, so that neither side pays for connecting or has the wider windows. */
-typedef struct sink { td_zctx *z; td_sock *sock; char endpoint[256]; atomic_ullong bytes; atomic_bool bound, stop; pthread_t thread; int wake; } sink;
+typedef struct sink {
+    td_zctx *z;
+    td_sock *sock;
+    char endpoint[256];
+    atomic_ullong bytes;
+    atomic_bool bound, stop;
+    pthread_t thread;
+    int wake;
+} sink;
 static sink sinks[DSTS];
 static td_sock *links[DSTS];
 static int raw_wake;
@@ -115,7 +123,8 @@ static int64_t raw(uint64_t bytes_each, uint32_t frame, uint8_t *from)
         for (int i = 0; i < DSTS; i++) {
             uint64_t n = TD_MIN(left[i], (uint64_t)frame);
             if (!n || !td_sock_writable(links[i])) continue;
-            if (td_sock_send_owned(links[i], NULL, 0, (td_part){&h, sizeof h}, from, n, keep, NULL) == TD_OK) left[i] -= n, from += n, any = true;
+            if (td_sock_send_owned(links[i], NULL, 0, (td_part){&h, sizeof h}, from, n, keep, NULL) == TD_OK)
+                left[i] -= n, from += n, any = true;
         }
         if (!any) td_loop_wait(&loop, 1000);
     }
@@ -123,7 +132,14 @@ static int64_t raw(uint64_t bytes_each, uint32_t frame, uint8_t *from)
 }
 
 /* ---- ships ---- */
-typedef struct ranks { td_ship_grid ga, gb; grid_rank src, dst[DSTS]; td_ship *from, *to[DSTS]; int wake; uint32_t n; uint64_t key; } ranks;
+typedef struct ranks {
+    td_ship_grid ga, gb;
+    grid_rank src, dst[DSTS];
+    td_ship *from, *to[DSTS];
+    int wake;
+    uint32_t n;
+    uint64_t key;
+} ranks;
 
 static void ships_open(ranks *r, uint32_t n)
 {
@@ -132,7 +148,13 @@ static void ships_open(ranks *r, uint32_t n)
     r->gb.tp = DSTS;
     grid_open(&r->src, &r->ga, &d, 0, 16, n, 0xAA, 1);
     grid_tag(&r->src, &d, n);
-    td_ship_opts o = {.z = zs, .desc = &d, .incarnation = SRC_INC, .max_keys = 4, .credits = CREDITS, .timeout_us = 20000000, .wake_fd = r->wake};
+    td_ship_opts o = {.z = zs,
+                      .desc = &d,
+                      .incarnation = SRC_INC,
+                      .max_keys = 4,
+                      .credits = CREDITS,
+                      .timeout_us = 20000000,
+                      .wake_fd = r->wake};
     for (int g = 0; g < d.n_groups; g++) o.kv[g] = &r->src.kv[g];
     TD_CHECK(td_ship_open(&o, &r->from) == TD_OK);
     o.grid = &r->gb;
@@ -185,8 +207,15 @@ static shipment ship(ranks *r, int64_t pace_us)
     const char *ends[DSTS] = {td_ship_endpoint(r->to[0]), td_ship_endpoint(r->to[1])};
     TD_CHECK(td_ship_ranks(&r->gb, ends, &b) == TD_OK);
     uint64_t key = r->key++;
-    for (int k = 0; k < DSTS; k++) td_ship_recv_open(r->to[k], key, 0, r->n, 1, (const int32_t *const *)r->dst[k].pages, r->dst[k].n_pages);
-    td_msg_sink sink = {.endpoint = ends[0], .epoch = key, .incarnation = DST_INC, .credits = CREDITS, .ranks = b.p, .ranks_bytes = (uint32_t)b.len};
+    for (int k = 0; k < DSTS; k++)
+        td_ship_recv_open(r->to[k], key, 0, r->n, 1, (const int32_t *const *)r->dst[k].pages,
+                          r->dst[k].n_pages);
+    td_msg_sink sink = {.endpoint = ends[0],
+                        .epoch = key,
+                        .incarnation = DST_INC,
+                        .credits = CREDITS,
+                        .ranks = b.p,
+                        .ranks_bytes = (uint32_t)b.len};
     td_ship_send_open(r->from, key, &sink, r->n);
     usleep(20000); /* the links are there, as in the measure of the sockets */
     int64_t t = td_now_us(), end = t;
@@ -194,7 +223,8 @@ static shipment ship(ranks *r, int64_t pace_us)
     for (uint32_t at = 0; at < r->n; at += CHUNK)
         for (int l = 0; l < d.L; l++) {
             if (pace_us) compute(t + pace_us * ++step / steps);
-            td_ship_send_layers(r->from, key, l, l + 1, at, TD_MIN(at + CHUNK, r->n), (const int32_t *const *)r->src.pages, r->src.n_pages);
+            td_ship_send_layers(r->from, key, l, l + 1, at, TD_MIN(at + CHUNK, r->n),
+                                (const int32_t *const *)r->src.pages, r->src.n_pages);
         }
     if (pace_us) end = td_now_us();
     td_first first = {.token = 5};
@@ -210,7 +240,9 @@ static shipment ship(ranks *r, int64_t pace_us)
         td_ship_event *e = td_ship_poll(r->from), *f = td_ship_poll(r->to[0]);
         sent |= e && e->type == TD_SHIP_SENT && e->ok;
         landed |= f && f->type == TD_SHIP_LANDED;
-        if (f) x.frames = f->frames, x.bytes = f->bytes, x.transfer_us = f->transfer_us, x.exposed_us = td_now_us() - end;
+        if (f)
+            x.frames = f->frames, x.bytes = f->bytes, x.transfer_us = f->transfer_us,
+            x.exposed_us = td_now_us() - end;
         if (e) td_ship_event_free(e);
         if (f) td_ship_event_free(f);
         if (!e && !f) td_loop_wait(&loop, 1000);
@@ -225,7 +257,8 @@ static double cpu_ms(void)
 {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e3 + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e3;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e3 +
+           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e3;
 }
 
 static int up(const void *a, const void *b)
@@ -244,19 +277,23 @@ static void close_series(series *s, int n)
 }
 
 /* Each number once of all rounds' middle and once of the best round: on a busy machine the best says more. */
-static void print(const char *shape, int rounds, const shipment *x, series *raw_us, series *ship_us, series *ratio, series *raw_cpu,
-                  series *ship_cpu, series *exposed, series *transfer)
+static void print(const char *shape, int rounds, const shipment *x, series *raw_us, series *ship_us,
+                  series *ratio, series *raw_cpu, series *ship_cpu, series *exposed, series *transfer)
 {
     series *all[] = {raw_us, ship_us, ratio, raw_cpu, ship_cpu, exposed, transfer};
     double bytes = (double)x->bytes;
     for (size_t i = 0; i < TD_COUNT(all); i++) close_series(all[i], rounds);
-    printf("{\"shape\":\"%s\",\"transport\":\"%s\",\"rounds\":%d,\"bytes\":%.0f,\"frames\":%llu,\"raw_mb_s\":%.0f,\"ship_mb_s\":%.0f,"
-           "\"ratio\":%.3f,\"raw_best_mb_s\":%.0f,\"ship_best_mb_s\":%.0f,\"best_ratio\":%.3f,\"raw_cpu_ms\":%.1f,\"ship_cpu_ms\":%.1f,"
-           "\"raw_least_cpu_ms\":%.1f,\"ship_least_cpu_ms\":%.1f,\"paced_ms\":%.1f,\"exposed_ms\":%.2f,\"least_exposed_ms\":%.2f,"
+    printf("{\"shape\":\"%s\",\"transport\":\"%s\",\"rounds\":%d,\"bytes\":%.0f,\"frames\":%llu,\"raw_mb_s\":"
+           "%.0f,\"ship_mb_s\":%.0f,"
+           "\"ratio\":%.3f,\"raw_best_mb_s\":%.0f,\"ship_best_mb_s\":%.0f,\"best_ratio\":%.3f,\"raw_cpu_ms\":"
+           "%.1f,\"ship_cpu_ms\":%.1f,"
+           "\"raw_least_cpu_ms\":%.1f,\"ship_least_cpu_ms\":%.1f,\"paced_ms\":%.1f,\"exposed_ms\":%.2f,"
+           "\"least_exposed_ms\":%.2f,"
            "\"exposed_of_shipping\":%.4f,\"exposed_of_transfer\":%.4f}\n",
-           shape, tcp ? "tcp" : "ipc", rounds, bytes, (unsigned long long)x->frames, bytes / raw_us->median, bytes / ship_us->median,
-           ratio->median, bytes / raw_us->min, bytes / ship_us->min, raw_us->min / ship_us->min, raw_cpu->median, ship_cpu->median,
-           raw_cpu->min, ship_cpu->min, transfer->median / 1e3, exposed->median / 1e3, exposed->min / 1e3,
+           shape, tcp ? "tcp" : "ipc", rounds, bytes, (unsigned long long)x->frames, bytes / raw_us->median,
+           bytes / ship_us->median, ratio->median, bytes / raw_us->min, bytes / ship_us->min,
+           raw_us->min / ship_us->min, raw_cpu->median, ship_cpu->median, raw_cpu->min, ship_cpu->min,
+           transfer->median / 1e3, exposed->median / 1e3, exposed->min / 1e3,
            exposed->median / ship_us->median, exposed->median / transfer->median);
 }
 
@@ -290,7 +327,8 @@ int main(int argc, char **argv)
         exposed.v[i] = (double)x.exposed_us;
         transfer.v[i] = (double)x.transfer_us;
     }
-    if (argc > 1 && !t_failed) print(shape, rounds, &x, &raw_us, &ship_us, &ratio, &raw_cpu, &ship_cpu, &exposed, &transfer);
+    if (argc > 1 && !t_failed)
+        print(shape, rounds, &x, &raw_us, &ship_us, &ratio, &raw_cpu, &ship_cpu, &exposed, &transfer);
     raw_close();
     ships_close(&r);
     td_zctx_close(zs);
