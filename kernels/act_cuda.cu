@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/act_cuda.cu - gated activations, conversion of activations, the fixed tree over parts of a sum.
  * Element-wise: each thread 4 elements (the tree: one). */
+#include "kernels/act_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_row.h"
 #include "kernels/td_cuda.h"
-
-template <td_act ACT> TD_DEV float act(float g)
-{
-    if (ACT == TD_ACT_SILU) return g / (1.0f + expf(-g));
-    if (ACT == TD_ACT_GELU) return 0.5f * g * (1.0f + erff(g * 0.70710678f));
-    return 0.5f * g * (1.0f + tanhf(0.79788456f * fmaf(0.044715f * g, g * g, g)));
-}
 
 // limits: regs 48, spill 0, smem 0
 template <td_act ACT, bool VEC, class OUT>
@@ -23,9 +17,9 @@ static __global__ void __launch_bounds__(256)
     if (g >= (F + 3) / 4) return;
     const float *row = x + (size_t)blockIdx.x * ldx;
     const float4 a = td_load4<VEC>(row, g, F), b = td_load4<VEC>(row + F, g, F);
-    td_store4<VEC>(
-        out + (size_t)blockIdx.x * ldo, g, F,
-        make_float4(act<ACT>(a.x) * b.x, act<ACT>(a.y) * b.y, act<ACT>(a.z) * b.z, act<ACT>(a.w) * b.w));
+    td_store4<VEC>(out + (size_t)blockIdx.x * ldo, g, F,
+                   make_float4(td_act_of<ACT>(a.x) * b.x, td_act_of<ACT>(a.y) * b.y,
+                               td_act_of<ACT>(a.z) * b.z, td_act_of<ACT>(a.w) * b.w));
 }
 
 template <td_act ACT, class OUT>

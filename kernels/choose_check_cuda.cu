@@ -2,7 +2,9 @@
 /* kernels/choose_check_cuda.cu - the check before kernels are used (choose_cuda.h, rule 2).
  *
  * Products: small integers over 8, so that every sum is exact in f32 in any order: all kernels must give the
- * host's bits, and one that adds in less than f32, or from the wrong place, cannot. Attention: the host's
+ * host's bits, and one that adds in less than f32, or from the wrong place, cannot. Products of codes: values that
+ * are codes times powers of two, with scales that differ from row to row and block to block; within 2^-8 of the
+ * sum of magnitudes, because tensor cores add codes in less than f32. Attention: the host's
  * result in double, within 0.03 (values are up to 1; rounding of weights and queries makes less than 0.02).
  */
 #include "kernels/choose_cuda.h"
@@ -275,10 +277,117 @@ td_status check_gemm(td_cuda_choice *c, product *p, unsigned bit, const char *na
     td_cuda_choice only = *c;
     only.may = bit;
     spoil(p);
-    td_status s = td_cuda_choice_gemm(&only, c->dev->stream[TD_STREAM_COMPUTE], &p->args, p->rows);
+    td_status s = td_cuda_choice_gemm(&only, c->dev->stream[TD_STREAM_COMPUTE], &p->args, p->rows, nullptr);
     bool right = s == TD_OK && product_is_right(p, T);
     if (s == TD_OK && p->a.status != TD_OK) s = p->a.status;
     return candidate(c, bit, name, s, right);
+}
+
+/* ---- products of codes ---- */
+
+enum { K8 = 256, N8 = 144, T8 = 70 }; /* two blocks of rows and columns; rows left over, T8 % 4 */
+
+struct coded {
+    arena a;
+    float x[T8 * K8], want[T8 * N8], size[T8 * N8], got[T8 * N8], scale[N8 * 2];
+    uint8_t w[N8 * K8];
+};
+
+/* A power of two that only its place has. */
+float two_to(int i)
+{
+    return ldexpf(1.f, i % 5 - 2);
+}
+
+/* Every group of 128 columns has a 14: its scale is 2^-5, or for one scale a row, as well. */
+void make_coded(coded *p)
+{
+    seed = 3;
+    for (int i = 0; i < T8 * K8; i++) p->x[i] = i % 128 == i / K8 ? 14.f : 8 * eighths() / 2;
+    for (uint8_t &v : p->w) v = td_f32_to_e4m3(8 * eighths() / 2);
+}
+
+void expect_coded(coded *p, int scale_rows, int scale_cols)
+{
+    const int cols = K8 / scale_cols;
+    for (int i = 0; i < (N8 + scale_rows - 1) / scale_rows * cols; i++) p->scale[i] = two_to(i);
+    for (int t = 0; t < T8; t++)
+        for (int n = 0; n < N8; n++) {
+            float s = 0, m = 0;
+            for (int k = 0; k < K8; k++) {
+                float v = p->x[t * K8 + k] * td_e4m3_to_f32(p->w[n * K8 + k]) *
+                          p->scale[n / scale_rows * cols + k / scale_cols];
+                s += v;
+                m += fabsf(v);
+            }
+            p->want[t * N8 + n] = s;
+            p->size[t * N8 + n] = m;
+        }
+}
+
+bool coded_is_right(coded *p, const float *y)
+{
+    memset(p->got, 0xff, sizeof p->got);
+    fetch(&p->a, p->got, y, sizeof p->got);
+    for (int i = 0; i < T8 * N8; i++)
+        if (!(fabsf(p->got[i] - p->want[i]) <= p->size[i] * 0x1p-8f)) return false;
+    return p->a.status == TD_OK;
+}
+
+/* scale_cols K8: a scale a row. */
+td_status check_scaling(td_cuda_choice *c, coded *p, int scale_rows, int scale_cols)
+{
+    arena *a = &p->a;
+    void *stream = c->dev->stream[TD_STREAM_COMPUTE];
+    td_cuda_weight w = {};
+    td_cuda_gemm_args g = {};
+    char *image = nullptr, *zeros = nullptr;
+    a->used = 0;
+    expect_coded(p, scale_rows, scale_cols);
+    w.N = N8;
+    w.K = K8;
+    w.type = scale_cols == K8 ? TD_CUDA_W_E4M3_ROW : TD_CUDA_W_E4M3_BLOCK;
+    w.scale_rows = scale_rows;
+    w.p = put<char>(a, nullptr, td_cuda_gemm_packed_bytes(N8, K8, 0, w.type), &image);
+    td_cuda_gemm_pack_host(image, p->w, TD_E4M3, N8, K8, 0, w.type, 0, N8);
+    w.scale = put(a, p->scale, N8 * 2);
+    g.x = put(a, p->x, T8 * K8);
+    g.y = put<float>(a, p->got, T8 * N8);
+    g.ws = put<char>(a, nullptr, td_cuda_gemm_ws_bytes(T8, N8, K8), &zeros);
+    memset(zeros, 0, td_cuda_gemm_ws_bytes(T8, N8, K8));
+    char *rows = put<char>(a, nullptr, td_cuda_choice_copy_bytes(&w));
+    g.w = &w;
+    g.x_is_f32 = true;
+    g.ldx = K8;
+    g.ldy = N8;
+    g.T = T8;
+    send(a);
+    td_cuda_choice only = *c;
+    only.may = TD_CUDA_LT_E4M3;
+    keep(a, td_cuda_status(td_cuda_choice_copy(stream, &w, rows), "copy of a weight"));
+    keep(a, c->dev->fill(c->dev, TD_STREAM_COMPUTE, g.y, 0xff, sizeof p->got));
+    td_status s = a->status == TD_OK ? td_cuda_choice_gemm(&only, stream, &g, rows, nullptr) : a->status;
+    bool right = s == TD_OK && coded_is_right(p, g.y);
+    if (s == TD_OK && a->status != TD_OK) s = a->status;
+    return candidate(c, TD_CUDA_LT_E4M3, "cuBLASLt with FP8", s, right);
+}
+
+td_status check_codes(td_cuda_choice *c)
+{
+    static const struct {
+        int rows, cols;
+    } cases[] = {{1, K8}, {128, 128}, {32, 128}};
+    if (!(c->may & TD_CUDA_LT_E4M3)) return TD_OK;
+    TD_TRY(td_cuda_choice_reserve(c, T8, K8, 0));
+    coded *p = (coded *)calloc(1, sizeof *p);
+    td_status s = p ? arena_open(&p->a, c->dev, ((size_t)1 << 20) + td_cuda_gemm_ws_bytes(T8, N8, K8))
+                    : td_fail(TD_EFULL, "out of memory for the check of the kernels");
+    if (s == TD_OK) make_coded(p);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases && s == TD_OK && c->may & TD_CUDA_LT_E4M3; i++)
+        s = check_scaling(c, p, cases[i].rows, cases[i].cols);
+    if (p) arena_close(&p->a);
+    free(p);
+    return s;
 }
 
 td_status check_products(td_cuda_choice *c, product *p)
@@ -288,7 +397,8 @@ td_status check_products(td_cuda_choice *c, product *p)
     if (bad) return wrong(&p->a, bad);
     TD_TRY(td_cuda_choice_reserve(c, T, K, 0));
     TD_TRY(check_gemm(c, p, TD_CUDA_LT, "cuBLASLt"));
-    return check_gemm(c, p, TD_CUDA_GEMM_SM90A, "the product for Hopper");
+    TD_TRY(check_gemm(c, p, TD_CUDA_GEMM_SM90A, "the product for Hopper"));
+    return check_codes(c);
 }
 
 td_status check_attention(td_cuda_choice *c, attention *t)

@@ -1,13 +1,16 @@
 /* kernels/cuda.h - launchers of the CUDA kernels, as C functions over device pointers.
  *
- * Rules:   1. Every function queues its work on `stream` (td_dev.stream[], a cudaStream_t) and returns 0 or a CUDA error
- *             code; 1 (invalid value) is a shape that the kernel does not take. td_cuda_status turns it into a td_status.
- *          2. All pointers are device pointers unless a comment says host. Structures of kernels/ops.h given by pointer
- *             are host memory that holds device pointers; they are read before the call returns.
- *          3. Row invariance (rule 1 of ops.h): launch shapes follow from the row's width, never from the number of rows.
- *          4. Activations are f32 [T, width] with a leading dimension in elements. Where a function takes out_dtype its
- *             output may be bf16 or f16 instead, rounded to nearest even: the input of a matrix product.
- *          5. No allocation, no synchronization; workspaces are the caller's, sized by the _bytes function.
+ * Rules:   1. Every function queues its work on `stream` (td_dev.stream[], a cudaStream_t) and returns 0 or a CUDA
+ *             error code; 1 (invalid value) is a shape that the kernel does not take. td_cuda_status turns it into
+ *         a td_status.  2. All pointers are device pointers unless a comment says host. Structures of
+ *             kernels/ops.h given by pointer are host memory that holds device pointers; they are read before the
+ *         call returns.  3. Row invariance (rule 1 of ops.h): launch shapes follow from the row's width, never
+ *         from the number of rows.  4. Activations are f32 [T, width] with a leading dimension in elements. Where
+ *             a function takes out_dtype its output may be bf16 or f16 instead, rounded to nearest even: the input
+ *         of a matrix product.  5. No allocation, no synchronization; workspaces are the caller's, sized by the
+ *         _bytes function.  6. A launch goes to the calling thread's current device, which has to be the stream's:
+ *             td_cuda_use before a thread's first one. Every function of td_dev, and every operation of the table,
+ *             does that itself.
  * Errors:  no launcher logs; an error inside a kernel appears at the stream's next sync.
  * Threads: one per stream. Limits: D <= 256; E, F, V below 2^31; n_experts and top_k as in ops.h.
  * Matrix products: kernels/cuda_gemm.h. */
@@ -26,6 +29,7 @@ extern "C" {
 #include "kernels/ops.h"
 
 typedef void *td_stream; /* a cudaStream_t; NULL: the default stream */
+void td_cuda_use(const td_dev *d);
 
 /* ---- rows ---- */
 
@@ -82,7 +86,8 @@ int td_cuda_score(td_stream s, const float *logits, size_t ld, int V, const int3
 /* As td_ops.fill_ids. */
 int td_cuda_fill_ids(td_stream s, int32_t *ids, int n, const td_sample_out *before);
 
-/* As td_ops.draw_say; draws: device copies whose pointers, those of their rows too, are the device's (out is not looked at);
+/* As td_ops.draw_say; draws: device copies whose pointers, those of their rows too, are the device's (out is not
+ * looked at);
  * message: device. */
 int td_cuda_draw_say(td_stream s, const td_vocab *v, const td_draw *draws, int n, unsigned char *message);
 
@@ -90,29 +95,30 @@ int td_cuda_draw_say(td_stream s, const td_vocab *v, const td_draw *draws, int n
 size_t td_cuda_rows_bytes(const td_kv_rows *r);
 int td_cuda_kv_gather(td_stream s, const td_kv_rows *r, void *payload);
 int td_cuda_kv_scatter(td_stream s, const td_kv_rows *r, const void *payload);
-/* Pages from[i] of `src` to pages to[i] of `dst`, in every slot [0, n_slots); the two may be one pool (then no page is in
- * both lists), or one may be host memory that the device can address. Same P, G, D and type. */
+/* Pages from[i] of `src` to pages to[i] of `dst`, in every slot [0, n_slots); the two may be one pool (then no
+ * page is in both lists), or one may be host memory that the device can address. Same P, G, D and type. */
 int td_cuda_kv_copy(td_stream s, const td_kv *dst, const int32_t *to, const td_kv *src, const int32_t *from, int n,
                     int n_slots);
 
 /* ---- limits of a device ----
- * td_cuda_read: one pass over `bytes`, a multiple of 64 KiB; out: 4 bytes. td_cuda_probe: bytes/s of the best such pass over far
- * more than the caches hold, and operations/s of the largest bf16 product, by cuBLASLt where it is in the build. Takes memory of
- * the device for about 0.1 s. */
+ * td_cuda_read: one pass over `bytes`, a multiple of 64 KiB; out: 4 bytes. td_cuda_probe: bytes/s of the best such
+ * pass over far more than the caches hold, and operations/s of the largest bf16 product, by cuBLASLt where it is
+ * in the build. Takes memory of the device for about 0.1 s. */
 int td_cuda_read(td_stream s, const void *src, size_t bytes, unsigned *out);
 td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s);
 
 /* ---- the table ----
- * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a of an
- * operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its page tables,
- * td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned ring (of td_grouped.w
- * the device keeps its pointers, and they are sent again only when they differ). `pool` and `scratch` are not looked at; work
- * goes to the compute stream and is not done on return. pack works host to host: the packed image is uploaded as it is.
- * One table per process. Workspaces are of the sizes given to td_ops.reserve; a call beyond them makes them larger, once,
- * with a synchronization (td_cuda_ops_grown counts these).
+ * A td_ops named "cuda" over `dev`: bulk arguments (activations, weights, pages, ids, tables, everything that *a
+ * of an operation points to) are device pointers; the argument structures themselves, td_attn_args.seq with its
+ * page tables, td_grouped.w and td_sample_row with what it points to are host memory, sent along through a pinned
+ * ring (of td_grouped.w the device keeps its pointers, and they are sent again only when they differ). `pool` and
+ * `scratch` are not looked at; work goes to the compute stream and is not done on return. pack works host to host:
+ * the packed image is uploaded as it is. One table per process. Workspaces are of the sizes given to
+ * td_ops.reserve; a call beyond them makes them larger, once, with a synchronization (td_cuda_ops_grown counts
+ * these).
  * Mode: which kernels products and attention run is choose_cuda.h's; with check, after the check there.
- * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing. td_ops.status is
- * this, td_ops.wait a synchronization before it. */
+ * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing.
+ * td_ops.status is this, td_ops.wait a synchronization before it. */
 #define TD_CUDA_NUMERICS "cuda-sm80-bf16" /* of the deterministic mode */
 typedef struct td_cuda_mode {
     bool fast;     /* else deterministic */

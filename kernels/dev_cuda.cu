@@ -17,14 +17,23 @@ static td_status check(cudaError_t e, const char *what)
     return td_fail(TD_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(e));
 }
 
+/* The runtime's current device is each thread's own, device 0 at first: a stream of another one would refuse the
+ * launch, an allocation would go to the wrong memory. An error shows in the call that follows. */
+extern "C" void td_cuda_use(const td_dev *d)
+{
+    (void)cudaSetDevice(d->index);
+}
+
 static cudaStream_t stream_of(td_dev *d, td_stream_kind s)
 {
+    td_cuda_use(d);
     return (cudaStream_t)d->stream[s];
 }
 
 static td_status dev_alloc(td_dev *d, size_t bytes, void **out)
 {
     void *p = NULL;
+    td_cuda_use(d);
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
     if (e == cudaSuccess) {
         *out = p;
@@ -42,9 +51,10 @@ static void dev_free(td_dev *, void *p)
     cudaFree(p);
 }
 
-static td_status dev_alloc_host(td_dev *, size_t bytes, void **out)
+static td_status dev_alloc_host(td_dev *d, size_t bytes, void **out)
 {
     void *p = NULL;
+    td_cuda_use(d);
     td_status s = check(cudaMallocHost(&p, bytes ? bytes : 1), "page-locked memory");
     if (s == TD_OK) *out = p;
     return s;
@@ -55,9 +65,10 @@ static void dev_free_host(td_dev *, void *p)
     cudaFreeHost(p);
 }
 
-static td_status dev_free_bytes(td_dev *, size_t *out)
+static td_status dev_free_bytes(td_dev *d, size_t *out)
 {
     size_t left = 0, total = 0;
+    td_cuda_use(d);
     td_status s = check(cudaMemGetInfo(&left, &total), "free memory");
     if (s == TD_OK) *out = left;
     return s;
@@ -83,8 +94,9 @@ static td_status dev_fill(td_dev *d, td_stream_kind s, void *dst, int byte, size
     return check(cudaMemsetAsync(dst, byte, bytes, stream_of(d, s)), "fill");
 }
 
-static td_status dev_event_open(td_dev *, td_event **out)
+static td_status dev_event_open(td_dev *d, td_event **out)
 {
+    td_cuda_use(d);
     td_event *e = (td_event *)malloc(sizeof *e);
     if (!e) return td_fail(TD_EFULL, "out of memory for an event");
     td_status s = check(cudaEventCreate(&e->e), "event");
@@ -138,12 +150,12 @@ static td_status dev_sync(td_dev *d, td_stream_kind s)
 
 static td_status dev_pack(td_dev *d, td_stream_kind s, const td_kv_rows *r, void *payload)
 {
-    return check((cudaError_t)td_cuda_kv_gather(d->stream[s], r, payload), "packing pages");
+    return check((cudaError_t)td_cuda_kv_gather(stream_of(d, s), r, payload), "packing pages");
 }
 
 static td_status dev_unpack(td_dev *d, td_stream_kind s, const td_kv_rows *r, const void *payload)
 {
-    return check((cudaError_t)td_cuda_kv_scatter(d->stream[s], r, payload), "unpacking pages");
+    return check((cudaError_t)td_cuda_kv_scatter(stream_of(d, s), r, payload), "unpacking pages");
 }
 
 /* ---- what is queued, to be run again ---- */
@@ -232,6 +244,9 @@ static void fill_table(td_dev *d)
     d->close = dev_close;
 }
 
+/* Prompt attention with D 256 (attn_cuda_prompt.cu): 161 of the 163 that sm_80 has. */
+static const size_t SHARED_KIB = 161;
+
 static td_status describe(td_dev *d)
 {
     cudaDeviceProp p;
@@ -245,6 +260,11 @@ static td_status describe(td_dev *d)
     if (d->arch < 80)
         return td_fail(TD_ENOSUP, "device cuda:%d (%s, sm_%d): this build has machine code from sm_80 on",
                        d->index, d->name, d->arch);
+    if (p.sharedMemPerBlockOptin < SHARED_KIB * 1024) /* sm_86, sm_89, sm_12x */
+        return td_fail(
+            TD_ENOSUP,
+            "device cuda:%d (%s, sm_%d): a block has %zu KiB of shared memory, the kernels need %zu",
+            d->index, d->name, d->arch, (size_t)p.sharedMemPerBlockOptin / 1024, SHARED_KIB);
     return TD_OK;
 }
 

@@ -11,7 +11,7 @@ extern "C" {
 
 typedef struct lt_key {
     int N, K, rows; /* rows: T up to a power of two */
-    int fp8, dtype, y_dtype, bias, add, ldx, ldy;
+    int scaling, dtype, y_dtype, bias, add, ldx, ldy;
 } lt_key;
 
 /* What the library needs for one shape; the layouts' row count is set at each call. */
@@ -35,7 +35,10 @@ struct td_cuda_lt {
 static td_status lt_failed(cublasStatus_t s, const char *what)
 {
     if (s == CUBLAS_STATUS_SUCCESS) return TD_OK;
-    if (s == CUBLAS_STATUS_NOT_SUPPORTED)
+    /* for the library the same: which of them it says of a combination that it lacks differs from version to
+     * version */
+    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE ||
+        s == CUBLAS_STATUS_ARCH_MISMATCH)
         return td_fail(TD_ENOSUP, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
     return td_fail(TD_EDEVICE, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
 }
@@ -112,10 +115,32 @@ static td_status plan_heuristic(td_cuda_lt *lt, lt_plan *p)
     return TD_OK;
 }
 
-static td_status plan_open(td_cuda_lt *lt, lt_plan *p)
+static td_status set_scaling(lt_plan *p)
+{
+    static const struct {
+        int32_t w, x;
+    } modes[] = {{CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F},
+                 {CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F},
+                 {CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F},
+                 {CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F}};
+    if (p->key.scaling == TD_CUDA_LT_PLAIN) return TD_OK;
+    TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &modes[p->key.scaling].w, sizeof(int32_t)));
+    return set_op(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &modes[p->key.scaling].x, sizeof(int32_t));
+}
+
+/* Addresses that a call has; the heuristics look at them, too (a scaling without a pointer has no algorithm). */
+static td_status set_pointers(lt_plan *p, const td_cuda_lt_args *a)
+{
+    if (a->bias) TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias, sizeof a->bias));
+    if (a->scaling == TD_CUDA_LT_PLAIN) return TD_OK;
+    TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a->w_scale, sizeof a->w_scale));
+    return set_op(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a->x_scale, sizeof a->x_scale);
+}
+
+static td_status plan_open(td_cuda_lt *lt, lt_plan *p, const td_cuda_lt_args *a)
 {
     const lt_key *k = &p->key;
-    cudaDataType_t in = k->fp8 ? CUDA_R_8F_E4M3 : type_of((td_dtype)k->dtype),
+    cudaDataType_t in = k->scaling ? CUDA_R_8F_E4M3 : type_of((td_dtype)k->dtype),
                    out = type_of((td_dtype)k->y_dtype);
     cublasOperation_t t = CUBLAS_OP_T, n = CUBLAS_OP_N;
     LT_TRY(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -126,6 +151,8 @@ static td_status plan_open(td_cuda_lt *lt, lt_plan *p)
         TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e));
         TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
     }
+    TD_TRY(set_scaling(p));
+    TD_TRY(set_pointers(p, a));
     LT_TRY(cublasLtMatrixLayoutCreate(&p->w, in, (uint64_t)k->K, (uint64_t)k->N, k->K));
     LT_TRY(cublasLtMatrixLayoutCreate(&p->x, in, (uint64_t)k->K, (uint64_t)k->rows, k->ldx));
     LT_TRY(cublasLtMatrixLayoutCreate(&p->y, out, (uint64_t)k->N, (uint64_t)k->rows, k->ldy));
@@ -139,8 +166,8 @@ static td_status plan_of(td_cuda_lt *lt, const td_cuda_lt_args *a, lt_plan **out
     k.N = a->N;
     k.K = a->K;
     for (k.rows = 1; k.rows < a->T;) k.rows *= 2;
-    k.fp8 = a->fp8;
-    k.dtype = a->dtype;
+    k.scaling = a->scaling;
+    k.dtype = a->scaling ? 0 : a->dtype;
     k.y_dtype = a->y_dtype;
     k.bias = a->bias != NULL;
     k.add = a->add;
@@ -159,7 +186,7 @@ static td_status plan_of(td_cuda_lt *lt, const td_cuda_lt_args *a, lt_plan **out
     lt_plan *p = lt->n < TD_CUDA_LT_PLANS ? &lt->plan[lt->n] : old;
     plan_close(p);
     p->key = k;
-    td_status s = plan_open(lt, p);
+    td_status s = plan_open(lt, p, a);
     p->refused = s == TD_ENOSUP;
     if (s != TD_OK && !p->refused) {
         plan_close(p);
@@ -180,11 +207,7 @@ td_status td_cuda_lt_gemm(td_cuda_lt *lt, void *stream, const td_cuda_lt_args *a
     uint64_t rows = (uint64_t)a->T;
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->x, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));
     LT_TRY(cublasLtMatrixLayoutSetAttribute(p->y, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows));
-    if (a->bias) TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias, sizeof a->bias));
-    if (a->fp8) {
-        TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a->w_scale, sizeof a->w_scale));
-        TD_TRY(set_op(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a->x_scale, sizeof a->x_scale));
-    }
+    TD_TRY(set_pointers(p, a));
     float one = 1, beta = a->add ? 1.f : 0.f;
     return lt_failed(cublasLtMatmul(lt->handle, p->op, &one, a->w, p->w, a->x, p->x, &beta, a->y, p->y, a->y,
                                     p->y, &p->algo, lt->ws, TD_CUDA_LT_WS_BYTES, (cudaStream_t)stream),

@@ -74,13 +74,13 @@ typedef struct td_attn_args {
     float scale;                     /* usually 1/sqrt(D) */
     int window;                      /* 0: none; else query at p attends keys in [p - window + 1, p] */
     const td_attn_placed *placed;    /* NULL, or what stands for seq and n_seq, which are not read then */
-    /* Keys u * split .. (u + 1) * split - 1 are split u, a multiple of 64 keys; 0: TD_ATTN_SPLIT. The online softmax runs
-     * over each split by itself, and the splits' (maximum, sum, output) are merged in ascending order: so the parts can be
-     * computed anywhere. */
+    /* Keys u * split .. (u + 1) * split - 1 are split u, a multiple of 64 keys; 0: TD_ATTN_SPLIT. The online
+     * softmax runs over each split by itself, and the splits' (maximum, sum, output) are merged in ascending
+     * order: so the parts can be computed anywhere. */
     int split;
     /* Context parallel: NULL, or where the parts of the splits u = rank + (part0 + i) * ranks go instead of out:
-     * [T][n_parts][H][D + 2] (maximum, sum, output), part i, empty ones included. pages[] then hold this rank's splits,
-     * one after the other, from split part0 on. */
+     * [T][n_parts][H][D + 2] (maximum, sum, output), part i, empty ones included. pages[] then hold this rank's
+     * splits, one after the other, from split part0 on. */
     float *part;
     int part0, n_parts, rank, ranks;
 } td_attn_args;
@@ -93,8 +93,8 @@ static inline size_t td_attn_parts(int n_rows, int pos0, int window, int H)
     return n_rows > 0 ? (size_t)n_rows * (size_t)H * (size_t)(last - first + 1) : 0;
 }
 
-/* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. Many parts may be merged some at a
- * time, in ascending order: what is merged so far is a part itself. */
+/* Merges parts into out, for rows [0, T): split u is part u / ranks of block u % ranks. Many parts may be merged
+ * some at a time, in ascending order: what is merged so far is a part itself. */
 typedef struct td_merge_args {
     const float *const *part;        /* [ranks], host memory: as td_attn_args.part of each rank */
     const float *before;             /* [T][H][D + 2]: of the splits before these; NULL: there are none */
@@ -161,8 +161,8 @@ typedef struct td_route_law {
     float scale;
 } td_route_law;
 
-/* Several products of one shape (N, K, dtype, slices and scales are w[0]'s): rows row0[e] .. row0[e + 1] - 1 of x and y
- * belong to w[e]. A w[e] without rows may have no bytes. */
+/* Several products of one shape (N, K, dtype, slices and scales are w[0]'s): rows row0[e] .. row0[e + 1] - 1 of x
+ * and y belong to w[e]. A w[e] without rows may have no bytes. */
 typedef struct td_grouped {
     const td_weight *w; int n;
     const int32_t *row0;             /* [n + 1], ascending; row0[0] need not be 0 */
@@ -201,19 +201,27 @@ typedef struct td_replay {
     void (*stats)(td_replay_stats *out);
 } td_replay;
 
-/* Where rounding is part of a product (x becomes bf16, or f16, first), an operation whose result only products read may
- * round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to nearest even either way.
- * dtype: what x becomes for a weight of this packed type. The operations are those of td_ops with such an output or
- * input; attention and linear_grouped have a member for it. out does not alias x. */
+/* Where rounding is part of a product (x becomes bf16, f16, or FP8 codes first), an operation whose result only
+ * products read may round it itself: half the bytes, one pass less, and the same bits, since it is one rounding to
+ * nearest even either way. type: what x becomes for a product of T rows with this weight; dtype: the same where
+ * codes are not made (attention, experts). The operations are those of td_ops with such an output or input;
+ * attention and linear_grouped have a member for it. out does not alias x. E4M3 (rmsnorm and silu_mul alone):
+ * codes, and behind T * ldo of them their scales (td_cuda_codes_in); together at most 2 bytes an element and 256.
+ * linear: `type` is the one that x was made with. */
+typedef struct td_operand {
+    td_dtype dtype;
+    int group; /* E4M3: columns that share a scale; 0: all */
+} td_operand;
 typedef struct td_operand_ops {
+    td_operand (*type)(const td_weight *w, int T);
     td_dtype (*dtype)(td_dtype weight);
     void (*rmsnorm)(td_pool *pool, const float *x, size_t ldx, const float *w, float eps, int T, int E, void *out,
-                    td_dtype to, size_t ldo);
-    void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, void *out, td_dtype to, size_t ldo);
+                    td_operand to, size_t ldo);
+    void (*silu_mul)(td_pool *pool, const float *x, size_t ldx, int T, int F, void *out, td_operand to, size_t ldo);
     void (*moe_gather)(td_pool *pool, const float *x, size_t ldx, const int32_t *row, int T, int top_k, int E, void *out,
                        td_dtype to, size_t ldo);
-    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const void *x, size_t ldx, int T, float *y, size_t ldy,
-                   bool add);
+    void (*linear)(td_pool *pool, void *scratch, const td_weight *w, const void *x, td_operand type, size_t ldx,
+                   int T, float *y, size_t ldy, bool add);
 } td_operand_ops;
 
 /* Largest sizes of a model's steps, for reserve. */
@@ -245,16 +253,16 @@ typedef struct td_ops {
 
     size_t (*scratch_bytes)(int max_rows, int max_K, int max_D, int n_threads);
 
-    /* NULL: bulk arguments are host memory and a call is done on return. Else they are this device's memory, and calls
-     * are queued (kernels/cuda.h says which arguments stay on the host); borrowed. */
+    /* NULL: bulk arguments are host memory and a call is done on return. Else they are this device's memory, and
+     * calls are queued (kernels/cuda.h says which arguments stay on the host); borrowed. */
     struct td_dev *dev;
     /* With dev: waits for what is queued; the first error since the last call of this or of status. NULL without. */
     td_status (*wait)(void);
     /* With dev: the first error of a call since then, without waiting: what runs may still fail. NULL without. */
     td_status (*status)(void);
-    /* With dev, before the first step. reserve: workspaces, so that no call within these sizes allocates. beside: what the
-     * family keeps beside a model's packed matrices (sets rows of each w[i]), in one block of device memory that the caller
-     * frees after the last step; *block NULL: nothing. May change numerics. */
+    /* With dev, before the first step. reserve: workspaces, so that no call within these sizes allocates. beside:
+     * what the family keeps beside a model's packed matrices (sets rows of each w[i]), in one block of device
+     * memory that the caller frees after the last step; *block NULL: nothing. May change numerics. */
     td_status (*reserve)(const td_ops_room *room);
     td_status (*beside)(td_weight *const *w, int n, void **block);
 

@@ -31,6 +31,7 @@ void launched(int code, const char *what)
 
 td_stream stream()
 {
+    td_cuda_use(ctx.dev);
     return ctx.dev->stream[TD_STREAM_COMPUTE];
 }
 
@@ -156,15 +157,19 @@ static void ops_embed_table(td_pool *, const td_table *w, const int32_t *ids, in
 }
 
 static void operand_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float eps, int T, int E,
-                            void *out, td_dtype to, size_t ldo)
+                            void *out, td_operand to, size_t ldo)
 {
-    if (may_run()) launched(td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, to, ldo), "norm");
+    if (!may_run()) return;
+    const td_cuda_codes codes = td_cuda_codes_in(out, ldo, T, E, to.group);
+    launched(to.dtype == TD_E4M3 ? td_cuda_rmsnorm_quant(stream(), x, ldx, w, eps, &codes)
+                                 : td_cuda_rmsnorm(stream(), x, ldx, w, eps, T, E, out, to.dtype, ldo),
+             "norm");
 }
 
 static void ops_rmsnorm(td_pool *, const float *x, size_t ldx, const float *w, float eps, int T, int E,
                         float *out, size_t ldo)
 {
-    operand_rmsnorm(nullptr, x, ldx, w, eps, T, E, out, TD_F32, ldo);
+    operand_rmsnorm(nullptr, x, ldx, w, eps, T, E, out, td_operand{TD_F32, 0}, ldo);
 }
 
 static void ops_take_rows(td_pool *, const float *x, size_t ldx, const int32_t *rows, int n, int width,
@@ -187,16 +192,19 @@ static void ops_rope_append(td_pool *, const td_rope_args *a)
     if (may_run()) launched(td_cuda_rope_append(stream(), a), "rope");
 }
 
-static void operand_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, void *out, td_dtype to,
+static void operand_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, void *out, td_operand to,
                              size_t ldo)
 {
-    if (may_run())
-        launched(td_cuda_act_mul(stream(), TD_ACT_SILU, x, ldx, T, F, out, to, ldo), "activation");
+    if (!may_run()) return;
+    const td_cuda_codes codes = td_cuda_codes_in(out, ldo, T, F, to.group);
+    launched(to.dtype == TD_E4M3 ? td_cuda_act_quant(stream(), TD_ACT_SILU, x, ldx, &codes)
+                                 : td_cuda_act_mul(stream(), TD_ACT_SILU, x, ldx, T, F, out, to.dtype, ldo),
+             "activation");
 }
 
 static void ops_silu_mul(td_pool *, const float *x, size_t ldx, int T, int F, float *out, size_t ldo)
 {
-    operand_silu_mul(nullptr, x, ldx, T, F, out, TD_F32, ldo);
+    operand_silu_mul(nullptr, x, ldx, T, F, out, td_operand{TD_F32, 0}, ldo);
 }
 
 /* ---- mixture of experts ---- */
@@ -278,11 +286,6 @@ static td_status ops_reserve(const td_ops_room *r)
     return td_cuda_ops_status();
 }
 
-static td_status ops_beside(td_weight *const *w, int n, void **block)
-{
-    return td_cuda_choice_copies(&ctx.kernels, w, n, block);
-}
-
 static void fill_table(td_ops *t, td_operand_ops *o)
 {
     *t = td_ops{};
@@ -294,7 +297,6 @@ static void fill_table(td_ops *t, td_operand_ops *o)
     t->wait = ops_wait;
     t->status = td_cuda_ops_status;
     t->reserve = ops_reserve;
-    t->beside = ops_beside;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
     t->numerics = ctx.kernels.numerics; /* as it is at any time */

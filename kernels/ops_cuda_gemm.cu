@@ -80,28 +80,29 @@ static bool want_ws(int T, int N, int K)
     return may_run();
 }
 
-/* x: f32, or what the operands of w are */
-static void product(const td_weight *w, const void *x, bool x_is_f32, size_t ldx, int T, float *y, size_t ldy, bool add)
+static void product(const td_weight *w, const void *x, td_operand type, size_t ldx, int T, float *y,
+                    size_t ldy, bool add)
 {
     td_cuda_weight d;
     if (T == 0 || !may_run() || !weight_of(w, &d) || !want_ws(T, w->N, w->K)) return;
     td_cuda_gemm_args a = {};
     a.w = &d;
     a.x = x;
-    a.x_is_f32 = x_is_f32;
+    a.x_is_f32 = type.dtype == TD_F32;
     a.ldx = ldx;
     a.T = T;
     a.y = y;
     a.ldy = ldy;
     a.add = add;
     a.ws = ws.p;
-    kept(td_cuda_choice_gemm(&ctx.kernels, stream(), &a, w->rows));
+    const td_cuda_codes codes = td_cuda_codes_in((void *)(uintptr_t)x, ldx, T, w->K, type.group);
+    kept(td_cuda_choice_gemm(&ctx.kernels, stream(), &a, w->rows, type.dtype == TD_E4M3 ? &codes : nullptr));
 }
 
 static void ops_linear(td_pool *, void *, const td_weight *w, const float *x, size_t ldx, int T, float *y,
                        size_t ldy, bool add)
 {
-    product(w, x, true, ldx, T, y, ldy, add);
+    product(w, x, td_operand{TD_F32, 0}, ldx, T, y, ldy, add);
 }
 
 static td_dtype operand_dtype(td_dtype weight)
@@ -109,10 +110,31 @@ static td_dtype operand_dtype(td_dtype weight)
     return weight == TD_F16 ? TD_F16 : TD_BF16;
 }
 
-static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, size_t ldx, int T, float *y,
-                           size_t ldy, bool add)
+static td_operand operand_type(const td_weight *w, int T)
 {
-    product(w, x, false, ldx, T, y, ldy, add);
+    const td_cuda_weight d = device_weight(w);
+    const int group = td_cuda_choice_codes(&ctx.kernels, &d, w->rows, T);
+    return group >= 0 ? td_operand{TD_E4M3, group} : td_operand{operand_dtype(w->dtype), 0};
+}
+
+static void operand_linear(td_pool *, void *, const td_weight *w, const void *x, td_operand type, size_t ldx,
+                           int T, float *y, size_t ldy, bool add)
+{
+    product(w, x, type, ldx, T, y, ldy, add);
+}
+
+/* Row-major copies for cuBLASLt. */
+static td_status ops_beside(td_weight *const *w, int n, void **block)
+{
+    td_cuda_weight *d = (td_cuda_weight *)calloc((size_t)n + 1, sizeof *d);
+    const void **rows = (const void **)calloc((size_t)n + 1, sizeof *rows);
+    td_status s = d && rows ? TD_OK : td_fail(TD_EFULL, "out of memory for %d weights", n);
+    for (int i = 0; i < n && s == TD_OK; i++) d[i] = device_weight(w[i]);
+    if (s == TD_OK) s = td_cuda_choice_copies(&ctx.kernels, d, rows, n, block);
+    for (int i = 0; i < n && s == TD_OK; i++) w[i]->rows = rows[i];
+    free(d);
+    free(rows);
+    return s;
 }
 
 /* ---- experts ----
@@ -205,6 +227,7 @@ static void ops_embed_packed(td_pool *, const td_weight *w, const int32_t *ids, 
 
 void products_fill(td_ops *t, td_operand_ops *o)
 {
+    o->type = operand_type;
     o->dtype = operand_dtype;
     o->linear = operand_linear;
     t->weight_dtype = TD_BF16;
@@ -215,6 +238,7 @@ void products_fill(td_ops *t, td_operand_ops *o)
     t->refuses = ops_refuses;
     t->scratch_bytes = ops_scratch_bytes;
     t->linear = ops_linear;
+    t->beside = ops_beside;
     t->linear_grouped = ops_linear_grouped;
     t->embed_packed = ops_embed_packed;
 }
@@ -222,7 +246,9 @@ void products_fill(td_ops *t, td_operand_ops *o)
 void products_reserve(const td_ops_room *r)
 {
     const int rows = r->max_rows > r->max_expert_rows ? r->max_rows : r->max_expert_rows;
+    const char *x16 = ctx.kernels.x16;
     if (want_ws(rows, r->N, r->K)) kept(td_cuda_choice_reserve(&ctx.kernels, r->max_rows, r->K, 0));
+    ctx.moved += x16 && x16 != ctx.kernels.x16; /* recordings have its address */
 }
 
 void products_close()

@@ -9,7 +9,10 @@
  * Shares: bytes (packed weights once a step and rank, KV once a sequence and step) against the best read stream,
  * and operations against the family's multiply-add loop. Both limits are measured in this process before and
  * after the tests, and the better one is used; of several ranks (bench_ranks.h) they are the sum of all.
- * Processor time is of all ranks' processes: on a busy machine it says more than the clock. */
+ * Processor time is of all ranks' processes: on a busy machine it says more than the clock.
+ * idle_us (devices): mean time that rank 0's device had nothing to do between two replayed steps
+ * (td_model_idle_time). load_s, first_token_s: from the command's start until the engine was open; the same, then
+ * the first run of ppN. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/buf.h"
 #include "common/check.h"
@@ -35,6 +38,7 @@ typedef struct test {
     uint64_t steps;
     double *cpu_s, cpu_all_s;                  /* [ranks], and their sum: the run that took the least */
     double gather_alone_s, gather_waited_s;    /* of all runs, rank 0 */
+    td_model_idle idle;                        /* of all runs: replayed steps on a device */
 } test;
 
 typedef struct bench {
@@ -48,6 +52,8 @@ typedef struct bench {
     uint64_t key, steps;
     double bytes, ops; /* of the steps so far, by on_step */
     double weight_bytes, read_s, multiply_s; /* a step's weights, limits: of all ranks */
+    int64_t begun_us;                        /* of the command */
+    double load_s, first_token_s; /* until the engine was open; and a prompt's first token, 0: no such test */
 } bench;
 
 /* ---- what is run ---- */
@@ -222,6 +228,12 @@ static td_status run_measured(bench *b, test *t, double *before, double *s)
     return TD_OK;
 }
 
+static td_model_idle idle_since(const bench *b, const td_model_idle *before)
+{
+    td_model_idle now = td_model_idle_time(b->boot.model);
+    return (td_model_idle){.steps = now.steps - before->steps, .us = now.us - before->us};
+}
+
 static bool generates(const test *t)
 {
     return t->gen > 1 || t->prompt == 1 || t->context;
@@ -232,6 +244,8 @@ static td_status run_test(bench *b, test *t)
     double s, before[TD_COLL_MAX_RANKS];
     t->cpu_s = td_xalloc((size_t)b->ranks.n * sizeof *t->cpu_s);
     TD_TRY(run_once(b, t, &s)); /* pages and weights are in memory from here on */
+    if (t == b->tests && t->prompt > 1 && t->gen == 1) b->first_token_s = b->load_s + s;
+    const td_model_idle idle = td_model_idle_time(b->boot.model);
     for (int i = 0; i < b->conf.repeats; i++) {
         b->bytes = b->ops = 0;
         b->steps = 0;
@@ -242,6 +256,7 @@ static td_status run_test(bench *b, test *t)
         t->steps = b->steps;
         if (!i || s < t->best_s) t->best_s = s;
     }
+    t->idle = idle_since(b, &idle);
     return TD_OK;
 }
 
@@ -283,6 +298,9 @@ static void json_line(const bench *b, const test *t, double median, double of_re
     if (t->gather_alone_s > 0)
         td_buf_fmt(&o, ",\"gather_alone_s\":%.6f,\"gather_waited_s\":%.6f,\"gather_overlap\":%.4f", t->gather_alone_s,
                    t->gather_waited_s, TD_MAX(0.0, 1 - t->gather_waited_s / t->gather_alone_s));
+    if (t->idle.steps) td_buf_fmt(&o, ",\"idle_us\":%.2f", t->idle.us / (double)t->idle.steps);
+    td_buf_fmt(&o, ",\"load_s\":%.3f", b->load_s);
+    if (t == b->tests && b->first_token_s > 0) td_buf_fmt(&o, ",\"first_token_s\":%.3f", b->first_token_s);
     bench_ranks_json(&b->ranks, &o);
     td_buf_fmt(&o, ",\"family\":\"%s\",\"numerics\":\"%s\",\"threads\":%d,\"arch\":", b->boot.ops->family,
                b->boot.ops->numerics, td_pool_size(b->boot.pool));
@@ -304,7 +322,11 @@ static td_status report(const bench *b)
             "median of %d\n",
             b->boot.ops->family, b->ranks.n, td_pool_size(b->boot.pool), b->read_s * 1e-9, b->multiply_s * 1e-9,
             b->weight_bytes * 1e-9, b->conf.repeats);
-    fprintf(table, "%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
+    fprintf(table, "open after %.2f s", b->load_s);
+    if (b->first_token_s > 0)
+        fprintf(table, ", with a prompt of %u and its first token %.2f s", b->tests[0].prompt,
+                b->first_token_s);
+    fprintf(table, "\n%-12s %12s   %s\n", "test", "tokens/s", "of bandwidth  of arithmetic");
     for (int i = 0; i < b->n_tests; i++) {
         test *t = &b->tests[i];
         int n = b->conf.repeats;
@@ -314,8 +336,11 @@ static td_status report(const bench *b)
                seconds = tokens / median;
         double of_read = t->bytes / seconds / b->read_s,
                of_multiply = b->multiply_s > 0 ? t->ops / seconds / b->multiply_s : 0;
-        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%\n", t->name, median, 100 * of_read,
+        fprintf(table, "%-12s %12.2f   %11.1f %% %12.1f %%", t->name, median, 100 * of_read,
                 100 * of_multiply);
+        if (t->idle.steps)
+            fprintf(table, "   device idle %.1f us a step", t->idle.us / (double)t->idle.steps);
+        fputc('\n', table);
         if (json) json_line(b, t, median, of_read, of_multiply, json);
     }
     if (json && !to_stdout && fclose(json)) return td_refuse(TD_EIO, "%s: %s", b->conf.json, strerror(errno));
@@ -346,6 +371,7 @@ static td_status run_tests(bench *b)
 {
     TD_TRY(td_boot_open(&b->conf, b->conf.model, 0, b->ranks.many ? &b->ranks.ranks : NULL, &b->boot));
     TD_TRY(td_engine_open(&b->boot.opts, &b->engine));
+    b->load_s = (double)(td_now_us() - b->begun_us) * 1e-6;
     b->ranks.boot = &b->boot;
     b->ranks.engine = b->engine;
     int longest = 1;
@@ -382,6 +408,7 @@ int cmd_bench_engine(int argc, char **argv)
     bench *b = td_xalloc(sizeof *b);
     const char *dir = NULL;
     int n_dir = 0;
+    b->begun_us = td_now_us();
     td_status s = td_conf_parse(&b->conf, TD_CONF_BENCH_ENGINE, argc, argv, &dir, 1, &n_dir);
     td_log_open("bench", s == TD_OK ? td_log_parse(b->conf.log_level) : TD_LOG_WARN);
     if (n_dir) b->conf.model = dir;

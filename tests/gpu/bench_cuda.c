@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/gpu/bench_cuda.c - speed of the CUDA kernels beside the two ceilings of the same run. One JSON object a line:
- *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger, "goal":...}
- * Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events, each of enough launches for
- * 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of sizes that the shim can do. */
+ *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger,
+ * "goal":...} and ratios of two of them, or to cuBLASLt by its own default: {"ratio":..., "value":..., "goal": or
+ * "goal_at_most":...} Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events,
+ * each of enough launches for 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of
+ * sizes that the shim can do. */
+#include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
@@ -64,6 +67,23 @@ static double median_us(call_fn *fn, void *arg)
     for (int i = 0; i < SAMPLES; i++) us[i] = sample_us(fn, arg, n, &at);
     qsort(us, SAMPLES, sizeof *us, ascending);
     return us[SAMPLES / 2];
+}
+
+/* Of two calls, whose samples take turns. */
+static void median_of_both(call_fn *fn, void *arg, call_fn *other, void *other_arg, double *us,
+                           double *other_us)
+{
+    double a[SAMPLES], b[SAMPLES];
+    int at = 0, n = 1;
+    double once = sample_us(fn, arg, 2, &at) + sample_us(other, other_arg, 2, &at);
+    if (once * n < 2 * SAMPLE_US) n = (int)(2 * SAMPLE_US / (once + 0.5)) + 1;
+    for (int i = 0; i < SAMPLES; i++) {
+        a[i] = sample_us(fn, arg, n, &at);
+        b[i] = sample_us(other, other_arg, n, &at);
+    }
+    qsort(a, SAMPLES, sizeof *a, ascending);
+    qsort(b, SAMPLES, sizeof *b, ascending);
+    *us = a[SAMPLES / 2], *other_us = b[SAMPLES / 2];
 }
 
 static bool wanted(const char *name)
@@ -128,7 +148,8 @@ static void ceilings(const char *when)
     double r = READ_BYTES / (median_us(stream_call, &a) * 1e-6), m = 0;
     void *x = values((size_t)N * N * 2), *w = values((size_t)N * N * 2), *y = dev_new((size_t)N * N * 2);
     ceiling_product *p = NULL;
-    if (ceiling_product_open(stream(), N, N, N, x, w, y, 8, &p) == 0) {
+    const ceiling_args c = {.T = N, .N = N, .K = N, .x = x, .w = w, .y = y, .choices = 8};
+    if (ceiling_product_open(stream(), &c, &p) == 0) {
         m = 2.0 * N * N * N / (median_us(product_call, p) * 1e-6);
         ceiling_product_close(p);
     }
@@ -155,19 +176,31 @@ static int gemm_call(void *arg, int i)
     return td_cuda_gemm(stream(), &g->a);
 }
 
+static const char *type_name(td_cuda_wtype t)
+{
+    return t == TD_CUDA_W_BF16 ? "bf16" : t == TD_CUDA_W_E4M3_ROW ? "fp8" : "fp8 blocks";
+}
+
+/* n values of one. */
+static float *ones(size_t n)
+{
+    float *v = floats(n);
+    for (size_t i = 0; i < n; i++) v[i] = 1;
+    float *p = dev_put(v, n * sizeof *v);
+    free(v);
+    return p;
+}
+
 static void bench_gemm(const char *what, int N, int K, td_cuda_wtype type, int T)
 {
     char name[96];
-    snprintf(name, sizeof name, "gemm %s %s T=%d", what, type == TD_CUDA_W_BF16 ? "bf16" : "fp8", T);
+    snprintf(name, sizeof name, "gemm %s %s T=%d", what, type_name(type), T);
     if (!wanted(name)) return;
     gemm_arg g = {.w = {.N = N, .K = K, .type = type}};
     g.stride = (td_cuda_gemm_packed_bytes(N, K, 0, type) + 255) / 256 * 256;
     g.copies = (int)((size_t)COLD_BYTES / g.stride) + 1;
     g.packed = values(g.stride * (size_t)g.copies);
-    float *scale = floats((size_t)N);
-    for (int i = 0; i < N; i++) scale[i] = 1;
-    if (type != TD_CUDA_W_BF16) g.w.scale = dev_put(scale, (size_t)N * 4);
-    free(scale);
+    if (type != TD_CUDA_W_BF16) g.w.scale = ones((size_t)N * (size_t)(K + 127) / 128 + (size_t)N);
     size_t ws = td_cuda_gemm_ws_bytes(T, N, K);
     g.a = (td_cuda_gemm_args){.w = &g.w, .x = values((size_t)T * (size_t)K * 4), .x_is_f32 = true, .ldx = (size_t)K, .T = T,
                               .y = dev_new((size_t)T * (size_t)N * 4), .ldy = (size_t)N, .ws = dev_new(ws)};
@@ -177,34 +210,149 @@ static void bench_gemm(const char *what, int N, int K, td_cuda_wtype type, int T
     dev_done();
 }
 
-static void bench_cublas(const char *what, int N, int K, int T)
+/* ---- cuBLASLt as the fast mode calls it ---- */
+
+typedef struct lt_arg {
+    td_cuda_choice *c;
+    td_cuda_gemm_args a;
+    const void *rows;
+    const td_cuda_codes *codes;
+} lt_arg;
+
+static int lt_call(void *arg, int i)
+{
+    lt_arg *l = arg;
+    (void)i;
+    return td_cuda_choice_gemm(l->c, stream(), &l->a, l->rows, l->codes);
+}
+
+/* Beside the library by its own default, plain, on the same bytes. x is what its producer left: bf16, codes. */
+static void bench_lt(td_cuda_choice *c, const char *what, int N, int K, td_cuda_wtype type, int T)
 {
     char name[96];
-    snprintf(name, sizeof name, "cublasLt %s bf16 T=%d", what, T);
+    const bool coded = type != TD_CUDA_W_BF16;
+    snprintf(name, sizeof name, "cublasLt path %s %s T=%d", what, type_name(type), T);
     if (!wanted(name)) return;
+    td_cuda_weight w = {.N = N, .K = K, .type = type, .scale_rows = coded ? 1 : 0};
+    if (type == TD_CUDA_W_E4M3_BLOCK) w.scale_rows = 128;
+    w.p = values(td_cuda_gemm_packed_bytes(N, K, 0, type));
+    if (coded)
+        w.scale = ones((size_t)N * (size_t)(K / 128 + 1));
+    else
+        w.bias = ones((size_t)N);
+    void *rows = dev_new(td_cuda_choice_copy_bytes(&w)), *y = dev_new((size_t)T * (size_t)N * 4);
+    must(td_cuda_choice_copy(stream(), &w, rows), "copy");
+    td_cuda_codes codes = td_cuda_codes_in(values((size_t)T * (size_t)K * 2 + 4096), (size_t)K, T, K,
+                                           type == TD_CUDA_W_E4M3_BLOCK ? 128 : 0);
+    lt_arg l = {c,
+                {.w = &w, .x = codes.code, .ldx = (size_t)K, .T = T, .y = y, .ldy = (size_t)N},
+                rows,
+                coded ? &codes : NULL};
+    if (coded)
+        must(td_cuda_quant(stream(), values((size_t)T * (size_t)K * 4), TD_F32, (size_t)K, &codes), "codes");
+    const ceiling_args plain = {.T = T,
+                                .N = N,
+                                .K = K,
+                                .x = codes.code,
+                                .w = rows,
+                                .y = y,
+                                .y_f32 = true,
+                                .choices = 1,
+                                .w_scale = coded ? w.scale : NULL,
+                                .x_scale = coded ? codes.scale : NULL};
+    const double bytes = (double)N * K * (coded ? 1 : 2) + (double)T * ((coded ? 1.0 : 2.0) * K + 4.0 * N),
+                 flops = 2.0 * N * K * T;
     ceiling_product *p = NULL;
-    void *x = values((size_t)T * (size_t)K * 2), *w = values((size_t)N * (size_t)K * 2), *y = dev_new((size_t)T * (size_t)N * 2);
-    if (ceiling_product_open(stream(), T, N, K, x, w, y, 1, &p) == 0) {
-        report(name, median_us(product_call, p), (double)N * K * 2 + 2.0 * T * (N + K), 2.0 * N * K * T, 0);
+    double us, other;
+    if (coded && td_cuda_choice_codes(c, &w, rows, T) <
+                     0) { /* only what it is: the portable kernel is measured above */
+        printf("{\"skipped\":\"%s: this device, or this cuBLASLt, has no product of codes\"}\n", name);
+    } else if (type == TD_CUDA_W_E4M3_BLOCK || ceiling_product_open(stream(), &plain, &p) != 0) {
+        report(name, median_us(lt_call, &l), bytes, flops, 0);
+    } else {
+        median_of_both(lt_call, &l, product_call, p, &us, &other);
+        report(name, us, bytes, flops, 0);
+        printf("{\"ratio\":\"%s to its default, speed\",\"value\":%.3f,\"goal\":1.00}\n", name, other / us);
         ceiling_product_close(p);
     }
     dev_done();
 }
 
+/* What the codes of a layer's activations cost: fused with what makes them, and by themselves. */
+typedef struct codes_arg {
+    float *x, *w;
+    td_cuda_codes to;
+} codes_arg;
+
+static int codes_call(void *arg, int i)
+{
+    codes_arg *c = arg;
+    (void)i;
+    return td_cuda_quant(stream(), c->x, TD_F32, (size_t)c->to.K, &c->to);
+}
+static int norm_codes_call(void *arg, int i)
+{
+    codes_arg *c = arg;
+    (void)i;
+    return td_cuda_rmsnorm_quant(stream(), c->x, (size_t)c->to.K, c->w, 1e-5f, &c->to);
+}
+static int act_codes_call(void *arg, int i)
+{
+    codes_arg *c = arg;
+    (void)i;
+    return td_cuda_act_quant(stream(), TD_ACT_SILU, c->x, 2 * (size_t)c->to.K, &c->to);
+}
+
+static void bench_codes(const char *name, call_fn *fn, int K, int group, double inputs)
+{
+    const int T = 4096 / SHRINK;
+    if (!wanted(name)) return;
+    codes_arg c = {values((size_t)T * 2 * (size_t)K * 4), ones((size_t)K), {0}};
+    c.to = td_cuda_codes_in(dev_new(td_cuda_codes_bytes((size_t)K, T, K, group)), (size_t)K, T, K, group);
+    report(name, median_us(fn, &c), (double)T * K * (4 * inputs + 1), 0, 0);
+    dev_done();
+}
+
+typedef struct shape {
+    const char *name;
+    int N, K;
+} shape;
+static const shape shapes[] = {{"qkv 6144x4096", 6144, 4096},
+                               {"o 4096x4096", 4096, 4096},
+                               {"gate_up 28672x4096", 28672, 4096},
+                               {"down 4096x14336", 4096, 14336}};
+
 static void products(void)
 {
-    static const struct { const char *name; int N, K; } shapes[] = {
-        {"qkv 6144x4096", 6144, 4096}, {"o 4096x4096", 4096, 4096}, {"gate_up 28672x4096", 28672, 4096},
-        {"down 4096x14336", 4096, 14336}};
     static const int few[] = {1, 8, 16, 32, 64}, many[] = {256, 1024, 4096};
     for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++) {
-        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_BF16, few[k]);
-        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_E4M3_ROW, few[k]);
-        for (size_t k = 0; k < TD_COUNT(many); k++) {
-            bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_BF16, many[k] / (SHRINK > 1 ? 64 : 1));
-            bench_cublas(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, many[k]);
-        }
+        const int N = shapes[i].N / SHRINK, K = shapes[i].K / SHRINK;
+        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_BF16, few[k]);
+        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_E4M3_ROW, few[k]);
+        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_E4M3_BLOCK, few[k]);
+        for (size_t k = 0; k < TD_COUNT(many); k++)
+            bench_gemm(shapes[i].name, N, K, TD_CUDA_W_BF16, many[k] / (SHRINK > 1 ? 64 : 1));
     }
+}
+
+static void lt_products(void)
+{
+    static const td_cuda_wtype types[] = {TD_CUDA_W_BF16, TD_CUDA_W_E4M3_ROW, TD_CUDA_W_E4M3_BLOCK};
+    td_cuda_choice c;
+    must(td_cuda_choice_open(dev(), true, 0, &c), "choice");
+    for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++)
+        for (size_t t = 0; t < TD_COUNT(types); t++)
+            for (int T = 1024; T <= 4096; T *= 4)
+                bench_lt(&c, shapes[i].name, shapes[i].N / SHRINK, SHRINK > 1 ? 128 : shapes[i].K, types[t],
+                         SHRINK > 1 ? T / 16 + 4 : T);
+    td_cuda_choice_close(&c);
+    bench_codes("codes 4096 rows of 4096", codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
+    bench_codes("norm + codes 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
+    bench_codes("norm + codes in groups 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1),
+                128, 1);
+    bench_codes("silu + codes 4096 rows of 14336", act_codes_call, 14336 / (SHRINK > 1 ? 112 : 1), 0, 2);
+    bench_codes("silu + codes in groups 4096 rows of 14336", act_codes_call, 14336 / (SHRINK > 1 ? 112 : 1),
+                128, 2);
 }
 
 /* ---- attention ---- */
@@ -371,6 +519,7 @@ int main(int argc, char **argv)
            (double)d->total_bytes / (1 << 30));
     ceilings("before");
     products();
+    lt_products();
     attention();
     rows();
     ceilings("after");

@@ -99,19 +99,32 @@ def run_goldens(tandem, deadline, names=None):
 
 # ---- the engine ----
 
-ENGINE = {"shape": "8b", "args": ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]}
-ENGINE_SHIM = {"shape": "ranks-tiny", "args": ["-p", "70", "-n", "2", "-B", "1,2", "--context-len", "20", "-r", "1", "--max-num-seqs", "2",
-                                               "--max-num-batched-tokens", "80"]}
+# One run of `tandem bench engine` each: mode, arguments. All of one packed image (--cache-dir), which bench_step has made: what the
+# last ones load lies in the page cache. 256 sequences: for the time between steps; more context than 128 tokens says no more of it.
+ENGINE = {"shape": "8b", "runs": [
+    ("deterministic", ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]),
+    ("fast", ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]),
+    ("fast", ["-p", "0", "-n", "32", "-B", "256", "--context-len", "128", "-r", "2", "--max-num-seqs", "256"])]}
+TINY = ["-p", "70", "-n", "2", "-B", "1,2", "--context-len", "20", "-r", "1", "--max-num-seqs", "2", "--max-num-batched-tokens", "80"]
+ENGINE_SHIM = {"shape": "ranks-tiny", "runs": [("deterministic", TINY), ("fast", TINY),
+                                               ("fast", ["-p", "0", "-n", "6", "-B", "3", "--context-len", "5", "-r", "1", "--max-num-seqs", "3"])]}
 # Of the read stream (decode), from the shares of weights and KV bytes: reference figures for the 8b shape.
 ENGINE_GOALS = {"tg64@1024": 0.85, "tg64xB8@1024": 0.85, "tg64xB64@1024": 0.80}
+# What a run says beside its speed, in the fast mode: key -> what, unit, at most.
+LIMITS = {"first_token_s": ("from the command to a first token", "s", 5.0), "idle_us": ("device idle between steps", "us", 10.0)}
 
 
-def run_engine(tandem, what, deadline):
-    """One list of results a mode; an error text each where there is none."""
+def limits(r):
+    """Of one result: the goals that it has a figure for; the time between steps is a goal of the largest batch."""
+    return {k: v for k, v in LIMITS.items() if r["mode"] == "fast" and k in r and (k != "idle_us" or "xB" in r["test"])}
+
+
+def run_engine(tandem, what, cache, deadline):
+    """Results of all runs; an error text each where there is none."""
     out, errors = [], []
-    for mode in ("fast", "deterministic"):
-        rc, text = sh([tandem, "bench", "engine", "--ops", "cuda", "--load-format", "dummy", "--shape", what["shape"], "--no-pack-cache",
-                       "--log-level", "warn", "--json", "-", *what["args"], *(["--deterministic"] if mode != "fast" else [])],
+    for mode, args in what["runs"]:
+        rc, text = sh([tandem, "bench", "engine", "--ops", "cuda", "--load-format", "dummy", "--shape", what["shape"], "--cache-dir", cache,
+                       "--log-level", "warn", "--json", "-", *args, *(["--deterministic"] if mode != "fast" else [])],
                       max(10, deadline - time.time()))
         found = 0
         for line in text.split("\n"):

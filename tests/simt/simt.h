@@ -158,7 +158,8 @@ struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
     // the device that is emulated: how many (0: none, -1: the driver is too old), MiB of memory, compute capability
     int devices = 1, memory = 4096, arch = 80;
-    int wrong = 0;      // bits: 1 mma, 2 cuBLASLt, 4, 8 Hopper's product and attention compute wrongly
+    int shared = 227;   // KiB of shared memory that a block can have
+    int wrong = 0;      // bits: 1 mma, 2, 16 cuBLASLt (plain, codes), 4, 8 Hopper's product and attention compute wrongly
     int plant = 0;      // simt_sm90a.h: a mistake that Hopper's kernels then make
     int fail_after = 0; // that launch fails, and everything after it; 0: none
 };
@@ -211,6 +212,7 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
     cudaErrorNotSupported = 801,
@@ -244,6 +246,7 @@ struct simt_stream;
 struct simt_graph;
 struct simt_event {
     double t;
+    int device; // that was current when it was made
 };
 using cudaStream_t = simt_stream *;
 using cudaEvent_t = simt_event *;
@@ -323,6 +326,8 @@ cudaError_t cudaMemcpyToSymbol(T &sym, const void *s, size_t n, size_t off = 0,
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s);
+cudaError_t cudaSetDevice(int d); // each thread has its own, 0 at first
+cudaError_t cudaGetDevice(int *d);
 enum { cudaStreamNonBlocking = 1 };
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
@@ -347,12 +352,16 @@ inline cudaError_t cudaDeviceSynchronize()
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t *e)
 {
-    *e = new simt_event{0};
+    int device;
+    cudaGetDevice(&device);
+    *e = new simt_event{0, device};
     return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = 0)
+int simt_device_of(cudaStream_t s); // of the default stream: the current one
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = 0)
 {
     if (auto x = simt_refused_while_recorded("cudaEventRecord")) return x;
+    if (e->device != simt_device_of(s)) return cudaErrorInvalidResourceHandle;
     e->t = simt_now();
     return cudaSuccess;
 }
@@ -374,15 +383,6 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e)
     delete e;
     return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int d)
-{
-    return d >= 0 && d < simt::opt.devices ? cudaSuccess : cudaErrorInvalidDevice;
-}
-inline cudaError_t cudaGetDevice(int *d)
-{
-    *d = 0;
-    return cudaSuccess;
-}
 cudaError_t cudaGetDeviceCount(int *n);
 inline cudaError_t cudaDriverGetVersion(int *v)
 {
@@ -394,14 +394,16 @@ inline cudaError_t cudaRuntimeGetVersion(int *v)
     *v = 13000;
     return cudaSuccess;
 }
+void simt_device_of_env();
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
+    simt_device_of_env();
     *p = cudaDeviceProp{};
     strcpy(p->name, "simt host emulation");
     size_t left;
     cudaMemGetInfo(&left, &p->totalGlobalMem);
     p->sharedMemPerBlock = 49152;
-    p->sharedMemPerBlockOptin = 232448;
+    p->sharedMemPerBlockOptin = (size_t)simt::opt.shared * 1024;
     p->major = simt::opt.arch / 10;
     p->minor = simt::opt.arch % 10;
     p->multiProcessorCount = 4;
@@ -411,7 +413,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 }
 inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int)
 {
-    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
+    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? simt::opt.shared * 1024
          : a == cudaDevAttrMultiProcessorCount        ? 4
          : a == cudaDevAttrComputeCapabilityMajor     ? simt::opt.arch / 10
                                                       : 0;

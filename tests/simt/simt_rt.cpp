@@ -1058,7 +1058,29 @@ struct simt_graph {
 };
 struct simt_stream {
     simt_graph *graph;
+    int device;
 };
+// Not thread_local: all of that is poisoned before each block.
+static pthread_key_t g_device_key;
+static const int g_device_made = pthread_key_create(&g_device_key, nullptr);
+cudaError_t cudaSetDevice(int d)
+{
+    if (d < 0 || d >= simt::opt.devices) return cudaErrorInvalidDevice;
+    pthread_setspecific(g_device_key, (void *)(intptr_t)d);
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *d)
+{
+    (void)g_device_made;
+    *d = (int)(intptr_t)pthread_getspecific(g_device_key);
+    return cudaSuccess;
+}
+int simt_device_of(cudaStream_t s)
+{
+    int current;
+    cudaGetDevice(&current);
+    return s ? s->device : current;
+}
 namespace simt
 {
 static bool overlaps_of(const cudaLaunchConfig_t *c)
@@ -1073,6 +1095,11 @@ int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t ar
     const dim3 g = c->gridDim, b = c->blockDim;
     const size_t smem = c->dynamicSmemBytes;
     const bool overlaps = overlaps_of(c);
+    int current;
+    cudaGetDevice(&current);
+    if (simt_device_of(c->stream) != current)
+        return api_fail(cudaErrorInvalidResourceHandle, "launch on a stream of device %d while %d is current",
+                        simt_device_of(c->stream), current);
     if (g_recorded && !c->stream) {
         g_broken = true;
         return api_fail(cudaErrorStreamCaptureImplicit,
@@ -1109,6 +1136,11 @@ static bool simt_of_env(const char *name, int *option)
     const char *v = getenv(name);
     if (v) *option = atoi(v);
     return v != nullptr;
+}
+void simt_device_of_env()
+{
+    static const bool told = simt_of_env("SIMT_ARCH", &simt::opt.arch);
+    (void)told;
 }
 static size_t simt_memory()
 {
@@ -1229,7 +1261,9 @@ cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream)
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s)
 {
-    *s = new simt_stream{nullptr};
+    int device;
+    cudaGetDevice(&device);
+    *s = new simt_stream{nullptr, device};
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s)
@@ -1311,7 +1345,7 @@ const char *cudaGetErrorString(cudaError_t e)
 }
 cudaError_t simt_set_smem(const void *fn, int v)
 {
-    if (v < 0 || v > 232448) return cudaErrorInvalidValue;
+    if (v < 0 || v > simt::opt.shared * 1024) return cudaErrorInvalidValue;
     simt::g_smem_attr[fn] = v;
     return cudaSuccess;
 }
@@ -1413,6 +1447,7 @@ int simt_set_option(const char *name, int value)
                {"memory", &simt::opt.memory},
                {"arch", &simt::opt.arch},
                {"wrong", &simt::opt.wrong},
+               {"shared", &simt::opt.shared},
                {"plant", &simt::opt.plant},
                {"fail_after", &simt::opt.fail_after}};
     for (auto &o : all)

@@ -12,6 +12,7 @@
 #include "worker/boot.h"
 #include "worker/devmem.h"
 #include "worker/ranks.h"
+#include <pthread.h>
 #include <stdarg.h>
 
 #define GQA "tests/golden/models/llama-gqa"
@@ -76,7 +77,7 @@ static void test_modes(void)
     char fast[64], pinned[] = "cuda-fast-sm80-lt9-bf16";
     if (!opened(open_with(NULL, GQA, "--ops", "cuda", NULL))) return;
     td_boot_numerics(&boot, fast, sizeof fast);
-    T_OK(!emulated || !strcmp(fast, "cuda-fast-sm80-lt1-bf16"), "%s", fast);
+    T_OK(!emulated || !strcmp(fast, "cuda-fast-sm80-lt120901-bf16"), "%s", fast);
     td_boot_close(&boot);
     if (opened(open_with(NULL, GQA, "--ops", "cuda", "--deterministic", NULL)))
         expect_numerics(TD_CUDA_NUMERICS);
@@ -167,6 +168,31 @@ static void test_device(void)
     (void)simt_set_option("devices", 1);
 }
 
+static te_spec elsewhere_spec;
+static te_result elsewhere_result;
+
+static void *run_elsewhere(void *arg)
+{
+    (void)arg;
+    run(&elsewhere_spec, &elsewhere_result, 1, 1);
+    return NULL;
+}
+
+/* A worker opens its device on one thread and computes on another, whose current device is 0 at first. */
+static void test_thread(void)
+{
+    pthread_t thread;
+    if (!emulated) return;
+    (void)simt_set_option("devices", 2);
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", "--device", "1", NULL))) {
+        TD_CHECK(!pthread_create(&thread, NULL, run_elsewhere, NULL) && !pthread_join(thread, NULL));
+        T_EQ(elsewhere_result.n[0], 4);
+        te_result_free(&elsewhere_result);
+        td_boot_close(&boot);
+    }
+    (void)simt_set_option("devices", 1);
+}
+
 /* With auto the CPU serves; with cuda it is one error. */
 static void expect_cpu(const char *text)
 {
@@ -186,7 +212,13 @@ static void test_none(void)
     (void)simt_set_option("devices", 1);
     (void)simt_set_option("arch", 75);
     expect_cpu("sm_75): this build has machine code from sm_80 on");
+    (void)simt_set_option("arch", 89);
+    (void)simt_set_option("shared", 99);
+    expect_cpu("sm_89): a block has 99 KiB of shared memory, the kernels need 161");
     (void)simt_set_option("arch", 80);
+    (void)simt_set_option("shared", 163); /* an A100 has enough */
+    if (opened(open_with(NULL, GQA, "--ops", "cuda", NULL))) td_boot_close(&boot);
+    (void)simt_set_option("shared", 227);
     (void)simt_set_option("wrong", 1);
     expect_cpu("product of few rows computes otherwise than the host");
     (void)simt_set_option("wrong", 0);
@@ -323,6 +355,7 @@ int main(void)
     test_fixed("--no-deterministic");
     test_fixed("--deterministic");
     test_device();
+    if (!simt_checks()) test_thread();
     test_none();
     if (!simt_checks()) test_memory();
     if (!simt_checks()) test_staged();

@@ -40,12 +40,12 @@ static void test_modes(void)
     unsigned all = TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A;
     if (open_as(false, true, all, TD_OK)) expect_numerics(TD_CUDA_NUMERICS);
     if (!emulated) return;
-    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm80-lt1-bf16");
-    if (open_as(true, true, all, TD_OK)) expect_numerics("cuda-fast-sm80-lt1-bf16"); /* not a Hopper */
+    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm80-lt120901-bf16");
+    if (open_as(true, true, all, TD_OK)) expect_numerics("cuda-fast-sm80-lt120901-bf16"); /* not a Hopper */
     arch(90);
-    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt1-bf16"); /* not proven */
-    if (open_as(true, true, all, TD_OK)) expect_numerics("cuda-fast-sm90-lt1-h6-bf16");
-    if (open_as(true, true, TD_CUDA_ATTN_SM90A, TD_OK)) expect_numerics("cuda-fast-sm90-lt1-h4-bf16");
+    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt120901-f8-bf16"); /* not proven */
+    if (open_as(true, true, all, TD_OK)) expect_numerics("cuda-fast-sm90-lt120901-f8-h6-bf16");
+    if (open_as(true, true, TD_CUDA_ATTN_SM90A, TD_OK)) expect_numerics("cuda-fast-sm90-lt120901-f8-h4-bf16");
     arch(80);
 }
 
@@ -56,11 +56,9 @@ static void test_planted(void)
     static const struct {
         int wrong;
         const char *numerics;
-    } cases[] = {{2, "cuda-fast-sm90-h6-bf16"},
-                 {4, "cuda-fast-sm90-lt1-h4-bf16"},
-                 {8, "cuda-fast-sm90-lt1-h2-bf16"},
-                 {2 | 4 | 8, TD_CUDA_NUMERICS},
-                 {0, "cuda-fast-sm90-lt1-h6-bf16"}};
+    } cases[] = {{2, "cuda-fast-sm90-f8lt120901-h6-bf16"},  {16, "cuda-fast-sm90-lt120901-h6-bf16"},
+                 {4, "cuda-fast-sm90-lt120901-f8-h4-bf16"}, {8, "cuda-fast-sm90-lt120901-f8-h2-bf16"},
+                 {2 | 4 | 8 | 16, TD_CUDA_NUMERICS},        {0, "cuda-fast-sm90-lt120901-f8-h6-bf16"}};
     if (!emulated) return;
     arch(90);
     for (size_t i = 0; i < TD_COUNT(cases); i++) {
@@ -69,7 +67,7 @@ static void test_planted(void)
             expect_numerics(cases[i].numerics);
     }
     (void)simt_set_option("wrong", 4); /* nobody looks at what was not asked for */
-    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt1-bf16");
+    if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt120901-f8-bf16");
     arch(80);
     (void)simt_set_option("wrong", 1); /* the portable kernels themselves */
     open_as(false, true, 0, TD_ENOSUP);
@@ -142,6 +140,157 @@ static void test_copies(void)
     td_cuda_ops_close();
     dev_done();
     free(m), free(got);
+}
+
+/* ---- codes ---- */
+
+enum { C_K = 384, C_T = 71 };
+
+/* A matrix of codes with scales, and its copy. */
+typedef struct coded {
+    int N, rows, cols; /* that share a scale; cols C_K: a scale a row */
+    uint8_t code[MAX_N * C_K];
+    float scale[MAX_N * 3], bias[MAX_N];
+    td_weight w;
+} coded;
+
+static void coded_make(coded *m, int N, int rows, int cols, bool bias)
+{
+    uint64_t s = (uint64_t)(N * 7 + rows);
+    m->N = N, m->rows = rows, m->cols = cols;
+    for (int i = 0; i < N * C_K; i++) m->code[i] = td_f32_to_e4m3(rnd_float(&s, 20));
+    td_weight *w = &m->w;
+    *w = (td_weight){.N = N, .K = C_K, .dtype = TD_E4M3, .slices = 1, .scale_rows = rows, .scale_cols = cols};
+    for (size_t i = 0; i < td_weight_scale_count(w); i++) m->scale[i] = 0.01f + fabsf(rnd_float(&s, 0.2f));
+    rnd_fill(m->bias, (size_t)N, 9, 1);
+    size_t bytes = table->packed_bytes(N, C_K, TD_E4M3);
+    w->scale_at = (bytes + 255) / 256 * 256;
+    char *packed = block_alloc(w->scale_at + sizeof m->scale);
+    table->pack(packed, m->code, TD_E4M3, N, C_K, 0, N);
+    memcpy(packed + w->scale_at, m->scale, td_weight_scale_count(w) * 4);
+    w->p = dev_put(packed, w->scale_at + td_weight_scale_count(w) * 4);
+    w->bias = bias ? dev_put(m->bias, (size_t)N * 4) : NULL;
+    free(packed);
+}
+
+static float coded_scale(const coded *m, int n, int k)
+{
+    return m->scale[n / m->rows * (C_K / m->cols) + k / m->cols];
+}
+
+/* Where the codes of x, and their scales, come from: this one text of the rule in cuda_quant.h. */
+static void quantize(const float *x, int cols, float *value)
+{
+    for (int t = 0; t < C_T; t++)
+        for (int k0 = 0; k0 < C_K; k0 += cols) {
+            float most = 0, scale;
+            for (int k = k0; k < k0 + cols; k++) most = fmaxf(most, fabsf(x[t * C_K + k]));
+            scale = fmaxf(most / 448, 0x1p-126f);
+            for (int k = k0; k < k0 + cols; k++)
+                value[t * C_K + k] = td_e4m3_to_f32(td_f32_to_e4m3(x[t * C_K + k] / scale)) * scale;
+        }
+}
+
+/* Largest difference from y = x W' + bias with these values of x, beside the sum of magnitudes. */
+static double coded_error(const coded *m, const float *value, int T, const float *y)
+{
+    double most = 0;
+    for (int t = 0; t < T; t++)
+        for (int n = 0; n < m->N; n++) {
+            double s = m->w.bias ? m->bias[n] : 0, size = 1e-30;
+            for (int k = 0; k < C_K; k++) {
+                double v =
+                    (double)value[t * C_K + k] * td_e4m3_to_f32(m->code[n * C_K + k]) * coded_scale(m, n, k);
+                s += v, size += fabs(v);
+            }
+            double e = fabs(y[t * m->N + n] - s) / size;
+            most = e <= most ? most : e;
+        }
+    return most;
+}
+
+/* The product of T rows through the table: x as f32, as bf16, or as codes that a norm with weights of one made. */
+static void coded_linear(const coded *m, const float *x, int T, int how, float *y)
+{
+    const td_operand to = table->operand->type(&m->w, T);
+    size_t bytes = (size_t)T * (size_t)m->N * 4;
+    float *d = dev_new(bytes), ones[C_K];
+    const void *p = dev_put(x, (size_t)T * C_K * 4);
+    for (int i = 0; i < C_K; i++) ones[i] = 1;
+    if (how == 0) table->linear(NULL, NULL, &m->w, p, C_K, T, d, (size_t)m->N, false);
+    if (how == 1) {
+        void *operand = dev_new((size_t)T * C_K * 2 + 256);
+        table->operand->rmsnorm(NULL, p, C_K, dev_put(ones, sizeof ones), 0, T, C_K, operand, to, C_K);
+        table->operand->linear(NULL, NULL, &m->w, operand, to, C_K, T, d, (size_t)m->N, false);
+    }
+    T_EQ(td_cuda_ops_status(), TD_OK);
+    T_OK(dev_get(y, d, bytes), "%s", simt_last_error());
+}
+
+static void norm_rows(float *x)
+{
+    for (int t = 0; t < C_T; t++) {
+        double s = 0;
+        for (int k = 0; k < C_K; k++) s += (double)x[t * C_K + k] * (double)x[t * C_K + k];
+        float r = (float)(1 / sqrt(s / C_K));
+        for (int k = 0; k < C_K; k++) x[t * C_K + k] *= r;
+    }
+}
+
+/* In the fast mode on Hopper products of more than 64 rows are of codes, below and otherwise they are of x as
+ * bf16: seen by the error from either. Row scales, blocks, blocks that were cut; a bias; rows that are left over
+ *       from a multiple of 4. */
+static void test_codes(int N, int rows, int cols, bool bias)
+{
+    coded *m = td_xalloc(sizeof *m);
+    float *x = floats(C_T * C_K), *value = floats(C_T * C_K), *y = floats((size_t)(C_T * N)),
+          *z = floats((size_t)(C_T * N));
+    td_weight *w[1] = {&m->w};
+    void *block = NULL;
+    td_ops_room room = {.max_rows = C_T,
+                        .max_logits = 1,
+                        .N = N,
+                        .K = C_K,
+                        .V = 8,
+                        .H = 1,
+                        .G = 1,
+                        .D = 16,
+                        .max_seqs = 1,
+                        .max_len = 16,
+                        .page_size = 16};
+    uint64_t seed = 11;
+    for (int i = 0; i < C_T * C_K; i++) x[i] = rnd_float(&seed, 1) * expf(rnd_float(&seed, 2));
+    norm_rows(x);
+    arch(90);
+    if (open_as(true, true, 0, TD_OK)) {
+        coded_make(m, N, rows, cols, bias);
+        T_EQ(table->beside(w, 1, &block), TD_OK);
+        T_EQ(table->reserve(&room), TD_OK);
+        const bool taken = N != 30; /* not a multiple of 4 */
+        T_EQ(m->w.rows != NULL, taken);
+        td_operand few = table->operand->type(&m->w, TD_CUDA_LT_ROWS - 1),
+                   many = table->operand->type(&m->w, C_T);
+        T_EQ(few.dtype, TD_BF16);
+        T_EQ(many.dtype, taken ? TD_E4M3 : TD_BF16);
+        T_EQ(many.group, taken && cols < C_K ? 128 : 0);
+        quantize(x, cols, value);
+        for (int how = 0; how < 2; how++) {
+            coded_linear(m, x, C_T, how, y);
+            double exact = coded_error(m, x, C_T, y), coded = coded_error(m, value, C_T, y);
+            bool of_codes = taken && (N != 8 || how == 1); /* refused: of x itself, where it is there */
+            T_OK(of_codes ? coded < 0x1p-8 && exact > 2 * coded : exact < 0x1p-8,
+                 "N %d, scales of %d x %d, way %d: %g of x, %g of codes", N, rows, cols, how, exact, coded);
+        }
+        coded_linear(m, x, TD_CUDA_LT_ROWS - 1, 0, z);
+        double few_error = coded_error(m, x, TD_CUDA_LT_ROWS - 1, z);
+        T_OK(few_error < 0x1p-8, "few rows are of x itself: %g", few_error);
+        T_EQ(td_cuda_ops_grown(), 0);
+        dev()->free(dev(), block);
+        td_cuda_ops_close();
+    }
+    dev_done();
+    arch(80);
+    free(m), free(x), free(value), free(y), free(z);
 }
 
 /* Copies that would take more than half of what is free are not made, and the table says that it computes
@@ -243,6 +392,15 @@ int main(void)
     test_memory();
     test_dispatch(true, 40);
     test_dispatch(false, 8);
+    if (emulated) {
+        test_codes(64, 32, 128, true);
+        test_codes(8, 128, 128, true); /* the library refuses it: all rows from their codes */
+    }
+    if (emulated && !simt_checks()) { /* time: every kernel has run above */
+        test_codes(144, 1, C_K, true);
+        test_codes(200, 128, 128, false);
+        test_codes(30, 128, 128, false);
+    }
     td_dev_close(dev());
     return T_DONE();
 }

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,13 +53,19 @@ def test_all():
     cases = [b["case"] for b in r["bench"] if "case" in b]
     for part in ("gemm qkv", "decode attention", "prompt attention", "sample", "gather"):
         expect(any(part in c for c in cases), f"no case {part}")
-    expect(sum("ceiling" in b for b in r["bench"]) == 2 and sum("ratio" in b for b in r["bench"]) == 2, "ceilings and ratios")
+    ratios = [b["ratio"] for b in r["bench"] if "ratio" in b]
+    expect(sum("ceiling" in b for b in r["bench"]) == 2 and sum("default" in b for b in ratios) == 2 and len(ratios) == 4, f"ratios: {ratios}")
+    steps = [b for b in r["bench"] if b.get("case", "").startswith("step ")]
+    expect([b["case"].split()[-1] for b in steps] == ["replayed"] * 2 + ["queued"] * 2 + ["apart"] * 2, f"steps: {steps}")
+    expect([b["between"] for b in r["bench"] if "between" in b] == ["steps of ranks-tiny x1", "steps of ranks-tiny x2"], "time between steps")
     tests = ["pp70", "tg2@20", "tg2xB2@20"]
-    expect([(e["mode"], e["test"]) for e in r["engine"]] == [(m, t) for m in ("fast", "deterministic") for t in tests], "engine")
+    expect([(e["mode"], e["test"]) for e in r["engine"]] == [(m, t) for m in ("deterministic", "fast") for t in tests] + [("fast", "tg6xB3@5")], "engine")
+    expect(all(e["load_s"] > 0 for e in r["engine"]) and "first_token_s" in r["engine"][3] and "idle_us" in r["engine"][6], "load and time between steps")
     expect({e["numerics"] for e in r["engine"] if e["mode"] == "deterministic"} == {"cuda-sm80-bf16"}, "deterministic id")
-    expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt1-bf16"}, "fast id")
+    expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt120901-bf16"}, "fast id")
     expect(sorted(r["deterministic_cost"]) == sorted(tests), "cost of the deterministic mode")
-    for text in ("simt host emulation", "ok   golden llama-gqa", "engine fast", "deterministic mode, pp70", "goal at most 1.15", "0 failed"):
+    for text in ("simt host emulation", "ok   golden llama-gqa", "engine fast", "deterministic mode, pp70", "goal at most 1.15", "0 failed",
+                 "idle between steps of ranks-tiny x2", "device idle between steps", "from the command to a first token"):
         expect(text in out, f"the table has no {text}: {out[-3000:]}")
 
 
@@ -70,8 +77,24 @@ def test_failures():
         expect(rc == 1 and "not built" in out and any("bench engine, fast" in e for e in r["errors"]), f"no programs: status {rc}")
 
 
+def test_list():
+    """Every test program of tests/gpu/gpu.cmake is run, or said not to be."""
+    m = load()
+    with open(os.path.join(ROOT, "tests/gpu/gpu.cmake"), encoding="utf-8") as f:
+        shared = re.search(r"set\(gpu_shared ([^)]*)\)", f.read()).group(1).split()
+    files = glob.glob(ROOT + "/tests/simt/test_*.c") + glob.glob(ROOT + "/tests/gpu/test_*.c") + shared
+    names = {os.path.basename(f)[len("test_"):-len(".c")] for f in files}
+    listed = m.TESTS + m.NOT_HERE
+    expect(set(listed) == names and len(listed) == len(names), f"programs and list differ: {sorted(set(listed) ^ names)}")
+    expect(all(t in m.TESTS for _, some in m.SANITIZED for t in some), "a sanitized program is not in the list")
+
+
 def test_parts():
     m = load()
+    between = {"between": "steps of x", "us": 11, "goal_us_at_most": 10}
+    expect("missed" in m.bench_row(between) and "reached" in m.bench_row({**between, "us": 9}), "time between steps")
+    slow = {"mode": "fast", "test": "tg32xB256@128", "idle_us": 12.0, "first_token_s": 4.0}
+    expect(sorted(m.parts.limits(slow)) == ["first_token_s", "idle_us"] and not m.parts.limits({**slow, "mode": "deterministic"}), "limits")
     row = {"case": "x", "us": 1, "gb_s": 1, "tflop_s": 1, "share": 0.5}
     expect("missed" in m.bench_row({**row, "goal": 0.6}) and "reached" in m.bench_row({**row, "goal": 0.5}), "goals")
     expect("goal" not in m.bench_row(row) and m.bench_row({"device": "x"}) is None, "rows without a goal")
@@ -104,7 +127,19 @@ def test_kernels():
     expect(bad_shape.returncode == 2 and "not one of" in bad_shape.stderr, f"a bad shape: {bad_shape.stderr}")
 
 
+def test_codes():
+    """The cases of products of codes, which only Hopper has."""
+    r = subprocess.run([os.path.join(BUILD, "simt/simt_bench_cuda"), "cublasLt path"], capture_output=True, text=True,
+                       env={**os.environ, "SIMT_MEMORY": "512", "SIMT_ARCH": "90"})
+    rows = [json.loads(line) for line in r.stdout.splitlines()]
+    cases, ratios = [b["case"] for b in rows if "case" in b], [b["ratio"] for b in rows if "ratio" in b]
+    expect(r.returncode == 0 and len(cases) == 6 and sum("fp8 blocks" in c for c in cases) == 2, f"products of codes: {r.stdout} {r.stderr}")
+    expect(len(ratios) == 4 and sum(" fp8 T=" in c for c in ratios) == 2, f"ratios of codes: {ratios}")
+
+
+test_list()
 test_parts()
+test_codes()
 test_kernels()
 test_all()
 test_failures()

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call are those of
- * one call each, bit for bit, and neither waits for the device nor brings anything back; their lists follow the weights.
- * Whole models whose operations write operands of products (td_operand_ops) against the same without: the same bits. */
+/* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call
+ * are those of one call each, bit for bit, and neither waits for the device nor brings anything back; their lists
+ * follow the weights. Whole models whose operations write operands of products (td_operand_ops) against the same
+ * without: the same bits. */
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
@@ -193,6 +194,86 @@ static void test_model(const char *dir)
     free(a), free(b);
 }
 
+/* Largest difference beside the largest value. */
+static double apart(const float *a, const float *b, size_t n)
+{
+    double most = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - (double)b[i]);
+        most = d <= most ? most : d;
+        size = fmax(size, fabs((double)a[i]));
+    }
+    return most / size;
+}
+
+/* The deterministic product of what x is as codes (cuda_quant.h), for FP8 weights and more than 64 rows. */
+static void linear_of_codes(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx,
+                            int T, float *y, size_t ldy, bool add)
+{
+    if (w->dtype != TD_E4M3 || T <= 64) {
+        cuda->linear(pool, scratch, w, x, ldx, T, y, ldy, add);
+        return;
+    }
+    const int K = w->K, group = w->scale_cols < K || w->scale_rows > 1 ? 128 : K;
+    float *v = floats((size_t)T * ldx);
+    T_OK(dev_get(v, x, ((size_t)(T - 1) * ldx + (size_t)K) * 4), "%s", simt_last_error());
+    for (int t = 0; t < T; t++)
+        for (int k0 = 0; k0 < K; k0 += group) {
+            float most = 0, *p = v + (size_t)t * ldx + k0, scale;
+            for (int k = 0; k < group && k0 + k < K; k++) most = fmaxf(most, fabsf(p[k]));
+            scale = fmaxf(most / 448, 0x1p-126f);
+            for (int k = 0; k < group && k0 + k < K; k++)
+                p[k] = td_e4m3_to_f32(td_f32_to_e4m3(p[k] / scale)) * scale;
+        }
+    float *codes = dev_put(v, (size_t)T * ldx * 4);
+    cuda->linear(pool, scratch, w, codes, ldx, T, y, ldy, add);
+    T_EQ(dev()->sync(dev(), TD_STREAM_COMPUTE), TD_OK);
+    free(v);
+}
+
+/* A model of FP8 weights in the fast mode on Hopper: its step of 66 rows is of codes, made by norms and
+ * activations or by the products themselves; the logits are nearer to those of a model whose activations go
+ * through codes on the host than to those of the model itself. (Not near: a difference in the last bits of x sends
+ * one code in twenty to its neighbour, 1/16 away.) A scale from the wrong row leaves nothing of them. Steps of
+ * fewer rows follow from the first one's keys and values. */
+static void test_fast_codes(const char *dir)
+{
+    const td_cuda_mode fast = {.fast = true};
+    const size_t room = (size_t)STEPS * 80 * 512;
+    const char *emulated = strncmp(dev()->name, "simt", 4) ? NULL : "simt";
+    float *exact = floats(room), *coded = floats(room), *fused = floats(room), *apart_made = floats(room);
+    td_ops oracle = *cuda;
+    oracle.operand = NULL;
+    oracle.linear = linear_of_codes;
+    size_t n = run_model(dir, cuda, exact);
+    T_EQ(run_model(dir, &oracle, coded), n);
+    td_cuda_ops_close();
+    (void)simt_set_option("arch", 90);
+    if (emulated) dev()->arch = 90;
+    if (dev()->arch == 90 && td_cuda_ops_open_as(dev(), &fast, &cuda) == TD_OK) {
+        td_ops plain = *cuda;
+        plain.operand = NULL;
+        T_EQ(run_model(dir, cuda, fused), n);
+        T_EQ(run_model(dir, &plain, apart_made), n);
+        double lost = apart(exact, fused, n), off = apart(coded, fused, n),
+               off_too = apart(coded, apart_made, n);
+        T_OK(lost < 0.3 && off < lost && off_too < lost,
+             "%s: codes cost %g of the logits; off by %g, made by the products %g", dir, lost, off, off_too);
+        if (emulated) {
+            (void)simt_set_option("wrong", 16);
+            T_EQ(run_model(dir, cuda, fused), n);
+            (void)simt_set_option("wrong", 0);
+            T_OK(!(apart(exact, fused, n) < 0.5), "%s: wrong scales are only %g away", dir,
+                 apart(exact, fused, n));
+        }
+        td_cuda_ops_close();
+    }
+    (void)simt_set_option("arch", 80);
+    if (emulated) dev()->arch = 80;
+    T_EQ(td_cuda_ops_open(dev(), &cuda), TD_OK);
+    free(exact), free(coded), free(fused), free(apart_made);
+}
+
 int main(void)
 {
     static const char *const models[] = {"models/llama-bias", "models/llama-f16", "models/qwen3", "models/mixtral", "quantized/fp8-block"};
@@ -203,6 +284,10 @@ int main(void)
         char dir[100];
         snprintf(dir, sizeof dir, "tests/golden/%s", models[i]);
         test_model(dir);
+    }
+    if (!simt_checks()) {
+        test_fast_codes("tests/golden/quantized/fp8-block");
+        test_fast_codes("tests/golden/quantized/fp8-row");
     }
     td_cuda_ops_close();
     return T_DONE();

@@ -48,18 +48,24 @@ static size_t qkv_width(const td_model *m)
 
 /* What is computed for products with w only: their operand type, where the family has one (td_operand_ops). What ranks
  * exchange is f32. */
-static td_dtype operand(const td_model *m, const td_weight *w)
+static bool has_operands(const td_model *m)
 {
-    bool alone = td_model_tp(m) == 1 && !m->blocks && m->local.shards == 1;
-    return m->ops->operand && alone ? m->ops->operand->dtype(w->dtype) : TD_F32;
+    return m->ops->operand && td_model_tp(m) == 1 && !m->blocks && m->local.shards == 1;
+}
+
+static const td_operand plain = {TD_F32, 0};
+
+static td_operand operand(const td_model *m, const td_weight *w, int T)
+{
+    return has_operands(m) ? m->ops->operand->type(w, T) : plain;
 }
 
 /* h = norm(x), as `to`, for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
-static td_status norm(td_model *m, const float *w, int T, td_dtype to)
+static td_status norm(td_model *m, const float *w, int T, td_operand to)
 {
     size_t E = (size_t)m->desc.E;
     float eps = (float)m->desc.rms_eps;
-    if (to != TD_F32) {
+    if (to.dtype != TD_F32) {
         m->ops->operand->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, to, E);
         return TD_OK;
     }
@@ -75,15 +81,19 @@ static td_status norm(td_model *m, const float *w, int T, td_dtype to)
     return td_share_gather(m, block, T, m->scratch.h);
 }
 
-/* x: f32 or the operand type of w */
-static void product(td_model *m, const td_weight *w, const void *x, td_dtype type, size_t ldx, int T, float *y, bool sum)
+/* x: f32 or an operand of w */
+static void product(td_model *m, const td_weight *w, const void *x, td_operand type, size_t ldx, int T,
+                    float *y, bool sum)
 {
-    if (type == TD_F32) m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
-    else m->ops->operand->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
+    if (type.dtype == TD_F32)
+        m->ops->linear(m->pool, m->scratch.ops, w, x, ldx, T, y, (size_t)w->N, sum);
+    else
+        m->ops->operand->linear(m->pool, m->scratch.ops, w, x, type, ldx, T, y, (size_t)w->N, sum);
 }
 
 /* x += W y of a row-parallel matrix: this rank has some of its columns. The part goes through h, which is free then. */
-static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_dtype type, size_t ldy, int T)
+static td_status add_linear(td_model *m, const td_weight *w, const void *y, td_operand type, size_t ldy,
+                            int T)
 {
     if (td_model_tp(m) == 1) {
         product(m, w, y, type, ldy, T, m->scratch.x, true);
@@ -100,7 +110,7 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
     int g = d->layer[layer].group;
-    td_dtype type = operand(m, &l->qkv);
+    td_operand type = operand(m, &l->qkv, f->T);
     TD_TRY(norm(m, l->attn_norm, f->T, type));
     product(m, &l->qkv, m->scratch.h, type, (size_t)d->E, f->T, m->scratch.qkv, false);
     td_rope_args a = {.qkv = m->scratch.qkv,
@@ -127,7 +137,7 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
 /* What attention is stored as: context-parallel ranks merge parts of it. */
 static td_dtype attended(const td_model *m, const td_layer *l)
 {
-    return td_model_cp(m) > 1 ? TD_F32 : operand(m, &l->o);
+    return td_model_cp(m) > 1 || !has_operands(m) ? TD_F32 : m->ops->operand->dtype(l->o.dtype);
 }
 
 static td_status attend(td_forward *f, const td_layer *l, int layer)
@@ -166,18 +176,18 @@ static td_status feed_forward(td_model *m, const td_layer *l, const float *att, 
     const td_model_desc *d = &m->desc;
     td_scratch *s = &m->scratch;
     size_t F = (size_t)m->local.F;
-    TD_TRY(add_linear(m, &l->o, att, attended(m, l), (size_t)m->local.H * (size_t)d->D, T));
-    td_dtype type = moe ? TD_F32 : operand(m, &l->gate_up); /* a router reads f32 */
+    TD_TRY(add_linear(m, &l->o, att, (td_operand){attended(m, l), 0}, (size_t)m->local.H * (size_t)d->D, T));
+    td_operand type = moe ? plain : operand(m, &l->gate_up, T); /* a router reads f32 */
     TD_TRY(norm(m, l->ffn_norm, T, type));
     if (moe) return td_moe_forward(m, l, T);
     product(m, &l->gate_up, s->h, type, (size_t)d->E, T, s->gate_up, false);
-    type = operand(m, &l->down);
-    if (type != TD_F32) {
+    type = operand(m, &l->down, T);
+    if (type.dtype != TD_F32) {
         m->ops->operand->silu_mul(m->pool, s->gate_up, 2 * F, T, (int)F, s->operand, type, F);
         return add_linear(m, &l->down, s->operand, type, F, T);
     }
     m->ops->silu_mul(m->pool, s->gate_up, 2 * F, T, (int)F, s->gate_up, 2 * F);
-    return add_linear(m, &l->down, s->gate_up, TD_F32, 2 * F, T);
+    return add_linear(m, &l->down, s->gate_up, plain, 2 * F, T);
 }
 
 /* From here on only the wanted rows count: how many of this rank's those are, and where their attention is (qkv is free
@@ -236,7 +246,7 @@ static td_status head(td_forward *f, int T, float *logits)
         if (!td_shard_wants(m)) return TD_OK;
         T = 0; /* others' rows need this rank's part of the vocabulary */
     }
-    td_dtype type = operand(m, &m->weights.head);
+    td_operand type = operand(m, &m->weights.head, T);
     TD_TRY(norm(m, m->weights.final_norm, T, type));
     if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, logits));
     else if (m->local.V > 0) product(m, &m->weights.head, m->scratch.h, type, (size_t)m->desc.E, T, logits, false);

@@ -6,9 +6,10 @@
  * Rules:     1. A matrix is FP8 exactly if quantization_config says so: the tensor's dtype, the presence of its
  * scales and the list of what stays as it is must agree, or the tensor is refused by name. lm_head may be either.
  *            2. Activations are not rounded to FP8, whatever the checkpoint's scheme is for them: a product has the
- * exact weights and its family's own operand type. (The rounding is a loss taken for speed, not part of the model.)
- *            3. Families that compute with codes (td_ops.packed_dtype of E4M3 is E4M3: ref, cuda) get them with the
- * scales behind them; for the others the product above is packed as any f32 matrix.
+ * exact weights and its family's own operand type. (The rounding is a loss taken for speed, not part of the model:
+ * it is taken in one place alone, steps of more than 64 rows in the CUDA family's fast mode on Hopper,
+ *           kernels/choose_cuda.h.)  3. Families that compute with codes (td_ops.packed_dtype of E4M3 is E4M3:
+ * ref, cuda) get them with the scales behind them; for the others the product above is packed as any f32 matrix.
  *            4. Joined and cut matrices keep the stored scales: td_piece.scale_rows and scale_cols are the largest
  * powers of two up to 128 at which every join and cut falls on a boundary, so a scale may be written several times.
  * Names:     weight + "_scale_inv" (transformers' fp8) or + "_scale" (compressed-tensors); both multiply.

@@ -199,7 +199,7 @@ static size_t cut(td_scratch *s, const td_model *m, uint8_t *block)
     size_t operands = TD_MAX(T * dense_F, T * k * (size_t)m->local.moe_F);
     if (m->ops->operand) {
         if (block) s->operand = block + at;
-        at += padded(operands * td_dtype_bytes(TD_BF16));
+        at += padded(operands * td_dtype_bytes(TD_BF16) + 256); /* codes: their scales begin at a multiple */
     }
     if (block) s->ops = block + at;
     size_t ops = m->ops->scratch_bytes(m->max_rows, max_K, d->D, members);

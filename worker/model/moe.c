@@ -33,7 +33,8 @@ static void run_experts(td_model *m, const td_weight *w_up, const td_weight *w_d
     if (down.x_dtype == TD_F32) o->silu_mul(m->pool, gate_up, F2, rows, F, gate_up, F2);
     else {
         down.x = m->scratch.operand, down.ldx = (size_t)F;
-        o->operand->silu_mul(m->pool, gate_up, F2, rows, F, m->scratch.operand, down.x_dtype, down.ldx);
+        o->operand->silu_mul(m->pool, gate_up, F2, rows, F, m->scratch.operand, (td_operand){down.x_dtype, 0},
+                             down.ldx);
     }
     o->linear_grouped(o, m->pool, m->scratch.ops, &down);
 }
