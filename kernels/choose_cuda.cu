@@ -108,13 +108,16 @@ td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, lon
 static __global__ void gemm_unpack_kernel(uint16_t *dst, const uint16_t *src, int K, gemm_cut c)
 {
     const int n = (int)blockIdx.y, k0 = (int)(blockIdx.x * 128 + threadIdx.x) * 8;
-    for (int k = k0; k < k0 + 8 && k < K; k++)
-        dst[(size_t)n * (size_t)K + (size_t)k] = src[gemm_packed_at(c, n, k / 64, k % 64, false)];
+    for (int k = k0; k < k0 + 8 && k < K; k++) {
+        const int slice = c.slice_blocks ? k / c.slice_cols : 0, in = k - slice * c.slice_cols;
+        dst[(size_t)n * (size_t)K + (size_t)k] =
+            src[gemm_packed_at(c, n, slice * c.slice_blocks + in / 64, in % 64, false)];
+    }
 }
 
-int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K)
+int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, int slices)
 {
-    gemm_cut c = gemm_cut_of(K, 0, TD_CUDA_W_BF16);
+    gemm_cut c = gemm_cut_of(K, slices, TD_CUDA_W_BF16);
     for (int n0 = 0; n0 < N; n0 += 65520) { /* the grid's second dimension; a multiple of 16 */
         int n = N - n0 < 65520 ? N - n0 : 65520;
         int e = (int)td_launch(gemm_unpack_kernel, dim3((unsigned)((K + 1023) / 1024), (unsigned)n),
@@ -158,9 +161,9 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, td_weight *const *w, int n, v
     at = (char *)*block;
     for (int i = 0; i < n; i++) {
         if (!copied(w[i])) continue;
-        TD_TRY(
-            td_cuda_status(td_cuda_gemm_unpack(d->stream[TD_STREAM_COMPUTE], at, w[i]->p, w[i]->N, w[i]->K),
-                           "copy of a weight"));
+        TD_TRY(td_cuda_status(td_cuda_gemm_unpack(d->stream[TD_STREAM_COMPUTE], at, w[i]->p, w[i]->N, w[i]->K,
+                                                  w[i]->slices),
+                              "copy of a weight"));
         w[i]->rows = at;
         at += copy_bytes(w[i]);
     }

@@ -62,8 +62,8 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, td_weight *const *w, int n, v
 td_status td_cuda_choice_gemm(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, const void *rows);
 td_status td_cuda_choice_attention(td_cuda_choice *c, void *stream, const td_cuda_attn_args *a);
 
-/* Device to device: the row-major [N, K] matrix (bf16, f16; slices 0) that a packed one was made from. */
-int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K);
+/* Device to device: the row-major [N, K] matrix (bf16, f16) that a packed one was made from. */
+int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, int slices);
 
 #ifdef __cplusplus
 }

@@ -144,11 +144,11 @@ static bool keeps_law(const td_ops *t)
         if (i < TD_COUNT(w)) w[i] = v;
         else x[i - TD_COUNT(w)] = v;
     }
-    void *packed = aligned_alloc(64, td_round64(t->packed_bytes(CHECK_N, CHECK_K, TD_F32)));
+    void *packed = aligned_alloc(64, td_round64(t->packed_bytes(CHECK_N, CHECK_K, 1, TD_F32)));
     void *scratch = aligned_alloc(64, td_round64(t->scratch_bytes(CHECK_M, CHECK_K, 16, 1)));
     td_pool *pool = td_pool_open(1);
     TD_CHECK(packed && scratch);
-    t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 0, CHECK_N);
+    t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 1, 0, CHECK_N);
     td_weight weight = {.N = CHECK_N, .K = CHECK_K, .dtype = t->packed_dtype(TD_F32), .p = packed, .slices = 1};
     t->linear(pool, scratch, &weight, x, CHECK_K, CHECK_M, y, CHECK_N, false);
     bool same = true;
