@@ -1,7 +1,7 @@
 /* common/arena.h - bump allocator: many small objects of one lifetime, freed by one call.
  *
- * Rules:   1. Returned memory is zeroed and 16-byte aligned. 2. At `max` bytes alloc returns NULL (a limit,
- *          not an accident: callers answer EFULL).
+ * Rules:   1. Returned memory is zeroed and 16-byte aligned.
+ *          2. At `max` bytes alloc returns NULL (a limit, not an accident: callers answer EFULL).
  * Threads: one owner at a time; may be handed to another thread as a whole. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_ARENA_H

@@ -162,6 +162,8 @@ enum {
       "tensor-parallel ranks exchange their parts of sums as 8-bit integers (changes results)") \
     X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN, \
       "write one line to this file descriptor when ready; -1: none") \
+    X(INT, expected_workers, "expected-workers", 0, "0", 0, 768, "workers", TD_CONF_ROUTER | TD_CONF_OWN, \
+      "the ready line waits for so many workers, requests do not; 0: for those that can serve") \
     X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER, \
       "write every step and shipment as a JSON line") \
     X(STR, cache_dir, "cache-dir", 0, "", 0, 4096, "directory", TD_C_ENGINE, \
@@ -199,7 +201,8 @@ enum {
       "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
     X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "CUDA device; -1: this process's number among the ranks of its host") \
-    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, "numerics id to pin in a mixed fleet") \
+    X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+      "numerics id to pin in a mixed fleet (cpu-x86-bf16: with and without AMX)") \
     X(CHOICE, load_format, "load-format", 0, "auto", 0, 0, "auto|dummy", TD_C_ENGINE | TD_CONF_ROUTER, \
       "dummy: random weights of --shape, no files") \
     X(CHOICE, shape, "shape", 0, "tiny", 0, 0, "tiny|0.5b|1b|8b|ranks-tiny|ranks-mqa|moe-tiny", \

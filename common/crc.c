@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* common/crc.c - CRC32C by tables (8 bytes a step) or by the SSE4.2 instruction in three streams, because one
- * stream is bound by the instruction's latency of 3 cycles. Streams are joined by CRC's linearity over GF(2):
- * appending n bytes multiplies the register by x^(8n) modulo the polynomial. */
+/* common/crc.c - CRC32C by tables (8 bytes a step), by the SSE4.2 instruction in three streams, because one
+ * stream is bound by the instruction's latency of 3 cycles, or by carry-less products of 64 bytes (AVX-512),
+ * which cost a copy beside them nothing. Streams are joined by CRC's linearity over GF(2): appending n bytes
+ * multiplies the register by x^(8n) modulo the polynomial. */
 #include "common/crc.h"
 #include "common/check.h"
 #include <pthread.h>
@@ -11,10 +12,12 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read little-endian");
 
 static const uint32_t poly = 0x82F63B78; /* 0x1EDC6F41, bits reversed: bit 31 is x^0 */
-enum { LONG = 2048, SHORT = 128 };
+enum { LONG = 2048, MIDDLE = 512, SHORT = 128 };
 
+typedef struct over { uint32_t z[8][16]; } over; /* moves a register over n bytes that follow */
 static uint32_t table[8][256]; /* table[k][b]: byte b followed by k zero bytes */
-static td_crc_over over_long, over_short;
+static over over_long, over_middle, over_short;
+static uint64_t over_256[2], over_64[2], over_16[2]; /* the two factors that move 16 bytes so far (fold) */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static inline uint64_t load64(const unsigned char *p)
@@ -39,11 +42,18 @@ static uint32_t times(uint32_t a, uint32_t b)
     return p;
 }
 
-void td_crc_over_init(td_crc_over *o, uint64_t n)
+/* x^n */
+static uint32_t power(uint32_t n)
 {
     uint32_t r = 1u << 31; /* x^0 */
-    for (uint32_t x = 1u << 23 /* x^8 */; n; n >>= 1, x = times(x, x))
+    for (uint32_t x = 1u << 30 /* x^1 */; n; n >>= 1, x = times(x, x))
         if (n & 1) r = times(r, x);
+    return r;
+}
+
+static void over_init(over *o, uint32_t n)
+{
+    uint32_t r = power(8 * n);
     for (int bit = 31; bit >= 0; bit--, r = times_x(r)) o->z[bit / 4][1 << bit % 4] = r;
     for (int k = 0; k < 8; k++) {
         o->z[k][0] = 0;
@@ -52,10 +62,19 @@ void td_crc_over_init(td_crc_over *o, uint64_t n)
     }
 }
 
-uint32_t td_crc_join(const td_crc_over *o, uint32_t a, uint32_t b)
+static inline uint32_t join(const over *o, uint32_t a, uint32_t b)
 {
     for (int k = 0; k < 8; k++, a >>= 4) b ^= o->z[k][a & 15];
     return b;
+}
+
+/* Of 16 bytes the first 8 stand 64 bits higher than the last 8. The product of 8 of them and a factor of 32
+ * bits, shifted by one because it is of reversed words, reads as 16 bytes 32 bits too high: hence 32 and -32
+ * for 64 and 0. */
+static void factors(uint64_t f[2], uint32_t n)
+{
+    f[0] = (uint64_t)power(8 * n + 32) << 1;
+    f[1] = (uint64_t)power(8 * n - 32) << 1;
 }
 
 /* ---- without hardware ---- */
@@ -69,14 +88,16 @@ static void fill_tables(void)
     }
     for (int k = 1; k < 8; k++)
         for (int b = 0; b < 256; b++) table[k][b] = table[0][table[k - 1][b] & 255] ^ table[k - 1][b] >> 8;
-    td_crc_over_init(&over_long, LONG);
-    td_crc_over_init(&over_short, SHORT);
+    over_init(&over_long, LONG);
+    over_init(&over_middle, MIDDLE);
+    over_init(&over_short, SHORT);
+    factors(over_256, 256);
+    factors(over_64, 64);
+    factors(over_16, 16);
 }
 
-uint32_t td_crc32c_tables(uint32_t crc, const void *data, size_t n)
+static uint32_t by_tables(uint32_t crc, const unsigned char *p, size_t n)
 {
-    pthread_once(&once, fill_tables);
-    const unsigned char *p = data;
     crc = ~crc;
     for (; n >= 8; p += 8, n -= 8) {
         uint64_t x = load64(p) ^ crc;
@@ -87,31 +108,33 @@ uint32_t td_crc32c_tables(uint32_t crc, const void *data, size_t n)
     return ~crc;
 }
 
-static void one_by_one(td_crc_lane *l, int n_lanes, size_t n)
-{
-    for (int i = 0; i < n_lanes; i++) l[i].crc = td_crc32c(l[i].crc, l[i].p, n);
-}
-
 #ifdef __x86_64__
 #include <immintrin.h>
 
 #define SSE42 __attribute__((target("sse4.2")))
-/* Three streams of `len` bytes side by side, then joined: a's register is moved over b's bytes, and so on. */
-SSE42 static const unsigned char *three(uint64_t *crc, const unsigned char *p, size_t *n, size_t len,
-                                        const td_crc_over *z)
+SSE42 static inline uint64_t word(uint64_t crc, unsigned char *to, const unsigned char *p, size_t at)
 {
-    while (*n >= 3 * len) {
+    uint64_t x = load64(p + at);
+    if (to) memcpy(to + at, &x, 8);
+    return _mm_crc32_u64(crc, x);
+}
+
+/* Three streams of `len` bytes side by side, then joined: a's register is moved over b's bytes, and so on.
+ * They are copied on the way, if `to` is there. How many bytes were done. */
+SSE42 static inline size_t three(uint64_t *crc, unsigned char *to, const unsigned char *p, size_t n,
+                                 size_t len, const over *z)
+{
+    size_t done = 0;
+    for (; n - done >= 3 * len; done += 3 * len, p += 3 * len, to += to ? 3 * len : 0) {
         uint64_t a = *crc, b = 0, c = 0;
-        for (const unsigned char *end = p + len; p < end; p += 8) {
-            a = _mm_crc32_u64(a, load64(p));
-            b = _mm_crc32_u64(b, load64(p + len));
-            c = _mm_crc32_u64(c, load64(p + 2 * len));
+        for (size_t at = 0; at < len; at += 8) {
+            a = word(a, to, p, at);
+            b = word(b, to, p, len + at);
+            c = word(c, to, p, 2 * len + at);
         }
-        *crc = td_crc_join(z, td_crc_join(z, (uint32_t)a, (uint32_t)b), (uint32_t)c);
-        p += 2 * len;
-        *n -= 3 * len;
+        *crc = join(z, join(z, (uint32_t)a, (uint32_t)b), (uint32_t)c);
     }
-    return p;
+    return done;
 }
 
 SSE42 static uint32_t rest(uint32_t r, const unsigned char *p, size_t n)
@@ -121,78 +144,179 @@ SSE42 static uint32_t rest(uint32_t r, const unsigned char *p, size_t n)
     return r;
 }
 
-SSE42 static uint32_t crc_hardware(uint32_t crc, const unsigned char *p, size_t n)
+/* to: NULL, nothing is copied. */
+SSE42 static uint32_t by_sse42(uint32_t crc, unsigned char *to, const unsigned char *p, size_t n)
 {
+    const struct {
+        size_t len;
+        const over *z;
+    } step[] = {{LONG, &over_long}, {MIDDLE, &over_middle}, {SHORT, &over_short}};
     uint64_t r = ~crc;
-    p = three(&r, p, &n, LONG, &over_long);
-    p = three(&r, p, &n, SHORT, &over_short);
-    return ~rest((uint32_t)r, p, n);
-}
-
-static bool hardware(void)
-{
-    return __builtin_cpu_supports("sse4.2");
-}
-
-uint32_t td_crc32c(uint32_t crc, const void *p, size_t n)
-{
-    if (!hardware()) return td_crc32c_tables(crc, p, n);
-    pthread_once(&once, fill_tables);
-    return crc_hardware(crc, p, n);
-}
-
-/* K lanes a line at a time. K is a constant where it is called: the loops over it must unroll, so that the
- * registers of the lanes are registers. */
-SSE42 static inline __attribute__((always_inline)) void lanes(td_crc_lane *l, const int K, size_t n)
-{
-    uint64_t c[TD_CRC_LANES];
-    const uint8_t *p[TD_CRC_LANES], *ahead[TD_CRC_LANES];
     size_t at = 0;
-#pragma GCC unroll 4
-    for (int i = 0; i < K; i++) {
-        c[i] = ~l[i].crc;
-        p[i] = l[i].p;
-        ahead[i] = l[i].ahead ? l[i].ahead : p[i]; /* to fetch what is there costs nothing */
-    }
-    for (; at + 64 <= n; at += 64) {
-#pragma GCC unroll 4
-        for (int i = 0; i < K; i++) _mm_prefetch((const char *)ahead[i] + at, _MM_HINT_T0);
-#pragma GCC unroll 8
-        for (size_t w = 0; w < 64; w += 8)
-#pragma GCC unroll 4
-            for (int i = 0; i < K; i++) c[i] = _mm_crc32_u64(c[i], load64(p[i] + at + w));
-    }
-    for (int i = 0; i < K; i++) l[i].crc = ~rest((uint32_t)c[i], p[i] + at, n - at);
+    for (size_t i = 0; i < TD_COUNT(step); i++)
+        at += three(&r, to ? to + at : NULL, p + at, n - at, step[i].len, step[i].z);
+    if (to) memcpy(to + at, p + at, n - at);
+    return ~rest((uint32_t)r, p + at, n - at);
 }
 
-SSE42 static void lanes_of(td_crc_lane *l, int k, size_t n)
+/* Part of a line past the caches costs more. */
+static inline bool whole_lines(const void *to, size_t n)
 {
-    if (k == 4)
-        lanes(l, 4, n);
-    else if (k == 3)
-        lanes(l, 3, n);
-    else if (k == 2)
-        lanes(l, 2, n);
-    else
-        lanes(l, 1, n);
+    return !(((uintptr_t)to | n) % 64);
 }
 
-void td_crc32c_lanes(td_crc_lane *l, int k, size_t n)
+static void put(unsigned char *to, const unsigned char *from, size_t n)
 {
-    TD_ASSERT(k >= 1 && k <= TD_CRC_LANES);
-    if (hardware())
-        lanes_of(l, k, n);
+    for (const unsigned char *end = from + n; from < end; from += 16, to += 16)
+        _mm_stream_si128((__m128i *)(void *)to, _mm_loadu_si128((const __m128i *)(const void *)from));
+}
+
+#define WIDE __attribute__((target("avx512f,avx512dq,avx512vl,vpclmulqdq,pclmul,sse4.2")))
+typedef enum { CHECK, COPY, COPY_PAST } wide_what;
+
+WIDE static inline __m512i wide_factors(const uint64_t f[2])
+{
+    return _mm512_broadcast_i64x2(_mm_loadu_si128((const __m128i *)(const void *)f));
+}
+
+/* Each 16 bytes of a moved by what f says, and added to b's. */
+WIDE static inline __m512i fold(__m512i a, __m512i f, __m512i b)
+{
+    enum { XOR3 = 0x96 };
+    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(a, f, 0x00),
+                                     _mm512_clmulepi64_epi128(a, f, 0x11), b, XOR3);
+}
+
+WIDE static inline __m128i fold_16(__m128i a, __m128i b)
+{
+    const __m128i f = _mm_loadu_si128((const __m128i *)(const void *)over_16);
+    return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(a, f, 0x00), _mm_clmulepi64_si128(a, f, 0x11)),
+                         b);
+}
+
+/* The register behind 64 bytes that stand for all before them. */
+WIDE static inline uint32_t reduce(__m512i x)
+{
+    __m128i r = fold_16(_mm512_castsi512_si128(x), _mm512_extracti64x2_epi64(x, 1));
+    r = fold_16(fold_16(r, _mm512_extracti64x2_epi64(x, 2)), _mm512_extracti64x2_epi64(x, 3));
+    uint64_t low = _mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(r));
+    return (uint32_t)_mm_crc32_u64(low, (uint64_t)_mm_extract_epi64(r, 1));
+}
+
+WIDE static inline __attribute__((always_inline)) __m512i line(unsigned char *to, const unsigned char *p,
+                                                               const wide_what what)
+{
+    __m512i x = _mm512_loadu_si512(p);
+    if (what == COPY) _mm512_storeu_si512(to, x);
+    if (what == COPY_PAST) _mm512_stream_si512((__m512i *)(void *)to, x);
+    return x;
+}
+
+/* n: whole lines, one at least. A constant `what` where it is called. */
+WIDE static inline __attribute__((always_inline)) uint32_t
+wide(uint32_t r, unsigned char *to, const unsigned char *p, size_t n, const wide_what what)
+{
+    const __m512i far = wide_factors(over_256), near = wide_factors(over_64);
+    __m512i a = line(to, p, what);
+    size_t at = 64;
+    a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)r)));
+    if (n >= 256) {
+        __m512i b = line(to + 64, p + 64, what), c = line(to + 128, p + 128, what),
+                d = line(to + 192, p + 192, what);
+        for (at = 256; at + 256 <= n; at += 256) {
+            a = fold(a, far, line(to + at, p + at, what));
+            b = fold(b, far, line(to + at + 64, p + at + 64, what));
+            c = fold(c, far, line(to + at + 128, p + at + 128, what));
+            d = fold(d, far, line(to + at + 192, p + at + 192, what));
+        }
+        a = fold(fold(fold(a, near, b), near, c), near, d);
+    }
+    for (; at < n; at += 64) a = fold(a, near, line(to + at, p + at, what));
+    return reduce(a);
+}
+
+WIDE static uint32_t wide_check(uint32_t crc, const unsigned char *p, size_t n)
+{
+    size_t lines = n / 64 * 64;
+    return ~rest(wide(~crc, NULL, p, lines, CHECK), p + lines, n - lines);
+}
+
+WIDE static uint32_t wide_copy(uint32_t crc, unsigned char *to, const unsigned char *p, size_t n)
+{
+    size_t lines = n / 64 * 64;
+    uint32_t r = wide(~crc, to, p, lines, COPY);
+    memcpy(to + lines, p + lines, n - lines);
+    return ~rest(r, p + lines, n - lines);
+}
+
+WIDE static uint32_t wide_copy_past(uint32_t crc, unsigned char *to, const unsigned char *p, size_t n)
+{
+    return ~wide(~crc, to, p, n, COPY_PAST);
+}
+
+td_crc_way td_crc_best(void)
+{
+    bool products = __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq");
+    return products ? TD_CRC_WIDE : __builtin_cpu_supports("sse4.2") ? TD_CRC_SSE42 : TD_CRC_TABLES;
+}
+
+uint32_t td_crc32c_by(td_crc_way way, uint32_t crc, const void *p, size_t n)
+{
+    pthread_once(&once, fill_tables);
+    if (way == TD_CRC_WIDE && n >= 64) return wide_check(crc, p, n);
+    return way == TD_CRC_TABLES ? by_tables(crc, p, n) : by_sse42(crc, NULL, p, n);
+}
+
+uint32_t td_crc32c_copy_by(td_crc_way way, uint32_t crc, void *to, const void *from, size_t n, bool past)
+{
+    past = past && whole_lines(to, n);
+    pthread_once(&once, fill_tables);
+    if (way == TD_CRC_WIDE && n >= 64)
+        return past ? wide_copy_past(crc, to, from, n) : wide_copy(crc, to, from, n);
+    if (way != TD_CRC_TABLES && !past) return by_sse42(crc, to, from, n);
+    if (past)
+        put(to, from, n);
     else
-        one_by_one(l, k, n);
+        memcpy(to, from, n);
+    return td_crc32c_by(way, crc, from, n);
+}
+
+void td_crc32c_copied(void)
+{
+    _mm_sfence();
 }
 #else
-uint32_t td_crc32c(uint32_t crc, const void *p, size_t n)
+td_crc_way td_crc_best(void)
 {
-    return td_crc32c_tables(crc, p, n);
+    return TD_CRC_TABLES;
 }
 
-void td_crc32c_lanes(td_crc_lane *l, int k, size_t n)
+uint32_t td_crc32c_by(td_crc_way way, uint32_t crc, const void *p, size_t n)
 {
-    one_by_one(l, k, n);
+    (void)way;
+    pthread_once(&once, fill_tables);
+    return by_tables(crc, p, n);
+}
+
+uint32_t td_crc32c_copy_by(td_crc_way way, uint32_t crc, void *to, const void *from, size_t n, bool past)
+{
+    (void)past;
+    memcpy(to, from, n);
+    return td_crc32c_by(way, crc, from, n);
+}
+
+void td_crc32c_copied(void)
+{
 }
 #endif
+
+uint32_t td_crc32c(uint32_t crc, const void *p, size_t n)
+{
+    return td_crc32c_by(td_crc_best(), crc, p, n);
+}
+
+uint32_t td_crc32c_copy(uint32_t crc, void *to, const void *from, size_t n, bool past)
+{
+    return td_crc32c_copy_by(td_crc_best(), crc, to, from, n, past);
+}

@@ -3,107 +3,18 @@
  * contraction), and fma is exact wherever it runs: as an instruction, in libm, in 8 or 16 lanes. The vector
  * paths therefore have the scalar path's bits. */
 #include "common/rng.h"
-#include <math.h>
-#include <string.h>
+#include "common/noise.h"
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
-/* Philox4x32: multipliers and Weyl constants of the paper's section 4.3. */
-#define PHILOX_M0 0xD2511F53u
-#define PHILOX_M1 0xCD9E8D57u
-#define PHILOX_W0 0x9E3779B9u
-#define PHILOX_W1 0xBB67AE85u
-enum { ROUNDS = 10 };
-
-/* log(1+f) = f + f^2 (-1/2 + f P(f)) for f in [sqrt(1/2)-1, sqrt(2)-1]: minimax of the relative error (0.013
- * ulp before rounding), highest power first. log(2) is split so that e * LN2_HI is exact for |e| < 2^8. */
-#define LN2_HI 0x1.62e4p-1f
-#define LN2_LO 0x1.7f7d1cp-20f
-#define SQRT_HALF_BITS 0x3f3504f3
-static const float P[9] = {0x1.1462f2p-4f,  -0x1.de4f98p-4f, 0x1.e6f610p-4f,  -0x1.fc1f6ep-4f, 0x1.2336e2p-3f,
-                           -0x1.555c5ap-3f, 0x1.99a4bcp-3f,  -0x1.000006p-2f, 0x1.555548p-2f};
-#define U_MAX 0x1.fffffep-1f
-
-static inline float from_bits(uint32_t b)
-{
-    float f;
-    memcpy(&f, &b, 4);
-    return f;
-}
-
-static inline uint32_t to_bits(float f)
-{
-    uint32_t b;
-    memcpy(&b, &f, 4);
-    return b;
-}
-
 #define INLINE static inline __attribute__((always_inline))
-
-INLINE float log_of(float f, float e)
-{
-    float p = P[0];
-    for (int i = 1; i < 9; i++) p = fmaf(p, f, P[i]);
-    float q = f * f * fmaf(p, f, -0.5f);
-    return e * LN2_HI + (f + fmaf(e, LN2_LO, q));
-}
-
-/* x = 2^e (1+f) with 1+f in [sqrt(1/2), sqrt(2)). */
-INLINE int32_t exponent_of(float x)
-{
-    return (int32_t)(to_bits(x) - SQRT_HALF_BITS) >> 23;
-}
-
-INLINE float log_f32(float x)
-{
-    int32_t e = exponent_of(x);
-    float f = from_bits(to_bits(x) - ((uint32_t)e << 23)) - 1.0f;
-    return log_of(f, (float)e);
-}
-
-/* The rounded 1+x only chooses e; f = 2^-e (1+x) - 1 is rounded once, so nothing is lost for small x. */
-INLINE float log1p_f32(float x)
-{
-    int32_t e = exponent_of(1.0f + x);
-    float scale = from_bits((uint32_t)(127 - e) << 23);
-    return log_of(fmaf(x, scale, scale - 1.0f), (float)e);
-}
-
-INLINE float uniform_f32(uint32_t x)
-{
-    float u = fmaf((float)x, 0x1p-32f, 0x1p-33f);
-    return u < U_MAX ? u : U_MAX;
-}
-
-INLINE float gumbel_f32(uint32_t x)
-{
-    return -log_f32(-log1p_f32(-uniform_f32(x)));
-}
-
-INLINE void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4])
-{
-    uint32_t a = ctr[0], b = ctr[1], c = ctr[2], d = ctr[3], k0 = key[0], k1 = key[1];
-    for (int r = 0; r < ROUNDS; r++) {
-        uint64_t p = (uint64_t)PHILOX_M0 * a, q = (uint64_t)PHILOX_M1 * c;
-        a = (uint32_t)(q >> 32) ^ b ^ k0;
-        c = (uint32_t)(p >> 32) ^ d ^ k1;
-        b = (uint32_t)q;
-        d = (uint32_t)p;
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
-    }
-    out[0] = a;
-    out[1] = b;
-    out[2] = c;
-    out[3] = d;
-}
 
 INLINE void gumbel4(uint64_t seed, uint32_t position, uint32_t stream, uint32_t block, float out[4])
 {
-    uint32_t ctr[4] = {block, position, stream, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, x[4];
-    philox(ctr, key, x);
-    for (int i = 0; i < 4; i++) out[i] = gumbel_f32(x[i]);
+    uint32_t x[4];
+    td_noise_block(seed, position, stream, block, x);
+    for (int i = 0; i < 4; i++) out[i] = td_noise_gumbel(x[i]);
 }
 
 /* Tokens that are not a whole block, at either end of a row; then whole blocks. */
@@ -122,22 +33,22 @@ INLINE void row_scalar(uint64_t seed, uint32_t position, uint32_t stream, uint32
 
 void td_philox4x32(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4])
 {
-    philox(ctr, key, out);
+    td_noise_philox(ctr, key, out);
 }
 
 float td_uniform_f32(uint32_t x)
 {
-    return uniform_f32(x);
+    return td_noise_uniform(x);
 }
 
 float td_log_f32(float x)
 {
-    return log_f32(x);
+    return td_noise_log(x);
 }
 
 float td_log1p_f32(float x)
 {
-    return log1p_f32(x);
+    return td_noise_log1p(x);
 }
 
 #ifdef __x86_64__
@@ -145,16 +56,18 @@ float td_log1p_f32(float x)
 
 FMA static inline __m256 log_of_8(__m256 f, __m256 e)
 {
-    __m256 p = _mm256_set1_ps(P[0]);
-    for (int i = 1; i < 9; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(P[i]));
+    __m256 p = _mm256_set1_ps(TD_LOG_P0);
+#define X(c) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(c));
+    TD_LOG_P(X)
+#undef X
     __m256 q = _mm256_mul_ps(_mm256_mul_ps(f, f), _mm256_fmadd_ps(p, f, _mm256_set1_ps(-0.5f)));
-    __m256 low = _mm256_add_ps(f, _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_LO), q));
-    return _mm256_add_ps(_mm256_mul_ps(e, _mm256_set1_ps(LN2_HI)), low);
+    __m256 low = _mm256_add_ps(f, _mm256_fmadd_ps(e, _mm256_set1_ps(TD_LN2_LO), q));
+    return _mm256_add_ps(_mm256_mul_ps(e, _mm256_set1_ps(TD_LN2_HI)), low);
 }
 
 FMA static inline __m256i exponent_of_8(__m256 x)
 {
-    return _mm256_srai_epi32(_mm256_sub_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
+    return _mm256_srai_epi32(_mm256_sub_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(TD_SQRT_HALF_BITS)), 23);
 }
 
 FMA static inline __m256 log_8(__m256 x)
@@ -180,7 +93,7 @@ FMA static inline __m256 gumbel_8(__m256i x)
     __m256 lo = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
     __m256 u = _mm256_fmadd_ps(hi, _mm256_set1_ps(65536.0f), lo);
     u = _mm256_fmadd_ps(u, _mm256_set1_ps(0x1p-32f), _mm256_set1_ps(0x1p-33f));
-    u = _mm256_min_ps(u, _mm256_set1_ps(U_MAX));
+    u = _mm256_min_ps(u, _mm256_set1_ps(TD_UNIFORM_MAX));
     __m256 e = _mm256_xor_ps(log1p_8(_mm256_xor_ps(u, minus)), minus);
     return _mm256_xor_ps(log_8(e), minus);
 }
@@ -202,16 +115,16 @@ FMA static inline void gumbel_32(uint64_t seed, uint32_t position, uint32_t stre
     __m256i b = _mm256_set1_epi32((int)position), c = _mm256_set1_epi32((int)stream);
     __m256i d = _mm256_setzero_si256();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int r = 0; r < ROUNDS; r++) {
+    for (int r = 0; r < TD_PHILOX_ROUNDS; r++) {
         __m256i ph, pl, qh, ql;
-        mul_8(a, PHILOX_M0, &ph, &pl);
-        mul_8(c, PHILOX_M1, &qh, &ql);
+        mul_8(a, TD_PHILOX_M0, &ph, &pl);
+        mul_8(c, TD_PHILOX_M1, &qh, &ql);
         a = _mm256_xor_si256(_mm256_xor_si256(qh, b), _mm256_set1_epi32((int)k0));
         c = _mm256_xor_si256(_mm256_xor_si256(ph, d), _mm256_set1_epi32((int)k1));
         b = ql;
         d = pl;
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
+        k0 += TD_PHILOX_W0;
+        k1 += TD_PHILOX_W1;
     }
     /* Lane i of a, b, c, d is block i: transpose 4 x 8 so that tokens are in order. */
     __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
@@ -244,16 +157,18 @@ ROW(row_avx2, FMA, 32, gumbel_32)
 
 WIDE static inline __m512 log_of_16(__m512 f, __m512 e)
 {
-    __m512 p = _mm512_set1_ps(P[0]);
-    for (int i = 1; i < 9; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(P[i]));
+    __m512 p = _mm512_set1_ps(TD_LOG_P0);
+#define X(c) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    TD_LOG_P(X)
+#undef X
     __m512 q = _mm512_mul_ps(_mm512_mul_ps(f, f), _mm512_fmadd_ps(p, f, _mm512_set1_ps(-0.5f)));
-    __m512 low = _mm512_add_ps(f, _mm512_fmadd_ps(e, _mm512_set1_ps(LN2_LO), q));
-    return _mm512_add_ps(_mm512_mul_ps(e, _mm512_set1_ps(LN2_HI)), low);
+    __m512 low = _mm512_add_ps(f, _mm512_fmadd_ps(e, _mm512_set1_ps(TD_LN2_LO), q));
+    return _mm512_add_ps(_mm512_mul_ps(e, _mm512_set1_ps(TD_LN2_HI)), low);
 }
 
 WIDE static inline __m512i exponent_of_16(__m512 x)
 {
-    return _mm512_srai_epi32(_mm512_sub_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(SQRT_HALF_BITS)), 23);
+    return _mm512_srai_epi32(_mm512_sub_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(TD_SQRT_HALF_BITS)), 23);
 }
 
 WIDE static inline __m512 log_16(__m512 x)
@@ -275,7 +190,7 @@ WIDE static inline __m512 gumbel_16(__m512i x)
 {
     __m512 minus = _mm512_set1_ps(-0.0f);
     __m512 u = _mm512_fmadd_ps(_mm512_cvtepu32_ps(x), _mm512_set1_ps(0x1p-32f), _mm512_set1_ps(0x1p-33f));
-    u = _mm512_min_ps(u, _mm512_set1_ps(U_MAX));
+    u = _mm512_min_ps(u, _mm512_set1_ps(TD_UNIFORM_MAX));
     __m512 e = _mm512_xor_ps(log1p_16(_mm512_xor_ps(u, minus)), minus);
     return _mm512_xor_ps(log_16(e), minus);
 }
@@ -297,16 +212,16 @@ WIDE static inline void gumbel_64(uint64_t seed, uint32_t position, uint32_t str
     __m512i b = _mm512_set1_epi32((int)position), c = _mm512_set1_epi32((int)stream);
     __m512i d = _mm512_setzero_si512();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int r = 0; r < ROUNDS; r++) {
+    for (int r = 0; r < TD_PHILOX_ROUNDS; r++) {
         __m512i ph, pl, qh, ql;
-        mul_16(a, PHILOX_M0, &ph, &pl);
-        mul_16(c, PHILOX_M1, &qh, &ql);
+        mul_16(a, TD_PHILOX_M0, &ph, &pl);
+        mul_16(c, TD_PHILOX_M1, &qh, &ql);
         a = _mm512_ternarylogic_epi32(qh, b, _mm512_set1_epi32((int)k0), 0x96);
         c = _mm512_ternarylogic_epi32(ph, d, _mm512_set1_epi32((int)k1), 0x96);
         b = ql;
         d = pl;
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
+        k0 += TD_PHILOX_W0;
+        k1 += TD_PHILOX_W1;
     }
     /* Quarter q of r[i] is block 4q + i: transpose the quarters. */
     __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);

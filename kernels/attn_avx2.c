@@ -3,7 +3,6 @@
 #if defined(__x86_64__)
 #define NATIVE_DP 0
 #define NV_MAX 2
-#define WIDE_X 1
 #define ATTN_FILL td_attn_fill_avx2
 #include "kernels/attn_tile.h"
 #endif

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/attn_cuda_sm90a.cu - attention of prompt rows on Hopper, in the manner of FlashAttention-3 (Shah et
- * al. 2024, sections 3.1 and 3.2). Not run yet: off until its results are recorded; its bits are its own (one
- * online softmax over tiles of 128 keys, no splits), so never with --deterministic.
+ * al. 2024, sections 3.1 and 3.2). Not run on a device yet: off until its results are recorded; its bits are
+ * its own (one online softmax over tiles of 128 keys, no splits), so never with --deterministic.
  *
  * A block has 128 packed rows of one kv head. Warpgroup 0 copies K and V pages through the tensor map (a box:
  * one page's rows, 64 columns) into two stages each; warpgroups 1 and 2 hold 64 rows each. Within one, Q K'
  * of a tile runs beside P V of the tile before; between the two, named barriers keep one's products under the
  * other's softmax. Tiles run from the last to the first, so that masked ones come first. Keys outside the
  * sequence are other keys of its pages: masked. Where V of a masked tile holds NaN or infinity, 0 * inf would
- * reach rows that do not see the key: the block is marked in `redo`, and the portable kernel does it again.
- */
+ * reach rows that do not see the key: the block is marked in `redo`, and the portable kernel does it again. */
 #include "kernels/attn_cuda_launch.h"
 #include "kernels/attn_cuda_tile.h"
 #include "kernels/sm90a.h"
-#include <cudaTypedefs.h>
 #include <string.h>
 
 enum { KEYS = 128, STAGES = 2, THREADS = 384, BAR_TURN = 2, BAR_GROUP = 4 };
@@ -152,10 +150,22 @@ static TD_DEV void hopper_values(float (&o)[D / 2], const uint32_t (&p)[8][4], c
     sm90_mma_commit();
 }
 
-/* NaN or infinity in this thread's part of a masked tile of V. */
-template <int D> static TD_DEV bool hopper_odd(const unsigned char *v, const attn_rows &rows, int key0, int t)
+/* The keys that all rows of a warpgroup see: pos_min is the first row's own, first_max the last row's first. */
+struct hopper_seen {
+    int first_max, pos_min;
+};
+static TD_DEV hopper_seen hopper_seen_by(const attn_args &a, const hopper_block &b, int pr0)
 {
-    if (key0 + KEYS - 1 <= rows.pos_min && key0 >= rows.first_max) return false;
+    hopper_seen all;
+    all.pos_min = b.s.pos0 + pr0 / a.group;
+    all.first_max = attn_first_key(b.s.pos0 + (min(pr0 + 64, b.n) - 1) / a.group, a.window);
+    return all;
+}
+/* NaN or infinity in this thread's part of a tile of V that some row of the warpgroup sees in part: its threads
+ * share the tile, so they look or do not look together. */
+template <int D> static TD_DEV bool hopper_odd(const unsigned char *v, const hopper_seen &all, int key0, int t)
+{
+    if (key0 + KEYS - 1 <= all.pos_min && key0 >= all.first_max) return false;
     bool odd = false;
     for (int i = t; i < KEYS * D / 8; i += 128) {
         const uint4 u = *(const uint4 *)(v + i * 16);
@@ -191,6 +201,7 @@ static TD_DEV void hopper_consume(const attn_args &a, const hopper_block &b, uns
     typedef hopper_shape<D> S;
     const int lane = t & 31, pr0 = b.pr0 + group * 64 + t / 32 * 16;
     const attn_rows rows = attn_rows_of(a, b.s, pr0, b.n, lane);
+    const hopper_seen all = hopper_seen_by(a, b, b.pr0 + group * 64);
     unsigned char *q = smem + group * S::Q_BYTES;
     hopper_load_q<D>(q, a, b, b.pr0 + group * 64, t);
     sm90_bar_sync(BAR_GROUP + group, 128);
@@ -222,7 +233,7 @@ static TD_DEV void hopper_consume(const attn_args &a, const hopper_block &b, uns
         hopper_scores<D>(s, q, smem + S::K_AT + at * S::TILE_BYTES);
         hopper_values<D>(o, p, v);
         if (group == 0 || i + 1 < b.tiles) sm90_bar_arrive(BAR_TURN + 1 - group, 256);
-        odd = hopper_odd<D>(v, rows, key0, t) || odd;
+        odd = hopper_odd<D>(v, all, key0, t) || odd;
         sm90_mma_wait<1>();
         sm90_hold(s);
         if (lane == 0) sm90_arrive(&bar.k_empty[at]);
@@ -241,10 +252,10 @@ static TD_DEV void hopper_consume(const attn_args &a, const hopper_block &b, uns
     sm90_hold(p);
     sm90_mma_fence();
     hopper_values<D>(o, p, smem + S::V_AT + last * S::TILE_BYTES);
-    odd = hopper_odd<D>(smem + S::V_AT + last * S::TILE_BYTES, rows, key0, t) || odd;
+    odd = hopper_odd<D>(smem + S::V_AT + last * S::TILE_BYTES, all, key0, t) || odd;
     sm90_mma_wait<0>();
     sm90_hold(o);
-    if (odd) *redo = 1;
+    if (odd) atomicOr(redo, 1);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         l[h] = l[h] + __shfl_xor_sync(0xffffffffu, l[h], 1);

@@ -3,7 +3,6 @@
  *
  * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
  *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
- *                        WIDE_X     1: q and P, rounded to bf16, stay f32: nothing is unpacked in the inner loop
  *                        ATTN_FILL  name of the fill function
  * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
@@ -23,7 +22,9 @@
 #include <math.h>
 
 enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS, AHEAD = 2 /* tiles prefetched */ };
-enum { XD = WIDE_X ? 2 : 1 }; /* dwords of a pair of q or P */
+/* Dwords of a pair of q or P: without vdpbf16ps both stay f32, rounded to bf16, and nothing of them is unpacked in the inner
+ * loop. */
+enum { XD = NATIVE_DP ? 1 : 2 };
 #define M_START -1e30f /* finite: a row that has seen only masked keys must not compute inf - inf */
 
 typedef struct space {
@@ -101,7 +102,13 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
     TD_ONCE for (int k = 0; k < t->steps; k++) {
         veci w[NV_MAX];
         TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES);
-#if WIDE_X
+#if NATIVE_DP
+        TD_UNROLL for (int m = 0; m < rows; m++) {
+            veci x = veci_set1(a[(size_t)m * t->lda]);
+            TD_UNROLL for (int v = 0; v < NV; v++)
+                s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
+        }
+#else
         const float *f = (const float *)a;
         vec half[NV_MAX];
         TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_odd(w[v]);
@@ -114,18 +121,6 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
             vec x = vec_set1(f[(size_t)m * t->lda]);
             TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
         }
-#else
-        TD_UNROLL for (int m = 0; m < rows; m++) {
-            veci x = veci_set1(a[(size_t)m * t->lda]);
-#if NATIVE_DP
-            TD_UNROLL for (int v = 0; v < NV; v++)
-                s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
-#else
-            vec odd = vec_odd(x), even = vec_even(x);
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_odd(w[v]), odd, s[m][v]);
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(vec_even(w[v]), even, s[m][v]);
-#endif
-        }
 #endif
         a += XD;
         b += t->ldb;
@@ -135,7 +130,7 @@ TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
 }
 
 /* dots_wide: all columns (a multiple of 16), as many vectors at a time as the registers take. */
-#if WIDE_X
+#if NV_MAX == 2 /* 16 columns of AVX2 */
 TD_INLINE void all_columns(dots_arg t, int columns, const int rows)
 {
     TD_ONCE for (; columns > 0; columns -= NV_MAX * LANES) {
@@ -259,7 +254,7 @@ static bool v_special(const item *it)
 
 TD_INLINE void store_x_16(uint32_t *p, v16 v)
 {
-#if WIDE_X
+#if !NATIVE_DP
     v16_store((float *)p, v16_round_bf16(v));
 #else
     store_bf16_16((uint16_t *)p, v);
@@ -268,7 +263,7 @@ TD_INLINE void store_x_16(uint32_t *p, v16 v)
 
 TD_INLINE void store_exp2_32(uint32_t *p, v16 a, v16 b)
 {
-#if WIDE_X
+#if !NATIVE_DP
     v16_store((float *)p, v16_round_exp2(a));
     v16_store((float *)p + 16, v16_round_exp2(b));
 #else

@@ -4,8 +4,8 @@
  *          count. Fast: besides them cuBLASLt from TD_CUDA_LT_ROWS rows on, for weights that have a row-major copy,
  *          and Hopper's kernels. The same kernel for the same shape always: a run repeats, and rows are invariant
  *          inside one kernel; but a row's bits depend on how many rows share its step.
- * Rules:   1. A kernel that the shim cannot run is a candidate only if its results on a device are recorded
- *             (proven_cuda.h). cuBLASLt is the vendor's: for it rule 2 is enough.
+ * Rules:   1. A kernel for Hopper is a candidate only if its results on a device are recorded (proven_cuda.h): the
+ *             shim runs it by the text of the ISA alone. cuBLASLt is the vendor's: for it rule 2 is enough.
  *          2. td_cuda_choice_check runs the smallest cases of every candidate: the portable kernels against the
  *             host, the others against the portable ones. A candidate that differs is dropped with one line; a
  *             portable kernel that differs is an error.

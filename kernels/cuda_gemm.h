@@ -2,23 +2,26 @@
  * every T.
  *
  * Model:   Weights stand on the M side of the tensor cores' 16 x 8 x 16 product, tokens on its N side. A
- * weight is packed once into the order in which lanes hold fragments (gemm_cuda_tile.h), in blocks of 16 rows
- * by 64 columns. K is cut into 1, 2, 4 or 8 leaves, a function of (N, K, slices, type) alone; a leaf is one
- * chain of products in ascending k, starting at 0, and the leaves are added as a binary tree. bias is added
- * after the tree, y last. Rules:   1. One arithmetic for every T: the kernel for few rows (weights streamed
- * once, up to 64 rows) and the one for many (tiles of 128 weights by 64 or 128 tokens) give the same bits, so
- * a row's result depends on its row only.
- *          2. slices = s > 0: leaf i is exactly columns [i K/s, (i+1) K/s), so that ranks holding 8, 4, 2 or
- * 1 of eight slices add up to the same bits over their own part of the same tree. 0: the cut is chosen here.
+ *          weight is packed once into the order in which lanes hold fragments (gemm_cuda_tile.h), in blocks of
+ *          16 rows by 64 columns. K is cut into 1, 2, 4 or 8 leaves, a function of (N, K, slices, type) alone;
+ *          a leaf is one chain of products in ascending k, starting at 0, and the leaves are added as a binary
+ *          tree. bias is added after the tree, y last.
+ * Rules:   1. One arithmetic for every T: the kernel for few rows (weights streamed once, up to 64 rows) and
+ *             the one for many (tiles of 128 weights by 64 or 128 tokens) give the same bits, so a row's
+ *             result depends on its row only.
+ *          2. slices = s > 0: leaf i is exactly columns [i K/s, (i+1) K/s), so that ranks holding 8, 4, 2 or 1
+ *             of eight slices add up to the same bits over their own part of the same tree. 0: the cut is
+ *             chosen here.
  *          3. x is f32 (rounded to the weight's operand type, bf16 or f16, once, to nearest even) or already
- * that type.
+ *             that type.
  *          4. A NaN or infinity stays in its row of x. Every element of y [T, N] is written.
  * Types:   BF16, F16; E4M3_ROW: FP8 codes, scale[N] f32 multiplies a leaf's sum; E4M3_BLOCK:
- * scale[N/scale_rows][K/128] f32 up, multiplies the sum of each 128 columns (f32). Codes become bf16 exactly. Code
- * 0x7f (NaN) reads as 480. Workspace: td_cuda_gemm_ws_bytes(); its first TD_CUDA_GEMM_COUNTERS words must be
- * zero before the first call and are zero after each. One call at a time per workspace (a stream's order is
- * enough). Threads: any. Errors: cudaError_t as int, 0 is success; shapes the kernels do not take are told by
- * td_cuda_gemm_refuses when a model is loaded. Limits: N <= 2^20, K <= 2^20, T <= 2^20. */
+ *          scale[N/scale_rows][K/128] f32 up, multiplies the sum of each 128 columns (f32). Codes become bf16
+ *          exactly. Code 0x7f (NaN) reads as 480.
+ * Workspace: td_cuda_gemm_ws_bytes(); its first TD_CUDA_GEMM_COUNTERS words must be zero before the first call
+ *          and are zero after each. One call at a time per workspace (a stream's order is enough).
+ * Threads: any. Errors: cudaError_t as int, 0 is success; shapes the kernels do not take are told by
+ *          td_cuda_gemm_refuses when a model is loaded. Limits: N <= 2^20, K <= 2^20, T <= 2^20. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CUDA_GEMM_H
 #define TD_KERNELS_CUDA_GEMM_H
@@ -101,7 +104,7 @@ typedef struct td_cuda_grouped_args {
 int td_cuda_gemm_grouped(void *stream, const td_cuda_grouped_args *a);
 
 /* Hopper's kernel (sm_90a; BF16 and E4M3_ROW; x f32 or bf16; T <= 65408): the same leaves and tree, but
- * products whose inner sums are wgmma's, so its bits are its own. Not part of the shim; off by default until
+ * products whose inner sums are wgmma's, so its bits are its own. Off by default until
  * a run on a GPU is recorded. */
 int td_cuda_gemm_hopper(void *stream, const td_cuda_gemm_args *a);
 

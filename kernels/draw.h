@@ -5,17 +5,19 @@
  *                      .. all ranks get all messages ..
  *                hear  (ops->draw_hear)  each draw reads all ranks' bytes and goes on to its next stage
  *
- *   START   the largest processed and raw logit   always; all there is of a greedy draw without log
- * probabilities CUT     a histogram of keys, three times      once for top_k, once for top_p END     the best
- * of the race, the raw sum of exponentials, the largest raw logits
+ *   START   the largest processed and raw logit   always; all there is of a greedy draw without log probabilities
+ *   CUT     a histogram of keys, three times      once for top_k, once for top_p
+ *   END     the best of the race, the raw sum of exponentials, the largest raw logits
  *
  * say reads and writes logits, hear reads messages only: on a device say is a kernel, and hear the host's as it is.
  *
  * Rules:     1. All ranks open the same draws in the same order, so messages are equally long everywhere; one
- *               message a stage carries all rows. 2. Exchanged are maxima, counts, and masses as integers:
- * results do not depend on how many ranks there are or where the vocabulary is cut; sample and score are the
- * same functions with one rank. Every rank has every result. 3. v0 is a multiple of 32; a part may be
- * empty. 4. td_sample_row keeps global ids: bias, penalties and mask of other ranks' tokens are passed over.
+ *               message a stage carries all rows.
+ *            2. Exchanged are maxima, counts, and masses as integers: results do not depend on how many ranks
+ *               there are or where the vocabulary is cut; sample and score are the same functions with one rank.
+ *               Every rank has every result.
+ *            3. v0 is a multiple of 32; a part may be empty.
+ *            4. td_sample_row keeps global ids: bias, penalties and mask of other ranks' tokens are passed over.
  * Ownership: raw, x, out and what row points to are borrowed until the last hear; x is written.
  * Threads:   as td_ops. Limits: V < 2^20. Errors: none.
  * Source:    algorithms notes 9.2, 13; Megatron-LM (Shoeybi et al. 2019) 3: vocabulary-parallel loss. */
@@ -23,6 +25,7 @@
 #ifndef TD_KERNELS_DRAW_H
 #define TD_KERNELS_DRAW_H
 
+#include "common/both.h"
 #include "kernels/ops.h"
 
 struct td_vocab {
@@ -76,9 +79,9 @@ static inline td_draw td_draw_open(td_sample_row row, int32_t score, const float
 }
 #endif
 /* A greedy draw of the logits as they are needs no workspace. */
-static inline bool td_draw_plain(const td_sample_row *r)
+TD_BOTH bool td_draw_plain(const td_sample_row *r)
 {
-    return r->temperature < 1e-5f && !r->mask && !r->n_bias && !r->n_pen;
+    return r->temperature < TD_GREEDY_BELOW && !r->mask && !r->n_bias && !r->n_pen;
 }
 
 #endif

@@ -16,11 +16,6 @@ TD_DEV bool wants_report(const td_draw &d)
     return d.score >= 0 || d.row.logprobs >= 0;
 }
 
-TD_DEV bool is_plain(const td_sample_row &r)
-{
-    return r.temperature < GREEDY_BELOW && !r.mask && !r.n_bias && !r.n_pen;
-}
-
 /* The largest of x, NaN left out: 0, or rank_of with ids from v0. */
 TD_DEV u64 largest(shared_space *s, const float *x, const part &v)
 {
@@ -40,7 +35,7 @@ TD_DEV float value_of_rank(u64 rank)
 
 TD_DEV void say_start(shared_space *s, const td_draw &d, const part &v, td_draw_start *to)
 {
-    const bool plain = is_plain(d.row), greedy = d.row.temperature < GREEDY_BELOW;
+    const bool plain = td_draw_plain(&d.row), greedy = d.row.temperature < TD_GREEDY_BELOW;
     u64 raw = 0, best = 0;
     if (wants_report(d) || plain) raw = largest(s, d.raw, v);
     if (d.score < 0 && plain) best = raw;

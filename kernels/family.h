@@ -1,7 +1,7 @@
 /* kernels/family.h - internal: how ops.c assembles the families. A fill function overrides the entries of its
- * op. Every x86 family shares one packed layout, one scratch layout and one arithmetic (the matrix law of
+ * op. Every x86 family shares one packed layout. All but amx share one scratch layout and one arithmetic (the matrix law of
  * ops.h), so they share one numerics id as well: a mixed fleet of AVX2 and AVX-512 machines produces the same
- * tokens. */
+ * tokens. amx has a law, and so an id, of its own; what is not a product of bf16 matrices it takes from the others. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_FAMILY_H
 #define TD_KERNELS_FAMILY_H
@@ -22,6 +22,7 @@ void td_moe_fill_ref(td_ops *t);
 void td_gemm_fill_avx2(td_ops *t);
 void td_gemm_fill_avx512(td_ops *t);
 void td_gemm_fill_avx512bf16(td_ops *t);
+void td_gemm_fill_amx(td_ops *t);
 void td_attn_fill_avx2(td_ops *t);
 void td_attn_fill_avx512(td_ops *t);
 void td_attn_fill_avx512bf16(td_ops *t);
@@ -33,6 +34,7 @@ void td_sample_fill_avx2(td_ops *t);
 void td_sample_fill_avx512(td_ops *t);
 void td_moe_fill_avx2(td_ops *t);
 void td_moe_fill_avx512(td_ops *t);
+bool td_has_avx512bf16(void);
 #endif
 
 static inline size_t td_round64(size_t n) { return (n + 63) & ~(size_t)63; }

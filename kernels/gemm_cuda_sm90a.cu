@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/gemm_cuda_sm90a.cu - many rows of x on Hopper: gemm_cuda_many.cu's tile (128 weights by 128
- * tokens), leaves and tree with wgmma and bulk copies. Not run yet: off until its results are recorded
- * (numerics of its own).
+ * tokens), leaves and tree with wgmma and bulk copies. Not run on a device yet: off until its results are
+ * recorded (numerics of its own).
  *
  * The packed order of a weight is also wgmma's order of A in registers, so weights need no second copy and
  * FP8 becomes bf16 on the way. x is first copied into the image that a tile has in shared memory (columns
@@ -104,6 +104,7 @@ static TD_DEV void hopper_consume(const gemm_args &a, unsigned char *smem, uint6
     typedef hopper_shape<W> S;
     const int lane = tid & 31, warp = tid >> 5; /* of 8: row block `warp` of the tile */
     const int n0 = ((int)blockIdx.y * 8 + warp) * 16 + (lane >> 2), t0 = (int)blockIdx.x * TOKENS;
+    const bool copied = (int)blockIdx.y * 8 + warp < a.row_blocks;
     float acc[REGS], low[REGS], *level = (float *)(smem + S::LEVELS_AT) + tid;
 #pragma unroll
     for (int i = 0; i < REGS; i++) acc[i] = low[i] = 0.f;
@@ -124,11 +125,13 @@ static TD_DEV void hopper_consume(const gemm_args &a, unsigned char *smem, uint6
                 uint4 v[W::V];
 #pragma unroll
                 for (int i = 0; i < W::V; i++)
-                    v[i] = *(const uint4 *)(w + c * W::CHUNK_BYTES + i * 512 + lane * 16);
+                    v[i] = copied ? *(const uint4 *)(w + c * W::CHUNK_BYTES + i * 512 + lane * 16)
+                                  : make_uint4(0, 0, 0, 0);
                 W::step(v, 0, f[2 * c]);
                 W::step(v, 1, f[2 * c + 1]);
             }
             sm90_hold(acc);
+            sm90_hold(f);
             sm90_mma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) {

@@ -4,7 +4,7 @@
  *   NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds, same bits (w even = dword << 16, odd = top half)
  *   MR_MAX      rows per tile: what the registers hold
  *   MR_WIDE     largest tile that covers the panel at once; above it, NV_HALF vectors at a time
- *   QUIET_AHEAD bytes that a tile of one or two rows prefetches ahead; 0: none
+ *   QUIET_AHEAD bytes that a tile of QUIET_ROWS rows or less prefetches ahead where the hardware fetches well; 0: none
  *   PIECE       0, or: k pairs of a panel that all tiles pass over before the next ones (few registers, many tiles)
  *   GEMM_FILL   name of the fill function
  * An output is one chain over k pairs whatever the tile: the matrix law of ops.h; with slices, one chain per
@@ -13,10 +13,10 @@
  * in f32, which is what it was in the register: the same bits. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
+#include "kernels/gemm_drive.h"
 #include "kernels/simd.h"
-#include "kernels/x86.h"
 
-enum { NV_FULL = TD_PANEL / LANES, XD = NATIVE_DP ? 1 : 2, MAX_CHUNKS = 512 };
+enum { NV_FULL = TD_PANEL / LANES, XD = NATIVE_DP ? 1 : 2 };
 
 typedef struct tile_arg {
     const uint32_t *a;     /* packed x: [steps][XD][MR] */
@@ -29,8 +29,9 @@ typedef struct tile_arg {
     bool add;
 } tile_arg;
 
-/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and the hardware fetches it best alone or with a
- * near hint. Above, the tile fetches its own lines into L2 so many panel bytes ahead, over the panel's end too. */
+/* Up to QUIET_ROWS rows the weights' stream itself is the limit, and AMD's hardware fetches it best alone or with a near
+ * hint. Above, and with any count on Intel, the tile fetches its own lines into L2 so many panel bytes ahead, over the
+ * panel's end too. */
 enum { QUIET_ROWS = NATIVE_DP ? 4 : 2, AHEAD = 12 << 10 };
 
 TD_INLINE void finish(const tile_arg *t, int m, int v, vec s)
@@ -147,16 +148,27 @@ static tile_fn *const quiet[] = {
 #endif
 };
 
-#if !PIECE
+
 #define TILE(MR) \
     TD_NOINLINE void tile_##MR(const tile_arg *t) { tile(t, MR, NV_OF(MR), AHEAD * (NV_FULL / NV_OF(MR))); }
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-static tile_fn *const tiles[] = {NULL,   tile_1, tile_2, tile_3, tile_4,  tile_5,  tile_6,
-                                 tile_7, tile_8, tile_9, tile_10, tile_11, tile_12};
-TD_INLINE tile_fn *tile_of(int T, int rows) { return (T <= QUIET_ROWS ? quiet : tiles)[rows]; }
-#else
-TD_INLINE tile_fn *tile_of(int T, int rows) { return T <= QUIET_ROWS ? quiet[rows] : NULL; }
+TILE(1) TILE(2)
+#if !PIECE
+TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#endif
+static tile_fn *const tiles[] = {
+    NULL, tile_1, tile_2,
+#if !PIECE
+    tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
+#endif
+};
 
+/* For a block of `rows` of T, which is at most QUIET_ROWS where a family goes piece by piece. */
+TD_INLINE tile_fn *tile_of(int T, int rows)
+{
+    return (T <= QUIET_ROWS && !__builtin_cpu_is("intel") ? quiet : tiles)[rows];
+}
+
+#if PIECE
 /* ---- a panel piece by piece ----
  * Eight rows take four tiles to a panel. Were each to pass over all of K, the first would wait for memory and the
  * others for the multipliers, one after the other; over pieces, each fetches its share of the next one into L2 while
@@ -210,25 +222,7 @@ typedef void piece_fn(const piece *p);
 static piece_fn *const pieces[] = {NULL, NULL, NULL, piece_3, piece_4, piece_5, piece_6};
 #endif
 
-/* ---- driver ---- */
-
-typedef struct gemm_job {
-    const td_weight *w;
-    const float *x;
-    size_t ldx, ldy, steps; /* steps: all of K */
-    float *y;
-    uint32_t *packed;
-    int T, n_blocks, strips, pairs_per_strip, slices;
-    bool add;
-    int n_chunks, chunk[MAX_CHUNKS + 1]; /* first panel of each item */
-} gemm_job;
-
-/* Rows are split evenly (16 = 8 + 8, 32 = 11 + 11 + 10): first row of block b. */
-TD_INLINE int block_row(const gemm_job *j, int b)
-{
-    int each = j->T / j->n_blocks, more = j->T % j->n_blocks;
-    return b * each + (b < more ? b : more);
-}
+/* ---- packing ---- */
 
 #if PIECE
 /* Four pairs of up to R rows of x, rounded to bf16, to [4][XD][R]: the odd elements first, as the chain takes them.
@@ -247,7 +241,7 @@ TD_INLINE void pack_four(float *to, const float *end, const float *x, size_t ldx
     }
 }
 
-TD_INLINE void pack_rows(const gemm_job *j, int row, int p0, int p1, const int R)
+TD_INLINE void pack_rows(const td_gemm_job *j, int row, int p0, int p1, const int R)
 {
     const float *x = j->x + (size_t)row * j->ldx;
     float *base = (float *)j->packed + (size_t)row * j->steps * XD, *end = base + p1 * XD * R;
@@ -255,16 +249,16 @@ TD_INLINE void pack_rows(const gemm_job *j, int row, int p0, int p1, const int R
 }
 
 #define PACK(R) \
-    TD_NOINLINE void pack_##R(const gemm_job *j, int row, int p0, int p1) { pack_rows(j, row, p0, p1, R); }
+    TD_NOINLINE void pack_##R(const td_gemm_job *j, int row, int p0, int p1) { pack_rows(j, row, p0, p1, R); }
 PACK(1) PACK(2) PACK(3) PACK(4) PACK(5) PACK(6)
-typedef void pack_fn(const gemm_job *j, int row, int p0, int p1);
+typedef void pack_fn(const td_gemm_job *j, int row, int p0, int p1);
 static pack_fn *const packs[] = {NULL, pack_1, pack_2, pack_3, pack_4, pack_5, pack_6};
 
 /* Rounds pairs [p0, p1) of the rows of block b to bf16 and interleaves them. */
-static void pack_strip(const gemm_job *j, int b, int p0, int p1)
+static void pack_strip(const td_gemm_job *j, int b, int p0, int p1)
 {
-    int row = block_row(j, b);
-    packs[block_row(j, b + 1) - row](j, row, p0, p1);
+    int row = td_block_row(j, b);
+    packs[td_block_row(j, b + 1) - row](j, row, p0, p1);
 }
 #else
 /* The 16 dwords at `from` are one pair of each row of the block; `rows` of them are real. */
@@ -281,9 +275,9 @@ TD_INLINE void store_pair(uint32_t *to, const uint32_t *from, int rows)
 }
 
 /* Rounds pairs [p0, p1) of the rows of block b to bf16 and interleaves them, 16 pairs at a time. */
-TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
+TD_NOINLINE void pack_strip(const td_gemm_job *j, int b, int p0, int p1)
 {
-    int row = block_row(j, b), rows = block_row(j, b + 1) - row, K = j->w->K;
+    int row = td_block_row(j, b), rows = td_block_row(j, b + 1) - row, K = j->w->K;
     uint32_t in[16][16] __attribute__((aligned(64))) = {{0}}, out[16][16] __attribute__((aligned(64)));
     const uint32_t *lines[16];
     for (int i = 0; i < 16; i++) lines[i] = in[i];
@@ -304,18 +298,17 @@ TD_NOINLINE void pack_strip(const gemm_job *j, int b, int p0, int p1)
 
 #endif
 
-static void pack_item(void *arg, int i, int member)
+static void pack(const td_gemm_job *j, int block, int p0, int p1)
 {
-    (void)member;
-    const gemm_job *j = arg;
-    int p0 = i % j->strips * j->pairs_per_strip, p1 = p0 + j->pairs_per_strip;
     unsigned fp = td_fp_enter();
-    pack_strip(j, i / j->strips, p0, p1 < (int)j->steps ? p1 : (int)j->steps);
+    pack_strip(j, block, p0, p1);
     td_fp_leave(fp);
 }
 
+/* ---- panels ---- */
+
 /* Sums of a ragged last panel go through a buffer; same additions in the same order. */
-static void store_ragged(const gemm_job *j, int row, int rows, int n0, const float *buf)
+static void store_ragged(const td_gemm_job *j, int row, int rows, int n0, const float *buf)
 {
     const float *bias = j->w->bias;
     for (int m = 0; m < rows; m++)
@@ -327,14 +320,14 @@ static void store_ragged(const gemm_job *j, int row, int rows, int n0, const flo
 }
 
 /* All rows against one panel. */
-static void whole_panel(const gemm_job *j, int p)
+static void whole_panel(const td_gemm_job *j, int p)
 {
     float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
     int n0 = p * TD_PANEL;
     bool ragged = n0 + TD_PANEL > j->w->N;
     const uint8_t *panel = (const uint8_t *)j->w->p + (size_t)p * td_panel_bytes(j->w->K);
     for (int b = 0; b < j->n_blocks; b++) {
-        int row = block_row(j, b), rows = block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
+        int row = td_block_row(j, b), rows = td_block_row(j, b + 1) - row, width = NV_OF(rows) * LANES;
         tile_arg t = {.a = j->packed + (size_t)row * j->steps * XD, .slices = j->slices};
         t.steps = j->steps / (size_t)j->slices;
         t.add = j->add && !ragged;
@@ -354,7 +347,7 @@ enum { PACED = 16 }; /* tiles that share the fetching of the next piece */
 
 /* One panel under way. */
 typedef struct walk {
-    const gemm_job *j;
+    const td_gemm_job *j;
     piece p;
     int n0, tiles;              /* first column; how many tiles fetch */
     int row[PART_BLOCKS + 1];   /* of each block */
@@ -365,7 +358,7 @@ typedef struct walk {
 TD_INLINE void block_piece(walk *at, int b, const uint8_t *w, size_t k)
 {
     float buf[MR_MAX * TD_PANEL] __attribute__((aligned(64)));
-    const gemm_job *j = at->j;
+    const td_gemm_job *j = at->j;
     piece *p = &at->p;
     int row = at->row[b], rows = at->row[b + 1] - row, n0 = at->n0;
     bool ragged = n0 + TD_PANEL > j->w->N, last = p->ends && p->first + p->n == j->slices;
@@ -385,7 +378,7 @@ TD_INLINE void block_piece(walk *at, int b, const uint8_t *w, size_t k)
 }
 
 /* All rows against one panel, a piece of it at a time: slices in several pieces, or several slices to a piece. */
-TD_NOINLINE void piecewise_panel(const gemm_job *j, int n)
+TD_NOINLINE void piecewise_panel(const td_gemm_job *j, int n)
 {
     float state[2 * PART_BLOCKS * STATE] __attribute__((aligned(64)));
     size_t slice = j->steps / (size_t)j->slices, most = j->T <= NEAR_ROWS ? NEAR : PIECE,
@@ -397,7 +390,7 @@ TD_NOINLINE void piecewise_panel(const gemm_job *j, int n)
     size_t pace = (size_t)((TD_PANEL * 4 + at.tiles - 1) / at.tiles);
     piece *p = &at.p;
     p->t = (tile_arg){.slices = j->slices, .add = j->add && !ragged, .ldc = ragged ? TD_PANEL : j->ldy};
-    for (int b = 0; b <= j->n_blocks; b++) at.row[b] = block_row(j, b);
+    for (int b = 0; b <= j->n_blocks; b++) at.row[b] = td_block_row(j, b);
     for (p->first = 0; p->first < j->slices; p->first += p->n)
         for (size_t k = 0; k < slice; k += run) {
             size_t from = (size_t)p->first * slice + k;
@@ -408,64 +401,25 @@ TD_NOINLINE void piecewise_panel(const gemm_job *j, int n)
         }
 }
 
-TD_INLINE void run_panel(const gemm_job *j, int n)
+TD_INLINE void run_panel(const td_gemm_job *j, int n)
 {
     if (j->T <= QUIET_ROWS) whole_panel(j, n);
     else piecewise_panel(j, n);
 }
 #else
-TD_INLINE void run_panel(const gemm_job *j, int n) { whole_panel(j, n); }
+TD_INLINE void run_panel(const td_gemm_job *j, int n) { whole_panel(j, n); }
 #endif
 
-static void panels_item(void *arg, int i, int member)
+static void panels(const td_gemm_job *j, int first, int end)
 {
-    (void)member;
-    const gemm_job *j = arg;
     unsigned fp = td_fp_enter();
-    for (int p = j->chunk[i]; p < j->chunk[i + 1]; p++) run_panel(j, p);
+    for (int p = first; p < end; p++) run_panel(j, p);
     td_fp_leave(fp);
-}
-
-/* Long runs first (a run is one sequential stream), then ever shorter ones, so that a member which lost its
- * core for a while does not hold up the others. */
-static void plan_chunks(gemm_job *j, int members)
-{
-    int P = (int)td_panels(j->w->N), least = (P + MAX_CHUNKS - 1) / MAX_CHUNKS, at = 0;
-    j->n_chunks = 0;
-    while (at < P) {
-        int left = P - at, n = j->n_chunks < members ? P * 3 / (4 * members) : left / (2 * members);
-        if (n < least) n = least;
-        j->chunk[j->n_chunks++] = at;
-        at += n < left ? n : left;
-    }
-    j->chunk[j->n_chunks] = P;
-}
-
-enum { PACK_SERIAL = PIECE ? 1 << 13 : 1 << 15 }; /* elements of x below which forking costs more than packing */
-
-static void linear_part(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
-                        float *y, size_t ldy, bool add)
-{
-    int members = td_pool_size(pool);
-    gemm_job j = {.w = w, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .T = T, .add = add};
-    j.slices = w->slices > 1 ? w->slices : 1;
-    j.steps = td_pairs(w->K);
-    j.packed = scratch;
-    j.n_blocks = (T + MR_MAX - 1) / MR_MAX;
-    j.strips = j.n_blocks >= 2 * members ? 1 : (2 * members + j.n_blocks - 1) / j.n_blocks;
-    j.pairs_per_strip = ((int)j.steps + j.strips - 1) / j.strips;
-    j.pairs_per_strip = (j.pairs_per_strip + 63) & ~63; /* strips share no cache line, whatever the rows */
-    j.strips = ((int)j.steps + j.pairs_per_strip - 1) / j.pairs_per_strip;
-    plan_chunks(&j, members);
-    if ((size_t)T * (size_t)w->K < PACK_SERIAL)
-        for (int i = 0; i < j.n_blocks * j.strips; i++) pack_item(&j, i, 0);
-    else td_pool_for(pool, j.n_blocks * j.strips, pack_item, &j);
-    td_pool_for(pool, j.n_chunks, panels_item, &j);
 }
 
 #if PIECE
 /* Rows at a time: a piece's worth of their x stays in L2. */
-TD_INLINE int rows_of_part(int K)
+static int part_rows(int K)
 {
     (void)K;
     return PART_BLOCKS * MR_MAX;
@@ -476,21 +430,28 @@ enum {
     PART_LEAST = 96 / XD   /* rows: below, reading the weights would take 2.5 GB/s and more of each core */
 };
 
-TD_INLINE int rows_of_part(int K)
+static int part_rows(int K)
 {
     size_t blocks = HOT_BYTES / (td_pairs(K) * XD * 4 * MR_MAX), least = (PART_LEAST + MR_MAX - 1) / MR_MAX;
     return (int)(blocks < least ? least : blocks) * MR_MAX;
 }
 #endif
 
+static size_t steps_of(const td_weight *w) { return td_pairs(w->K); }
+
 /* Rows in parts of whole blocks: reading the weights once more for each costs less than x from far away. */
+static const td_gemm_kind kind = {.block_rows = MR_MAX,
+                                  .strip_steps = 64,
+                                  .pack_serial = PIECE ? 1 << 13 : 1 << 15,
+                                  .steps = steps_of,
+                                  .part_rows = part_rows,
+                                  .pack = pack,
+                                  .panels = panels};
+
 static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
                    float *y, size_t ldy, bool add)
 {
-    int each = rows_of_part(w->K);
-    for (int t = 0; t < T; t += each)
-        linear_part(pool, scratch, w, x + (size_t)t * ldx, ldx, T - t < each ? T - t : each,
-                    y + (size_t)t * ldy, ldy, add);
+    td_gemm_drive(&kind, pool, scratch, w, x, ldx, T, y, ldy, add);
 }
 
 /* ---- sums of several ranks' parts ---- */

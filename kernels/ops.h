@@ -9,9 +9,12 @@
  *             summation over K per (N, K, dtype).
  *          2. NaN or infinity in a row stays in that row. 3. Every output element is written. 4. No
  *             allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
- * Matrix law of the x86 families (all of them, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
+ * Matrix law of the x86 families (all but amx, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
  *   per output one chain over k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0,
  *   odd K padded with zero; denormals are flushed. Bias is added after the chain, then the residual if `add`.
+ * Matrix law of amx: the same, but for the chain. Runs of 32 k, the last one padded with zeros; per run two chains,
+ *   even = fma(x[2i], w[2i], even) and odd = fma(x[2i+1], w[2i+1], odd), both starting at 0, and then
+ *   acc = acc + (even + odd), starting at 0.
  * Slices:  a weight with slices = S (td_slices_fit) has one such chain, starting at 0, for each of S equal runs
  *   of K (ref: one sum in double, rounded to f32); the S sums are added in f32 by the balanced tree
  *   ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), then the bias, then the residual. So a rank that holds slices
@@ -122,6 +125,7 @@ typedef struct td_penalty {
     uint32_t n_out;
     uint32_t in_prompt;
 } td_penalty; /* distinct ids of prompt + output */
+#define TD_GREEDY_BELOW 1e-5f /* a temperature below draws the likeliest token */
 typedef struct td_sample_row {
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k;
@@ -223,7 +227,7 @@ typedef struct td_ops_room {
 
 typedef struct td_ops {
     const char *family;              /* "ref", "avx2", "avx512", "avx512bf16", "amx"; "cuda" */
-    const char *numerics;            /* id of the arithmetic, e.g. "cpu-ref-f32" or "cpu-avx512bf16-bf16" */
+    const char *numerics;            /* id of the arithmetic: "cpu-ref-f32", "cpu-x86-bf16", "cpu-amx-bf16"; cuda.h */
     td_dtype weight_dtype; /* of packed weights; ref: "as stored" (bf16, f16 or f32 kept) */
     td_dtype kv_dtype;     /* of pages */
     int layout; /* id of the packed order: images are shared among families of one layout */
@@ -323,10 +327,12 @@ typedef struct td_ops {
                       size_t each);
 } td_ops;
 
-/* "auto": the best family this CPU has; or one by name. ENOSUP names what is missing. The table is
- * process-wide and constant. Runs the family's smallest cases against the matrix law (milliseconds) and falls
- * back to the next family, with one line, on a mismatch. */
+/* "auto": the fastest family this CPU has (of two with the same bits, by a short measurement); or one by name. ENOSUP
+ * names what is missing. The table is process-wide and constant. Runs the family's smallest cases against the matrix law
+ * (milliseconds) and falls back to the next family, with one line, on a mismatch. */
 td_status td_ops_open(const char *name, const td_ops **out);
+/* The same among the families of one numerics id. ENOSUP: none here computes so. */
+td_status td_ops_open_as(const char *numerics, const td_ops **out);
 /* Scratch of linear_grouped for up to max_rows rows (tokens times top_k) in all. */
 size_t td_moe_scratch_bytes(const td_ops *ops, int max_rows, int max_K, int n_threads);
 /* The i-th family this CPU can run, NULL past the last; for tests and benchmarks. */

@@ -5,10 +5,10 @@
  *   raw logits -> mask, bias, penalties -> greedy, or: /T -> top_k -> top_p -> min_p -> exponential race;
  *   a second kernel reports log probabilities of the raw logits.
  * Rules:   1. Every f32 value that a choice depends on (processed logits, exp, noise) is the same sequence of
- * exactly rounded operations as on the CPU (-fmad=false); masses are integers, 2^-44 each, so no order
- * matters.
+ *             exactly rounded operations as on the CPU (-fmad=false); masses are integers, 2^-44 each, so no
+ *             order matters.
  *          2. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}, found by three radix
- * passes of 11, 11 and 10 key bits over the row, which stays in L2: nothing is sorted.
+ *             passes of 11, 11 and 10 key bits over the row, which stays in L2: nothing is sorted.
  *          3. Tokens whose logit plus the largest noise cannot beat the likeliest token's draw draw no noise.
  * Cost:    a row is read 2 (greedy) to 9 times by one SM: 5 to 45 us at V = 128k by estimate, not measured.
  */
@@ -56,7 +56,7 @@ static __global__ void __launch_bounds__(1024, 1)
     td_grid_wait();
     const float *raw = logits + (size_t)blockIdx.x * ld;
     const td_sample_row row = rows[blockIdx.x];
-    const bool greedy = row.temperature < GREEDY_BELOW;
+    const bool greedy = row.temperature < TD_GREEDY_BELOW;
     float *x = space + (size_t)blockIdx.x * ld_space;
     const bool plain = greedy && !row.mask && !row.n_bias && !row.n_pen;
     if (!plain) process(raw, x, 0, V, row);

@@ -1,114 +1,20 @@
 /* kernels/sample_cuda_tile.h - what choosing tokens on a device is made of, for rows whose vocabulary is here
- * whole (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): noise, fixed point, reductions of a
- * block, the cut, processors, the race. One block works on a row; V or n: tokens here, v0 the first. Source:
- * sample_cuda.cu. */
+ * whole (sample_cuda.cu) or in parts on several ranks (draw_cuda.cu): fixed point, reductions of a block, the
+ * cut, processors, the race. One block works on a row; V or n: tokens here, v0 the first.
+ * Source: sample_cuda.cu. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_SAMPLE_CUDA_TILE_H
 #define TD_KERNELS_SAMPLE_CUDA_TILE_H
 
+#include "common/noise.h"
 #include "kernels/cuda.h"
+#include "kernels/sample_math.h"
 #include "kernels/td_cuda.h"
 
 enum { BINS = 2048, MAX_WARPS = 32 };
-#define NOISE_MAX 23.0f /* -log(2^-33) = 22.88 */
-#define GREEDY_BELOW 1e-5f
 typedef unsigned long long u64;
 
-/* ---- the bits of common/rng.c ---- */
-
-TD_DEV float log_of(float f, float e)
-{
-    float p = 0x1.1462f2p-4f;
-    p = fmaf(p, f, -0x1.de4f98p-4f);
-    p = fmaf(p, f, 0x1.e6f610p-4f);
-    p = fmaf(p, f, -0x1.fc1f6ep-4f);
-    p = fmaf(p, f, 0x1.2336e2p-3f);
-    p = fmaf(p, f, -0x1.555c5ap-3f);
-    p = fmaf(p, f, 0x1.99a4bcp-3f);
-    p = fmaf(p, f, -0x1.000006p-2f);
-    p = fmaf(p, f, 0x1.555548p-2f);
-    const float q = f * f * fmaf(p, f, -0.5f);
-    return e * 0x1.62e4p-1f + (f + fmaf(e, 0x1.7f7d1cp-20f, q));
-}
-
-TD_DEV int exponent_of(float x)
-{
-    return (int)(__float_as_uint(x) - 0x3f3504f3u) >> 23;
-}
-
-TD_DEV float log_f32(float x)
-{
-    const int e = exponent_of(x);
-    return log_of(__uint_as_float(__float_as_uint(x) - ((unsigned)e << 23)) - 1.0f, (float)e);
-}
-
-TD_DEV float log1p_f32(float x)
-{
-    const int e = exponent_of(1.0f + x);
-    const float scale = __uint_as_float((unsigned)(127 - e) << 23);
-    return log_of(fmaf(x, scale, scale - 1.0f), (float)e);
-}
-
-TD_DEV float gumbel(uint32_t x)
-{
-    float u = fmaf((float)x, 0x1p-32f, 0x1p-33f);
-    u = u < 0x1.fffffep-1f ? u : 0x1.fffffep-1f;
-    return -log_f32(-log1p_f32(-u));
-}
-
-TD_DEV void philox(uint32_t block, uint32_t position, uint32_t stream, uint64_t seed, uint32_t (&out)[4])
-{
-    uint32_t a = block, b = position, c = stream, d = 0, k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-#pragma unroll
-    for (int r = 0; r < 10; r++) {
-        const uint32_t ph = __umulhi(0xD2511F53u, a), pl = 0xD2511F53u * a;
-        const uint32_t qh = __umulhi(0xCD9E8D57u, c), ql = 0xCD9E8D57u * c;
-        a = qh ^ b ^ k0;
-        c = ph ^ d ^ k1;
-        b = ql;
-        d = pl;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    out[0] = a;
-    out[1] = b;
-    out[2] = c;
-    out[3] = d;
-}
-
 /* ---- values as the CPU families have them ---- */
-
-TD_DEV float canonical(float v)
-{
-    return v == v ? v + 0.0f : -INFINITY;
-}
-
-TD_DEV float exp_neg(float x)
-{
-    const float lo = x < -87.0f ? -87.0f : x;
-    const float n = lo * 1.44269504f + 12582912.0f - 12582912.0f;
-    const float r = lo - n * 0.693359375f - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const float scale = __uint_as_float((unsigned)((int)n + 127) << 23);
-    return x >= -87.0f ? p * scale : 0.0f;
-}
-
-TD_DEV uint32_t key_of(float x)
-{
-    const uint32_t u = __float_as_uint(x);
-    return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
-TD_DEV float value_of(uint32_t key)
-{
-    return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
-}
 
 /* e in [0, 1] as a multiple of 2^-44, to nearest even as on the CPU; V below 2^19 of them fit 63 bits. */
 TD_DEV u64 fixed(float e)
@@ -330,17 +236,17 @@ TD_DEV bool candidate(const race &r, float x, int i)
 TD_DEV u64 run_race(const race &r, const float *x, int v0, int n, const td_sample_row &row, int first)
 {
     uint32_t bits[4];
-    philox((uint32_t)first / 4, row.position, row.stream, row.seed, bits);
-    float bar = r.max + gumbel(bits[first % 4]);
+    td_noise_block(row.seed, row.position, row.stream, (uint32_t)first / 4, bits);
+    float bar = r.max + td_noise_gumbel(bits[first % 4]);
     u64 best = rank_of(bar, first);
     for (int i0 = (int)threadIdx.x * 4; i0 < n; i0 += (int)blockDim.x * 4) {
         bool drawn = false;
         for (int j = 0; j < 4 && i0 + j < n; j++) {
             const float v = x[i0 + j];
-            if (!(v >= r.floor && v + NOISE_MAX >= bar) || !candidate(r, v, v0 + i0 + j)) continue;
-            if (!drawn) philox((uint32_t)(v0 + i0) / 4, row.position, row.stream, row.seed, bits);
+            if (!(v >= r.floor && v + TD_NOISE_MAX >= bar) || !candidate(r, v, v0 + i0 + j)) continue;
+            if (!drawn) td_noise_block(row.seed, row.position, row.stream, (uint32_t)(v0 + i0) / 4, bits);
             drawn = true;
-            const float sum = v + gumbel(bits[j]);
+            const float sum = v + td_noise_gumbel(bits[j]);
             const u64 rank = rank_of(sum, v0 + i0 + j);
             if (rank > best) best = rank;
             if (sum > bar) bar = sum;

@@ -2,30 +2,34 @@
  * sample_avx*.c.
  *
  * Every result is defined by exactly rounded scalar operations, maxima and integer sums, so all families give
- * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one
- * part. raw logits -> (log probabilities) -> mask, bias, penalties -> greedy, or: /T -> top_k -> top_p ->
- * min_p -> exponential race Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}:
- * three radix passes over order-preserving integer keys find the cut, so nothing is ever sorted. 2. NaN
- * logits count as -inf; a +inf logit wins as under greedy.
+ * the same bits, and so do ranks that hold parts of the vocabulary (draw.h): one rank is the case of one part.
+ *
+ *   raw logits -> (log probabilities) -> mask, bias, penalties
+ *              -> greedy, or: /T -> top_k -> top_p -> min_p -> exponential race
+ *
+ * Rules:   1. The kept set is {key > cut.key} + {key == cut.key and id <= cut.id}: three radix passes over
+ *             order-preserving integer keys find the cut, so nothing is ever sorted.
+ *          2. NaN logits count as -inf; a +inf logit wins as under greedy.
  *          3. Tokens whose logit plus the largest possible noise cannot beat the best so far draw no noise.
  *          4. A mass is exp(x - max) to the nearest 2^-44, an integer: V < 2^20 of them fit 64 bits, and no
  *             order of addition or cut of the vocabulary shows in a sum. top_p keeps tokens until their sum
- * is floor(top_p * total); a log probability is x - (max + log(sum)) in double. Memory:  4 bytes x V per
- * thread that ever draws other than plain greedy, allocated at its first such call, freed with the thread.
+ *             is floor(top_p * total); a log probability is x - (max + log(sum)) in double.
+ * Memory:  4 bytes x V per thread that ever draws other than plain greedy, allocated at its first such call,
+ *          freed with the thread.
  * Source:  algorithms notes 9.2, 13. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
+#include "common/noise.h"
 #include "common/rng.h"
 #include "kernels/draw.h"
 #include "kernels/family.h"
+#include "kernels/sample_scan.h"
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { LANES = 16, CHUNK = 64, BINS = TD_DRAW_BINS };
-#define NOISE_MAX 23.0f /* -log(2^-33) = 22.88 */
-#define GREEDY_BELOW 1e-5f
+enum { BINS = TD_DRAW_BINS };
 
 /* ---- workspace ---- */
 
@@ -62,132 +66,6 @@ static float *space_of_thread(int V)
         s->V = V;
     }
     return s->x;
-}
-
-/* ---- scans: loops of 16 lanes that the compiler turns into vectors ---- */
-
-/* Largest value, NaN ignored; -inf when there is none. */
-static float scan_max(const float *x, int n)
-{
-    float m[LANES], best = -INFINITY;
-    for (int j = 0; j < LANES; j++) m[j] = -INFINITY;
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
-    for (int j = 0; i + j < n; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
-    for (int j = 0; j < LANES; j++) best = m[j] > best ? m[j] : best;
-    return best;
-}
-
-static int scan_find(const float *x, int n, float value)
-{
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        int any = 0;
-        for (int j = 0; j < LANES; j++) any |= x[i + j] == value;
-        if (any) break;
-    }
-    for (; i < n; i++)
-        if (x[i] == value) return i;
-    return -1;
-}
-
-/* NaN becomes -inf, -0 becomes +0: afterwards equal values have equal keys. */
-static inline float canonical(float v)
-{
-    return v == v ? v + 0.0f : -INFINITY;
-}
-
-/* out may be x. */
-static void scan_copy(float *out, const float *x, int n)
-{
-    for (int i = 0; i < n; i++) out[i] = canonical(x[i]);
-}
-
-static void scan_divide(float *x, int n, float t)
-{
-    for (int i = 0; i < n; i++) x[i] = x[i] / t + 0.0f; /* no -0: see canonical */
-}
-
-/* exp(x), x <= 0: two-constant reduction and a polynomial, no fma (so that every instruction set rounds
- * alike); 1e-7 relative. */
-static inline float exp_neg(float x)
-{
-    float lo = x < -87.0f ? -87.0f : x;
-    float n = lo * 1.44269504f + 12582912.0f - 12582912.0f;
-    float r = lo - n * 0.693359375f - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return x >= -87.0f ? p * scale : 0.0f; /* false for NaN too */
-}
-
-/* A mass in units of 2^-44, to nearest even, plus MASS_ZERO: the bits of e + 256, whose last place that is.
- */
-#define MASS_ZERO UINT64_C(0x4070000000000000)
-static inline uint64_t mass_bits(float e)
-{
-    double d = (double)e + 256.0;
-    uint64_t u;
-    memcpy(&u, &d, 8);
-    return u;
-}
-static inline uint64_t mass_of(float e)
-{
-    return mass_bits(e) - MASS_ZERO;
-}
-
-/* The sum of the masses of exp(x - max), NaN left out. */
-static uint64_t scan_mass(const float *x, int n, float max)
-{
-    uint64_t s[LANES] = {0}, sum = 0;
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        float e[LANES];
-        for (int j = 0; j < LANES; j++) e[j] = exp_neg(x[i + j] - max);
-        for (int j = 0; j < LANES; j++) s[j] += mass_bits(e[j]);
-    }
-    for (int j = 0; i + j < n; j++) s[j] += mass_bits(exp_neg(x[i + j] - max));
-    for (int j = 0; j < LANES; j++) sum += s[j];
-    return sum - (uint64_t)n * MASS_ZERO; /* modulo 2^64, and the sum of the masses is below that */
-}
-
-/* ---- log probabilities of the raw logits ---- */
-
-/* Into a list of `have` of at most n, descending, ties to the lower id; the last one falls out of a full
- * list. */
-static int insert(td_top *top, int have, int n, td_top t)
-{
-    int at = have;
-    while (at > 0 &&
-           (t.logprob > top[at - 1].logprob || (t.logprob == top[at - 1].logprob && t.id < top[at - 1].id))) {
-        if (at < n) top[at] = top[at - 1];
-        at--;
-    }
-    if (at < n) top[at] = t;
-    return have < n ? have + 1 : n;
-}
-
-/* The n largest, descending. The list is short: insertion behind a threshold. */
-static int top_n(const float *x, int V, int n, td_top *top)
-{
-    int have = 0;
-    for (int i0 = 0; i0 < V && n > 0; i0 += CHUNK) {
-        int c = V - i0 < CHUNK ? V - i0 : CHUNK;
-        if (have == n && !(scan_max(x + i0, c) > top[n - 1].logprob)) continue;
-        for (int i = i0; i < i0 + c; i++) {
-            if (x[i] != x[i] || (have == n && !(x[i] > top[n - 1].logprob))) continue;
-            have = insert(top, have, n, (td_top){(uint32_t)i, x[i]});
-        }
-    }
-    return have;
 }
 
 /* ---- logits processors, on the tokens [v0, v0 + n) ---- */
@@ -236,7 +114,7 @@ _Static_assert(sizeof(end_msg) + TD_MAX_TOP_LOGPROBS * sizeof(td_top) <= TD_DRAW
 
 static bool greedy(const td_draw *d)
 {
-    return d->row.temperature < GREEDY_BELOW;
+    return d->row.temperature < TD_GREEDY_BELOW;
 }
 
 static bool wants_report(const td_draw *d)
@@ -336,21 +214,6 @@ static void hear_start(const td_vocab *v, td_draw *d, const uint8_t *all, size_t
 /* ---- CUT: where top_k and top_p end ---- */
 
 enum { TOP_SHIFT = 21, MID_SHIFT = 10 };
-
-static inline uint32_t key_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u ^ (u >> 31 ? UINT32_MAX : UINT32_C(0x80000000));
-}
-
-static inline float value_of(uint32_t key)
-{
-    uint32_t u = key ^ (key >> 31 ? UINT32_C(0x80000000) : UINT32_MAX);
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
 
 static bool any_within(const float *x, int n, float lo, float hi)
 {
@@ -576,7 +439,7 @@ static void run_chunk(race *r, int i0, int n)
     const float *x = r->d->x;
     int open[CHUNK], count = 0;
     for (int i = i0; i < i0 + n; i++)
-        if (x[i] >= r->floor && x[i] + NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
+        if (x[i] >= r->floor && x[i] + TD_NOISE_MAX >= r->best && candidate(r, i)) open[count++] = i;
     if (count > CHUNK / 8) {
         td_gumbel_row(s->seed, s->position, s->stream, (uint32_t)(r->v0 + i0), (uint32_t)n, noise);
         for (int k = 0; k < count; k++) offer(r, open[k], noise[open[k] - i0]);
@@ -603,7 +466,7 @@ static void run_race(const td_vocab *v, const td_draw *d, end_msg *m)
     for (int i0 = 0; i0 < v->n; i0 += CHUNK) {
         int n = v->n - i0 < CHUNK ? v->n - i0 : CHUNK;
         float top = scan_max(d->x + i0, n);
-        if (top >= r.floor && top + NOISE_MAX >= r.best) run_chunk(&r, i0, n);
+        if (top >= r.floor && top + TD_NOISE_MAX >= r.best) run_chunk(&r, i0, n);
     }
     m->best = r.best;
     m->token = r.token;

@@ -116,10 +116,8 @@ TD_INLINE v16 v16_from_bf16(__m256i b)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
 }
-#if defined(__AVX512BF16__)
-TD_INLINE __m256i v16_to_bf16(v16 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-#else
-TD_INLINE __m256i v16_to_bf16(v16 v)
+/* Rounded, the low half of each lane still to be cut off. */
+TD_INLINE __m512i round_bf16_16(__m512 v)
 {
     __m512i u = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
     __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)),
@@ -127,10 +125,21 @@ TD_INLINE __m256i v16_to_bf16(v16 v)
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
     __mmask16 tiny = _mm512_testn_epi32_mask(u, _mm512_set1_epi32(0x7f800000));
-    r = _mm512_mask_and_epi32(r, tiny, u, _mm512_set1_epi32((int)0x80000000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+    return _mm512_mask_and_epi32(r, tiny, u, _mm512_set1_epi32((int)0x80000000));
 }
+#if defined(__AVX512BF16__)
+TD_INLINE __m256i v16_to_bf16(v16 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+#else
+TD_INLINE __m256i v16_to_bf16(v16 v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16_16(v), 16)); }
 #endif
+/* Rounded to bf16, as f32. */
+TD_INLINE v16 v16_round_bf16(v16 v) { return vec_odd(round_bf16_16(v)); }
+/* The same for what v16_exp2 makes of sums of bf16 products: 0, normal, or a quiet NaN whose low half is 0. */
+TD_INLINE v16 v16_round_exp2(v16 v)
+{
+    veci u = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    return vec_odd(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd));
+}
 
 /* 16 x 16 dwords in registers: r[i] lane j <-> r[j] lane i. */
 TD_INLINE void transpose16(__m512i r[16])

@@ -1,21 +1,25 @@
 /* kernels/sm90a.h - Hopper's own instructions for the *_sm90a.cu files: bulk copies, mbarriers, wgmma,
  * registers.
  *
- * Nothing here has an emulation: what uses it compiles for sm_90a alone and is off until a run on a GPU is
- * recorded. wgmma: D[64, N] f32 += A[64, 16] B[16, N], by one warpgroup; warp w holds rows 16 w up, its part
- * of D and of A (registers) laid out as in mma.m16n8k16. Matrices in shared memory: 128-byte rows, pieces of
- * 16 bytes exchanged by row % 8, 8 rows to a group of 1024 bytes, groups aligned. "Along K": a row is one row
- * of A or one column of B with 64 values of k. "Across K": a row is one k with 64 columns of B. Source: PTX
- * ISA 8.7, sections on wgmma, mbarrier and cp.async.bulk. */
+ * Under nvcc inline PTX, for sm_90a alone; otherwise the shim's emulation under the same names
+ * (tests/simt/simt_sm90a.h). What uses it is off until a run on a GPU is recorded. wgmma: D[64, N] f32 +=
+ * A[64, 16] B[16, N], by one warpgroup; warp w holds rows 16 w up, its part of D and of A (registers) laid
+ * out as in mma.m16n8k16. Matrices in shared memory: 128-byte rows, pieces of 16 bytes exchanged by row % 8,
+ * 8 rows to a group of 1024 bytes, groups aligned. "Along K": a row is one row of A or one column of B with
+ * 64 values of k. "Across K": a row is one k with 64 columns of B. Source: PTX ISA 8.7, sections on wgmma,
+ * mbarrier and cp.async.bulk. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_SM90A_H
 #define TD_KERNELS_SM90A_H
 
 #include "kernels/td_cuda.h"
-#include <cuda.h>
 
 /* The host's pass must see the kernels' text, too; only the device's assembles it. */
 #define TD_SM90 static __device__ __forceinline__
+
+#ifdef __CUDACC__
+#include <cuda.h>
+#include <cudaTypedefs.h>
 
 TD_SM90 void sm90_barrier_init(uint64_t *b, int count)
 {
@@ -108,6 +112,49 @@ template <int N> TD_SM90 void sm90_hold(uint32_t (&d)[N][4])
         asm volatile("" : "+r"(d[i][0]), "+r"(d[i][1]), "+r"(d[i][2]), "+r"(d[i][3])::"memory");
 }
 
+/* rs: A from registers, ss: from shared memory; t: B across K. accumulate 0: D is overwritten. */
+#define SM90_D8(d, i)                                                                                        \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),              \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SM90_D32(d, i) SM90_D8(d, i), SM90_D8(d, i + 8), SM90_D8(d, i + 16), SM90_D8(d, i + 24)
+#define SM90_P32                                                                                             \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SM90_P64                                                                                             \
+    SM90_P32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "            \
+             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+/* scale: the operand that accumulate is; ab: A and B. Neither is negated. */
+#define SM90_MMA(n, d, ab, scale, transposed)                                                                \
+    "{.reg .pred p; setp.ne.b32 p, " scale ", 0; wgmma.mma_async.sync.aligned.m64n" n                        \
+    "k16.f32.bf16.bf16 {" d "}, " ab ", p, 1, 1, " transposed ";}"
+#define SM90_A(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+
+TD_SM90 void sm90_mma_n128_ss(float (&d)[64], uint64_t a, uint64_t b, int accumulate)
+{
+    asm volatile(SM90_MMA("128", SM90_P64, "%64, %65", "%66", "0, 0")
+                 : SM90_D32(d, 0), SM90_D32(d, 32)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+TD_SM90 void sm90_mma_n128_rs(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int accumulate)
+{
+    asm volatile(SM90_MMA("128", SM90_P64, "{%64, %65, %66, %67}, %68", "%69", "0")
+                 : SM90_D32(d, 0), SM90_D32(d, 32)
+                 : SM90_A(a), "l"(b), "r"(accumulate));
+}
+TD_SM90 void sm90_mma_n128_rs_t(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int accumulate)
+{
+    asm volatile(SM90_MMA("128", SM90_P64, "{%64, %65, %66, %67}, %68", "%69", "1")
+                 : SM90_D32(d, 0), SM90_D32(d, 32)
+                 : SM90_A(a), "l"(b), "r"(accumulate));
+}
+TD_SM90 void sm90_mma_n64_rs_t(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate)
+{
+    asm volatile(SM90_MMA("64", SM90_P32, "{%32, %33, %34, %35}, %36", "%37", "1")
+                 : SM90_D32(d, 0)
+                 : SM90_A(a), "l"(b), "r"(accumulate));
+}
+#endif
+
 /* Matrix along K: p is its first row (or 32 bytes further per 16 values of k). */
 TD_SM90 uint64_t sm90_along_k(const void *p)
 {
@@ -119,85 +166,6 @@ TD_SM90 uint64_t sm90_across_k(const void *p, int next)
 {
     return (uint64_t)((td_smem_u32(p) & 0x3ffffu) >> 4) | (uint64_t)(next >> 4) << 16 |
            (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-
-/* rs: A from registers, ss: from shared memory; t: B across K. accumulate 0: D is overwritten. */
-TD_SM90 void sm90_mma_n128_ss(float (&d)[64], uint64_t a, uint64_t b, int accumulate)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "%64, %65, p, 1, 1, 0, 0;}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-                   "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-                   "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-                   "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-                   "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-                   "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-                   "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-                   "+f"(d[63])
-                 : "l"(a), "l"(b), "r"(accumulate));
-}
-TD_SM90 void sm90_mma_n128_rs(float (&d)[64], uint32_t const (&a)[4], uint64_t b, int accumulate)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, 0;}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-                   "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-                   "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-                   "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-                   "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-                   "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-                   "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-                   "+f"(d[63])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-TD_SM90 void sm90_mma_n128_rs_t(float (&d)[64], uint32_t const (&a)[4], uint64_t b, int accumulate)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-                   "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-                   "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-                   "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-                   "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-                   "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-                   "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-                   "+f"(d[63])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-TD_SM90 void sm90_mma_n64_rs_t(float (&d)[32], uint32_t const (&a)[4], uint64_t b, int accumulate)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, p, 1, 1, 1;}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-                   "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-                   "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-                   "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 #endif

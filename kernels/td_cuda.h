@@ -204,15 +204,10 @@ inline cudaError_t td_launch_next(void (*kernel)(P...), dim3 grid, dim3 block, s
     return cudaLaunchKernelEx(&c, kernel, static_cast<A &&>(args)...);
 }
 
-/* Sums and maxima over the 32 lanes, same bits in every lane: one butterfly, widest first. */
+/* The sum over the 32 lanes, same bits in every lane: one butterfly, widest first. */
 TD_DEV float td_warp_sum(float v)
 {
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
-    return v;
-}
-TD_DEV float td_warp_max(float v)
-{
-    for (int o = 16; o > 0; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
     return v;
 }
 

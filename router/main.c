@@ -139,15 +139,16 @@ static td_status start_nets(router *r)
 static void on_ready(void *arg, const td_fleet *f)
 {
     router *r = arg;
-    char line[1024];
+    char line[1024], kernels[128];
+    td_fleet_kernels(f, kernels, sizeof kernels);
     uint64_t kv = td_fleet_kv_tokens(f, TD_ROLE_DECODE);
     if (!kv) kv = td_fleet_kv_tokens(f, TD_ROLE_PREFILL);
     double full = f->id.max_model_len ? (double)kv / f->id.max_model_len : 0;
     snprintf(line, sizeof line,
-             "ready %.200s on %s://%.200s:%d (gRPC %d), numerics %.100s, KV %llu tokens: %.1f requests of "
-             "the full %u tokens at once\n",
+             "ready %.200s on %s://%.200s:%d (gRPC %d), kernels %s (numerics %.100s), KV %llu tokens: %.1f "
+             "requests of the full %u tokens at once\n",
              r->api.model.name, r->conf.tls_cert[0] ? "https" : "http", r->conf.host, r->port,
-             r->grpc_port, f->numerics, (unsigned long long)kv,
+             r->grpc_port, kernels, f->numerics, (unsigned long long)kv,
              full, f->id.max_model_len);
     TD_INFO("%.*s", (int)strlen(line) - 1, line);
     tell(r, line);
@@ -184,6 +185,7 @@ static td_status open_all(router *r)
                                                  .wake_fd = r->wake_fd,
                                                  .signal_fd = r->signal_fd,
                                                  .nets_running = &r->nets_running,
+                                                 .expected_workers = (uint32_t)r->conf.expected_workers,
                                                  .on_ready = on_ready,
                                                  .on_drain = on_drain,
                                                  .arg = r});

@@ -73,10 +73,7 @@ static td_status choose_family(const td_conf *c, const td_ops **out)
         if (strcmp(c->ops, "auto"))
             return td_fail(TD_ENOSUP, "kernel family %s computes as %s, not as %s", found->family,
                            found->numerics, c->numerics);
-        found = NULL;
-        for (int i = 0; td_ops_family(i); i++)
-            if (!strcmp(td_ops_family(i)->numerics, c->numerics)) found = td_ops_family(i);
-        if (!found) return td_fail(TD_ENOSUP, "no kernel family of this CPU computes as %s", c->numerics);
+        TD_TRY(td_ops_open_as(c->numerics, &found));
     }
     *out = found;
     return TD_OK;
@@ -214,6 +211,14 @@ static td_status choose_device(const td_conf *c, const char *dir, td_ranks *rank
     return s >= 0 && ranks ? td_ranks_device(ranks, b->dev) : s;
 }
 
+/* Hosts of one worker may differ, and with them what `auto` finds: amx computes otherwise than the families beside it. */
+static td_status compute_alike(const td_ranks *ranks, const td_ops *ops)
+{
+    char text[128];
+    snprintf(text, sizeof text, "numerics: %s\n", ops->numerics);
+    return td_ranks_agree(ranks->world, text);
+}
+
 static td_status choose_ops(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
 {
     td_ranks *many = ranks && td_grid_ranks(&ranks->grid) > 1 ? ranks : NULL;
@@ -224,7 +229,8 @@ static td_status choose_ops(const td_conf *c, const char *dir, td_ranks *ranks, 
         close_device(b);
     }
     TD_TRY(choose_family(c, &b->ops));
-    return fall_back(c, dir, &b->ops);
+    TD_TRY(fall_back(c, dir, &b->ops));
+    return many ? compute_alike(many, b->ops) : TD_OK;
 }
 
 void td_boot_numerics(const td_boot *b, char *out, size_t n)

@@ -29,4 +29,20 @@ td_status td_devmem_put(td_dev *dev, void *dst, const void *host, size_t bytes);
 td_status td_devmem_put_staged(td_dev *dev, td_pool *pool, void *dst, const void *host, size_t bytes,
                                void (*progress)(void *arg, const char *what, double fraction), void *arg);
 
+/* A page-locked block of this host, filled and sent again and again on one stream. {0} is closed: nothing to wait for or
+ * to close. It is written, or closed, once its last transfer is over. */
+typedef struct td_devmem_post {
+    uint8_t *host;
+    size_t bytes;
+    td_stream_kind stream;
+    td_event *sent; /* its last transfer; before the first: it was opened */
+} td_devmem_post;
+
+td_status td_devmem_post_open(td_dev *dev, td_stream_kind stream, size_t bytes, td_devmem_post *p);
+void td_devmem_post_close(td_dev *dev, td_devmem_post *p);
+/* Until it may be filled again. */
+td_status td_devmem_post_wait(td_dev *dev, const td_devmem_post *p);
+/* Its first `bytes`. */
+td_status td_devmem_post_send(td_dev *dev, void *dst, const td_devmem_post *p, size_t bytes);
+
 #endif

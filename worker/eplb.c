@@ -43,7 +43,9 @@ void td_eplb_replicate(const uint64_t *load, int n, int extra, int most, int32_t
     for (; extra > 0; extra--) {
         int best = -1;
         for (int e = 0; e < n; e++)
-            if (count[e] < most && (best < 0 || less(load[best] >> shift, count[best], load[e] >> shift, count[e]))) best = e;
+            if (count[e] < most &&
+                (best < 0 || less(load[best] >> shift, count[best], load[e] >> shift, count[e])))
+                best = e;
         TD_CHECK(best >= 0); /* slots <= experts * ranks */
         count[best]++;
     }
@@ -127,7 +129,9 @@ static void pack_all(packing *k)
     for (int i = 0; i < k->n; i++) {
         int best = -1;
         for (int p = 0; p < k->packs; p++)
-            if (k->used[p] < k->room[p] && (best < 0 || k->weight[p] < k->weight[best]) && !holds(k, p, k->in[i].expert)) best = p;
+            if (k->used[p] < k->room[p] && (best < 0 || k->weight[p] < k->weight[best]) &&
+                !holds(k, p, k->in[i].expert))
+                best = p;
         if (best >= 0) put(k, i, best);
         else make_room(k, i);
     }
@@ -136,7 +140,12 @@ static void pack_all(packing *k)
 
 static packing packing_open(const item *in, int n, int packs, const int32_t *room)
 {
-    return (packing){in, n, packs, room, td_xalloc((size_t)n * sizeof(int32_t)), td_xalloc((size_t)packs * sizeof(int32_t)),
+    return (packing){in,
+                     n,
+                     packs,
+                     room,
+                     td_xalloc((size_t)n * sizeof(int32_t)),
+                     td_xalloc((size_t)packs * sizeof(int32_t)),
                      td_xalloc((size_t)packs * sizeof(uint64_t))};
 }
 
@@ -163,7 +172,9 @@ static void fill_up(const part *t, int more)
     for (; more > 0; more--) {
         int best = -1;
         for (int e = 0; e < t->n; e++)
-            if (t->count[e] < t->ranks && (best < 0 || less(t->load[e], t->count[e], t->load[best], t->count[best]))) best = e;
+            if (t->count[e] < t->ranks &&
+                (best < 0 || less(t->load[e], t->count[e], t->load[best], t->count[best])))
+                best = e;
         TD_CHECK(best >= 0);
         t->count[best]++;
     }
@@ -177,7 +188,8 @@ static void try_copies(const part *t, int useful, uint64_t *least, int32_t *map)
     td_eplb_replicate(t->load, t->n, useful, t->ranks, t->count);
     fill_up(t, t->slots - t->n - useful);
     for (int e = 0; e < t->n; e++)
-        for (int c = 0; c < t->count[e]; c++) t->items[at++] = (item){(t->load[e] << FRACTION) / (uint64_t)t->count[e], t->ids[e]};
+        for (int c = 0; c < t->count[e]; c++)
+            t->items[at++] = (item){(t->load[e] << FRACTION) / (uint64_t)t->count[e], t->ids[e]};
     qsort(t->items, (size_t)t->slots, sizeof *t->items, heavier_first);
     packing k = packing_open(t->items, t->slots, t->ranks, t->room);
     pack_all(&k);
@@ -192,7 +204,8 @@ static void try_copies(const part *t, int useful, uint64_t *least, int32_t *map)
 }
 
 /* All redundant copies by load are not always best: the copy of a middling expert is one more piece to place. */
-static void plan_ranks(const td_eplb_shape *s, const uint64_t *load, const int32_t *ids, int n, int r0, int ranks, int32_t *map)
+static void plan_ranks(const td_eplb_shape *s, const uint64_t *load, const int32_t *ids, int n, int r0,
+                       int ranks, int32_t *map)
 {
     part t = {.s = s, .ids = ids, .n = n, .r0 = r0, .ranks = ranks, .slots = s->slot0[r0 + ranks] - s->slot0[r0]};
     int shift = shift_of(load, s->experts), extra = t.slots - n, step = (extra + TRIES - 1) / TRIES;
@@ -205,7 +218,8 @@ static void plan_ranks(const td_eplb_shape *s, const uint64_t *load, const int32
     for (int e = 0; e < n; e++) even += own[e] << FRACTION;
     even = even / (uint64_t)ranks / 100 * 101; /* good enough */
     try_copies(&t, extra, &least, map);
-    for (int useful = extra - step; step && useful >= 0 && least > even; useful -= step) try_copies(&t, useful, &least, map);
+    for (int useful = extra - step; step && useful >= 0 && least > even; useful -= step)
+        try_copies(&t, useful, &least, map);
     free(own), free(t.count), free(t.room), free(t.items);
 }
 
@@ -288,7 +302,8 @@ static void settle_ranks(const td_eplb_shape *s, const int32_t *old, const int32
             for (int i = 0; i < per && !has[r]; i++) {
                 int q = r / per * per + i;
                 bool fits = s->slot0[r + 1] - s->slot0[r] == s->slot0[q + 1] - s->slot0[q];
-                if (fits && !taken[q] && (best < 0 || shared[r * per + i] > shared[best * per + of % per])) best = r, of = q;
+                if (fits && !taken[q] && (best < 0 || shared[r * per + i] > shared[best * per + of % per]))
+                    best = r, of = q;
             }
         TD_CHECK(best >= 0); /* as many contents of each size as ranks */
         has[best] = taken[of] = true;
@@ -314,7 +329,8 @@ void td_eplb_settle(const td_eplb_shape *s, const int32_t *old, int32_t *map)
     int32_t *plan = td_xalloc(n * sizeof *plan);
     memcpy(plan, map, n * sizeof *plan);
     settle_ranks(s, old, plan, map);
-    for (int r = 0; r < s->ranks; r++) settle_slots(old + s->slot0[r], map + s->slot0[r], s->slot0[r + 1] - s->slot0[r]);
+    for (int r = 0; r < s->ranks; r++)
+        settle_slots(old + s->slot0[r], map + s->slot0[r], s->slot0[r + 1] - s->slot0[r]);
     free(plan);
 }
 

@@ -38,29 +38,48 @@ static td_status whole_parts(const char *what, int n, const char *by, int parts)
 td_status td_grid_check(td_grid *g, const td_model_desc *d)
 {
     if (g->tp < 1 || g->pp < 1 || g->cp < 1 || g->dp < 1)
-        return td_fail(TD_EBADREQ, "tensor %d, pipeline %d, context %d, data %d: each must be at least 1", g->tp, g->pp, g->cp, g->dp);
+        return td_fail(TD_EBADREQ, "tensor %d, pipeline %d, context %d, data %d: each must be at least 1",
+                       g->tp, g->pp, g->cp, g->dp);
     if ((int64_t)g->tp * g->pp * g->cp * g->dp > TD_MAX_RANKS)
-        return td_fail(TD_EBADREQ, "tensor %d x pipeline %d x context %d x data %d is more than %d ranks", g->tp, g->pp, g->cp, g->dp, TD_MAX_RANKS);
+        return td_fail(TD_EBADREQ, "tensor %d x pipeline %d x context %d x data %d is more than %d ranks",
+                       g->tp, g->pp, g->cp, g->dp, TD_MAX_RANKS);
     if (g->pp > d->L || g->pp > TD_MAX_STAGES)
-        return td_fail(TD_EBADREQ, "pipeline-parallel-size %d: the model has %d layers, and at most %d stages are possible", g->pp, d->L, TD_MAX_STAGES);
-    if (g->tp & (g->tp - 1)) return td_fail(TD_EBADREQ, "tensor-parallel-size %d is no power of two: sums over ranks are a binary tree", g->tp);
+        return td_fail(
+            TD_EBADREQ,
+            "pipeline-parallel-size %d: the model has %d layers, and at most %d stages are possible", g->pp,
+            d->L, TD_MAX_STAGES);
+    if (g->tp & (g->tp - 1))
+        return td_fail(TD_EBADREQ,
+                       "tensor-parallel-size %d is no power of two: sums over ranks are a binary tree",
+                       g->tp);
     TD_TRY(whole_parts("query heads", d->H, "tensor-parallel-size", g->tp));
     if (g->tp <= d->G) TD_TRY(whole_parts("kv heads", d->G, "tensor-parallel-size", g->tp));
     else if (g->tp % d->G)
-        return td_fail(TD_EBADREQ, "tensor-parallel-size %d is no multiple of the %d kv heads it exceeds", g->tp, d->G);
+        return td_fail(TD_EBADREQ, "tensor-parallel-size %d is no multiple of the %d kv heads it exceeds",
+                       g->tp, d->G);
     if (d->F) TD_TRY(whole_parts("feed-forward size", d->F, "tensor-parallel-size", g->tp));
     if (g->ep && !d->moe.route.n_experts) return td_fail(TD_EBADREQ, "expert-parallel: %s has no experts", d->arch);
-    if (d->moe.route.n_experts && !g->ep) TD_TRY(whole_parts("expert feed-forward size", d->moe.F, "tensor-parallel-size", g->tp));
+    if (d->moe.route.n_experts && !g->ep)
+        TD_TRY(whole_parts("expert feed-forward size", d->moe.F, "tensor-parallel-size", g->tp));
     if (g->ep && g->dp * g->cp * g->tp > d->moe.route.n_experts)
-        return td_fail(TD_EBADREQ, "expert-parallel: %d ranks of a stage for %d experts", g->dp * g->cp * g->tp, d->moe.route.n_experts);
-    if (g->redundant && !g->ep) return td_fail(TD_EBADREQ, "redundant-experts %d: experts are not parallel", g->redundant);
-    if (g->redundant < 0 || g->redundant > d->moe.route.n_experts * (g->dp * g->cp * g->tp - 1) || d->moe.route.n_experts + g->redundant > TD_MAX_EXPERTS)
-        return td_fail(TD_EBADREQ, "redundant-experts %d: at most one copy of each of %d experts on each of %d ranks, and %d in all", g->redundant,
-                       d->moe.route.n_experts, g->dp * g->cp * g->tp, TD_MAX_EXPERTS);
+        return td_fail(TD_EBADREQ, "expert-parallel: %d ranks of a stage for %d experts",
+                       g->dp * g->cp * g->tp, d->moe.route.n_experts);
+    if (g->redundant && !g->ep)
+        return td_fail(TD_EBADREQ, "redundant-experts %d: experts are not parallel", g->redundant);
+    if (g->redundant < 0 || g->redundant > d->moe.route.n_experts * (g->dp * g->cp * g->tp - 1) ||
+        d->moe.route.n_experts + g->redundant > TD_MAX_EXPERTS)
+        return td_fail(
+            TD_EBADREQ,
+            "redundant-experts %d: at most one copy of each of %d experts on each of %d ranks, and %d in all",
+            g->redundant, d->moe.route.n_experts, g->dp * g->cp * g->tp, TD_MAX_EXPERTS);
     if (g->fsdp && g->dp * g->cp == 1)
-        return td_fail(TD_EBADREQ, "fully-sharded: weights are sharded over data- and context-parallel ranks, and there is one");
+        return td_fail(
+            TD_EBADREQ,
+            "fully-sharded: weights are sharded over data- and context-parallel ranks, and there is one");
     for (int i = 0; i < d->n_groups && g->cp > 1; i++)
-        if (d->group[i].window) return td_fail(TD_ENOSUP, "context-parallel-size %d: %s has layers with a sliding window", g->cp, d->arch);
+        if (d->group[i].window)
+            return td_fail(TD_ENOSUP, "context-parallel-size %d: %s has layers with a sliding window", g->cp,
+                           d->arch);
     deal_layers(g, d);
     return TD_OK;
 }
@@ -99,7 +118,10 @@ static void vocabulary(int v0, int V, int n, int i, int *first, int *count)
 td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)
 {
     td_coord c = td_grid_coord(g, rank);
-    td_local l = {.layer0 = g->layer0[c.pp], .layer1 = g->layer0[c.pp + 1], .first = c.pp == 0, .last = c.pp == g->pp - 1};
+    td_local l = {.layer0 = g->layer0[c.pp],
+                  .layer1 = g->layer0[c.pp + 1],
+                  .first = c.pp == 0,
+                  .last = c.pp == g->pp - 1};
     l.H = d->H / g->tp, l.h0 = c.tp * l.H;
     l.G = g->tp <= d->G ? d->G / g->tp : 1;
     l.g0 = g->tp <= d->G ? c.tp * l.G : c.tp * d->G / g->tp;
@@ -108,7 +130,9 @@ td_local td_grid_local(const td_grid *g, const td_model_desc *d, int rank)
     l.shards = g->fsdp ? g->dp * g->cp : 1, l.shard = g->fsdp ? c.dp * g->cp + c.cp : 0;
     vocabulary(l.v0, l.V, l.shards, l.shard, &l.shard_v0, &l.shard_V);
     l.x0 = 0, l.X = d->moe.route.n_experts, l.moe_F = d->moe.F;
-    if (g->ep) block(d->moe.route.n_experts, g->dp * g->cp * g->tp, (c.dp * g->cp + c.cp) * g->tp + c.tp, &l.x0, &l.X);
+    if (g->ep)
+        block(d->moe.route.n_experts, g->dp * g->cp * g->tp, (c.dp * g->cp + c.cp) * g->tp + c.tp, &l.x0,
+              &l.X);
     else l.moe_F = d->moe.F / g->tp, l.moe_f0 = c.tp * l.moe_F;
     l.o_slices = slices(d->H * d->D, g->tp);
     l.down_slices = slices(d->F, g->tp);

@@ -83,6 +83,7 @@ static void fill_hello(worker *w)
     const td_conf *c = &w->conf;
     td_msg_hello *h = &w->hello;
     *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION,
+                        .kernels = w->boot.ops->family,
                         .page_size = (uint32_t)c->page_size, .role = role_of(c->role),
                         .max_seqs = (uint32_t)c->max_num_seqs, .has_bulk_key = w->has_curve,
                         .max_batched_tokens = (uint32_t)c->max_num_batched_tokens,

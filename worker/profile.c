@@ -2,14 +2,11 @@
 #include "worker/profile.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "kernels/peak.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 enum { PARTS_PER_THREAD = 8, MAX_MEMBERS = 256 };
 typedef struct sink {
     uint64_t bits;
@@ -23,57 +20,13 @@ typedef struct reader {
     const uint8_t *p;
     size_t part;
     sink *out;
+    bool fetch;
 } reader;
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static uint64_t read_512(const uint8_t *p, size_t n)
-{
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (size_t i = 0; i < n; i += 256) {
-        a = _mm512_xor_si512(a, _mm512_load_si512(p + i));
-        b = _mm512_xor_si512(b, _mm512_load_si512(p + i + 64));
-        c = _mm512_xor_si512(c, _mm512_load_si512(p + i + 128));
-        d = _mm512_xor_si512(d, _mm512_load_si512(p + i + 192));
-    }
-    return (uint64_t)_mm512_reduce_add_epi64(
-        _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d)));
-}
-
-__attribute__((target("avx2"))) static uint64_t read_256(const uint8_t *p, size_t n)
-{
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    for (size_t i = 0; i < n; i += 128) {
-        a = _mm256_xor_si256(a, _mm256_load_si256((const __m256i *)(const void *)(p + i)));
-        b = _mm256_xor_si256(b, _mm256_load_si256((const __m256i *)(const void *)(p + i + 32)));
-        c = _mm256_xor_si256(c, _mm256_load_si256((const __m256i *)(const void *)(p + i + 64)));
-        d = _mm256_xor_si256(d, _mm256_load_si256((const __m256i *)(const void *)(p + i + 96)));
-    }
-    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
-    return (uint64_t)_mm256_extract_epi64(a, 0) ^ (uint64_t)_mm256_extract_epi64(a, 2);
-}
-#endif
-
-static uint64_t read_plain(const uint8_t *p, size_t n)
-{
-    uint64_t a = 0, b = 0, v[2];
-    for (size_t i = 0; i < n; i += 16) {
-        memcpy(v, p + i, sizeof v);
-        a ^= v[0];
-        b += v[1];
-    }
-    return a ^ b;
-}
 
 static void read_part(void *arg, int i, int member)
 {
     reader *r = arg;
-    const uint8_t *p = r->p + (size_t)i * r->part;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) r->out[member].bits ^= read_512(p, r->part);
-    else if (__builtin_cpu_supports("avx2")) r->out[member].bits ^= read_256(p, r->part);
-    else
-#endif
-        r->out[member].bits ^= read_plain(p, r->part);
+    r->out[member].bits ^= td_peak_read(r->p + (size_t)i * r->part, r->part, r->fetch);
 }
 
 static void touch_part(void *arg, int i, int member)
@@ -93,10 +46,11 @@ td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out)
         return td_fail(TD_EFULL, "no memory for a read of %zu bytes: %s", bytes, strerror(errno));
     }
     madvise(m, bytes, MADV_HUGEPAGE);
-    reader r = {m, bytes / (size_t)parts / 256 * 256, s};
+    reader r = {m, bytes / (size_t)parts / 256 * 256, s, false};
     td_pool_for(pool, parts, touch_part, &r);
     double best = 0;
-    for (int i = 0; i < passes; i++) {
+    for (int i = 0; i < 2 * passes; i++) { /* as the hardware fetches, and with hints: the better one is the limit */
+        r.fetch = i & 1;
         int64_t t = td_spin_us();
         td_pool_for(pool, parts, read_part, &r);
         t = td_spin_us() - t;
@@ -112,59 +66,9 @@ td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out)
 /* ---- multiply ---- */
 
 enum { STEPS = 200000 };
-typedef double loop_fn(void);
-
-/* Independent chains hide the latency of the multiply-add; the empty asm keeps each one a separate
- * instruction. */
-#define LOOP(name, isa, chains, vec, zero, step, first) \
-    __attribute__((target(isa))) static double name(void) \
-    { \
-        vec a[chains], x = zero; \
-        __asm__ volatile("" : "+v"(x)); \
-        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) a[j] = x; \
-        for (int i = 0; i < STEPS; i++) { \
-            _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) \
-            { \
-                a[j] = step; \
-                __asm__ volatile("" : "+v"(a[j])); \
-            } \
-        } \
-        double sum = 0; \
-        _Pragma("GCC unroll 32") for (int j = 0; j < (chains); j++) sum += (double)first; \
-        return sum; \
-    }
-
-#if defined(__x86_64__)
-LOOP(loop_sse2, "sse2", 12, __m128d, _mm_setzero_pd(), _mm_add_pd(a[j], _mm_mul_pd(x, x)),
-     _mm_cvtsd_f64(a[j]))
-LOOP(loop_avx2, "avx2,fma", 12, __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, x, a[j]),
-     _mm256_cvtss_f32(a[j]))
-LOOP(loop_avx512, "avx512f", 24, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, x, a[j]),
-     _mm512_cvtss_f32(a[j]))
-LOOP(loop_bf16, "avx512f,avx512bf16", 24, __m512, _mm512_setzero_ps(),
-     _mm512_dpbf16_ps(a[j], (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(x)),
-     _mm512_cvtss_f32(a[j]))
-#endif
-
-typedef struct loop {
-    const char *family;
-    loop_fn *run;
-    double ops;
-} loop; /* ops: of one call */
-
-static const loop loops[] = {
-#if defined(__x86_64__)
-    {"ref", loop_sse2, 4.0 * 12 * STEPS}, /* sums in double, without fused multiply-add */
-    {"avx2", loop_avx2, 16.0 * 12 * STEPS},
-    {"avx512", loop_avx512, 32.0 * 24 * STEPS},
-    {"avx512bf16", loop_bf16, 64.0 * 24 * STEPS},
-#else
-    {"", NULL, 0},
-#endif
-};
 
 typedef struct multiply {
-    const loop *l;
+    const char *family;
     sink *out;
 } multiply;
 
@@ -172,25 +76,23 @@ static void multiply_part(void *arg, int i, int member)
 {
     multiply *m = arg;
     (void)i;
-    m->out[member].sum += m->l->run();
+    m->out[member].sum += td_peak_multiply(m->family, STEPS);
 }
 
 double td_profile_multiply(td_pool *pool, const td_ops *ops)
 {
-    const loop *l = NULL;
-    for (size_t i = 0; i < TD_COUNT(loops); i++)
-        if (!strcmp(loops[i].family, ops->family)) l = &loops[i];
-    if (!l) return 0;
     int parts = td_pool_size(pool) * 4;
     double best = 0;
-    multiply m = {l, td_xalloc(MAX_MEMBERS * sizeof(sink))};
     for (int i = 0; i < 5; i++) {
+        multiply m = {ops->family, td_xalloc(MAX_MEMBERS * sizeof(sink))};
         int64_t t = td_spin_us();
         td_pool_for(pool, parts, multiply_part, &m);
         t = td_spin_us() - t;
-        best = TD_MAX(best, l->ops * parts / (double)TD_MAX(t, 1) * 1e6);
+        double done = 0;
+        for (int k = 0; k < MAX_MEMBERS; k++) done += m.out[k].sum;
+        best = TD_MAX(best, done / (double)TD_MAX(t, 1) * 1e6);
+        free(m.out);
     }
-    free(m.out);
     return best;
 }
 

@@ -1,8 +1,8 @@
 /* worker/ranks.h - one rank's place in the worker's grid and its groups of ranks.
  *
- * Ownership: `world` is borrowed; the groups are closed with td_ranks_close. Threads: the rank's engine
- * thread. Errors:    ranks that were started differently (grid, model, build, options) are refused on every
- * rank, with the rank and the value that differs. */
+ * Ownership: `world` is borrowed; the groups are closed with td_ranks_close. Threads: the rank's engine thread.
+ * Errors:    ranks that were started differently (grid, model, build, options) are refused on every rank, with
+ *            the rank and the value that differs. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_RANKS_H
 #define TD_WORKER_RANKS_H

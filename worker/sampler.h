@@ -7,10 +7,13 @@
  *                     results
  *
  * Rules:     1. All ranks of a replica's last stage run the same step; the results are one rank's, byte for
- *               byte. 2. Several samples may share one row of logits (n choices): each works on a copy, so
- * none sees another's penalties. A pure function of the step and the logits. Ownership: ops, pool and ranks
- * are borrowed; out is where td_results_at is: with one rank where the kernels work, with several this host's. Threads: the engine thread. Errors:    run: those of the collectives; the step is then lost
- * on all ranks. */
+ *               byte.
+ *            2. Several samples may share one row of logits (n choices): each works on a copy, so none sees
+ *               another's penalties. A pure function of the step and the logits.
+ * Ownership: ops, pool and ranks are borrowed; out is where td_results_at is: with one rank where the kernels
+ *            work, with several this host's.
+ * Threads:   the engine thread.
+ * Errors:    run: those of the collectives; the step is then lost on all ranks. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SAMPLER_H
 #define TD_WORKER_SAMPLER_H

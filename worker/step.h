@@ -2,13 +2,14 @@
  *
  *   [td_step header][rows: ids, pos][seqs][page tables by group][copies][logit rows][samples][penalties][biases]
  *
- * Rank 0 builds it, broadcasts it, and every rank executes it without deciding anything; tests record and replay it. All
- * positions are absolute; offsets are in bytes from the start of td_step, 8-byte aligned.
+ * Rank 0 builds it, broadcasts it, and every rank executes it without deciding anything; tests record and replay
+ * it. All positions are absolute; offsets are in bytes from the start of td_step, 8-byte aligned.
  *
  * Ids:       an id below 0 is a token that rank 0 has not seen yet: -1 - i stands for the one drawn as sample i
  *            of the step submitted before this one. Whoever computes the rows puts it in (td_ops.fill_ids).
- * Rules:     1. A sequence's rows are consecutive in the batch and at consecutive positions. 2. Rows of a step never write a page that
- *               another sequence reads in the same step. 3. Sampling is a pure function of the logits and this struct.
+ * Rules:     1. A sequence's rows are consecutive in the batch and at consecutive positions.
+ *            2. Rows of a step never write a page that another sequence reads in the same step.
+ *            3. Sampling is a pure function of the logits and this struct.
  * Ownership: the buffer belongs to whoever built it, until collect. Threads: read-only once submitted.
  * Limits:    TD_MAX_GROUPS; rows and seqs by configuration (max-num-batched-tokens, max-num-seqs). */
 // SPDX-License-Identifier: Apache-2.0

@@ -29,7 +29,7 @@ const char *td_msg_name(td_msg_type t)
 
 static bool differ(char *reason, size_t n, const char *field, const char *a, const char *b)
 {
-    snprintf(reason, n, "%s: %s against %s", field, a ? a : "(none)", b ? b : "(none)");
+    snprintf(reason, n, "%s: %s against %s", field, a && *a ? a : "(none)", b && *b ? b : "(none)");
     return false;
 }
 
@@ -109,6 +109,7 @@ static PB(Hello) * put_hello(td_arena *a, const td_msg_hello *h)
     p->max_seqs = h->max_seqs;
     p->bulk_endpoint = mutable(h->bulk_endpoint);
     p->build = mutable(h->build);
+    p->kernels = mutable(h->kernels);
     p->n_eos = TD_MIN(h->n_eos, (uint32_t)TD_MSG_MAX_EOS);
     p->eos = (uint32_t *)(uintptr_t)h->eos;
     p->max_batched_tokens = h->max_batched_tokens;

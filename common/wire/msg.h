@@ -38,7 +38,7 @@ typedef struct td_identity {
 bool td_identity_same(const td_identity *a, const td_identity *b, char *reason, size_t n);
 
 typedef struct td_msg_hello {
-    const char *name, *bulk_endpoint, *build;
+    const char *name, *bulk_endpoint, *build, *kernels;
     td_role role;
     td_identity id;
     uint32_t page_size, max_seqs, max_batched_tokens;

@@ -81,6 +81,7 @@ static td_status get_hello(const PB(Hello) *p, td_msg_hello *h)
     TD_TRY(get_text(p->name, "name", &h->name));
     TD_TRY(get_text(p->bulk_endpoint, "bulk_endpoint", &h->bulk_endpoint));
     TD_TRY(get_text(p->build, "build", &h->build));
+    TD_TRY(get_text(p->kernels, "kernels", &h->kernels));
     TD_TRY(get_identity(p->identity, &h->id));
     if ((int)p->role < TD_ROLE_PREFILL || (int)p->role > TD_ROLE_MIXED) BAD("role %d", (int)p->role);
     h->role = (td_role)p->role;

@@ -23,7 +23,6 @@ struct td_sock {
     bool router;
     bool open[3];      /* msg[i] is initialized */
     zmq_msg_t msg[3];  /* identity, part 0, part 1 of the last received message */
-    uint64_t dropped;
 };
 
 td_zctx *td_zctx_open(void)
@@ -288,7 +287,6 @@ td_status td_sock_recv(td_sock *s, td_part *id, td_part part[2], int *n_parts)
         }
         if (more || i == 1) { /* too many parts, or an identity without a body */
             drop_rest(s, more);
-            s->dropped++;
             continue;
         }
         if (id) *id = s->router ? view(&s->msg[0]) : (td_part){0};
@@ -299,7 +297,3 @@ td_status td_sock_recv(td_sock *s, td_part *id, td_part part[2], int *n_parts)
     }
 }
 
-uint64_t td_sock_dropped(const td_sock *s)
-{
-    return s->dropped;
-}

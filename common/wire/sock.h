@@ -56,9 +56,8 @@ td_status td_sock_send(td_sock *s, const void *id, size_t id_bytes, const td_par
  * ZeroMQ thread, also on failure. */
 td_status td_sock_send_owned(td_sock *s, const void *id, size_t id_bytes, td_part head, void *payload,
                              size_t n, void (*free_fn)(void *payload, void *hint), void *hint);
-/* id/id_bytes: sender (ROUTER only). At most 2 parts after the identity; others are dropped and counted. */
+/* id/id_bytes: sender (ROUTER only). At most 2 parts after the identity; others are dropped. */
 td_status td_sock_recv(td_sock *s, td_part *id, td_part part[2], int *n_parts);
-uint64_t td_sock_dropped(const td_sock *s);
 
 bool td_endpoint_is_local(const char *endpoint); /* ipc, or a loopback address */
 /* An endpoint beyond this machine needs a key, unless the operator says it may be open. option: its name. */

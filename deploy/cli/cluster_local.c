@@ -111,6 +111,8 @@ static int router_args(td_local *l, td_arena *a, char **argv, int n)
     }
     argv[n++] = "--ready-fd";
     argv[n++] = arena_fmt(a, "%s%d", "", l->ready_fd[1]);
+    argv[n++] = "--expected-workers";
+    argv[n++] = arena_fmt(a, "%s%d", "", l->n_kid - 1);
     return n;
 }
 

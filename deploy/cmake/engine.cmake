@@ -21,7 +21,7 @@ endfunction()
 td_isa(kernels/*_avx2.c -mavx2;-mfma;-mf16c;-mbmi2;-O3)
 td_isa(kernels/*_avx512.c -march=x86-64-v4;-mprefer-vector-width=512;-O3)
 td_isa(kernels/*_avx512bf16.c -march=x86-64-v4;-mavx512bf16;-mprefer-vector-width=512;-O3)
-td_isa(kernels/*_amx.c -march=x86-64-v4;-mavx512bf16;-mamx-tile;-mamx-bf16;-mprefer-vector-width=512;-O3)
+td_isa(kernels/*_amx.c -march=x86-64-v4;-mavx512bf16;-mprefer-vector-width=512;-O3)
 
 # Optional back ends: AUTO takes what the machine has, ON insists, OFF leaves out. Whole files come and go; nothing depends on them inside.
 set(TD_SUMMARY "CPU kernels for ${CMAKE_SYSTEM_PROCESSOR}")

@@ -42,21 +42,6 @@ td_bridge *td_bridge_open(const td_bridge_opts *o)
     return b;
 }
 
-void td_bridge_close(td_bridge *b)
-{
-    if (!b) return;
-    for (unsigned i = 0; i < TD_API_NETS; i++)
-        while (b->first[i]) {
-            later *l = b->first[i];
-            b->first[i] = l->next;
-            free(l->out);
-            free(l);
-        }
-    td_actions_deinit(&b->act);
-    td_buf_deinit(&b->packed);
-    free(b);
-}
-
 /* ---- peers ---- */
 
 static peer *find_peer(td_bridge *b, uint64_t incarnation)
@@ -221,7 +206,7 @@ static void tick(td_bridge *b, int64_t now)
     step(b, &(td_event){.type = TD_EV_TICK});
     td_fleet *f = td_core_fleet(b->o.core);
     bool ready = td_core_serves(b->o.core, now);
-    if (ready && !b->was_ready) {
+    if (ready && !b->was_ready && td_fleet_ready(f) >= b->o.expected_workers) {
         b->was_ready = true;
         b->o.on_ready(b->o.arg, f);
     }

@@ -7,8 +7,7 @@
  *               then sleep.
  *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails
  *               loses it (PEER_LOST).
- *            3. Draining (td_bridge_drain, or a SIGTERM on signal_fd): no new requests, the running ones
- *               finish; then the workers are told (LEAVE).
+ *            3. Draining (a SIGTERM on signal_fd): no new requests, the running ones finish; then the workers are told (LEAVE).
  * Threads:   everything on the thread that calls td_bridge_run, which must also have opened the socket.
  * Limits:    TD_BRIDGE_PEERS peers known by identity; TD_BRIDGE_BATCH messages per turn. */
 // SPDX-License-Identifier: Apache-2.0
@@ -38,13 +37,14 @@ typedef struct td_bridge_opts {
     int wake_fd; /* of all td_chan towards the core; the net threads signal it when they end, too */
     int signal_fd;                     /* signalfd of SIGTERM and SIGINT, or -1 */
     atomic_uint *nets_running;         /* td_bridge_run returns when it drains and this is 0 */
-    void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve */
+    uint32_t expected_workers;         /* that on_ready waits for; the fleet may serve with fewer */
+    void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve and all are ready */
     void (*on_drain)(void *arg);       /* once: stop the net threads */
     void *arg;
 } td_bridge_opts;
 
+/* Of the process: never closed. */
 td_bridge *td_bridge_open(const td_bridge_opts *o);
 void td_bridge_run(td_bridge *b);
-void td_bridge_close(td_bridge *b);
 
 #endif

@@ -69,8 +69,6 @@ td_metrics *td_metrics_open(void)
     return m;
 }
 
-void td_metrics_close(td_metrics *m) { free(m); }
-
 static void observe(histogram *h, double v, uint64_t times)
 {
     unsigned i = 0;

@@ -13,7 +13,6 @@ typedef struct td_metrics td_metrics;
 struct td_api;
 
 td_metrics *td_metrics_open(void);
-void td_metrics_close(td_metrics *m);
 void td_metrics_request(td_metrics *m, const td_request *r, int64_t now_us); /* it had its terminal event */
 void td_metrics_render(const td_metrics *m, td_core *core, struct td_api *api, uint64_t bad_messages,
                        int64_t now_us, td_buf *out);

@@ -157,7 +157,8 @@ td_status td_api_model_open(td_api_model *m, const td_conf *c)
         return td_fail(TD_EBADREQ, "--model is missing: the directory with tokenizer and chat template");
     }
     struct stat st;
-    if (stat(c->model, &st) || !S_ISDIR(st.st_mode)) return td_fail(TD_EBADREQ, "--model: no such directory");
+    if (stat(c->model, &st) || !S_ISDIR(st.st_mode))
+        return td_fail(TD_EBADREQ, "--model: no such directory: %s", c->model);
     td_status s = read_configs(m, c->model);
     if (s == TD_OK) s = read_text(m, c->model, c->chat_template);
     if (c->max_model_len && (!m->max_len || (uint32_t)c->max_model_len < m->max_len))

@@ -111,6 +111,7 @@ td_status td_fleet_hello(td_fleet *f, int64_t now_us, uint64_t incarnation, cons
     copy(w->name, sizeof w->name, h->name);
     copy(w->endpoint, sizeof w->endpoint, h->bulk_endpoint);
     copy(w->build, sizeof w->build, h->build);
+    copy(w->kernels, sizeof w->kernels, h->kernels);
     w->role = h->role;
     w->page_size = h->page_size;
     w->max_seqs = h->max_seqs;
@@ -217,6 +218,13 @@ bool td_fleet_hopeful(const td_fleet *f)
     return false;
 }
 
+uint32_t td_fleet_ready(const td_fleet *f)
+{
+    uint32_t n = 0;
+    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) n += f->w[i].state == TD_WORKER_READY;
+    return n;
+}
+
 uint64_t td_fleet_kv_tokens(const td_fleet *f, td_role counted_as)
 {
     uint64_t n = 0;
@@ -226,6 +234,18 @@ uint64_t td_fleet_kv_tokens(const td_fleet *f, td_role counted_as)
             n += w->kv_tokens;
     }
     return n;
+}
+
+void td_fleet_kernels(const td_fleet *f, char *out, size_t n)
+{
+    size_t at = 0;
+    out[0] = 0;
+    for (unsigned i = 0; i < TD_INDEX_SLOTS; i++) {
+        bool said = f->w[i].state != TD_WORKER_READY;
+        for (unsigned k = 0; k < i && !said; k++)
+            said = f->w[k].state == TD_WORKER_READY && !strcmp(f->w[k].kernels, f->w[i].kernels);
+        if (!said && at < n) at += (size_t)snprintf(out + at, n - at, "%s%s", at ? ", " : "", f->w[i].kernels);
+    }
 }
 
 td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind,

@@ -54,7 +54,7 @@ struct td_worker {
     td_worker_state state;
     unsigned slot;
     uint64_t incarnation;
-    char name[64], endpoint[256], build[64];
+    char name[64], endpoint[256], build[64], kernels[32];
     td_role role;
     uint32_t page_size, max_seqs, max_batched_tokens, max_model_len;
     uint64_t kv_tokens;
@@ -115,8 +115,10 @@ static inline bool td_worker_alive(const td_worker *w)
 bool td_fleet_serves(td_fleet *f, int64_t now_us);
 bool td_fleet_anyone(const td_fleet *f);  /* someone is alive */
 bool td_fleet_hopeful(const td_fleet *f); /* someone is ready or loading */
+uint32_t td_fleet_ready(const td_fleet *f); /* number of ready workers */
 uint64_t td_fleet_kv_tokens(const td_fleet *f,
                             td_role counted_as); /* of ready workers: DECODE counts DECODE and MIXED */
+void td_fleet_kernels(const td_fleet *f, char *out, size_t n); /* families of ready workers, each once: "amx, avx2" */
 
 td_lease *td_lease_open(td_request *r, td_lease **of_request, td_worker *w, td_lease_kind kind,
                         uint32_t attempt, uint32_t seqs, uint64_t pending, uint64_t kv);

@@ -283,7 +283,6 @@ void td_core_step(td_core *c, int64_t now_us, const td_event *ev, td_actions *ou
 
 td_fleet *td_core_fleet(td_core *c) { return &c->fleet; }
 const td_core_counts *td_core_counts_of(const td_core *c) { return &c->counts; }
-const td_core_opts *td_core_options(const td_core *c) { return &c->o; }
 bool td_core_idle(const td_core *c) { return !total(c); }
 
 void td_core_load(const td_core *c, uint32_t *queued, uint32_t *running, uint32_t *closing)

@@ -116,7 +116,6 @@ const td_core_counts *td_core_counts_of(const td_core *c);
 void td_core_load(const td_core *c, uint32_t *queued, uint32_t *running, uint32_t *closing);
 bool td_core_serves(td_core *c, int64_t now_us);
 bool td_core_idle(const td_core *c); /* no request of any state */
-const td_core_opts *td_core_options(const td_core *c);
 /* Visit every live request (queued, running, closing). */
 void td_core_each(const td_core *c, void (*fn)(void *arg, const td_request *r), void *arg);
 

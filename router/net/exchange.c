@@ -77,7 +77,6 @@ const char *td_exchange_peer(const td_exchange *x) { return x->c->peer; }
 bool td_exchange_is_h2(const td_exchange *x) { return x->stream_id != 0; }
 int64_t td_exchange_received_us(const td_exchange *x) { return x->received_us; }
 bool td_exchange_started(const td_exchange *x) { return x->started; }
-void *td_exchange_user(const td_exchange *x) { return x->user; }
 
 const char *td_exchange_body(const td_exchange *x, size_t *n)
 {

@@ -104,6 +104,5 @@ size_t td_exchange_unsent(const td_exchange *x);
 void td_exchange_drop_unsent(td_exchange *x); /* h2: forget queued DATA, so that trailers need not wait */
 
 void td_exchange_set_user(td_exchange *x, void *user, void (*on_close)(void *user));
-void *td_exchange_user(const td_exchange *x);
 
 #endif

@@ -90,7 +90,6 @@ const char *td_bpe_token(const td_bpe *b, uint32_t id, size_t *n)
 }
 
 uint32_t td_bpe_size(const td_bpe *b) { return b->size; }
-bool td_bpe_byte_fallback(const td_bpe *b) { return b->byte_fallback; }
 
 static td_status check_vocab(const td_json *vocab, const char *file, uint32_t *size, size_t *bytes)
 {

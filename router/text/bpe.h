@@ -42,7 +42,6 @@ void td_bpe_close(td_bpe *b);
 uint32_t td_bpe_size(const td_bpe *b);                             /* largest id + 1 */
 int64_t td_bpe_find(const td_bpe *b, const char *s, size_t n);     /* id or -1 */
 const char *td_bpe_token(const td_bpe *b, uint32_t id, size_t *n); /* NULL: no such id */
-bool td_bpe_byte_fallback(const td_bpe *b);
 
 void td_bpe_memo_open(td_bpe_run *run);
 td_status td_bpe_push(td_bpe_run *run, uint32_t id);

@@ -61,7 +61,9 @@ static void staged(td_coll *c, coll_tally *t)
     C_OK(t, !strcmp(td_coll_name(s), "staged"));
     coll_cases(s, 100001, t);
     td_coll_deadline(s, td_coll_rank(c) == 0 ? 20000 : 0);
-    if (td_coll_rank(c) != 1) C_IS(t, td_coll_barrier(s), td_coll_size(c) > 1 ? TD_ETIME : TD_OK); /* its own deadline, not its group's */
+    if (td_coll_rank(c) != 1)
+        C_IS(t, td_coll_barrier(s),
+             td_coll_size(c) > 1 ? TD_ETIME : TD_OK); /* its own deadline, not its group's */
     else usleep(60000);
     if (td_coll_size(c) > 1) C_IS(t, td_coll_barrier(s), TD_ETIME);
     td_coll_close(s);

@@ -92,7 +92,8 @@ static void test_log(void)
     if (!second) return;
     *second++ = '\0';
     T_STR(captured, "1970-01-02T00:00:00.001234Z I test hello 5 W forged");
-    T_OK(strlen(second) < 2049 && second[strlen(second) - 1] == '\n' && strchr(second, '\n') == second + strlen(second) - 1);
+    T_OK(strlen(second) < 2049 && second[strlen(second) - 1] == '\n' &&
+         strchr(second, '\n') == second + strlen(second) - 1);
     T_EQ(td_log_parse("trace"), TD_LOG_TRACE);
     T_EQ(td_log_parse("what"), TD_LOG_INFO);
     T_EQ(td_log_parse(NULL), TD_LOG_INFO);
@@ -178,15 +179,36 @@ static void test_buf(void)
     T_STR(json_of(&b, "a\"\\/\b\f\n\r\t\x01\x7f", 11), "\"a\\\"\\\\/\\b\\f\\n\\r\\t\\u0001\x7f\"");
     T_STR(json_of(&b, "\0x", 2), "\"\\u0000x\"");
     T_STR(json_of(&b, "\xc3\xa9\xf0\x9f\x98\x80", 6), "\"\xc3\xa9\xf0\x9f\x98\x80\"");
-    T_STR(json_of(&b, "\xf0\x9f\x98z\xff\xed\xa0\x80", 8), "\"\xef\xbf\xbdz\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
+    T_STR(json_of(&b, "\xf0\x9f\x98z\xff\xed\xa0\x80", 8),
+          "\"\xef\xbf\xbdz\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
     /* Expected texts: Python's repr. */
-    static const struct { double v; const char *s; } n[] = {
-        {0, "0.0"}, {-0.0, "-0.0"}, {1, "1.0"}, {-1.5, "-1.5"}, {0.1, "0.1"}, {0.1 + 0.2, "0.30000000000000004"},
-        {1e15, "1000000000000000.0"}, {1e16, "1e+16"}, {123456789012345678, "1.2345678901234568e+17"}, {1e22, "1e+22"},
-        {1e-4, "0.0001"}, {0.00012345, "0.00012345"}, {1e-5, "1e-05"}, {1.5e-7, "1.5e-07"}, {5e-324, "5e-324"}, {1e100, "1e+100"},
-        {1.7976931348623157e308, "1.7976931348623157e+308"}, {2.2250738585072014e-308, "2.2250738585072014e-308"},
-        {9007199254740993.0, "9007199254740992.0"}, {1234567890123456.7, "1234567890123456.8"}, {-2.5e-5, "-2.5e-05"},
-        {9.5367431640625e-07, "9.5367431640625e-07"}, {0x1p-1017, "7.120236347223045e-307"}, {NAN, "null"}, {INFINITY, "null"},
+    static const struct { double v; const char *s;
+    } n[] = {
+        {0, "0.0"},
+        {-0.0, "-0.0"},
+        {1, "1.0"},
+        {-1.5, "-1.5"},
+        {0.1, "0.1"},
+        {0.1 + 0.2, "0.30000000000000004"},
+        {1e15, "1000000000000000.0"},
+        {1e16, "1e+16"},
+        {123456789012345678, "1.2345678901234568e+17"},
+        {1e22, "1e+22"},
+        {1e-4, "0.0001"},
+        {0.00012345, "0.00012345"},
+        {1e-5, "1e-05"},
+        {1.5e-7, "1.5e-07"},
+        {5e-324, "5e-324"},
+        {1e100, "1e+100"},
+        {1.7976931348623157e308, "1.7976931348623157e+308"},
+        {2.2250738585072014e-308, "2.2250738585072014e-308"},
+        {9007199254740993.0, "9007199254740992.0"},
+        {1234567890123456.7, "1234567890123456.8"},
+        {-2.5e-5, "-2.5e-05"},
+        {9.5367431640625e-07, "9.5367431640625e-07"},
+        {0x1p-1017, "7.120236347223045e-307"},
+        {NAN, "null"},
+        {INFINITY, "null"},
     };
     for (size_t i = 0; i < TD_COUNT(n); i++) T_STR(num_of(&b, n[i].v), n[i].s);
     uint64_t x = 88172645463325252u;
@@ -280,11 +302,29 @@ static void test_map(void)
 
 static void test_utf8(void)
 {
-    static const struct { const char *s; int n, want; } c[] = {
-        {"a", 1, 1}, {"\x80", 1, -1}, {"\xc0\x80", 2, -1}, {"\xc1\xbf", 2, -1}, {"\xc2\x80", 2, 2}, {"\xe0\x9f\xbf", 3, -1},
-        {"\xe0\xa0\x80", 3, 3}, {"\xed\x9f\xbf", 3, 3}, {"\xed\xa0\x80", 3, -1}, {"\xef\xbf\xbf", 3, 3},
-        {"\xf0\x8f\xbf\xbf", 4, -1}, {"\xf0\x90\x80\x80", 4, 4}, {"\xf4\x8f\xbf\xbf", 4, 4}, {"\xf4\x90\x80\x80", 4, -1},
-        {"\xf5\x80\x80\x80", 4, -1}, {"\xf0\x90\x80", 3, -3}, {"\xe2\x82", 2, -2}, {"\xe2\x82" "a", 3, -2}, {"\xff", 1, -1},
+    static const struct { const char *s; int n, want;
+    } c[] = {
+        {"a", 1, 1},
+        {"\x80", 1, -1},
+        {"\xc0\x80", 2, -1},
+        {"\xc1\xbf", 2, -1},
+        {"\xc2\x80", 2, 2},
+        {"\xe0\x9f\xbf", 3, -1},
+        {"\xe0\xa0\x80", 3, 3},
+        {"\xed\x9f\xbf", 3, 3},
+        {"\xed\xa0\x80", 3, -1},
+        {"\xef\xbf\xbf", 3, 3},
+        {"\xf0\x8f\xbf\xbf", 4, -1},
+        {"\xf0\x90\x80\x80", 4, 4},
+        {"\xf4\x8f\xbf\xbf", 4, 4},
+        {"\xf4\x90\x80\x80", 4, -1},
+        {"\xf5\x80\x80\x80", 4, -1},
+        {"\xf0\x90\x80", 3, -3},
+        {"\xe2\x82", 2, -2},
+        {"\xe2\x82"
+         "a",
+         3, -2},
+        {"\xff", 1, -1},
     };
     for (size_t i = 0; i < TD_COUNT(c); i++) {
         uint32_t cp = 0;

@@ -18,7 +18,8 @@ static td_status parse(unsigned program, const char *line)
     char *argv[MAX_WORDS] = {"program"}, *t = text[turn++ % 4], *save;
     int argc = 1;
     snprintf(t, sizeof text[0], "%s", line);
-    for (char *w = strtok_r(t, " ", &save); w && argc < MAX_WORDS; w = strtok_r(NULL, " ", &save)) argv[argc++] = strcmp(w, "_") ? w : "";
+    for (char *w = strtok_r(t, " ", &save); w && argc < MAX_WORDS; w = strtok_r(NULL, " ", &save))
+        argv[argc++] = strcmp(w, "_") ? w : "";
     td_conf_deinit(&conf);
     n_positional = 0;
     td_refuse(TD_OK, "none");
@@ -46,18 +47,24 @@ static void test_forms(void)
 {
     T_EQ(parse(TD_CONF_SERVE, ""), TD_OK);
     T_OK(conf.prefill == 1 && conf.decode == 1 && conf.mixed == 0 && conf.port == 8000 && conf.grpc_port == 8001);
-    T_OK(conf.threads == 0 && conf.max_model_len == 0 && conf.kv_memory == 0 && conf.page_size == 16 && conf.max_num_seqs == 64);
-    T_OK(conf.max_body_bytes == 8 << 20 && conf.pack_cache && conf.debug_endpoints && !conf.insecure && conf.ready_fd == -1);
+    T_OK(conf.threads == 0 && conf.max_model_len == 0 && conf.kv_memory == 0 && conf.page_size == 16 &&
+         conf.max_num_seqs == 64);
+    T_OK(conf.max_body_bytes == 8 << 20 && conf.pack_cache && conf.debug_endpoints && !conf.insecure &&
+         conf.ready_fd == -1);
     T_STR(conf.host, "127.0.0.1");
     T_STR(conf.router_bind, "tcp://127.0.0.1:5570");
     T_EQ(parse(TD_CONF_SERVE, "model --max-num-seqs 8 --kv-memory=3G --insecure --no-pack-cache -t 4 other"), TD_OK);
-    T_OK(conf.max_num_seqs == 8 && conf.kv_memory == 3ll << 30 && conf.insecure && !conf.pack_cache && conf.threads == 4);
+    T_OK(conf.max_num_seqs == 8 && conf.kv_memory == 3ll << 30 && conf.insecure && !conf.pack_cache &&
+         conf.threads == 4);
     T_EQ(n_positional, 2);
     T_STR(positional[0], "model");
     T_STR(positional[1], "other");
     T_EQ(conf.source[TD_CONF_ID_max_num_seqs], TD_CONF_FLAG);
     T_EQ(conf.source[TD_CONF_ID_page_size], TD_CONF_DEFAULT);
-    T_EQ(parse(TD_CONF_SERVE, "--insecure=false --pack-cache=on --max-num-seqs 8 --max-num-seqs 9 --threads auto --api-key="), TD_OK);
+    T_EQ(
+        parse(TD_CONF_SERVE,
+              "--insecure=false --pack-cache=on --max-num-seqs 8 --max-num-seqs 9 --threads auto --api-key="),
+        TD_OK);
     T_OK(!conf.insecure && conf.pack_cache && conf.max_num_seqs == 9 && conf.threads == 0);
     T_STR(conf.api_key, "");
     T_EQ(parse(TD_CONF_CHAT, "-p hello -n=7 --temperature 0.25"), TD_OK);
@@ -78,7 +85,8 @@ static void test_forms(void)
 
 static void test_refusals(void)
 {
-    static const struct { unsigned program; const char *line, *reason; } c[] = {
+    static const struct { unsigned program; const char *line, *reason;
+    } c[] = {
         {TD_CONF_SERVE, "--max-num-seq 1", "unknown flag --max-num-seq: did you mean --max-num-seqs?"},
         {TD_CONF_SERVE, "--prot=1", "unknown flag --prot=1: did you mean --port?"},
         {TD_CONF_SERVE, "--no-port", "unknown flag --no-port: did you mean --port?"},
@@ -86,11 +94,16 @@ static void test_refusals(void)
         {TD_CONF_WORKER, "-p 1", "unknown flag -p: see --help"},
         {TD_CONF_SERVE, "--port 65536", "port: 65536 is out of range: 0 to 65535 port"},
         {TD_CONF_SERVE, "--max-num-seqs 0", "max-num-seqs: 0 is out of range: 1 to 1024 sequences"},
-        {TD_CONF_SERVE, "--max-body-bytes 99999999999999999999", "max-body-bytes: 99999999999999999999 is out of range: 1K to 1G bytes"},
-        {TD_CONF_SERVE, "--kv-memory 9223372036854775807G", "kv-memory: 9223372036854775807G is out of range: 0 to 16T bytes"},
-        {TD_CONF_SERVE, "--kv-memory -9223372036854775808", "kv-memory: -9223372036854775808 is out of range: 0 to 16T bytes"},
-        {TD_CONF_SERVE, "--kv-memory 17179869185G", "kv-memory: 17179869185G is out of range: 0 to 16T bytes"},
-        {TD_CONF_SERVE, "--max-body-bytes auto", "max-body-bytes: 'auto' is not a number of bytes (such as 512M)"},
+        {TD_CONF_SERVE, "--max-body-bytes 99999999999999999999",
+         "max-body-bytes: 99999999999999999999 is out of range: 1K to 1G bytes"},
+        {TD_CONF_SERVE, "--kv-memory 9223372036854775807G",
+         "kv-memory: 9223372036854775807G is out of range: 0 to 16T bytes"},
+        {TD_CONF_SERVE, "--kv-memory -9223372036854775808",
+         "kv-memory: -9223372036854775808 is out of range: 0 to 16T bytes"},
+        {TD_CONF_SERVE, "--kv-memory 17179869185G",
+         "kv-memory: 17179869185G is out of range: 0 to 16T bytes"},
+        {TD_CONF_SERVE, "--max-body-bytes auto",
+         "max-body-bytes: 'auto' is not a number of bytes (such as 512M)"},
         {TD_CONF_SERVE, "--kv-memory 5X", "kv-memory: '5X' is not a number of bytes (such as 512M)"},
         {TD_CONF_SERVE, "--max-num-seqs 8x", "max-num-seqs: '8x' is not a whole number"},
         {TD_CONF_SERVE, "--max-num-seqs _", "max-num-seqs: '' is not a whole number"},
@@ -106,7 +119,8 @@ static void test_refusals(void)
         {TD_CONF_SERVE, "--ops _", "ops: '' is not one of auto|ref|avx2|avx512|avx512bf16|amx|cuda"},
         {TD_CONF_SERVE, "--host _", "host: may not be empty"},
         {TD_CONF_SERVE, "--seed -1", "seed: '-1' is not a whole number of 0 or more"},
-        {TD_CONF_SERVE, "--seed 18446744073709551616", "seed: 18446744073709551616 is out of range: 0 to 18446744073709551615"},
+        {TD_CONF_SERVE, "--seed 18446744073709551616",
+         "seed: 18446744073709551616 is out of range: 0 to 18446744073709551615"},
         {TD_CONF_CHAT, "--temperature nan", "temperature: 'nan' is not a number"},
         {TD_CONF_CHAT, "--temperature 2.5", "temperature: 2.5 is out of range: 0 to 2"},
         {TD_CONF_SERVE, "a b c", "unexpected argument 'c'"},
@@ -184,14 +198,16 @@ static void test_child(void)
     td_arena_init(&a, 1 << 16);
     setenv("TANDEM_API_KEY", "secret", 1);
     setenv("TANDEM_MAX_QUEUE", "77", 1);
-    T_EQ(parse(TD_CONF_SERVE, "--page-size 32 --max-num-seqs 64 --kv-memory 1M --no-prefix-cache --host=::1 --prefill 3"), TD_OK);
+    T_EQ(parse(TD_CONF_SERVE,
+               "--page-size 32 --max-num-seqs 64 --kv-memory 1M --no-prefix-cache --host=::1 --prefill 3"),
+         TD_OK);
     T_STR(conf.api_key, "secret");
     conf.role = "prefill";
     conf.router = "ipc:///run/x";
     conf.ready_fd = 7;
     int n = td_conf_to_argv(&conf, TD_CONF_WORKER, &a, argv, 64);
-    static const char *const want[] = {"--router=ipc:///run/x", "--role=prefill", "--prefix-cache=false", "--kv-memory=1048576",
-                                       "--page-size=32", "--max-num-seqs=64"};
+    static const char *const want[] = {"--router=ipc:///run/x", "--role=prefill", "--prefix-cache=false",
+                                       "--kv-memory=1048576",   "--page-size=32", "--max-num-seqs=64"};
     T_EQ(n, TD_COUNT(want));
     for (int i = 0; i < n && i < (int)TD_COUNT(want); i++) T_STR(argv[i], want[i]);
     T_OK(n < 0 || argv[n] == NULL);
@@ -210,12 +226,15 @@ static void test_child(void)
     unsetenv("TANDEM_API_KEY");
     unsetenv("TANDEM_MAX_QUEUE");
     /* What is rendered parses back to the same values. */
-    T_EQ(parse(TD_CONF_BENCH_SERVE, "--request-rate 0.1 --seed 18446744073709551615 --shared-prefix=0.30000000000000004"), TD_OK);
+    T_EQ(parse(TD_CONF_BENCH_SERVE,
+               "--request-rate 0.1 --seed 18446744073709551615 --shared-prefix=0.30000000000000004"),
+         TD_OK);
     td_conf before = conf;
     n = td_conf_to_argv(&conf, TD_CONF_BENCH_SERVE, &a, argv + 1, 60);
     argv[0] = "x";
     T_EQ(td_conf_parse(&conf, TD_CONF_BENCH_SERVE, n + 1, argv, NULL, 0, NULL), TD_OK);
-    T_OK(conf.request_rate == before.request_rate && conf.seed == before.seed && conf.shared_prefix == before.shared_prefix);
+    T_OK(conf.request_rate == before.request_rate && conf.seed == before.seed &&
+         conf.shared_prefix == before.shared_prefix);
     T_EQ(td_conf_set(&conf, "max-num-seqs", "5"), TD_OK);
     T_EQ(conf.max_num_seqs, 5);
     T_EQ(td_conf_set(&conf, "max-num-seqs", "5000"), TD_EBADREQ);
@@ -247,7 +266,8 @@ static void test_help(void)
     T_OK(strstr(h, "usage: tandem serve [options] [MODEL]"));
     T_OK(strstr(h, "      --max-num-seqs <sequences>\n"));
     T_OK(strstr(h, "[default: 64; range: 1 to 1024; unit: sequences; env: TANDEM_MAX_NUM_SEQS]"));
-    T_OK(strstr(h, "--[no-]insecure") && strstr(h, "one of: error|warn|info|debug|trace") && strstr(h, "range: 1K to 1G"));
+    T_OK(strstr(h, "--[no-]insecure") && strstr(h, "one of: error|warn|info|debug|trace") &&
+         strstr(h, "range: 1K to 1G"));
     T_OK(!strstr(h, "--ready-fd") && !strstr(h, "--num-prompts"));
     h = printed(TD_CONF_BENCH_ENGINE, "-h", TD_AGAIN);
     T_OK(strstr(h, "  -p, --prompt-len <tokens>") && strstr(h, "  -t, --threads <threads>"));

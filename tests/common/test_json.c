@@ -21,7 +21,8 @@ static td_json *parse(const char *text)
 
 static void test_values(void)
 {
-    const td_json *v = parse(" {\"a\": 1, \"b\": [true, null, -2.5e1], \"c\": \"x\\u00e9\\ud83d\\ude00\\n\\/\", \"d\": {}, \"e\": 3.0}\n");
+    const td_json *v = parse(" {\"a\": 1, \"b\": [true, null, -2.5e1], \"c\": "
+                             "\"x\\u00e9\\ud83d\\ude00\\n\\/\", \"d\": {}, \"e\": 3.0}\n");
     T_OK(v && v->type == TD_JSON_OBJ && v->n == 5, "%s", td_reason());
     T_EQ(td_json_int(v, "a", -1), 1);
     T_EQ(td_json_int(v, "e", -1), 3);
@@ -29,8 +30,10 @@ static void test_values(void)
     T_EQ(td_json_int(v, "zz", -1), -1);
     T_NEAR(td_json_num(v, "a", 0), 1, 0);
     const td_json *b = td_json_get(v, "b");
-    T_OK(b && b->n == 3 && td_json_at(b, 0)->truth && td_json_is_null(td_json_at(b, 1)) && td_json_at(b, 2)->num == -25);
-    T_OK(td_json_at(b, 3) == NULL && td_json_at(v, 0) == NULL && td_json_get(b, "a") == NULL && td_json_get(NULL, "a") == NULL);
+    T_OK(b && b->n == 3 && td_json_at(b, 0)->truth && td_json_is_null(td_json_at(b, 1)) &&
+         td_json_at(b, 2)->num == -25);
+    T_OK(td_json_at(b, 3) == NULL && td_json_at(v, 0) == NULL && td_json_get(b, "a") == NULL &&
+         td_json_get(NULL, "a") == NULL);
     T_STR(td_json_str(v, "c", ""), "x\xc3\xa9\xf0\x9f\x98\x80\n/");
     T_STR(td_json_str(v, "a", "dflt"), "dflt");
     T_OK(td_json_bool(v, "a", true) && !td_json_bool(v, "zz", false) && td_json_is_null(td_json_get(v, "zz")));
@@ -40,16 +43,35 @@ static void test_values(void)
 
 static void test_numbers(void)
 {
-    static const struct { const char *s; td_json_type t; double num; } c[] = {
-        {"0", TD_JSON_INT, 0}, {"-0", TD_JSON_INT, 0}, {"-0.0", TD_JSON_REAL, -0.0}, {"9223372036854775807", TD_JSON_INT, 0x1p63},
-        {"9223372036854775808", TD_JSON_REAL, 0x1p63}, {"-9223372036854775807", TD_JSON_INT, -0x1p63},
-        {"12345678901234567890123", TD_JSON_REAL, 12345678901234567890123.0}, {"1e3", TD_JSON_REAL, 1000},
-        {"0.1", TD_JSON_REAL, 0.1}, {"123456.789e-3", TD_JSON_REAL, 123.456789}, {"1E400000000000000000000000", TD_JSON_NULL, 0},
-        {"1e-400", TD_JSON_REAL, 0}, {"0.00000000000000000000000000001e29", TD_JSON_REAL, 1}, {"5e-324", TD_JSON_REAL, 5e-324},
-        {"0e99999999999", TD_JSON_REAL, 0}, {"1.7976931348623157e308", TD_JSON_REAL, 1.7976931348623157e308},
-        {"01", TD_JSON_NULL, 0}, {"-", TD_JSON_NULL, 0}, {"1.", TD_JSON_NULL, 0}, {".5", TD_JSON_NULL, 0}, {"+1", TD_JSON_NULL, 0},
-        {"1e", TD_JSON_NULL, 0}, {"0x10", TD_JSON_NULL, 0}, {"NaN", TD_JSON_NULL, 0}, {"Infinity", TD_JSON_NULL, 0},
-        {"3.141592653589793238462643", TD_JSON_REAL, 3.141592653589793}, {"72057594037927945", TD_JSON_INT, 72057594037927945.0},
+    static const struct { const char *s; td_json_type t; double num;
+    } c[] = {
+        {"0", TD_JSON_INT, 0},
+        {"-0", TD_JSON_INT, 0},
+        {"-0.0", TD_JSON_REAL, -0.0},
+        {"9223372036854775807", TD_JSON_INT, 0x1p63},
+        {"9223372036854775808", TD_JSON_REAL, 0x1p63},
+        {"-9223372036854775807", TD_JSON_INT, -0x1p63},
+        {"12345678901234567890123", TD_JSON_REAL, 12345678901234567890123.0},
+        {"1e3", TD_JSON_REAL, 1000},
+        {"0.1", TD_JSON_REAL, 0.1},
+        {"123456.789e-3", TD_JSON_REAL, 123.456789},
+        {"1E400000000000000000000000", TD_JSON_NULL, 0},
+        {"1e-400", TD_JSON_REAL, 0},
+        {"0.00000000000000000000000000001e29", TD_JSON_REAL, 1},
+        {"5e-324", TD_JSON_REAL, 5e-324},
+        {"0e99999999999", TD_JSON_REAL, 0},
+        {"1.7976931348623157e308", TD_JSON_REAL, 1.7976931348623157e308},
+        {"01", TD_JSON_NULL, 0},
+        {"-", TD_JSON_NULL, 0},
+        {"1.", TD_JSON_NULL, 0},
+        {".5", TD_JSON_NULL, 0},
+        {"+1", TD_JSON_NULL, 0},
+        {"1e", TD_JSON_NULL, 0},
+        {"0x10", TD_JSON_NULL, 0},
+        {"NaN", TD_JSON_NULL, 0},
+        {"Infinity", TD_JSON_NULL, 0},
+        {"3.141592653589793238462643", TD_JSON_REAL, 3.141592653589793},
+        {"72057594037927945", TD_JSON_INT, 72057594037927945.0},
     };
     for (size_t i = 0; i < TD_COUNT(c); i++) {
         const td_json *v = parse(c[i].s);
@@ -136,7 +158,8 @@ static void test_duplicates(void)
     const td_json *v = parse(b.p);
     T_OK(v && v->n == 300);
     int i = 0, bad = 0;
-    for (const td_json *m = v->child; m; m = m->next, i++) bad += m->i != (i < 100 ? 900 + i : 600 + i) || m->key_len < 2;
+    for (const td_json *m = v->child; m; m = m->next, i++)
+        bad += m->i != (i < 100 ? 900 + i : 600 + i) || m->key_len < 2;
     T_EQ(bad, 0);
     T_EQ(i, 300);
     td_buf_deinit(&b);
@@ -145,8 +168,11 @@ static void test_duplicates(void)
 static void test_writer(void)
 {
     /* Expected: json.dumps(json.loads(text), ensure_ascii=False) of Python 3.11. */
-    static const struct { const char *in, *out; } c[] = {
-        {"[ ]", "[]"}, {"{ }", "{}"}, {"[1,2.0,-0.0,1e16,1E-5,12345678901234567890]", "[1, 2.0, -0.0, 1e+16, 1e-05, 12345678901234567890]"},
+    static const struct { const char *in, *out;
+    } c[] = {
+        {"[ ]", "[]"},
+        {"{ }", "{}"},
+        {"[1,2.0,-0.0,1e16,1E-5,12345678901234567890]", "[1, 2.0, -0.0, 1e+16, 1e-05, 12345678901234567890]"},
         {"{\"\\u00e9\":\"\\u2028\\u0001\\u007f\"}", "{\"\xc3\xa9\": \"\xe2\x80\xa8\\u0001\x7f\"}"},
         {"[true,false,null,[[]],{\"a\":{}}]", "[true, false, null, [[]], {\"a\": {}}]"},
         {"\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\\"\\\\/\\b\\f\\n\\r\\t\""},

@@ -21,7 +21,8 @@ static td_status parse(const char *text, size_t n, size_t memory, td_json_limits
         td_json_write(&b, v, 0);
         T_OK(td_buf_ok(&b) && b.len > 0);
         td_json *again;
-        T_OK(td_json_parse(&a, b.p, b.len, (td_json_limits){0, 0}, &again) == TD_OK || memory < 1 << 20, "%s", td_reason());
+        T_OK(td_json_parse(&a, b.p, b.len, (td_json_limits){0, 0}, &again) == TD_OK || memory < 1 << 20, "%s",
+             td_reason());
         td_buf_deinit(&b);
     } else {
         T_OK(!strncmp(td_reason(), "line ", 5), "%s", td_reason());

@@ -4,16 +4,21 @@
 if(NOT TARGET td_kernels_cuda)
   return()
 endif()
-foreach(n selftest ceiling)
+foreach(n selftest selftest_sm90a ceiling)
   set(f ${CMAKE_SOURCE_DIR}/tests/simt/${n}.cu)
+  set(targets ${TD_NVCC_TARGETS})
+  if(n STREQUAL "selftest_sm90a")
+    set(targets -gencode=arch=compute_90a,code=sm_90a)
+  endif()
   if(n STREQUAL "ceiling")
     set(f ${CMAKE_SOURCE_DIR}/tests/gpu/${n}.cu)
   endif()
   add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/cuda/${n}.o
-    COMMAND ${TD_NVCC} ${TD_NVCC_FLAGS} ${TD_NVCC_TARGETS} -c ${f} -o ${CMAKE_BINARY_DIR}/cuda/${n}.o
-    DEPENDS ${f} ${CMAKE_SOURCE_DIR}/kernels/td_cuda.h VERBATIM)
+    COMMAND ${TD_NVCC} ${TD_NVCC_FLAGS} ${targets} -c ${f} -o ${CMAKE_BINARY_DIR}/cuda/${n}.o
+    DEPENDS ${f} ${CMAKE_SOURCE_DIR}/kernels/td_cuda.h ${CMAKE_SOURCE_DIR}/kernels/sm90a.h VERBATIM)
 endforeach()
-set(gpu_support tests/simt/support_staged.c tests/gpu/simt_none.c ${CMAKE_BINARY_DIR}/cuda/selftest.o)
+set(gpu_support tests/simt/support_staged.c tests/gpu/simt_none.c ${CMAKE_BINARY_DIR}/cuda/selftest.o
+  ${CMAKE_BINARY_DIR}/cuda/selftest_sm90a.o)
 set(gpu_shared tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c tests/kernels/test_attn.c)
 file(GLOB gpu_own CONFIGURE_DEPENDS tests/simt/test_*.c tests/gpu/test_*.c)
 if(NOT TARGET td_ship)

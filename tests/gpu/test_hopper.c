@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tests/gpu/test_hopper.c - the kernels for Hopper alone (files *_sm90a.cu) beside the portable ones, on a
- * device of that kind: values, a row's bits whatever shares its call, and the same bits twice. One JSON
- * object a kernel on standard output:
+/* tests/gpu/test_hopper.c - the kernels for Hopper alone (files *_sm90a.cu) beside the portable ones: values,
+ * a row's bits whatever shares its call, the same bits twice, NaN and infinity in their rows. On a device of
+ * that kind, one JSON object a kernel on standard output:
  *   {"kernel":"gemm_sm90a","cases":N,"failed":0}
- * A name stands in kernels/proven_cuda.h once a run without failures is in tests/gpu/results. */
+ * A name stands in kernels/proven_cuda.h once a run without failures is in tests/gpu/results.
+ *
+ * On the shim (tests/simt/simt_sm90a.h) small cases, or with the argument `all` a device's; then every
+ * mistake that the shim can plant in the kernels must be seen. */
+#include "common/log.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
@@ -11,6 +15,17 @@
 #include "tests/simt/support.h"
 
 static int cases, failed;
+static bool expecting; /* a planted mistake: */
+static int seen;
+
+#define CHECK(ok, ...)                                                                                       \
+    do {                                                                                                     \
+        const bool is = (ok);                                                                                \
+        if (expecting)                                                                                       \
+            seen += !is;                                                                                     \
+        else                                                                                                 \
+            T_OK(is, __VA_ARGS__);                                                                           \
+    } while (0)
 
 static void begin(void)
 {
@@ -32,15 +47,20 @@ static td_stream stream(void)
 static float *fetch(const void *p, size_t n)
 {
     float *f = floats(n);
-    T_OK(dev_get(f, p, n * 4), "%s", td_reason());
+    CHECK(dev_get(f, p, n * 4), "%s", td_reason());
     return f;
 }
 
-/* Largest difference beside the largest value; NaN counts as infinite. */
+/* Largest difference beside the largest value; what is not a number, or not finite, must be so on both sides.
+ */
 static double apart(const float *a, const float *b, size_t n)
 {
     double most = 0, size = 1e-30;
     for (size_t i = 0; i < n; i++) {
+        if (!isfinite(b[i])) {
+            if (isnan(b[i]) ? !isnan(a[i]) : !(a[i] == b[i])) most = INFINITY;
+            continue;
+        }
         double d = fabs((double)a[i] - (double)b[i]);
         most = d <= most ? most : d == d ? d : INFINITY;
         size = fmax(size, fabs((double)b[i]));
@@ -56,7 +76,8 @@ static float *product(td_cuda_gemm_args a, int T, int t0, bool hopper)
     a.x = (const float *)a.x + (size_t)t0 * a.ldx;
     a.T = T;
     a.y = dev_new(n * 4);
-    T_EQ(hopper ? td_cuda_gemm_hopper(stream(), &a) : td_cuda_gemm(stream(), &a), 0);
+    CHECK((hopper ? td_cuda_gemm_hopper(stream(), &a) : td_cuda_gemm(stream(), &a)) == 0, "%s",
+          simt_last_error());
     return fetch(a.y, n);
 }
 
@@ -92,11 +113,11 @@ static void product_case(int N, int K, td_cuda_wtype type, int T, bool bias)
     float *want = product(a, T, 0, false), *got = product(a, T, 0, true), *again = product(a, T, 0, true),
           *alone = product(a, 1, T - 1, true);
     double e = apart(got, want, (size_t)T * (size_t)N);
-    T_OK(e <= 1e-4, "product %d x %d, type %d, %d rows: off by %g", N, K, type, T, e);
-    T_OK(!memcmp(got, again, (size_t)T * (size_t)N * 4), "product %d x %d, %d rows: not the same twice", N, K,
-         T);
-    T_OK(!memcmp(got + (size_t)(T - 1) * (size_t)N, alone, (size_t)N * 4),
-         "product %d x %d: a row of %d is not a row alone", N, K, T);
+    CHECK(e <= 1e-4, "product %d x %d, type %d, %d rows: off by %g", N, K, type, T, e);
+    CHECK(!memcmp(got, again, (size_t)T * (size_t)N * 4), "product %d x %d, %d rows: not the same twice", N,
+          K, T);
+    CHECK(!memcmp(got + (size_t)(T - 1) * (size_t)N, alone, (size_t)N * 4),
+          "product %d x %d: a row of %d is not a row alone", N, K, T);
     cases++;
     free(raw), free(host), free(x), free(b), free(want), free(got), free(again), free(alone);
     dev_done();
@@ -116,11 +137,32 @@ static void products(void)
     end("gemm_sm90a");
 }
 
+static void few_products(void)
+{
+    begin();
+    product_case(48, 200, TD_CUDA_W_BF16, 130, true);      /* rows and columns that end inside of tiles */
+    product_case(130, 64, TD_CUDA_W_E4M3_ROW, 3, false);   /* one block of K; two tiles of weights */
+    product_case(16, 2100, TD_CUDA_W_BF16, 1, false);      /* all leaves of K */
+    product_case(20, 1030, TD_CUDA_W_E4M3_ROW, 65, false); /* half of them */
+    end("gemm_sm90a");
+}
+
 /* ---- attention ---- */
 
 enum { MAX_SEQ = 3, BLOCKS = 1 << 14 };
 
-static void attention_case(int H, int G, int D, int P, int window, const int (*seqs)[2], int n_seq)
+/* V of key `at` of the last sequence, in every head: NaN and infinity. */
+static void spoil_key(uint16_t *v, const td_kv *kv, const int32_t *table, const td_cuda_attn_seq *s, int at)
+{
+    const size_t page = (size_t)table[s->page0 + at / kv->P], row = (size_t)(at % kv->P);
+    for (size_t g = 0; g < (size_t)kv->G; g++) {
+        uint16_t *k = v + (((page * 2 + 1) * (size_t)kv->G + g) * (size_t)kv->P + row) * (size_t)kv->D;
+        k[3] = 0x7fc0, k[40] = 0xff80;
+    }
+}
+
+/* odd: 0, or a key of the last sequence whose V is spoilt. */
+static void attention_case(int H, int G, int D, int P, int window, const int (*seqs)[2], int n_seq, int odd)
 {
     td_cuda_attn_seq seq[MAX_SEQ];
     int T = 0, pages = 0;
@@ -134,11 +176,12 @@ static void attention_case(int H, int G, int D, int P, int window, const int (*s
     uint16_t *v = block_alloc(elems * 2);
     uint64_t seed = (uint64_t)(H * D + P);
     for (size_t i = 0; i < elems; i++) v[i] = td_f32_to_bf16(rnd_float(&seed, 1));
-    kv.base = dev_put(v, elems * 2);
     float *q = floats(n);
     rnd_fill(q, n, 8, 2);
     int32_t *table = block_alloc((size_t)pages * 4);
     for (int i = 0; i < pages; i++) table[i] = pages - 1 - i;
+    if (odd) spoil_key(v, &kv, table, &seq[n_seq - 1], odd);
+    kv.base = dev_put(v, elems * 2);
     void *plan = dev_new(td_cuda_attn_plan_bytes(n_seq));
     int32_t *redo = dev_new(BLOCKS * 4);
     TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, redo, 0, BLOCKS * 4) == TD_OK);
@@ -162,41 +205,116 @@ static void attention_case(int H, int G, int D, int P, int window, const int (*s
                            .plan = plan,
                            .max_slots = 1};
     a.ws = dev_new(td_cuda_attn_ws_bytes(1, D));
-    T_EQ(td_cuda_attn_plan(stream(), a.seq, n_seq, H, G, D, window, 1, 0, plan), 0);
-    T_EQ(td_cuda_attention(stream(), &a), 0);
+    CHECK(td_cuda_attn_plan(stream(), a.seq, n_seq, H, G, D, window, 1, 0, plan) == 0, "%s",
+          simt_last_error());
+    CHECK(td_cuda_attention(stream(), &a) == 0, "%s", simt_last_error());
     float *want = fetch(a.out, n);
-    for (int round = 0; round < 2; round++) {
-        TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, a.out, 0xff, n * 4) == TD_OK);
-        T_EQ(td_cuda_attention_hopper(stream(), &a, redo, BLOCKS), 0);
+    float *first = NULL;
+    for (int round = 0; round < 2 && !seen; round++) {
+        TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, a.out, 0xfe, n * 4) == TD_OK);
+        CHECK(td_cuda_attention_hopper(stream(), &a, redo, BLOCKS) == 0, "%s", simt_last_error());
         float *got = fetch(a.out, n);
         double e = apart(got, want, n);
-        T_OK(e <= 0.02, "attention %d/%d x %d, pages of %d, window %d: off by %g", H, G, D, P, window, e);
-        free(got);
+        CHECK(e <= 0.02, "attention %d/%d x %d, pages of %d, window %d: off by %g", H, G, D, P, window, e);
+        CHECK(odd || e > 0, "attention %d/%d x %d: the portable kernel's bits", H, G, D);
+        CHECK(!first || !memcmp(got, first, n * 4), "attention %d/%d x %d: not the same twice", H, G, D);
+        if (first)
+            free(got);
+        else
+            first = got;
     }
     cases++;
-    free(v), free(q), free(table), free(want);
+    free(v), free(q), free(table), free(want), free(first);
     dev_done();
 }
 
+static const int one[][2] = {{128, 0}}, odd[][2] = {{77, 0}, {1, 500}, {130, 300}}, deep[][2] = {{512, 3584}},
+                 late[][2] = {{7, 0}, {64, 100}}, turns[][2] = {{40, 300}};
+
 static void attention(void)
 {
-    static const int one[][2] = {{128, 0}}, odd[][2] = {{77, 0}, {1, 500}, {130, 300}},
-                     deep[][2] = {{512, 3584}};
     begin();
     for (int D = 64; D <= 128; D += 64)
-        for (int P = 8; P <= 256; P *= 4) {
-            attention_case(8, 2, D, P, 0, one, 1);
-            attention_case(32, 8, D, P, 0, odd, 3);
-            attention_case(4, 4, D, P, 200, odd, 3);
-            attention_case(8, 1, D, P, 0, deep, 1);
+        for (int P = 8; P <= 512; P *= 4) {
+            attention_case(8, 2, D, P, 0, one, 1, 0);
+            attention_case(32, 8, D, P, 0, odd, 3, 0);
+            attention_case(4, 4, D, P, 200, odd, 3, 0);
+            attention_case(8, 1, D, P, 0, deep, 1, 0);
+            for (int key = 101; key < 164; key += 9) attention_case(2, 2, D, P, 0, late, 2, key);
         }
     end("attn_sm90a");
 }
 
-int main(void)
+static void few_attention(void)
 {
+    begin();
+    for (int D = 64; D <= 128; D += 64) {
+        attention_case(2, 1, D, 16, 0, odd, 3, 0);
+        attention_case(1, 1, D, 8, 200, odd, 3, 0);
+        attention_case(2, 2, D, D * 2, 0, one, 1, 0);
+        attention_case(1, 1, D, 32, 0, late, 2, 120); /* seen by some rows of a warp, by all, by none */
+    }
+    end("attn_sm90a");
+}
+
+/* ---- planted mistakes: SEEN_P, SEEN_A: by the product, by attention; SEEN_C: in check mode alone ---- */
+
+enum { SEEN_P = 1, SEEN_A = 2, SEEN_C = 4 };
+
+static bool is_seen(bool product)
+{
+    expecting = true, seen = 0;
+    if (product)
+        product_case(48, 328, TD_CUDA_W_BF16, 20, false);
+    else
+        attention_case(1, 1, 128, 16, 0, turns, 1, 0);
+    expecting = false;
+    simt_clear_error();
+    return seen > 0;
+}
+
+static void planted(void)
+{
+    static const int by[] = {[PLANT_SBO] = 3,
+                             [PLANT_LBO] = SEEN_A,
+                             [PLANT_SWIZZLE] = 3,
+                             [PLANT_START] = 3,
+                             [PLANT_NO_EXPECT] = 3,
+                             [PLANT_MORE_BYTES] = 3,
+                             [PLANT_PARITY] = 3,
+                             [PLANT_NO_ARRIVE] = 3,
+                             [PLANT_NO_FULL_WAIT] = 3,
+                             [PLANT_NO_FREE_WAIT] = 3,
+                             [PLANT_NO_MMA_WAIT] = 3,
+                             [PLANT_LATE_WAIT] = 3,
+                             [PLANT_NO_COMMIT] = 3,
+                             [PLANT_NO_MMA_FENCE] = 3,
+                             [PLANT_NO_STORE_FENCE] = SEEN_A | SEEN_C,
+                             [PLANT_NO_BAR_SYNC] = SEEN_A | SEEN_C,
+                             [PLANT_NO_TURN_SYNC] = SEEN_A,
+                             [PLANT_NO_BAR_ARRIVE] = SEEN_A,
+                             [PLANT_MAP_STRIDE] = SEEN_A,
+                             [PLANT_MAP_SWIZZLE] = SEEN_A};
+    simt_quiet(1);
+    for (int p = 0; p < PLANT_COUNT; p++) {
+        const int want = by[p] & SEEN_C && !simt_checks() ? 0 : by[p] & 3;
+        (void)simt_set_option("plant", p);
+        for (int kernel = SEEN_P; kernel <= SEEN_A; kernel++)
+            T_OK(is_seen(kernel == SEEN_P) == ((want & kernel) != 0), "mistake %d in kernel %d: %s", p,
+                 kernel, want & kernel ? "not seen" : "seen");
+    }
+    (void)simt_set_option("plant", PLANT_NONE);
+    simt_quiet(0);
+}
+
+int main(int argc, char **argv)
+{
+    td_log_open("test", TD_LOG_ERROR);
+    const bool shim = simt_set_option("arch", 90) >= 0, all = !shim || (argc > 1 && !strcmp(argv[1], "all"));
     if (dev()->arch != 90) T_SKIP("not a Hopper");
-    products();
-    attention();
+    if (all) (void)simt_set_option("timeout", 0); /* seconds a launch; the largest take minutes */
+    all ? products() : few_products();
+    all ? attention() : few_attention();
+    if (shim) planted();
     return T_DONE();
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Speed of the kernels beside the machine's limits. usage: bench_kernels [family] [gemm|slices|attn|rows|sample|all]
  * [threads] [part of the name] Each line: best of many short calls; bytes and flops; share of the roofline
- * max(bytes / read stream, flops / dot product loop), the two limits being measured right before the group
+ * max(bytes / read stream, flops / the family's multiply-add loop), the two limits being measured right before the group
  * (the machine's bandwidth changes by the minute). One thread: processor time, which others on the machine do not
  * touch. */
 #include "tests/kernels/bench_probe.h"
@@ -37,10 +37,10 @@ static void line(const char *name, double best_s, double bytes, double flops)
     fflush(stdout);
 }
 
-static void group(const char *what)
+static void group(const char *what, const td_ops *o)
 {
-    limits = probe_run(pool);
-    printf("-- %s (read %.1f GB/s, dot products %.0f GF/s)\n", what, limits.gb_s, limits.gf_s);
+    limits = probe_run(pool, o->family);
+    printf("-- %s (read %.1f GB/s, multiply-adds %.0f GF/s)\n", what, limits.gb_s, limits.gf_s);
 }
 
 /* Best time of fn(arg, i) over at least 3 and at most budget_s of calls. */
@@ -138,7 +138,7 @@ static void bench_gemm(const td_ops *o)
         b.copies = (int)(POOL_BYTES / bytes);
         char title[64];
         snprintf(title, sizeof title, "%s gemm N=%d K=%d", o->family, b.c.N, b.c.K);
-        group(title);
+        group(title, o);
         for (size_t m = 0; m < TD_COUNT(gemm_rows); m++) {
             b.M = gemm_rows[m];
             snprintf(title, sizeof title, "M=%d", b.M);
@@ -209,7 +209,7 @@ static void bench_attn(const td_ops *o, int P)
                          .scale = 0.125f};
     char title[64];
     snprintf(title, sizeof title, "%s attention, 32/8 heads of 64, P=%d", o->family, P);
-    group(title);
+    group(title, o);
     attn_line(&b, "decode, context 8192", 1, 1, 8191);
     attn_line(&b, "decode, context 1024", 1, 1, 1023);
     attn_line(&b, "decode, 8 x context 1024", 8, 1, 1023);
@@ -262,7 +262,7 @@ static void bench_rows(const td_ops *o)
         cs[2 * i] = 1, cs[2 * i + 1] = 0; /* no rotation: values stay what they are, call after call */
     for (int t = 0; t < 512; t++) page[t] = t / 16, in[t] = t % 16;
     b.rope = (td_rope_args){b.y, 3072, 0, cs, NULL, NULL, NULL, 1e-5f, 32, 8, 64, 64, &kv, 0, page, in};
-    group(o->family);
+    group(o->family, o);
     for (b.T = 1; b.T <= 512; b.T *= 8) {
         char name[64];
         snprintf(name, sizeof name, "norm 2048, T=%d", b.T);
@@ -296,7 +296,7 @@ static void bench_sample(const td_ops *o)
 {
     sample_bench b = {.o = o, .logits = huge_alloc(VOCAB * 4)};
     rnd_fill(b.logits, VOCAB, 5, 2);
-    group("token choice, one row of 128256 logits");
+    group("token choice, one row of 128256 logits", o);
     for (size_t c = 0; c < TD_COUNT(sample_cases); c++)
         for (int logprobs = -1; logprobs < (c ? 0 : 21); logprobs += 21) {
             const sample_case *s = &sample_cases[c];

@@ -92,7 +92,8 @@ static void local_table(const td_attn_seq *s, int P, int rank, int32_t *out)
 }
 
 /* Parts [part0, part0 + n_parts) of all rows on rank r. */
-static float *parts_of(const td_ops *o, td_attn_args a, int P, int r, int part0, int n_parts, size_t n, int threads, void *scratch)
+static float *parts_of(const td_ops *o, td_attn_args a, int P, int r, int part0, int n_parts, size_t n,
+                       int threads, void *scratch)
 {
     td_attn_seq seq[MAX_SEQ];
     int32_t *tables = malloc((size_t)a.n_seq * MAX_PAGES * sizeof *tables);
@@ -122,8 +123,16 @@ static void by_parts(const td_ops *o, td_attn_args a, int P, int rows, int most,
         float *part[MAX_RANKS];
         n = all - p < most ? all - p : most;
         for (int r = 0; r < ranks; r++) part[r] = parts_of(o, a, P, r, p, n, unit * (size_t)n, threads, scratch);
-        td_merge_args m = {.part = (const float *const *)part, .before = p ? state : NULL, .state = p + n < all ? state : NULL,
-                           .out = a.out, .ldo = a.ldo, .T = rows, .H = a.H, .D = a.D, .n_parts = n, .ranks = ranks};
+        td_merge_args m = {.part = (const float *const *)part,
+                           .before = p ? state : NULL,
+                           .state = p + n < all ? state : NULL,
+                           .out = a.out,
+                           .ldo = a.ldo,
+                           .T = rows,
+                           .H = a.H,
+                           .D = a.D,
+                           .n_parts = n,
+                           .ranks = ranks};
         o->attn_merge(team(threads), &m);
         for (int r = 0; r < ranks; r++) free(part[r]);
     }
@@ -262,8 +271,8 @@ static void one_case(const td_ops *o, attn_case c, uint32_t bits)
     }
     if (TEST_X86_LAW && !is_ref(o)) {
         uint32_t crc = td_crc32c(0, base, n * 4);
-        T_OK(crc == bits, "%s D=%d window=%d: crc 0x%08x, not the x86 families' 0x%08x", o->family, c.D, c.window, crc,
-             bits);
+        T_OK(crc == bits, "%s D=%d window=%d: crc 0x%08x, not the x86 families' 0x%08x", o->family, c.D,
+             c.window, crc, bits);
     }
     free(base), free(out);
     world_close(&w);
@@ -283,7 +292,8 @@ static void parts_equal(const td_ops *o, attn_case c)
         int P = sizes[ranks % 3];
         for (parts_most = 1; parts_most <= MAX_PAGES; parts_most *= MAX_PAGES) {
             run(o, &w, P, ranks % 2 ? c.tokens : 37, ranks % MAX_TEAM + 1, out);
-            T_OK(!memcmp(out, base, n * 4), "%s D=%d: parts of %d ranks, %d at a time", o->family, c.D, ranks, parts_most);
+            T_OK(!memcmp(out, base, n * 4), "%s D=%d: parts of %d ranks, %d at a time", o->family, c.D, ranks,
+                 parts_most);
         }
     }
     split = ranks = 0;

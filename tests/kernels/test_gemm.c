@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Matrix products of every family of this CPU: the matrix law bit for bit (x86), double within tolerance
- * (ref), row invariance, sums over slices of K as one rank and as several. */
+/* Matrix products of every family of this CPU: the family's matrix law bit for bit (x86), double within tolerance (ref: of
+ * the values, x86: of the rounded values), row invariance, sums over slices of K as one rank and as several, NaN, and
+ * nothing read or written outside the operands. */
 #include "tests/kernels/case_gemm.h"
 #include "tests/kernels/support.h"
+#include <sys/mman.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -30,7 +32,8 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     for (int n0 = 0; n0 < c.N; n0 += 32)
         o->pack(p.packed, stored, from, c.N, c.K, slices, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
-    p.weight = (td_weight){.N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = slices};
+    p.weight = (td_weight){
+        .N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = slices};
     free(stored);
     return p;
 }
@@ -40,29 +43,46 @@ static void problem_close(problem *p)
     free(p->w), free(p->bias), free(p->x), free(p->packed), free(p->scratch);
 }
 
-/* One chain of the matrix law over [k0, k1). */
+static float rounded(float v)
+{
+    return td_bf16_to_f32(td_f32_to_bf16(v));
+}
+
+/* The sum of the amx family's matrix law over [k0, k1). */
+static float runs(const problem *p, const float *x, int n, int k0, int k1)
+{
+    float acc = 0;
+    const float *w = p->w + (size_t)n * (size_t)p->K;
+    for (int run = k0; run < k1; run += 32) {
+        float even = 0, odd = 0;
+        for (int k = run; k < run + 32; k += 2) { /* the zeros of the last run count: -0 + 0 x 0 is 0 */
+            even = fmaf(k < k1 ? rounded(x[k]) : 0, k < k1 ? rounded(w[k]) : 0, even);
+            odd = fmaf(k + 1 < k1 ? rounded(x[k + 1]) : 0, k + 1 < k1 ? rounded(w[k + 1]) : 0, odd);
+        }
+        acc = acc + (even + odd);
+    }
+    return acc;
+}
+
+/* The other x86 families': one chain. */
 static float chain(const problem *p, const float *x, int n, int k0, int k1)
 {
     float acc = 0;
     for (int k = k0; k < k1; k += 2) {
-        float x0 = td_bf16_to_f32(td_f32_to_bf16(x[k])),
-              w0 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k]));
-        float x1 = 0, w1 = 0;
-        if (k + 1 < p->K) {
-            x1 = td_bf16_to_f32(td_f32_to_bf16(x[k + 1]));
-            w1 = td_bf16_to_f32(td_f32_to_bf16(p->w[(size_t)n * (size_t)p->K + (size_t)k + 1]));
-        }
+        float x0 = rounded(x[k]), w0 = rounded(p->w[(size_t)n * (size_t)p->K + (size_t)k]), x1 = 0, w1 = 0;
+        if (k + 1 < p->K) x1 = rounded(x[k + 1]), w1 = rounded(p->w[(size_t)n * (size_t)p->K + (size_t)k + 1]);
         acc = fmaf(x0, w0, fmaf(x1, w1, acc));
     }
     return acc;
 }
 
 /* The matrix law, one output at a time. */
-static float law(const problem *p, const float *x, int n, float old, bool add)
+static float law(const td_ops *o, const problem *p, const float *x, int n, float old, bool add)
 {
     float s[TD_MAX_SLICES] = {0}, acc;
     int S = p->weight.slices, len = p->K / S;
-    for (int i = 0; i < S; i++) s[i] = chain(p, x, n, i * len, i + 1 < S ? (i + 1) * len : p->K);
+    bool amx = !strcmp(o->numerics, "cpu-amx-bf16");
+    for (int i = 0; i < S; i++) s[i] = (amx ? runs : chain)(p, x, n, i * len, i + 1 < S ? (i + 1) * len : p->K);
     if (S == 8) acc = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
     else if (S == 4) acc = (s[0] + s[1]) + (s[2] + s[3]);
     else acc = S == 2 ? s[0] + s[1] : s[0];
@@ -70,15 +90,26 @@ static float law(const problem *p, const float *x, int n, float old, bool add)
     return add ? old + acc : acc;
 }
 
-static double exact(const problem *p, const float *x, int n, float old, bool add, double *size)
+/* In double, of the values or of what bf16 makes of them; size: the sum of magnitudes. */
+static double exact(const problem *p, const float *x, int n, float old, bool add, bool bf16, double *size)
 {
     double s = p->weight.bias ? (double)p->bias[n] : 0;
     *size = fabs(s);
     for (int k = 0; k < p->K; k++) {
-        double t = (double)x[k] * (double)p->w[(size_t)n * (size_t)p->K + (size_t)k];
+        float a = x[k], b = p->w[(size_t)n * (size_t)p->K + (size_t)k];
+        double t = bf16 ? (double)rounded(a) * (double)rounded(b) : (double)a * (double)b;
         s += t, *size += fabs(t);
     }
     return add ? s + (double)old : s;
+}
+
+/* Half an ulp for each rounding on the longest way to an output, of sums that are at most `size`; what is flushed is
+ * below the least normal number, at most once for each product and sum. */
+static bool near_exact(const problem *p, const float *x, int n, float old, bool add, float got)
+{
+    double size, want = exact(p, x, n, old, add, true, &size), steps = p->K + 8;
+    size += fabs((double)old);
+    return fabs((double)got - want) <= 1.01 * steps * (0x1p-24 * size + 2 * 0x1p-126);
 }
 
 static void run(const td_ops *o, const problem *p, int threads, const float *x, int M, float *y, size_t ldy,
@@ -119,7 +150,7 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale, int
         p.weight.bias = M % 3 ? p.bias : NULL;
         for (size_t i = 0; i < MAX_M * ldy; i++) y[i] = add ? (float)(i % 7) : NAN;
         run(o, &p, M % MAX_TEAM + 1, p.x, M, y, ldy, add);
-        int bad = 0, outside = 0;
+        int bad = 0, far = 0, outside = 0;
         unsigned csr = is_ref(o) ? 0 : flush_denormals();
         for (int m = 0; m < M; m++)
             for (size_t n = 0; n < ldy; n++) {
@@ -128,16 +159,19 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale, int
                 if (n >= (size_t)c.N) {
                     outside += add ? got != old : got == got;
                 } else if (is_ref(o)) {
-                    double size, want = exact(&p, x, (int)n, old, add, &size);
+                    double size, want = exact(&p, x, (int)n, old, add, false, &size);
                     bad += !(fabs((double)got - want) <= (slices > 1 ? 3e-7 : 1e-7) * (size + fabs(want)) + 1e-44);
                 } else {
-                    float want = law(&p, x, (int)n, old, add);
+                    float want = law(o, &p, x, (int)n, old, add);
                     bad += memcmp(&got, &want, 4) != 0;
+                    far += !near_exact(&p, x, (int)n, old, add, got);
                 }
             }
         if (!is_ref(o)) restore(csr);
         T_OK(!bad, "%s N=%d K=%d M=%d slices %d scale %g: %d outputs differ", o->family, c.N, c.K, M, slices,
              (double)scale, bad);
+        T_OK(!far, "%s N=%d K=%d M=%d slices %d scale %g: %d outputs are far from double", o->family, c.N, c.K, M, slices,
+             (double)scale, far);
         T_OK(!outside, "%s N=%d K=%d M=%d: wrote outside", o->family, c.N, c.K, M);
     }
     free(y);
@@ -240,6 +274,68 @@ static void nan_stays(const td_ops *o)
     problem_close(&p);
 }
 
+/* NaN and infinity in a row of W stay in that output: beside it in its panel, before and behind the ends of panels and of
+ * slices. */
+static void weights_stay(const td_ops *o, gemm_case c, int slices)
+{
+    enum { M = 19 };
+    problem p = problem_open(o, c, TD_F32, 1, slices);
+    size_t N = (size_t)c.N;
+    float *y = floats(M * N), *clean = floats(M * N);
+    run(o, &p, 2, p.x, M, clean, N, false);
+    for (int n = 1; n < c.N; n += 31) p.w[n * c.K] = NAN, p.w[n * c.K + c.K - 1] = -INFINITY;
+    o->pack(p.packed, p.w, TD_F32, c.N, c.K, slices, 0, c.N);
+    run(o, &p, 2, p.x, M, y, N, false);
+    for (int i = 0; i < M * c.N; i++)
+        if (i % c.N % 31 == 1) T_OK(y[i] != y[i], "%s column %d", o->family, i % c.N);
+        else T_OK(!memcmp(y + i, clean + i, 4), "%s N=%d K=%d row %d column %d", o->family, c.N, c.K, i / c.N, i % c.N);
+    free(y), free(clean);
+    problem_close(&p);
+}
+
+/* Bytes that end (to a multiple of align) where the next page cannot be touched. */
+typedef struct fenced {
+    char *map, *p;
+    size_t pages;
+} fenced;
+
+static fenced fence(size_t bytes, size_t align)
+{
+    size_t page = 4096, n = (bytes + page - 1) / page * page;
+    fenced f = {.pages = n + page};
+    f.map = mmap(NULL, f.pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TD_CHECK(f.map != MAP_FAILED && !mprotect(f.map + n, page, PROT_NONE));
+    memset(f.map, 0xff, n);
+    f.p = f.map + (n - bytes) / align * align;
+    return f;
+}
+
+/* Every operand at the end of readable memory: one byte too far is a crash. */
+static void in_bounds(const td_ops *o, gemm_case c, int slices)
+{
+    enum { MOST = 34 };
+    problem p = problem_open(o, c, TD_F32, 1, slices);
+    size_t N = (size_t)c.N, K = (size_t)c.K, packed = o->packed_bytes(c.N, c.K, slices, TD_F32);
+    static const int rows[] = {1, 2, 5, 16, 17, 32, 33, MOST};
+    fenced w = fence(packed, 64), bias = fence(N * 4, 4);
+    memcpy(w.p, p.packed, packed), memcpy(bias.p, p.bias, N * 4);
+    for (size_t i = 0; i < TD_COUNT(rows); i++) {
+        size_t M = (size_t)rows[i];
+        fenced x = fence(M * K * 4, 4), y = fence(M * N * 4, 4), s = fence(o->scratch_bytes((int)M, c.K, 1, 2), 64);
+        float *want = floats(M * N);
+        memcpy(x.p, p.x, M * K * 4);
+        run(o, &p, 1, p.x, (int)M, want, N, false);
+        td_weight fenced_w = p.weight;
+        fenced_w.p = w.p, fenced_w.bias = (const float *)(void *)bias.p;
+        o->linear(team(2), s.p, &fenced_w, (const float *)(void *)x.p, K, (int)M, (float *)(void *)y.p, N, false);
+        T_OK(!memcmp(want, y.p, M * N * 4), "%s N=%d K=%d M=%zu", o->family, c.N, c.K, M);
+        munmap(x.map, x.pages), munmap(y.map, y.pages), munmap(s.map, s.pages);
+        free(want);
+    }
+    munmap(w.map, w.pages), munmap(bias.map, bias.pages);
+    problem_close(&p);
+}
+
 /* A packed matrix read back row by row. */
 static void embed(const td_ops *o)
 {
@@ -265,15 +361,18 @@ int main(void)
                 values(o, gemm_odd[i], TD_F32, 1e-19f, 1); /* products and sums around the smallest normal */
             if (i % 4 == 3) values(o, gemm_odd[i], TD_F32, 1e-38f, 1); /* denormal inputs */
             if (i % 3 == 2) invariance(o, gemm_odd[i], 1);
+            in_bounds(o, gemm_odd[i], 1);
         }
         for (size_t i = 0; i < TD_COUNT(gemm_sliced); i++)
             for (int slices = 2; slices <= TD_MAX_SLICES; slices *= 2) {
                 values(o, gemm_sliced[i], i % 2 ? TD_F32 : TD_BF16, slices == 4 ? 1e-19f : 1, slices);
                 if (i % 2) invariance(o, gemm_sliced[i], slices);
+                if (i < 3) in_bounds(o, gemm_sliced[i], slices);
                 for (int M = 1; M < MAX_M; M += M < 14 ? 1 : 11) ranks_agree(o, gemm_sliced[i], slices, M);
             }
         parts(o);
         nan_stays(o);
+        weights_stay(o, (gemm_case){70, 66}, 1), weights_stay(o, (gemm_case){97, 48}, 8);
         embed(o);
     }
     slices_fit();

@@ -237,9 +237,12 @@ static void chain(const td_ops *o, const layer *l, int threads, const float *x, 
     o->moe_route(p, &law, r->logits, T, r->ids, r->weights);
     o->moe_place(p, r->ids, T, l->s.k, l->s.X, r->row0, r->row);
     o->moe_gather(p, x, E, r->row, T, l->s.k, l->s.E, r->rows, E);
-    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->up, l->s.X, r->row0, r->row0[l->s.X], r->rows, E, r->mid, F2, TD_F32});
+    o->linear_grouped(o, p, l->scratch,
+                      &(td_grouped){l->up, l->s.X, r->row0, r->row0[l->s.X], r->rows, E, r->mid, F2, TD_F32});
     o->silu_mul(p, r->mid, F2, T * l->s.k, l->s.F, r->mid, F2);
-    o->linear_grouped(o, p, l->scratch, &(td_grouped){l->down, l->s.X, r->row0, r->row0[l->s.X], r->mid, F2, r->rows, E, TD_F32});
+    o->linear_grouped(
+        o, p, l->scratch,
+        &(td_grouped){l->down, l->s.X, r->row0, r->row0[l->s.X], r->mid, F2, r->rows, E, TD_F32});
     o->moe_combine(p, r->rows, E, r->row, r->weights, T, l->s.k, l->s.E, r->out, E);
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kernels/proven_cuda.h against tests/gpu/results: a kernel that the shim cannot run is in the list only with a recorded run on a
+"""kernels/proven_cuda.h against tests/gpu/results: a kernel for Hopper is in the list only with a recorded run on a
 device of its kind, in which every case passed."""
 import json
 import os

@@ -8,6 +8,7 @@ td_msg support_hello(const char *name, td_role role, uint32_t vocab, uint32_t ma
     m.hello = (td_msg_hello){.name = name,
                              .bulk_endpoint = role == TD_ROLE_PREFILL ? "" : "tcp://x",
                              .build = "test",
+                             .kernels = "toy",
                              .role = role,
                              .id = {.model_digest = {1, 2},
                                     .model = "m",

@@ -504,6 +504,24 @@ static void keepalive(void)
     T_EQ(api_router_stop(&r), 0);
 }
 
+/* The ready line is about all workers that are expected; requests are served before. */
+static void ready_line(void)
+{
+    api_router r = api_router_start("--expected-workers", "2");
+    char line[512] = "";
+    api_mock *m[2] = {api_mock_start(81, 0)};
+    api_reply a = api_send_json("/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 2}");
+    T_EQ(a.status, 200);
+    api_done(&a);
+    T_OK(!api_read_line(r.fd, line, sizeof line, 200), "one of two: %s", line);
+    m[1] = api_mock_start(82, 0);
+    T_OK(api_read_line(r.fd, line, sizeof line, 5000) && strstr(line, "kernels toy (numerics ") &&
+             strstr(line, ", KV 200000 tokens: ") && strstr(line, " of the full 256 tokens"),
+         "%s", line);
+    T_EQ(api_router_stop(&r), 0);
+    for (int i = 0; i < 2; i++) api_mock_stop(m[i]);
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
@@ -535,6 +553,7 @@ int main(int argc, char **argv)
     api_mock_stop(m);
     keys_and_queue();
     keepalive();
+    ready_line();
     unlink(api_control + 6);
     support_tokenizer_close();
     return T_DONE();

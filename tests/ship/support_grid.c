@@ -21,8 +21,8 @@ bool grid_nth(const td_model_desc *d, uint32_t i, uint32_t most, td_token_kind k
     return false;
 }
 
-void grid_open(grid_rank *r, const td_ship_grid *grid, const td_model_desc *d, uint32_t rank, int P, uint32_t n_tokens,
-               uint8_t fill, uint64_t seed)
+void grid_open(grid_rank *r, const td_ship_grid *grid, const td_model_desc *d, uint32_t rank, int P,
+               uint32_t n_tokens, uint8_t fill, uint64_t seed)
 {
     memset(r, 0, sizeof *r);
     td_ship_part_of(grid, d, rank, &r->part);
@@ -30,10 +30,12 @@ void grid_open(grid_rank *r, const td_ship_grid *grid, const td_model_desc *d, u
     for (int g = 0; g < d->n_groups; g++) {
         uint32_t n = (local + (uint32_t)P - 1) / (uint32_t)P, total = n + 3; /* some belong to others */
         r->n_pages[g] = n;
-        r->kv[g] = (td_kv){.dtype = TD_BF16, .n_pages = (int)total, .P = P, .G = r->part.n_heads[g], .D = d->group[g].D};
+        r->kv[g] = (td_kv){
+            .dtype = TD_BF16, .n_pages = (int)total, .P = P, .G = r->part.n_heads[g], .D = d->group[g].D};
         r->bytes[g] = td_kv_page_bytes(&r->kv[g]) * total * r->part.n_slots[g];
         r->kv[g].base = aligned_alloc(HUGE, (r->bytes[g] / HUGE + 1) * HUGE);
-        if (r->bytes[g] > HUGE) madvise(r->kv[g].base, (r->bytes[g] / HUGE + 1) * HUGE, MADV_HUGEPAGE); /* as the pool */
+        if (r->bytes[g] > HUGE)
+            madvise(r->kv[g].base, (r->bytes[g] / HUGE + 1) * HUGE, MADV_HUGEPAGE); /* as the pool */
         memset(r->kv[g].base, fill, r->bytes[g]);
         r->pages[g] = kv_shuffled(total, &seed);
     }
@@ -65,18 +67,23 @@ static uint64_t differs(uint16_t *x, uint16_t tag)
     return *x != tag;
 }
 
-static uint64_t each(const grid_rank *r, const td_model_desc *d, int g, uint32_t from, uint32_t n, visit *fn, uint64_t *count)
+static uint64_t each(const grid_rank *r, const td_model_desc *d, int g, uint32_t from, uint32_t n, visit *fn,
+                     uint64_t *count)
 {
     uint64_t sum = 0;
     uint32_t P = (uint32_t)r->kv[g].P, local = 0;
     for (uint32_t t = 0; t < n; t++) {
-        if (r->part.tokens.map.kind != TD_TOKENS_ALL && td_token_owner(&r->part.tokens.map, t) != r->part.tokens.rank) continue;
+        if (r->part.tokens.map.kind != TD_TOKENS_ALL &&
+            td_token_owner(&r->part.tokens.map, t) != r->part.tokens.rank)
+            continue;
         for (int s = 0; t >= from && s < r->part.n_slots[g]; s++)
             for (int side = 0; side < 2; side++)
                 for (int h = 0; h < r->kv[g].G; h++)
                     for (int i = 0; i < d->group[g].D; i++) {
                         uint16_t *x = (uint16_t *)(void *)td_kv_page(&r->kv[g], s, r->pages[g][local / P]);
-                        x += (((uint32_t)side * (uint32_t)r->kv[g].G + (uint32_t)h) * P + local % P) * (uint32_t)d->group[g].D + (uint32_t)i;
+                        x += (((uint32_t)side * (uint32_t)r->kv[g].G + (uint32_t)h) * P + local % P) *
+                                 (uint32_t)d->group[g].D +
+                             (uint32_t)i;
                         sum += fn(x, kv_tag(g, s + r->part.slot0[g], side, h + r->part.head0[g], t, i));
                         ++*count;
                     }

@@ -16,7 +16,8 @@ typedef struct grid_rank {
 
 /* Grid number i of those with at most `most` ranks that fit the model; false: no such number. kind: of the tokens,
  * when cp > 1. */
-bool grid_nth(const td_model_desc *d, uint32_t i, uint32_t most, td_token_kind kind, uint32_t unit, td_ship_grid *out);
+bool grid_nth(const td_model_desc *d, uint32_t i, uint32_t most, td_token_kind kind, uint32_t unit,
+              td_ship_grid *out);
 void grid_open(grid_rank *r, const td_ship_grid *g, const td_model_desc *d, uint32_t rank, int P, uint32_t n_tokens,
                uint8_t fill, uint64_t seed);
 void grid_close(grid_rank *r, const td_model_desc *d);

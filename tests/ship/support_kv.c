@@ -10,7 +10,10 @@ td_grid_plan *kv_plan(const td_model_desc *d, uint32_t hit, uint32_t n)
 {
     td_ship_grid one = td_ship_grid_one(d);
     td_grid_plan *p;
-    TD_CHECK(td_grid_plan_open(&(td_grid_plan_opts){.desc = d, .kv = TD_BF16, .src = &one, .dst = &one, .hit = hit, .n_tokens = n}, &p) == TD_OK);
+    TD_CHECK(td_grid_plan_open(
+                 &(td_grid_plan_opts){
+                     .desc = d, .kv = TD_BF16, .src = &one, .dst = &one, .hit = hit, .n_tokens = n},
+                 &p) == TD_OK);
     return p;
 }
 
@@ -84,12 +87,14 @@ bool kv_scatter(kv_side *s, const td_model_desc *d, const td_rect *r, const void
 
 td_recv_action kv_receive(td_receiver *r, int64_t now, const td_kvframe *f, const void *payload)
 {
-    return td_receiver_message(r, now, f, payload, f->payload_bytes ? td_crc32c(0, payload, (size_t)f->payload_bytes) : 0);
+    return td_receiver_message(r, now, f, payload,
+                               f->payload_bytes ? td_crc32c(0, payload, (size_t)f->payload_bytes) : 0);
 }
 
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim)
 {
-    uint64_t x = (uint64_t)group << 60 | (uint64_t)slot << 52 | (uint64_t)side << 51 | (uint64_t)head << 44 | (uint64_t)token << 12 | (uint64_t)dim;
+    uint64_t x = (uint64_t)group << 60 | (uint64_t)slot << 52 | (uint64_t)side << 51 | (uint64_t)head << 44 |
+                 (uint64_t)token << 12 | (uint64_t)dim;
     uint16_t t = (uint16_t)(td_mix64(x) >> 13);
     return t == 0xAAAA || t == 0x5555 ? 1 : t;
 }
@@ -98,7 +103,10 @@ static uint16_t *element(const kv_side *s, int g, int slot, int side, int head, 
 {
     const td_kv *kv = &s->kv[g];
     uint8_t *page = td_kv_page(kv, slot, s->pages[g][t / (uint32_t)kv->P]);
-    return (uint16_t *)(void *)page + (((size_t)side * (size_t)kv->G + (size_t)head) * (size_t)kv->P + t % (uint32_t)kv->P) * (size_t)kv->D + dim;
+    return (uint16_t *)(void *)page +
+           (((size_t)side * (size_t)kv->G + (size_t)head) * (size_t)kv->P + t % (uint32_t)kv->P) *
+               (size_t)kv->D +
+           dim;
 }
 
 void kv_side_tag(kv_side *s, const td_model_desc *d, uint32_t tok0, uint32_t tok1)
@@ -108,7 +116,8 @@ void kv_side_tag(kv_side *s, const td_model_desc *d, uint32_t tok0, uint32_t tok
             for (int side = 0; side < 2; side++)
                 for (int h = 0; h < d->group[g].G; h++)
                     for (uint32_t t = tok0; t < tok1; t++)
-                        for (int i = 0; i < d->group[g].D; i++) *element(s, g, sl, side, h, t, i) = kv_tag(g, sl, side, h, t, i);
+                        for (int i = 0; i < d->group[g].D; i++)
+                            *element(s, g, sl, side, h, t, i) = kv_tag(g, sl, side, h, t, i);
 }
 
 uint64_t kv_side_wrong(const kv_side *s, const td_model_desc *d, int g, uint32_t tok0, uint32_t tok1, uint8_t fill)
@@ -119,7 +128,8 @@ uint64_t kv_side_wrong(const kv_side *s, const td_model_desc *d, int g, uint32_t
         for (int side = 0; side < 2; side++)
             for (int h = 0; h < d->group[g].G; h++)
                 for (uint32_t t = tok0; t < tok1; t++)
-                    for (int i = 0; i < d->group[g].D; i++) wrong += *element(s, g, sl, side, h, t, i) != kv_tag(g, sl, side, h, t, i);
+                    for (int i = 0; i < d->group[g].D; i++)
+                        wrong += *element(s, g, sl, side, h, t, i) != kv_tag(g, sl, side, h, t, i);
     const uint16_t *all = (const uint16_t *)(const void *)s->kv[g].base;
     for (size_t i = 0; i < s->bytes[g] / 2; i++) filled += all[i] != f;
     expect = (uint64_t)d->group[g].n_slots * 2 * (uint64_t)d->group[g].G * (tok1 - tok0) * (uint64_t)d->group[g].D;

@@ -32,6 +32,7 @@ td_recv_action kv_receive(td_receiver *r, int64_t now, const td_kvframe *f, cons
 uint16_t kv_tag(int group, int slot, int side, int head, uint32_t token, int dim);
 void kv_side_tag(kv_side *s, const td_model_desc *d, uint32_t tok0, uint32_t tok1);
 /* Counts elements of [tok0, tok1) of a group that do not have their tag; outside of them, elements that are not `fill`. */
-uint64_t kv_side_wrong(const kv_side *s, const td_model_desc *d, int group, uint32_t tok0, uint32_t tok1, uint8_t fill);
+uint64_t kv_side_wrong(const kv_side *s, const td_model_desc *d, int group, uint32_t tok0, uint32_t tok1,
+                       uint8_t fill);
 
 #endif

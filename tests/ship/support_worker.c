@@ -9,14 +9,17 @@
 #include <string.h>
 #include <unistd.h>
 
-void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router, const td_curve *curve, const char *const *options)
+void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router, const td_curve *curve,
+             const char *const *options)
 {
     memset(w, 0, sizeof *w);
     w->incarnation = incarnation;
     snprintf(w->name, sizeof w->name, "w%llu", (unsigned long long)incarnation);
     td_conf *c = &w->conf;
     td_conf_init(c);
-    const char *base[] = {"load-format=dummy", "shape=tiny", "threads=1", "max-num-seqs=8", "kv-pages=400", "max-num-batched-tokens=64", "max-model-len=2000", NULL};
+    const char *base[] = {
+        "load-format=dummy",         "shape=tiny",         "threads=1", "max-num-seqs=8", "kv-pages=400",
+        "max-num-batched-tokens=64", "max-model-len=2000", NULL};
     const char *const *lists[] = {base, options};
     char bulk[128];
     snprintf(bulk, sizeof bulk, "ipc:///tmp/td-ship-%d-%llu", (int)getpid(), (unsigned long long)incarnation);
@@ -30,23 +33,55 @@ void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router,
         }
     w->done_fd = td_wake_open();
     if (c->trace_file[0]) TD_CHECK(td_trace_open(c->trace_file, &w->trace) == TD_OK);
-    td_control_thread_opts co = {.z = z, .router = router, .curve = curve, .incarnation = incarnation, .max_legs = 64, .drain_us = (int64_t)c->drain_s * 1000000, .done_fd = w->done_fd};
+    td_control_thread_opts co = {.z = z,
+                                 .router = router,
+                                 .curve = curve,
+                                 .incarnation = incarnation,
+                                 .max_legs = 64,
+                                 .drain_us = (int64_t)c->drain_s * 1000000,
+                                 .done_fd = w->done_fd};
     TD_CHECK(td_control_thread_open(&co, &w->control) == TD_OK);
     TD_CHECK(td_boot_open(c, c->model, 0, NULL, &w->boot) == TD_OK);
     w->boot.opts.hash_key = (td_hkey){incarnation, 2};
     TD_CHECK(td_engine_open(&w->boot.opts, &w->engine) == TD_OK);
-    td_wengine_opts wo = {.engine = w->engine, .max_legs = 64, .credits = (uint32_t)c->credits, .trace = w->trace, .wake_fd = td_control_thread_wake_fd(w->control)};
+    td_wengine_opts wo = {.engine = w->engine,
+                          .max_legs = 64,
+                          .credits = (uint32_t)c->credits,
+                          .trace = w->trace,
+                          .wake_fd = td_control_thread_wake_fd(w->control)};
     w->wengine = td_wengine_open(&wo);
-    td_ship_opts so = {.z = z, .desc = td_engine_descr(w->engine), .incarnation = incarnation, .bulk_bind = c->bulk_bind, .curve = curve,
-                       .max_keys = 64, .credits = (uint32_t)c->credits, .timeout_us = (int64_t)c->ship_timeout_ms * 1000, .wake_fd = td_wengine_wake_fd(w->wengine), .trace = w->trace, .fault = c->fault};
+    td_ship_opts so = {.z = z,
+                       .desc = td_engine_descr(w->engine),
+                       .incarnation = incarnation,
+                       .bulk_bind = c->bulk_bind,
+                       .curve = curve,
+                       .max_keys = 64,
+                       .credits = (uint32_t)c->credits,
+                       .timeout_us = (int64_t)c->ship_timeout_ms * 1000,
+                       .wake_fd = td_wengine_wake_fd(w->wengine),
+                       .trace = w->trace,
+                       .fault = c->fault};
     for (int g = 0; g < so.desc->n_groups; g++) so.kv[g] = td_engine_kv(w->engine, g);
     TD_CHECK(td_ship_open(&so, &w->ship) == TD_OK);
     td_wengine_start(w->wengine, w->ship);
     const td_model_desc *d = so.desc;
-    w->hello = (td_msg_hello){.name = w->name, .role = TD_ROLE_MIXED, .bulk_endpoint = td_ship_endpoint(w->ship), .build = "t", .page_size = (uint32_t)c->page_size, .max_seqs = 8,
-                              .max_batched_tokens = 64, .has_bulk_key = curve != NULL,
-                              .id = {.model_digest = d->digest, .model = "tiny", .kv_dtype = "x", .numerics = w->boot.ops->numerics, .layers = (uint32_t)d->L, .kv_heads = (uint32_t)d->G,
-                                     .head_dim = (uint32_t)d->D, .vocab = (uint32_t)d->V, .max_model_len = 2000}};
+    w->hello = (td_msg_hello){.name = w->name,
+                              .role = TD_ROLE_MIXED,
+                              .bulk_endpoint = td_ship_endpoint(w->ship),
+                              .build = "t",
+                              .page_size = (uint32_t)c->page_size,
+                              .max_seqs = 8,
+                              .max_batched_tokens = 64,
+                              .has_bulk_key = curve != NULL,
+                              .id = {.model_digest = d->digest,
+                                     .model = "tiny",
+                                     .kv_dtype = "x",
+                                     .numerics = w->boot.ops->numerics,
+                                     .layers = (uint32_t)d->L,
+                                     .kv_heads = (uint32_t)d->G,
+                                     .head_dim = (uint32_t)d->D,
+                                     .vocab = (uint32_t)d->V,
+                                     .max_model_len = 2000}};
     if (curve) memcpy(w->hello.bulk_public_key, curve->public_key, 32);
     td_control_thread_loaded(w->control, w->wengine, w->ship, &w->hello);
 }
@@ -108,7 +143,9 @@ sw_peer *sw_peer_of(sw_router *r, uint64_t worker)
 sw_leg *sw_leg_of(sw_router *r, uint64_t worker, td_req_key key)
 {
     for (unsigned i = 0; i < SW_MAX_LEGS; i++)
-        if (r->leg[i].worker == worker && r->leg[i].key.request == key.request && r->leg[i].key.attempt == key.attempt) return &r->leg[i];
+        if (r->leg[i].worker == worker && r->leg[i].key.request == key.request &&
+            r->leg[i].key.attempt == key.attempt)
+            return &r->leg[i];
     sw_leg *l = &r->leg[r->next_leg++ % SW_MAX_LEGS]; /* the oldest goes */
     *l = (sw_leg){.worker = worker, .key = key};
     return l;

@@ -22,7 +22,8 @@ typedef struct sw_worker {
 } sw_worker;
 
 /* options: "name=value" pairs for td_conf_set, NULL-terminated. incarnation: any number, also the name. */
-void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router, const td_curve *curve, const char *const *options);
+void sw_open(sw_worker *w, td_zctx *z, uint64_t incarnation, const char *router, const td_curve *curve,
+             const char *const *options);
 void sw_close(sw_worker *w);
 /* Every page free or cached, no pin, no leg, within ms. */
 bool sw_clean(sw_worker *w, int ms);
@@ -53,7 +54,17 @@ typedef struct sw_log {
     int gaps, differences; /* must stay 0 */
 } sw_log;
 
-typedef struct sw_peer { uint64_t incarnation; uint8_t id[64]; size_t id_bytes; bool hello; td_wstate state; uint64_t beats, hellos; bool goodbye; td_msg_heartbeat beat; char endpoint[256]; } sw_peer;
+typedef struct sw_peer {
+    uint64_t incarnation;
+    uint8_t id[64];
+    size_t id_bytes;
+    bool hello;
+    td_wstate state;
+    uint64_t beats, hellos;
+    bool goodbye;
+    td_msg_heartbeat beat;
+    char endpoint[256];
+} sw_peer;
 
 typedef struct sw_router {
     uint64_t incarnation;

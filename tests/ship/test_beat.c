@@ -28,8 +28,13 @@ static bool seen_within(loss *l, int seconds)
 static td_beat *begin(td_zctx *z, int rank, int64_t timeout_us, loss *l, char *where)
 {
     td_beat *b = NULL;
-    td_beat_opts o = {.z = z, .rank = rank, .n_ranks = 3, .endpoint = rank ? where : "tcp://127.0.0.1:*", .timeout_us = timeout_us,
-                      .lost = lost, .arg = l};
+    td_beat_opts o = {.z = z,
+                      .rank = rank,
+                      .n_ranks = 3,
+                      .endpoint = rank ? where : "tcp://127.0.0.1:*",
+                      .timeout_us = timeout_us,
+                      .lost = lost,
+                      .arg = l};
     sem_init(&l->seen, 0, 0);
     l->rank = -1;
     l->times = 0;

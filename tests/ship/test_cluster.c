@@ -28,9 +28,17 @@ static void make(request *q, uint64_t seed, uint32_t n_prompt, uint32_t n, uint3
 {
     memset(q, 0, sizeof *q);
     for (uint32_t i = 0; i < n_prompt; i++) q->prompt[i] = kv_rnd(&seed, 2000) + 10;
-    q->w = (td_msg_work){.key = {next_request++, 1}, .prompt = {q->prompt, n_prompt},
-                         .sampling = {.temperature = temperature, .top_p = 1, .repetition_penalty = 1, .seed = seed, .max_tokens = max_tokens, .ignore_eos = true, .n = n,
-                                      .logprobs = -1, .prompt_logprobs = -1}};
+    q->w = (td_msg_work){.key = {next_request++, 1},
+                         .prompt = {q->prompt, n_prompt},
+                         .sampling = {.temperature = temperature,
+                                      .top_p = 1,
+                                      .repetition_penalty = 1,
+                                      .seed = seed,
+                                      .max_tokens = max_tokens,
+                                      .ignore_eos = true,
+                                      .n = n,
+                                      .logprobs = -1,
+                                      .prompt_logprobs = -1}};
 }
 
 static void again(request *q)
@@ -45,7 +53,11 @@ static void start(uint64_t worker, const request *q, const sw_leg *decode)
     if (decode) {
         const sw_peer *p = sw_peer_of(&r, decode->worker);
         m.start.has_sink = true;
-        m.start.sink = (td_msg_sink){.endpoint = p->endpoint, .epoch = decode->epoch, .incarnation = decode->worker, .hit_tokens = decode->hit, .credits = decode->credits};
+        m.start.sink = (td_msg_sink){.endpoint = p->endpoint,
+                                     .epoch = decode->epoch,
+                                     .incarnation = decode->worker,
+                                     .hit_tokens = decode->hit,
+                                     .credits = decode->credits};
     }
     sw_send(&r, worker, &m);
 }
@@ -133,8 +145,10 @@ static void same(const sw_log *a, const sw_log *b, uint32_t n, const char *what)
         T_OK(a->n[c] == b->n[c] && a->n[c] > 0, "%s: choice %u has %u and %u tokens", what, c, a->n[c], b->n[c]);
         T_OK(!memcmp(a->ids[c], b->ids[c], a->n[c] * 4), "%s: tokens of choice %u differ", what, c);
         T_OK(!memcmp(a->lp[c], b->lp[c], a->n[c] * 4), "%s: log probabilities of choice %u differ", what, c);
-        T_OK(!memcmp(a->top[c], b->top[c], a->n[c] * sizeof a->top[c][0]), "%s: alternatives of choice %u differ", what, c);
-        T_OK(a->finish[c] == b->finish[c] && a->finish[c] != TD_FINISH_NONE, "%s: choice %u ends as %d and %d", what, c, a->finish[c], b->finish[c]);
+        T_OK(!memcmp(a->top[c], b->top[c], a->n[c] * sizeof a->top[c][0]),
+             "%s: alternatives of choice %u differ", what, c);
+        T_OK(a->finish[c] == b->finish[c] && a->finish[c] != TD_FINISH_NONE,
+             "%s: choice %u ends as %d and %d", what, c, a->finish[c], b->finish[c]);
     }
 }
 
@@ -149,14 +163,17 @@ static void test_equal(sw_worker *a, sw_worker *b)
     static request q;
     static sw_log want;
     static outcome got;
-    const struct { const char *what; uint32_t n_prompt, n, max_tokens; float temperature; int logprobs; } cases[] = {
-        {"one token prompt", 1, 1, 8, 0, -1}, {"greedy", 40, 1, 20, 0, -1}, {"sampled", 131, 1, 20, 0.9f, -1}, {"three choices", 77, 3, 12, 0.9f, -1},
-        {"log probabilities", 50, 2, 6, 0.7f, 3}, {"long", 900, 1, 10, 0.8f, -1}, {"page edge", 64, 1, 5, 0.8f, 0}};
+    const struct { const char *what; uint32_t n_prompt, n, max_tokens; float temperature; int logprobs;
+    } cases[] = {{"one token prompt", 1, 1, 8, 0, -1},     {"greedy", 40, 1, 20, 0, -1},
+                 {"sampled", 131, 1, 20, 0.9f, -1},        {"three choices", 77, 3, 12, 0.9f, -1},
+                 {"log probabilities", 50, 2, 6, 0.7f, 3}, {"long", 900, 1, 10, 0.8f, -1},
+                 {"page edge", 64, 1, 5, 0.8f, 0}};
     for (size_t i = 0; i < TD_COUNT(cases); i++) {
         make(&q, i + 50, cases[i].n_prompt, cases[i].n, cases[i].max_tokens, cases[i].temperature);
         q.w.sampling.logprobs = cases[i].logprobs;
         want = run_mixed(A, &q);
-        for (int back = 0; back < 2; back++) { /* in both directions: two page sizes; the second time with prefix hits */
+        for (int back = 0; back < 2;
+             back++) { /* in both directions: two page sizes; the second time with prefix hits */
             got = run_pair(back ? B : A, back ? A : B, &q);
             same(&want, &got.log, cases[i].n, cases[i].what);
             T_OK(got.prefill.handed_off && got.prefill.status == TD_OK, "%s: %s", cases[i].what, got.prefill.reason);
@@ -209,7 +226,8 @@ static void test_bad_requests(sw_worker *a, sw_worker *b)
         else start(A, &q, NULL);
         at x = {A, q.w.key};
         T_OK(sw_until(&r, PATIENCE, is_ended, &x));
-        T_OK(sw_leg_of(&r, A, q.w.key)->status == TD_EBADREQ && strstr(sw_leg_of(&r, A, q.w.key)->reason, "vocabulary"));
+        T_OK(sw_leg_of(&r, A, q.w.key)->status == TD_EBADREQ &&
+             strstr(sw_leg_of(&r, A, q.w.key)->reason, "vocabulary"));
     }
     /* cancel of what is not there; a message that is none; a start whose sink does not exist */
     make(&q, 6, 20, 1, 5, 0);
@@ -288,8 +306,11 @@ static void test_faults(void)
     static request q;
     static sw_log want;
     static outcome got;
-    const struct { const char *option, *why; uint32_t n_prompt; } faults[] = {
-        {"fault=flip:0", "payload checksum", 100}, {"fault=flip:2", "payload checksum", 900}, {"fault=drop:1", "frames missing in time", 900}, {DELAY_COMMIT, "no COMMIT in time", 100}};
+    const struct { const char *option, *why; uint32_t n_prompt;
+    } faults[] = {{"fault=flip:0", "payload checksum", 100},
+                  {"fault=flip:2", "payload checksum", 900},
+                  {"fault=drop:1", "frames missing in time", 900},
+                  {DELAY_COMMIT, "no COMMIT in time", 100}};
     for (size_t i = 0; i < TD_COUNT(faults); i++) {
         sw_worker a, b;
         const char *oa[] = {faults[i].option, NULL}, *ob[] = {SHIP_TIMEOUT, "page-size=8", "kv-pages=800", NULL};
@@ -332,8 +353,10 @@ static void test_overlap(void)
     make(&q, 1, 1000, 1, 3, 0);
     outcome o = run_pair(301, 302, &q);
     T_OK(o.decode.landed);
-    T_OK(o.decode.msg_report.ship_report.frames >= 12 && o.decode.msg_report.ship_report.bytes == 1000u * 512 * 6, "%u frames, %llu bytes, hit %u",
-         o.decode.msg_report.ship_report.frames, (unsigned long long)o.decode.msg_report.ship_report.bytes, o.decode.hit);
+    T_OK(o.decode.msg_report.ship_report.frames >= 12 &&
+             o.decode.msg_report.ship_report.bytes == 1000u * 512 * 6,
+         "%u frames, %llu bytes, hit %u", o.decode.msg_report.ship_report.frames,
+         (unsigned long long)o.decode.msg_report.ship_report.bytes, o.decode.hit);
     sw_close(&a);
     sw_close(&b);
     FILE *f = fopen(path, "r");
@@ -346,7 +369,8 @@ static void test_overlap(void)
         if (strstr(line, "\"layers\"")) last_layers = t;
     }
     if (f) fclose(f);
-    T_OK(frames >= 12 && first_frame && first_frame < last_layers, "%d frames, the first %lld us before the last layer", frames, last_layers - first_frame);
+    T_OK(frames >= 12 && first_frame && first_frame < last_layers,
+         "%d frames, the first %lld us before the last layer", frames, last_layers - first_frame);
     unlink(path);
 }
 
@@ -372,8 +396,11 @@ static void test_curve_tcp(void)
     td_msg m = {.type = TD_MSG_START};
     m.start.work = q.w;
     m.start.has_sink = true;
-    m.start.sink = (td_msg_sink){.endpoint = sw_peer_of(&r, 402)->endpoint, .epoch = sw_leg_of(&r, 402, q.w.key)->epoch, .incarnation = 402,
-                                 .credits = sw_leg_of(&r, 402, q.w.key)->credits, .has_key = true};
+    m.start.sink = (td_msg_sink){.endpoint = sw_peer_of(&r, 402)->endpoint,
+                                 .epoch = sw_leg_of(&r, 402, q.w.key)->epoch,
+                                 .incarnation = 402,
+                                 .credits = sw_leg_of(&r, 402, q.w.key)->credits,
+                                 .has_key = true};
     memcpy(m.start.sink.public_key, key.public_key, 32);
     sw_send(&r, 401, &m);
     T_OK(sw_until(&r, PATIENCE, is_ended, &xa) && sw_until(&r, PATIENCE, is_ended, &xb));
@@ -458,7 +485,8 @@ int main(void)
     snprintf(bind, sizeof bind, "ipc:///tmp/td-router-%d", (int)getpid());
     sw_router_open(&r, z, bind, 7, NULL);
     sw_worker a, b;
-    const char *oa[] = {"max-prefill-chunk=48", NULL}, *ob[] = {"page-size=4", "kv-pages=1500", "max-prefill-chunk=33", NULL};
+    const char *oa[] = {"max-prefill-chunk=48", NULL},
+               *ob[] = {"page-size=4", "kv-pages=1500", "max-prefill-chunk=33", NULL};
     sw_open(&a, z, A, r.endpoint, NULL, oa);
     sw_open(&b, z, B, r.endpoint, NULL, ob);
     T_OK(wait_ready(A) && wait_ready(B));

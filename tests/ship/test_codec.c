@@ -21,7 +21,8 @@ static void run_plan(const td_model_desc *d, uint32_t hit, uint32_t n, uint32_t 
     td_grid_plan *p = kv_plan(d, hit, n);
     out->n = 0;
     for (uint32_t t = 0; t < n; t += chunk)
-        for (int l = 0; l < d->L; l += step) td_grid_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
+        for (int l = 0; l < d->L; l += step)
+            td_grid_plan_add(p, l, TD_MIN(l + step, d->L), t, TD_MIN(t + chunk, n), collect, out);
     td_grid_plan_close(p);
 }
 
@@ -77,7 +78,8 @@ static void test_plan(void)
     td_grid_plan_close(p);
     d.group[0].D = 1 << 20;
     T_EQ(td_ship_plan_check(&d, TD_BF16), TD_ENOSUP);
-    T_OK(td_ship_plan_first(8, 0, 100) == 93 && td_ship_plan_first(8, 95, 100) == 95 && td_ship_plan_first(8, 0, 7) == 0 && td_ship_plan_first(8, 0, 8) == 1);
+    T_OK(td_ship_plan_first(8, 0, 100) == 93 && td_ship_plan_first(8, 95, 100) == 95 &&
+         td_ship_plan_first(8, 0, 7) == 0 && td_ship_plan_first(8, 0, 8) == 1);
 }
 
 static void test_codec(void)
@@ -89,7 +91,8 @@ static void test_codec(void)
         for (size_t b = 0; b < TD_COUNT(sizes); b++) {
             uint32_t n = 131, hit = (uint32_t)(a * 7 + b * 5), chunk = 1 + (uint32_t)(a * 31 + b * 17) % 90;
             td_model_desc d;
-            kv_desc(&d, 5, 2, a % 3 ? 40 : 8, b % 2 ? 40 : 0, 2); /* rows of 80 and 16 bytes: checked in lanes, and at the end */
+            kv_desc(&d, 5, 2, a % 3 ? 40 : 8, b % 2 ? 40 : 0,
+                    2); /* rows of 80 and 16 bytes: checked in lanes, and at the end */
             kv_side src, dst;
             kv_side_open(&src, &d, sizes[a], n, 0xAA, a);
             kv_side_open(&dst, &d, sizes[b], n, 0x55, b + 100);
@@ -100,17 +103,20 @@ static void test_codec(void)
                 const td_kv *ks = &src.kv[r->group];
                 const td_codec_side side = td_codec_whole(ks, d.group[r->group].n_slots);
                 uint32_t p0 = r->tok0 / (uint32_t)ks->P, np = (r->tok0 + r->n_tok - 1) / (uint32_t)ks->P - p0 + 1;
-                T_EQ(td_codec_bytes(ks, r, &side.tokens), td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
+                T_EQ(td_codec_bytes(ks, r, &side.tokens),
+                     td_ship_plan_token_bytes(&d, r->group, TD_BF16) * r->n_layers * r->n_tok);
                 uint32_t sent = 0, read = 1;
                 T_OK(td_codec_gather(&side, src.pages[r->group] + p0, p0, np, r, &side.tokens, payload, &sent));
                 T_OK(kv_scatter(&dst, &d, r, payload, &read));
-                T_OK(sent == read && sent == td_crc32c(0, payload, td_codec_bytes(ks, r, &side.tokens)), "%08x %08x", sent, read);
+                T_OK(sent == read && sent == td_crc32c(0, payload, td_codec_bytes(ks, r, &side.tokens)),
+                     "%08x %08x", sent, read);
             }
             for (int g = 0; g < d.n_groups; g++)
                 T_EQ(kv_side_wrong(&dst, &d, g, td_ship_plan_first(d.group[g].window, hit, n), n, 0x55), 0);
             /* pages that are not there are refused, not touched */
             td_rect r = {.n_layers = 1, .n_heads = 2, .tok0 = 0, .n_tok = n}, one = r;
-            const td_codec_side ws = td_codec_whole(&src.kv[0], d.group[0].n_slots), wd = td_codec_whole(&dst.kv[0], d.group[0].n_slots);
+            const td_codec_side ws = td_codec_whole(&src.kv[0], d.group[0].n_slots),
+                                wd = td_codec_whole(&dst.kv[0], d.group[0].n_slots);
             one.n_tok = 1;
             for (int k = 0; k < 3; k++) {
                 td_rect bad = one;

@@ -5,7 +5,15 @@
 #include "tests/t.h"
 #include "worker/control.h"
 
-typedef struct { td_msg_type type; td_req_key key; td_wstate state; td_status status; uint32_t n; td_req_key keys[8]; uint32_t retry_ms; } sent;
+typedef struct {
+    td_msg_type type;
+    td_req_key key;
+    td_wstate state;
+    td_status status;
+    uint32_t n;
+    td_req_key keys[8];
+    uint32_t retry_ms;
+} sent;
 static struct {
     sent s[256];
     unsigned n_sent, connects, n_cmd;
@@ -15,7 +23,8 @@ static struct {
 } w;
 static td_control *c;
 static int64_t now;
-static td_msg_hello hello = {.name = "w", .role = TD_ROLE_MIXED, .bulk_endpoint = "ipc:///x", .page_size = 16, .max_seqs = 4};
+static td_msg_hello hello = {
+    .name = "w", .role = TD_ROLE_MIXED, .bulk_endpoint = "ipc:///x", .page_size = 16, .max_seqs = 4};
 
 static void io_connect(void *a) { (void)a; w.connects++; }
 static td_status io_send(void *a, const td_msg *m)
@@ -94,8 +103,14 @@ static void open_machine(void)
     clear();
     w.connects = 0, w.full = w.again = false, w.broken = TD_OK;
     now = 1000000;
-    c = td_control_open(&(td_control_opts){.incarnation = 42, .name = "w", .max_legs = 3, .beat_us = 250000, .dead_us = 3000000, .drain_us = 10000000},
-                        (td_control_io){.connect = io_connect, .send = io_send, .command = io_command, .beat = io_beat});
+    c = td_control_open(
+        &(td_control_opts){.incarnation = 42,
+                           .name = "w",
+                           .max_legs = 3,
+                           .beat_us = 250000,
+                           .dead_us = 3000000,
+                           .drain_us = 10000000},
+        (td_control_io){.connect = io_connect, .send = io_send, .command = io_command, .beat = io_beat});
 }
 static void join(uint64_t router)
 {
@@ -117,7 +132,8 @@ static void test_join(void)
 {
     open_machine();
     td_control_tick(c, now);
-    T_OK(w.connects == 1 && count(TD_MSG_HEARTBEAT) == 1 && last(TD_MSG_HEARTBEAT)->state == TD_WSTATE_LOADING && !count(TD_MSG_HELLO));
+    T_OK(w.connects == 1 && count(TD_MSG_HEARTBEAT) == 1 &&
+         last(TD_MSG_HEARTBEAT)->state == TD_WSTATE_LOADING && !count(TD_MSG_HELLO));
     now += 250000;
     td_control_tick(c, now);
     T_EQ(count(TD_MSG_HEARTBEAT), 2);
@@ -155,7 +171,8 @@ static void test_legs(void)
     start(7, 1, 1);
     start(7, 1, 2);
     start(7, 1, 2); /* again: ignored */
-    T_OK(w.n_cmd == 2 && w.cmd[0]->leg == 1 && w.cmd[1]->leg == 2 && w.cmd[0]->deadline_us == now + 100000 && w.cmd[0]->arena.chunk);
+    T_OK(w.n_cmd == 2 && w.cmd[0]->leg == 1 && w.cmd[1]->leg == 2 && w.cmd[0]->deadline_us == now + 100000 &&
+         w.cmd[0]->arena.chunk);
     w.full = true;
     start(7, 3, 1);
     T_OK(count(TD_MSG_BUSY) == 1 && last(TD_MSG_BUSY)->key.request == 3 && td_control_legs(c) == 2);
@@ -175,7 +192,8 @@ static void test_legs(void)
     td_wbatch_tokens(b)->key.request = 2;
     clear();
     td_control_batch(c, now, b);
-    T_OK(w.n_sent == 3 && w.s[0].type == TD_MSG_RESERVED && w.s[1].type == TD_MSG_TOKENS && w.s[2].type == TD_MSG_ENDED);
+    T_OK(w.n_sent == 3 && w.s[0].type == TD_MSG_RESERVED && w.s[1].type == TD_MSG_TOKENS &&
+         w.s[2].type == TD_MSG_ENDED);
     T_OK(w.s[1].n == 2 && w.s[1].keys[0].attempt == 1 && w.s[1].keys[1].attempt == 2 && w.s[0].key.request == 4);
     T_EQ(td_control_legs(c), 2);
     T_OK(td_control_deadline(c) <= now + 20000); /* a beat with the new ledger */

@@ -53,7 +53,8 @@ static void net_put(world *w, uint32_t s, uint32_t d, td_kvframe h, const void *
             memcpy(p.payload, payload, h.payload_bytes);
         }
         if ((int)rnd(w, 1000) < w->f.corrupt) {
-            if (h.payload_bytes && rnd(w, 2)) p.payload[rnd(w, (uint32_t)h.payload_bytes)] ^= (uint8_t)(1u << rnd(w, 8));
+            if (h.payload_bytes && rnd(w, 2))
+                p.payload[rnd(w, (uint32_t)h.payload_bytes)] ^= (uint8_t)(1u << rnd(w, 8));
             else ((uint8_t *)&p.head)[rnd(w, sizeof h)] ^= (uint8_t)(1u << rnd(w, 8));
         }
         w->q[w->n_q++] = p;
@@ -72,7 +73,8 @@ static void pump(world *w, uint32_t s, uint32_t d, td_send_event e)
             const td_codec_side from = grid_side(&w->src[s], g);
             const td_token_set *pick = &w->dst[d].part.tokens;
             p.bytes = td_codec_bytes(from.kv, &a.rect, pick);
-            TD_CHECK(td_codec_gather(&from, w->src[s].pages[g], 0, w->src[s].n_pages[g], &a.rect, pick, payload, NULL));
+            TD_CHECK(td_codec_gather(&from, w->src[s].pages[g], 0, w->src[s].n_pages[g], &a.rect, pick,
+                                     payload, NULL));
             td_frame_rect(&a.head, &a.rect, TD_BF16, from.kv->D,
                           td_token_before(pick, a.rect.tok0 + a.rect.n_tok) - td_token_before(pick, a.rect.tok0));
             td_frame_seal(&a.head, payload, p.bytes);
@@ -116,7 +118,8 @@ static void settle(world *w, uint32_t d, td_epoch *e)
     w->done[d] = true;
     w->state[d] = e->state;
     td_receiver_close(w->rcv[d], e);
-    for (int g = 0; g < w->d.n_groups; g++) memset(w->dst[d].kv[g].base, 0x33, w->dst[d].bytes[g]); /* someone else's now */
+    for (int g = 0; g < w->d.n_groups; g++)
+        memset(w->dst[d].kv[g].base, 0x33, w->dst[d].bytes[g]); /* someone else's now */
 }
 
 /* As ship_in does: what ends an epoch is told to every source. */
@@ -132,7 +135,9 @@ static void answer_all(world *w, uint32_t d, uint16_t type)
 static void deliver(world *w, packet *p)
 {
     td_kvframe f;
-    if (td_frame_parse(&p->head, sizeof p->head, p->head.payload_bytes > (1 << 20) ? 0 : p->head.payload_bytes, &f) != TD_OK) return;
+    if (td_frame_parse(&p->head, sizeof p->head,
+                       p->head.payload_bytes > (1 << 20) ? 0 : p->head.payload_bytes, &f) != TD_OK)
+        return;
     if (p->to_sender) {
         td_send_event e = {.n = f.index};
         if (f.type == TD_KVF_CREDIT) e.type = TD_SEND_CREDIT;
@@ -146,7 +151,8 @@ static void deliver(world *w, packet *p)
     uint32_t crc = f.type == TD_KVF_COMMIT ? td_crc32c(0, p->payload, (size_t)f.payload_bytes) : 0;
     if (td_receiver_place(w->rcv[p->dst], &f, &rect)) {
         const td_codec_side side = grid_side(to, rect.group);
-        T_OK(td_codec_scatter(&side, to->pages[rect.group], 0, to->n_pages[rect.group], &rect, &side.tokens, p->payload, &crc));
+        T_OK(td_codec_scatter(&side, to->pages[rect.group], 0, to->n_pages[rect.group], &rect, &side.tokens,
+                              p->payload, &crc));
         T_OK(!w->done[p->dst], "a page was written after the end");
         w->written++;
     }
@@ -180,8 +186,13 @@ static void setup(world *w)
     int Ps = sizes[rnd(w, 4)], Pd = sizes[rnd(w, 4)];
     for (uint32_t d = 0; d < w->n_d; d++) {
         grid_open(&w->dst[d], &w->gd, &w->d, d, Pd, w->n, 0x55, w->seed + d);
-        w->rcv[d] = td_receiver_open(&(td_receiver_opts){.desc = &w->d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .timeout_us = TIMEOUT,
-                                                         .grid = &w->gd, .rank = d});
+        w->rcv[d] = td_receiver_open(&(td_receiver_opts){.desc = &w->d,
+                                                         .kv_dtype = TD_BF16,
+                                                         .incarnation = 77,
+                                                         .max_epochs = 4,
+                                                         .timeout_us = TIMEOUT,
+                                                         .grid = &w->gd,
+                                                         .rank = d});
         T_EQ(td_receiver_add(w->rcv[d], w->now, 5, w->hit, w->n, w->n_first, NULL), TD_OK);
         td_epoch *e = td_receiver_find(w->rcv[d], 5);
         if (e->state == TD_EPOCH_LANDED) settle(w, d, e);
@@ -189,12 +200,25 @@ static void setup(world *w)
     for (uint32_t s = 0; s < w->n_s; s++) {
         grid_open(&w->src[s], &w->gs, &w->d, s, Ps, w->n, 0xAA, w->seed + 70 + s);
         grid_tag(&w->src[s], &w->d, w->n);
-        T_EQ(td_grid_plan_open(&(td_grid_plan_opts){.desc = &w->d, .kv = TD_BF16, .src = &w->gs, .dst = &w->gd, .rank = s, .hit = w->hit, .n_tokens = w->n},
-                               &w->plan[s]), TD_OK);
+        T_EQ(td_grid_plan_open(&(td_grid_plan_opts){.desc = &w->d,
+                                                    .kv = TD_BF16,
+                                                    .src = &w->gs,
+                                                    .dst = &w->gd,
+                                                    .rank = s,
+                                                    .hit = w->hit,
+                                                    .n_tokens = w->n},
+                               &w->plan[s]),
+             TD_OK);
         for (uint32_t d = 0; d < w->n_d; d++) {
-            td_sender_init(&w->snd[s][d], &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = 1 + rnd(w, 6), .max_frames = 10000, .timeout_us = TIMEOUT,
-                                                            .src_rank = (uint16_t)s, .dst_rank = (uint16_t)d,
-                                                            .n_src = (uint16_t)td_grid_plan_sources(w->plan[s], d)});
+            td_sender_init(&w->snd[s][d],
+                           &(td_sender_opts){.epoch = 5,
+                                             .incarnation = 77,
+                                             .credits = 1 + rnd(w, 6),
+                                             .max_frames = 10000,
+                                             .timeout_us = TIMEOUT,
+                                             .src_rank = (uint16_t)s,
+                                             .dst_rank = (uint16_t)d,
+                                             .n_src = (uint16_t)td_grid_plan_sources(w->plan[s], d)});
             w->talks[s][d] = td_grid_plan_pair(w->plan[s], s, d);
             T_OK(!w->talks[s][d] || !w->done[d], "a rank that lacks nothing is sent something");
         }
@@ -204,7 +228,8 @@ static void setup(world *w)
 static void cancel_source(world *w, uint32_t s, uint32_t index)
 {
     for (uint32_t d = 0; d < w->n_d; d++)
-        if (w->talks[s][d] && !td_sender_done(&w->snd[s][d])) pump(w, s, d, (td_send_event){.type = TD_SEND_CANCEL, .n = index, .reason = "cancelled"});
+        if (w->talks[s][d] && !td_sender_done(&w->snd[s][d]))
+            pump(w, s, d, (td_send_event){.type = TD_SEND_CANCEL, .n = index, .reason = "cancelled"});
 }
 
 /* A source's ranks give up together, as the ship thread does. */
@@ -231,12 +256,14 @@ static void compute(world *w, progress *p)
         if (p->tok[s] >= w->n || !rnd(w, 3)) continue;
         w->s = s;
         if (p->layer[s] < part->layer0) p->layer[s] = part->layer0;
-        td_grid_plan_add(w->plan[s], p->layer[s], p->layer[s] + 1, p->tok[s], TD_MIN(p->tok[s] + p->chunk, w->n), on_rect, w);
+        td_grid_plan_add(w->plan[s], p->layer[s], p->layer[s] + 1, p->tok[s],
+                         TD_MIN(p->tok[s] + p->chunk, w->n), on_rect, w);
         if (++p->layer[s] < part->layer1) continue;
         p->layer[s] = part->layer0;
         p->tok[s] += p->chunk;
         for (uint32_t d = 0; d < w->n_d && p->tok[s] >= w->n; d++)
-            if (w->talks[s][d]) pump(w, s, d, (td_send_event){.type = TD_SEND_COMMIT, .n = !s && !d ? w->n_first : 0});
+            if (w->talks[s][d])
+                pump(w, s, d, (td_send_event){.type = TD_SEND_COMMIT, .n = !s && !d ? w->n_first : 0});
     }
 }
 
@@ -290,7 +317,8 @@ static void run(uint64_t seed, faults f, int counts[2])
         for (uint32_t s = 0; s < w.n_s; s++) acked &= !w.talks[s][d] || w.snd[s][d].state == TD_SENDER_ACKED;
     }
     T_OK(!acked || landed, "seed %llu: acknowledged but not landed", (unsigned long long)seed);
-    if (!f.loss && !f.corrupt && !f.cancel && !f.slow && !f.late) T_OK(landed && acked, "seed %llu: %d %d", (unsigned long long)seed, landed, acked);
+    if (!f.loss && !f.corrupt && !f.cancel && !f.slow && !f.late)
+        T_OK(landed && acked, "seed %llu: %d %d", (unsigned long long)seed, landed, acked);
     counts[!landed]++;
     for (uint32_t s = 0; s < w.n_s; s++) {
         for (uint32_t d = 0; d < w.n_d; d++) td_sender_deinit(&w.snd[s][d], NULL);
@@ -305,8 +333,12 @@ static void run(uint64_t seed, faults f, int counts[2])
 
 static void test_network(int rounds)
 {
-    const faults kinds[] = {{0}, {.dup = 200, .reorder = 300}, {.loss = 5, .dup = 50, .reorder = 100}, {.corrupt = 10, .reorder = 200},
-                            {.dup = 50, .reorder = 300, .cancel = 700, .slow = 30}, {.dup = 100, .late = 10}};
+    const faults kinds[] = {{0},
+                            {.dup = 200, .reorder = 300},
+                            {.loss = 5, .dup = 50, .reorder = 100},
+                            {.corrupt = 10, .reorder = 200},
+                            {.dup = 50, .reorder = 300, .cancel = 700, .slow = 30},
+                            {.dup = 100, .late = 10}};
     for (size_t k = 0; k < TD_COUNT(kinds); k++) {
         int c[2] = {0};
         for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + k * 17 + 1, kinds[k], c);
@@ -343,13 +375,25 @@ static void test_sources(void)
     static uint8_t pay[4096];
     td_model_desc d;
     kv_desc(&d, 2, 2, 8, 0, 1);
-    const char *why[] = {NULL, "number of sources", "digest", "more frames than COMMIT says", "frames do not cover the reservation", "more sources than COMMIT says",
+    const char *why[] = {NULL,
+                         "number of sources",
+                         "digest",
+                         "more frames than COMMIT says",
+                         "frames do not cover the reservation",
+                         "more sources than COMMIT says",
                          "not one first token per choice"};
     for (int k = 0; k < 7; k++) {
-        td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
+        td_receiver *r = td_receiver_open(&(td_receiver_opts){
+            .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
         T_EQ(td_receiver_add(r, 0, 5, 0, 10, 1, NULL), TD_OK);
-        td_kvframe a = head(TD_KVF_FRAME, 0, 0, 0, pay), b = head(TD_KVF_FRAME, 3, 0, 1, pay), x = head(TD_KVF_FRAME, 4, 0, 1, pay);
-        td_kvframe ca = commit(0, k == 3 ? 0 : 1, k == 5 ? 1 : 2, td_frame_digest(&a)), cb = commit(3, 1, k == 1 ? 3 : k == 5 ? 1 : 2, td_frame_digest(&b) + (k == 2));
+        td_kvframe a = head(TD_KVF_FRAME, 0, 0, 0, pay), b = head(TD_KVF_FRAME, 3, 0, 1, pay),
+                   x = head(TD_KVF_FRAME, 4, 0, 1, pay);
+        td_kvframe ca = commit(0, k == 3 ? 0 : 1, k == 5 ? 1 : 2, td_frame_digest(&a)),
+                   cb = commit(3, 1,
+                               k == 1   ? 3
+                               : k == 5 ? 1
+                                        : 2,
+                               td_frame_digest(&b) + (k == 2));
         if (k == 6) cb.n_first = 1;
         if (k == 4) cb.index = 0, cb.digest = 0;
         const td_kvframe *m[] = {&a, k == 5 ? &b : &ca, k == 4 ? &cb : k == 5 ? &ca : &b, &cb, &x};

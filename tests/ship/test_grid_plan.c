@@ -28,7 +28,8 @@ static void test_token_map(void)
                         uint32_t from = t, to, got = td_token_run(&s, t, N, &x);
                         while (from < N && !td_token_held(&s, from)) from++;
                         for (to = from; to < N && td_token_held(&s, to);) to++;
-                        T_OK(got == from && x == to - from, "kind %d n %u unit %u rank %u: run at %u", kind, n, units[u], r, t);
+                        T_OK(got == from && x == to - from, "kind %d n %u unit %u rank %u: run at %u", kind,
+                             n, units[u], r, t);
                     }
                 uint32_t sum = 0;
                 for (uint32_t r = 0; r < n; r++) sum += count[r];
@@ -36,9 +37,11 @@ static void test_token_map(void)
             }
     /* a causal prompt of 128 tokens on 4 ranks: first and last eighth together */
     td_token_map z = {TD_TOKENS_ZIGZAG, 4, 16}, i = {TD_TOKENS_INTERLEAVE, 2, 4};
-    T_OK(td_token_owner(&z, 0) == 0 && td_token_owner(&z, 127) == 0 && td_token_owner(&z, 16) == 1 && td_token_owner(&z, 70) == 3);
+    T_OK(td_token_owner(&z, 0) == 0 && td_token_owner(&z, 127) == 0 && td_token_owner(&z, 16) == 1 &&
+         td_token_owner(&z, 70) == 3);
     T_OK(td_token_owner(&i, 3) == 0 && td_token_owner(&i, 4) == 1 && td_token_owner(&i, 8) == 0);
-    T_OK(!td_token_map_ok(&(td_token_map){TD_TOKENS_ZIGZAG, 2, 0}) && !td_token_map_ok(&(td_token_map){TD_TOKENS_ALL, 0, 1}) &&
+    T_OK(!td_token_map_ok(&(td_token_map){TD_TOKENS_ZIGZAG, 2, 0}) &&
+         !td_token_map_ok(&(td_token_map){TD_TOKENS_ALL, 0, 1}) &&
          !td_token_map_ok(&(td_token_map){TD_TOKENS_KINDS, 1, 1}));
 }
 
@@ -55,10 +58,12 @@ static void test_part(void)
     T_OK(p.slot0[0] == 2 && p.n_slots[0] == 1 && p.slot0[1] == 1 && p.n_slots[1] == 1);
     T_OK(p.replica[0] == 1 && p.n_replicas[0] == 2);
     td_ship_part_of(&g, &d, 0, &p);
-    T_OK(p.layer0 == 0 && p.layer1 == 3 && p.head0[0] == 0 && p.slot0[0] == 0 && p.n_slots[0] == 2 && p.n_slots[1] == 1);
+    T_OK(p.layer0 == 0 && p.layer1 == 3 && p.head0[0] == 0 && p.slot0[0] == 0 && p.n_slots[0] == 2 &&
+         p.n_slots[1] == 1);
     td_grid wg = {.tp = 4, .pp = 2, .cp = 2, .dp = 1, .layer0 = {0, 3, 5}};
     x = td_ship_grid_of(&wg, 4); /* as the worker's own grid says */
-    T_OK(td_ship_grid_check(&x, &d) == TD_OK && !memcmp(&x.tokens, &g.tokens, sizeof g.tokens) && !memcmp(x.stage, g.stage, 3 * sizeof g.stage[0]));
+    T_OK(td_ship_grid_check(&x, &d) == TD_OK && !memcmp(&x.tokens, &g.tokens, sizeof g.tokens) &&
+         !memcmp(x.stage, g.stage, 3 * sizeof g.stage[0]));
     for (int r = 0; r < 16; r++) {
         td_local l = td_grid_local(&wg, &d, r);
         td_ship_part_of(&x, &d, (uint32_t)r, &p);
@@ -67,7 +72,8 @@ static void test_part(void)
     x = g;
     x.tp = 3;
     T_EQ(td_ship_grid_check(&x, &d), TD_EBADREQ);
-    T_OK(strstr(td_reason(), "tensor parallel 3 neither divides nor is a multiple of 2 KV heads") != NULL, "%s", td_reason());
+    T_OK(strstr(td_reason(), "tensor parallel 3 neither divides nor is a multiple of 2 KV heads") != NULL,
+         "%s", td_reason());
     x = g;
     x.stage[1] = 5;
     T_EQ(td_ship_grid_check(&x, &d), TD_EBADREQ);
@@ -105,10 +111,13 @@ static void carry(void *arg, const td_rect *r)
     size_t bytes = td_codec_bytes(&a->kv[r->group], r, &to.tokens);
     j->bad_frame |= bytes > TD_KVF_FRAME_BYTES || !bytes || r->dst >= j->n_d;
     if (j->bad_frame) return;
-    uint32_t P = (uint32_t)a->kv[r->group].P, p0 = td_token_before(&from.tokens, r->tok0) / P; /* a part of the table */
+    uint32_t P = (uint32_t)a->kv[r->group].P,
+             p0 = td_token_before(&from.tokens, r->tok0) / P; /* a part of the table */
     uint32_t sent = 0, read = 1;
-    j->bad_frame |= !td_codec_gather(&from, a->pages[r->group] + p0, p0, a->n_pages[r->group] - p0, r, &to.tokens, payload, &sent);
-    j->bad_frame |= !td_codec_scatter(&to, b->pages[r->group], 0, b->n_pages[r->group], r, &to.tokens, payload, &read);
+    j->bad_frame |= !td_codec_gather(&from, a->pages[r->group] + p0, p0, a->n_pages[r->group] - p0, r,
+                                     &to.tokens, payload, &sent);
+    j->bad_frame |=
+        !td_codec_scatter(&to, b->pages[r->group], 0, b->n_pages[r->group], r, &to.tokens, payload, &read);
     j->bad_frame |= sent != read || sent != td_crc32c(0, payload, td_codec_bytes(to.kv, r, &to.tokens));
     j->sent[j->s][r->dst] += bytes / 2;
     j->frames++;
@@ -117,7 +126,13 @@ static void carry(void *arg, const td_rect *r)
 static void run_sources(job *j, uint32_t chunk, int step)
 {
     for (j->s = 0; j->s < j->n_s; j->s++) {
-        td_grid_plan_opts o = {.desc = &j->d, .kv = TD_BF16, .src = &j->gs, .dst = &j->gd, .rank = j->s, .hit = j->hit, .n_tokens = j->n};
+        td_grid_plan_opts o = {.desc = &j->d,
+                               .kv = TD_BF16,
+                               .src = &j->gs,
+                               .dst = &j->gd,
+                               .rank = j->s,
+                               .hit = j->hit,
+                               .n_tokens = j->n};
         T_EQ(td_grid_plan_open(&o, &j->plan), TD_OK);
         const td_ship_part *p = &j->src[j->s].part;
         for (uint32_t t = 0; t < j->n; t += chunk)
@@ -137,14 +152,16 @@ static void check_all(job *j, const char *what)
     for (uint32_t k = 0; k < j->n_d; k++) {
         uint64_t want = 0, got = 0;
         for (int g = 0; g < j->d.n_groups; g++)
-            want += td_ship_part_lacks(&j->dst[k].part, &j->d, g, j->hit, j->n) * j->dst[k].part.n_slots[g] * j->dst[k].part.n_heads[g] * 2 *
-                (uint64_t)j->d.group[g].D;
+            want += td_ship_part_lacks(&j->dst[k].part, &j->d, g, j->hit, j->n) * j->dst[k].part.n_slots[g] *
+                    j->dst[k].part.n_heads[g] * 2 * (uint64_t)j->d.group[g].D;
         for (uint32_t s = 0; s < j->n_s; s++) got += j->sent[s][k];
         twice += got != want; /* all are right and as many came as there are: none came twice */
         wrong += grid_wrong(&j->dst[k], &j->d, j->hit, j->n, 0x55);
     }
-    T_OK(!wrong && !twice && !j->bad_frame, "%s: (%u %u %u) to (%u %u %u), %u tokens, hit %u: %llu wrong, %llu counts, frame %d", what, j->gs.tp, j->gs.pp,
-         j->gs.cp, j->gd.tp, j->gd.pp, j->gd.cp, j->n, j->hit, (unsigned long long)wrong, (unsigned long long)twice, j->bad_frame);
+    T_OK(!wrong && !twice && !j->bad_frame,
+         "%s: (%u %u %u) to (%u %u %u), %u tokens, hit %u: %llu wrong, %llu counts, frame %d", what, j->gs.tp,
+         j->gs.pp, j->gs.cp, j->gd.tp, j->gd.pp, j->gd.cp, j->n, j->hit, (unsigned long long)wrong,
+         (unsigned long long)twice, j->bad_frame);
 }
 
 /* Other stage bounds than equal ones, as measured times would give. */
@@ -164,8 +181,16 @@ static void one(job *j, int G, uint32_t i, uint32_t k, int Ps, int Pd, uint64_t 
     kv_desc(&j->d, 9, G, 2, seed % 3 ? 0 : 19, 2);
     j->n = seed % 41 == 40 ? 601 : lengths[seed % 5];
     j->hit = seed % 4 == 0 ? kv_rnd(&seed, j->n) : 0;
-    T_OK(grid_nth(&j->d, i, 8, seed % 3 == 1 ? TD_TOKENS_ALL : seed % 3 ? TD_TOKENS_ZIGZAG : TD_TOKENS_INTERLEAVE, units[kv_rnd(&seed, 4)], &j->gs));
-    T_OK(grid_nth(&j->d, k, 8, seed % 4 == 1 ? TD_TOKENS_ALL : seed % 4 == 2 ? TD_TOKENS_ZIGZAG : TD_TOKENS_INTERLEAVE, units[kv_rnd(&seed, 4)], &j->gd));
+    T_OK(grid_nth(&j->d, i, 8,
+                  seed % 3 == 1 ? TD_TOKENS_ALL
+                  : seed % 3    ? TD_TOKENS_ZIGZAG
+                                : TD_TOKENS_INTERLEAVE,
+                  units[kv_rnd(&seed, 4)], &j->gs));
+    T_OK(grid_nth(&j->d, k, 8,
+                  seed % 4 == 1   ? TD_TOKENS_ALL
+                  : seed % 4 == 2 ? TD_TOKENS_ZIGZAG
+                                  : TD_TOKENS_INTERLEAVE,
+                  units[kv_rnd(&seed, 4)], &j->gd));
     if (kv_rnd(&seed, 2)) uneven(&j->gs, j->d.L, &seed), uneven(&j->gd, j->d.L, &seed);
     j->n_s = td_ship_grid_ranks(&j->gs);
     j->n_d = td_ship_grid_ranks(&j->gd);
@@ -194,7 +219,8 @@ static uint32_t test_grids(uint32_t rounds)
         T_OK(n > 20, "%u grids", n);
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t k = 0; k < n; k++)
-                for (uint32_t r = 0; r < rounds; r++, runs++) /* 16: every pair of page sizes; everything else goes round */
+                for (uint32_t r = 0; r < rounds;
+                     r++, runs++) /* 16: every pair of page sizes; everything else goes round */
                     one(&j, heads[h], i, k, sizes[runs % 4], sizes[runs / 4 % 4], runs + 3);
     }
     return runs;
@@ -212,7 +238,11 @@ static void test_balance(void)
     for (int way = 0; way < 2; way++) { /* TP 4 of 2 heads to one; to TP 4 */
         if (way) j.gd.tp = 4;
         td_grid_plan *p;
-        T_EQ(td_grid_plan_open(&(td_grid_plan_opts){.desc = &j.d, .kv = TD_BF16, .src = &j.gs, .dst = &j.gd, .n_tokens = j.n}, &p), TD_OK);
+        T_EQ(td_grid_plan_open(
+                 &(td_grid_plan_opts){
+                     .desc = &j.d, .kv = TD_BF16, .src = &j.gs, .dst = &j.gd, .n_tokens = j.n},
+                 &p),
+             TD_OK);
         for (uint32_t s = 0; s < 4; s++) {
             uint64_t sum = 0;
             for (uint32_t k = 0; k < (way ? 4u : 1u); k++) sum += td_grid_plan_elements(p, s, k);
@@ -234,7 +264,11 @@ static void test_balance(void)
     grid_close(&j.src[0], &j.d);
     for (uint32_t r = 0; r < 2; r++) grid_close(&j.dst[r], &j.d);
     td_grid_plan *p;
-    T_EQ(td_grid_plan_open(&(td_grid_plan_opts){.desc = &j.d, .kv = TD_BF16, .src = &j.gs, .dst = &j.gd, .rank = 1, .n_tokens = 5}, &p), TD_EBADREQ);
+    T_EQ(td_grid_plan_open(
+             &(td_grid_plan_opts){
+                 .desc = &j.d, .kv = TD_BF16, .src = &j.gs, .dst = &j.gd, .rank = 1, .n_tokens = 5},
+             &p),
+         TD_EBADREQ);
 }
 
 int main(int argc, char **argv)

@@ -24,15 +24,25 @@ typedef struct worker {
     uint32_t n_last, recalls;
 } worker;
 
-static void worker_open(worker *w, const td_ship_grid *g, bool receives, int P, uint32_t n_tokens, uint8_t fill, int64_t timeout_ms, const char *const fault[RANKS])
+static void worker_open(worker *w, const td_ship_grid *g, bool receives, int P, uint32_t n_tokens,
+                        uint8_t fill, int64_t timeout_ms, const char *const fault[RANKS])
 {
     *w = (worker){.grid = *g, .n = td_ship_grid_ranks(g), .wake = td_wake_open()};
     for (uint32_t r = 0; r < w->n; r++) {
         char bind[96];
         snprintf(bind, sizeof bind, "ipc:///tmp/td-gship-%d-%d", (int)getpid(), serial++);
         grid_open(&w->rank[r], g, &d, r, P, n_tokens, fill, 9 + r);
-        td_ship_opts o = {.z = z, .desc = &d, .incarnation = receives ? DST_INC : SRC_INC, .bulk_bind = receives ? bind : NULL, .max_keys = KEYS, .credits = CREDITS,
-                          .timeout_us = timeout_ms * 1000, .wake_fd = w->wake, .grid = w->n > 1 ? &w->grid : NULL, .rank = r, .fault = fault ? fault[r] : NULL};
+        td_ship_opts o = {.z = z,
+                          .desc = &d,
+                          .incarnation = receives ? DST_INC : SRC_INC,
+                          .bulk_bind = receives ? bind : NULL,
+                          .max_keys = KEYS,
+                          .credits = CREDITS,
+                          .timeout_us = timeout_ms * 1000,
+                          .wake_fd = w->wake,
+                          .grid = w->n > 1 ? &w->grid : NULL,
+                          .rank = r,
+                          .fault = fault ? fault[r] : NULL};
         for (int i = 0; i < d.n_groups; i++) o.kv[i] = &w->rank[r].kv[i];
         T_OK(td_ship_open(&o, &w->ship[r]) == TD_OK, "%s", td_reason());
     }
@@ -89,7 +99,8 @@ static bool until_done(worker *a, worker *b, int ms)
 static void reserve(worker *b, uint64_t key, uint32_t hit, uint32_t n, uint32_t n_first)
 {
     for (uint32_t r = 0; r < b->n; r++)
-        td_ship_recv_open(b->ship[r], key, hit, n, n_first, (const int32_t *const *)b->rank[r].pages, b->rank[r].n_pages);
+        td_ship_recv_open(b->ship[r], key, hit, n, n_first, (const int32_t *const *)b->rank[r].pages,
+                          b->rank[r].n_pages);
 }
 
 static void send_open(worker *a, worker *b, uint64_t key, uint64_t epoch, uint32_t hit, uint32_t n)
@@ -99,7 +110,13 @@ static void send_open(worker *a, worker *b, uint64_t key, uint64_t epoch, uint32
     td_buf_init(&ranks, 0);
     for (uint32_t r = 0; r < b->n; r++) ends[r] = td_ship_endpoint(b->ship[r]);
     T_EQ(td_ship_ranks(&b->grid, ends, &ranks), TD_OK);
-    td_msg_sink sink = {.endpoint = ends[0], .epoch = epoch, .incarnation = DST_INC, .hit_tokens = hit, .credits = CREDITS, .ranks = ranks.p, .ranks_bytes = (uint32_t)ranks.len};
+    td_msg_sink sink = {.endpoint = ends[0],
+                        .epoch = epoch,
+                        .incarnation = DST_INC,
+                        .hit_tokens = hit,
+                        .credits = CREDITS,
+                        .ranks = ranks.p,
+                        .ranks_bytes = (uint32_t)ranks.len};
     for (uint32_t r = 0; r < a->n; r++) td_ship_send_open(a->ship[r], key, &sink, n);
     td_buf_deinit(&ranks);
 }
@@ -110,7 +127,8 @@ static void compute(worker *a, uint64_t key, uint32_t n, uint32_t chunk)
         for (int l = 0; l < d.L; l++)
             for (uint32_t r = 0; r < a->n; r++) /* each rank says its own stage's layers */
                 if (l >= a->rank[r].part.layer0 && l < a->rank[r].part.layer1)
-                    td_ship_send_layers(a->ship[r], key, l, l + 1, t, TD_MIN(t + chunk, n), (const int32_t *const *)a->rank[r].pages, a->rank[r].n_pages);
+                    td_ship_send_layers(a->ship[r], key, l, l + 1, t, TD_MIN(t + chunk, n),
+                                        (const int32_t *const *)a->rank[r].pages, a->rank[r].n_pages);
 }
 
 static void commit(worker *a, uint64_t key, uint32_t n_first)
@@ -122,13 +140,22 @@ static void commit(worker *a, uint64_t key, uint32_t n_first)
 }
 
 typedef struct pair_of_grids { const char *what; uint16_t tp, pp, cp, tp2, pp2, cp2; } pair_of_grids;
-static const pair_of_grids shapes[] = {{"one to one", 1, 1, 1, 1, 1, 1}, {"TP2 to one", 2, 1, 1, 1, 1, 1}, {"one to TP2", 1, 1, 1, 2, 1, 1}, {"TP2 PP2 to CP2 TP2", 2, 2, 1, 2, 1, 2},
-                                       {"CP2 PP2 to TP4", 1, 2, 2, 4, 1, 1}, {"TP4 to PP3", 4, 1, 1, 1, 3, 1}, {"PP2 to PP2 CP2 TP2", 1, 2, 1, 2, 2, 2}};
+static const pair_of_grids shapes[] = {
+    {"one to one", 1, 1, 1, 1, 1, 1},        {"TP2 to one", 2, 1, 1, 1, 1, 1},
+    {"one to TP2", 1, 1, 1, 2, 1, 1},        {"TP2 PP2 to CP2 TP2", 2, 2, 1, 2, 1, 2},
+    {"CP2 PP2 to TP4", 1, 2, 2, 4, 1, 1},    {"TP4 to PP3", 4, 1, 1, 1, 3, 1},
+    {"PP2 to PP2 CP2 TP2", 1, 2, 1, 2, 2, 2}};
 
 static void grids(const pair_of_grids *s, td_ship_grid *a, td_ship_grid *b)
 {
-    *a = (td_ship_grid){.tp = s->tp, .pp = s->pp, .cp = s->cp, .tokens = {s->cp > 1 ? TD_TOKENS_ZIGZAG : TD_TOKENS_ALL, s->cp, 32}};
-    *b = (td_ship_grid){.tp = s->tp2, .pp = s->pp2, .cp = s->cp2, .tokens = {s->cp2 > 1 ? TD_TOKENS_INTERLEAVE : TD_TOKENS_ALL, s->cp2, 16}};
+    *a = (td_ship_grid){.tp = s->tp,
+                        .pp = s->pp,
+                        .cp = s->cp,
+                        .tokens = {s->cp > 1 ? TD_TOKENS_ZIGZAG : TD_TOKENS_ALL, s->cp, 32}};
+    *b = (td_ship_grid){.tp = s->tp2,
+                        .pp = s->pp2,
+                        .cp = s->cp2,
+                        .tokens = {s->cp2 > 1 ? TD_TOKENS_INTERLEAVE : TD_TOKENS_ALL, s->cp2, 16}};
     td_ship_grid_stages(a, (uint32_t)d.L);
     td_ship_grid_stages(b, (uint32_t)d.L);
 }
@@ -146,10 +173,14 @@ static void test_good(const pair_of_grids *s, uint32_t n, uint32_t hit, uint32_t
     compute(&a, 6, n, chunk);
     commit(&a, 6, 2);
     T_OK(until_done(&a, &b, 20000), "%s: no end", s->what);
-    T_OK(a.n_last == 1 && a.last->type == TD_SHIP_SENT && a.last->ok && a.last->key == 6, "%s: %s", s->what, a.last ? a.last->reason : "");
-    T_OK(b.n_last == 1 && b.last->type == TD_SHIP_LANDED && b.last->key == 5, "%s: %s", s->what, b.last ? b.last->reason : "");
+    T_OK(a.n_last == 1 && a.last->type == TD_SHIP_SENT && a.last->ok && a.last->key == 6, "%s: %s", s->what,
+         a.last ? a.last->reason : "");
+    T_OK(b.n_last == 1 && b.last->type == TD_SHIP_LANDED && b.last->key == 5, "%s: %s", s->what,
+         b.last ? b.last->reason : "");
     if (a.last && b.last) {
-        T_OK(b.last->commit.n_first == 2 && b.last->commit.first[0].token == 11 && b.last->commit.first[0].top[1].id == 8, "%s", s->what);
+        T_OK(b.last->commit.n_first == 2 && b.last->commit.first[0].token == 11 &&
+                 b.last->commit.first[0].top[1].id == 8,
+             "%s", s->what);
         T_EQ(a.last->bytes, b.last->bytes);
         T_EQ(a.last->frames, b.last->frames);
     }
@@ -181,13 +212,17 @@ static void test_fault(const pair_of_grids *s, const char *fault, uint32_t at, c
     compute(&a, 6, n, 64);
     if (commits) commit(&a, 6, 2);
     else usleep(200000); /* the links are there */
-    if (lead) td_ship_send_cancel(a.ship[0], 6, 0, "the request is over"); /* rank 0's engine; the others are recalled */
+    if (lead)
+        td_ship_send_cancel(a.ship[0], 6, 0,
+                            "the request is over"); /* rank 0's engine; the others are recalled */
     if (!strcmp(fault, "gone")) td_ship_send_cancel(a.ship[a.n - 1], 6, 1, "a rank gave up");
     T_OK(until_done(&a, &b, 20000), "%s, %s: no end", s->what, fault);
     T_OK(a.n_last == 1 && a.last->type == TD_SHIP_SENT && !a.last->ok, "%s, %s: sent", s->what, fault);
     T_OK(b.n_last == 1 && b.last->type == TD_SHIP_LOST && b.last->over == lead, "%s, %s: lost", s->what, fault);
     /* whose word comes first is open: the rank's that found it, or of one that the sender then gave up */
-    if (b.last) T_OK(strstr(b.last->reason, why) || strstr(b.last->reason, "gave up"), "%s, %s: %s", s->what, fault, b.last->reason);
+    if (b.last)
+        T_OK(strstr(b.last->reason, why) || strstr(b.last->reason, "gave up"), "%s, %s: %s", s->what, fault,
+             b.last->reason);
     for (int i = 0; i < 400; i++, usleep(5000)) {
         uint32_t open = 0;
         for (uint32_t r = 0; r < b.n; r++) {
@@ -225,12 +260,14 @@ static void test_early(const pair_of_grids *s, bool ever)
         td_ship_recv_open(b.ship[r], 5, 0, n, 2, (const int32_t *const *)b.rank[r].pages, b.rank[r].n_pages);
     if (ever) {
         uint64_t wrong = 0;
-        T_OK(until_done(&a, &b, 20000) && a.last->ok && b.last->type == TD_SHIP_LANDED, "%s: %s", s->what, a.last ? a.last->reason : "");
+        T_OK(until_done(&a, &b, 20000) && a.last->ok && b.last->type == TD_SHIP_LANDED, "%s: %s", s->what,
+             a.last ? a.last->reason : "");
         for (uint32_t r = 0; r < b.n; r++) wrong += grid_wrong(&b.rank[r], &d, 0, n, 0x55);
         T_EQ(wrong, 0);
     } else {
         for (int i = 0; i < 10000 && !a.n_last; i++, usleep(1000)) worker_turn(&a), worker_turn(&b);
-        T_OK(a.n_last && !a.last->ok && strstr(a.last->reason, "the epoch is not live"), "%s: %s", s->what, a.last ? a.last->reason : "no end");
+        T_OK(a.n_last && !a.last->ok && strstr(a.last->reason, "the epoch is not live"), "%s: %s", s->what,
+             a.last ? a.last->reason : "no end");
     }
     worker_close(&a);
     worker_close(&b);
@@ -250,17 +287,25 @@ static void test_refused(void)
     bad.stage[1] = 3; /* not this model */
     T_EQ(td_ship_ranks(&bad, ends, &junk), TD_OK);
     for (int k = 0; k < 3; k++) {
-        td_msg_sink sink = {.endpoint = ends[0], .epoch = 5, .incarnation = DST_INC, .credits = CREDITS, .ranks = k == 1 ? "\xff\xff" : junk.p,
-                            .ranks_bytes = k == 0 ? (uint32_t)junk.len : k == 1 ? 2 : (uint32_t)junk.len / 2};
+        td_msg_sink sink = {.endpoint = ends[0],
+                            .epoch = 5,
+                            .incarnation = DST_INC,
+                            .credits = CREDITS,
+                            .ranks = k == 1 ? "\xff\xff" : junk.p,
+                            .ranks_bytes = k == 0   ? (uint32_t)junk.len
+                                           : k == 1 ? 2
+                                                    : (uint32_t)junk.len / 2};
         td_ship_send_open(a.ship[0], 6, &sink, 50);
         for (int i = 0; i < 2000 && !a.n_last; i++, usleep(1000)) worker_turn(&a);
         T_OK(a.n_last == 1 && !a.last->ok && a.last->reason[0], "case %d", k);
-        if (k == 0 && a.last) T_OK(strstr(a.last->reason, "stages cover layers 0 to 3") != NULL, "%s", a.last->reason);
+        if (k == 0 && a.last)
+            T_OK(strstr(a.last->reason, "stages cover layers 0 to 3") != NULL, "%s", a.last->reason);
         a.n_last = 0;
     }
     /* pages of other heads than the grid says */
     td_ship *s = NULL;
-    td_ship_opts o = {.z = z, .desc = &d, .max_keys = 1, .timeout_us = 1000, .wake_fd = a.wake, .grid = &gb, .rank = 1};
+    td_ship_opts o = {
+        .z = z, .desc = &d, .max_keys = 1, .timeout_us = 1000, .wake_fd = a.wake, .grid = &gb, .rank = 1};
     for (int i = 0; i < d.n_groups; i++) o.kv[i] = &a.rank[0].kv[i];
     T_EQ(td_ship_open(&o, &s), TD_EBADREQ);
     o.rank = 2;
@@ -290,16 +335,19 @@ static void test_messages(void)
     T_EQ(td_msg_pack(&m, &b), TD_OK);
     T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
     uint32_t prompt = 1;
-    start.start.work = (td_msg_work){.prompt = {&prompt, 1}, .sampling = {.n = 1, .max_tokens = 1, .top_p = 1, .repetition_penalty = 1}};
+    start.start.work = (td_msg_work){
+        .prompt = {&prompt, 1}, .sampling = {.n = 1, .max_tokens = 1, .top_p = 1, .repetition_penalty = 1}};
     start.start.has_sink = true;
-    start.start.sink = (td_msg_sink){.endpoint = "x", .credits = 1, .ranks = got.reserved.ranks, .ranks_bytes = got.reserved.ranks_bytes};
+    start.start.sink = (td_msg_sink){
+        .endpoint = "x", .credits = 1, .ranks = got.reserved.ranks, .ranks_bytes = got.reserved.ranks_bytes};
     td_buf_reset(&b);
     T_EQ(td_msg_pack(&start, &b), TD_OK);
     T_EQ(td_msg_unpack(b.p, b.len, &a, &got), TD_OK);
     T_OK(got.start.sink.ranks_bytes == ranks.len && !memcmp(got.start.sink.ranks, ranks.p, ranks.len));
     td_msg_ranks r;
     T_EQ(td_msg_ranks_unpack(got.start.sink.ranks, got.start.sink.ranks_bytes, &a, &r), TD_OK);
-    T_OK(r.n == 4 && r.tp == 2 && r.pp == 1 && r.cp == 2 && r.token_kind == TD_TOKENS_INTERLEAVE && r.token_unit == 16 && r.n_stages == 2 && r.stage[1] == 6);
+    T_OK(r.n == 4 && r.tp == 2 && r.pp == 1 && r.cp == 2 && r.token_kind == TD_TOKENS_INTERLEAVE &&
+         r.token_unit == 16 && r.n_stages == 2 && r.stage[1] == 6);
     T_STR(r.endpoint[1], "tcp://host:1");
     for (size_t cut = 0; cut < ranks.len; cut++) (void)td_msg_ranks_unpack(ranks.p, cut, &a, &r); /* no crash */
     r.n = TD_MSG_MAX_RANKS + 1;

@@ -26,14 +26,19 @@ static void link_put(link *l, int64_t now, td_kvframe h, const void *payload, bo
 {
     for (int copies = 1 + ((int)kv_rnd(&l->seed, 1000) < l->dup); copies--;) {
         if ((int)kv_rnd(&l->seed, 1000) < l->loss || l->n == LINK_MAX) continue;
-        packet p = {.at = now + 100 + ((int)kv_rnd(&l->seed, 1000) < l->reorder ? (int64_t)kv_rnd(&l->seed, 300000) : 0), .head = h, .to_sender = to_sender};
+        packet p = {.at = now + 100 +
+                          ((int)kv_rnd(&l->seed, 1000) < l->reorder ? (int64_t)kv_rnd(&l->seed, 300000) : 0),
+                    .head = h,
+                    .to_sender = to_sender};
         if (h.payload_bytes) {
             p.payload = malloc(h.payload_bytes);
             memcpy(p.payload, payload, h.payload_bytes);
         }
         if ((int)kv_rnd(&l->seed, 1000) < l->corrupt) {
             l->corrupted++;
-            if (h.payload_bytes && kv_rnd(&l->seed, 2)) p.payload[kv_rnd(&l->seed, (uint32_t)h.payload_bytes)] ^= (uint8_t)(1u << kv_rnd(&l->seed, 8));
+            if (h.payload_bytes && kv_rnd(&l->seed, 2))
+                p.payload[kv_rnd(&l->seed, (uint32_t)h.payload_bytes)] ^=
+                    (uint8_t)(1u << kv_rnd(&l->seed, 8));
             else ((uint8_t *)&p.head)[kv_rnd(&l->seed, sizeof h)] ^= (uint8_t)(1u << kv_rnd(&l->seed, 8));
         }
         l->q[l->n++] = p;
@@ -114,7 +119,9 @@ static void settle(world *w, td_epoch *e)
         T_OK(c.first[0].token == 1 && c.first[0].n_top == 2 && c.first[0].top[1].id == 8);
         td_arena_deinit(&arena);
         for (int g = 0; g < w->d.n_groups; g++)
-            T_EQ(kv_side_wrong(&w->dst, &w->d, g, td_ship_plan_first(w->d.group[g].window, w->hit, w->n), w->n, 0x55), 0);
+            T_EQ(kv_side_wrong(&w->dst, &w->d, g, td_ship_plan_first(w->d.group[g].window, w->hit, w->n),
+                               w->n, 0x55),
+                 0);
     }
     w->recv_done = true;
     w->recv_state = e->state;
@@ -128,7 +135,9 @@ static void settle(world *w, td_epoch *e)
 static void deliver(world *w, packet *p)
 {
     td_kvframe f;
-    if (td_frame_parse(&p->head, sizeof p->head, p->head.payload_bytes > FRAMES_MAX ? 0 : p->head.payload_bytes, &f) != TD_OK) return;
+    if (td_frame_parse(&p->head, sizeof p->head,
+                       p->head.payload_bytes > FRAMES_MAX ? 0 : p->head.payload_bytes, &f) != TD_OK)
+        return;
     if (p->to_sender) {
         td_send_event e = {.n = f.index};
         if (f.type == TD_KVF_CREDIT) e.type = TD_SEND_CREDIT;
@@ -145,7 +154,8 @@ static void deliver(world *w, packet *p)
         T_OK(!w->recv_done, "a page was written after the end");
     }
     td_recv_action a = td_receiver_message(w->r, w->now, &f, p->payload, crc);
-    T_OK(f.type != TD_KVF_FRAME || a.taken == (placed && crc == f.payload_crc32c), "placed %d, taken %d", placed, a.taken);
+    T_OK(f.type != TD_KVF_FRAME || a.taken == (placed && crc == f.payload_crc32c), "placed %d, taken %d",
+         placed, a.taken);
     if (a.epoch && a.epoch->state >= TD_EPOCH_LANDED) settle(w, a.epoch);
     if (a.answer) {
         td_kvframe h;
@@ -160,7 +170,9 @@ typedef struct { int loss, dup, corrupt, reorder, cancel, slow; } faults;
 
 static void run(uint64_t seed, faults f, int counts[4])
 {
-    world w = {.l = {.seed = seed, .loss = f.loss, .dup = f.dup, .corrupt = f.corrupt, .reorder = f.reorder}, .now = 1000, .computing = true};
+    world w = {.l = {.seed = seed, .loss = f.loss, .dup = f.dup, .corrupt = f.corrupt, .reorder = f.reorder},
+               .now = 1000,
+               .computing = true};
     uint64_t *sd = &w.l.seed;
     const int sizes[] = {1, 3, 4, 8, 16, 64};
     kv_desc(&w.d, 2 + (int)kv_rnd(sd, 4), 1 + (int)kv_rnd(sd, 2), 8, kv_rnd(sd, 3) == 0 ? 30 : 0, 2);
@@ -171,11 +183,16 @@ static void run(uint64_t seed, faults f, int counts[4])
     kv_side_open(&w.dst, &w.d, sizes[kv_rnd(sd, 6)], w.n, 0x55, seed + 9);
     kv_side_tag(&w.src, &w.d, 0, w.n);
     uint32_t credits = 1 + kv_rnd(sd, 8);
-    td_sender_init(&w.s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
-    w.r = td_receiver_open(&(td_receiver_opts){.desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .timeout_us = TIMEOUT});
+    td_sender_init(
+        &w.s,
+        &(td_sender_opts){
+            .epoch = 5, .incarnation = 77, .credits = credits, .max_frames = 10000, .timeout_us = TIMEOUT});
+    w.r = td_receiver_open(&(td_receiver_opts){
+        .desc = &w.d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 4, .timeout_us = TIMEOUT});
     T_EQ(td_receiver_add(w.r, w.now, 5, w.hit, w.n, w.n_first, NULL), TD_OK);
     w.plan = kv_plan(&w.d, w.hit, w.n);
-    uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0, cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
+    uint32_t chunk = 1 + kv_rnd(sd, 40), tok = 0,
+             cancel_at = kv_rnd(sd, 1000) < (uint32_t)f.cancel ? 1 + kv_rnd(sd, 200) : 0, steps = 0;
     int layer = 0;
     for (; steps < 20000; steps++) {
         w.now += 500 + kv_rnd(sd, 3000);
@@ -192,7 +209,9 @@ static void run(uint64_t seed, faults f, int counts[4])
             }
         }
         if (f.slow && kv_rnd(sd, 1000) < (uint32_t)f.slow) w.now += TIMEOUT / 2;
-        if (steps == cancel_at && cancel_at) pump_sender(&w, (td_send_event){.type = TD_SEND_CANCEL, .n = kv_rnd(sd, 2), .reason = "cancelled"});
+        if (steps == cancel_at && cancel_at)
+            pump_sender(&w,
+                        (td_send_event){.type = TD_SEND_CANCEL, .n = kv_rnd(sd, 2), .reason = "cancelled"});
         packet p;
         while (link_get(&w.l, w.now, &p)) {
             deliver(&w, &p);
@@ -206,7 +225,9 @@ static void run(uint64_t seed, faults f, int counts[4])
     T_OK(steps < 20000, "seed %llu does not end", (unsigned long long)seed);
     bool landed = w.recv_state == TD_EPOCH_LANDED;
     T_OK(w.s.state != TD_SENDER_ACKED || landed, "seed %llu: acknowledged but not landed", (unsigned long long)seed);
-    if (!f.loss && !f.corrupt && !f.cancel && !f.slow) T_OK(landed && w.s.state == TD_SENDER_ACKED, "seed %llu: %s %s", (unsigned long long)seed, w.why, w.s.reason);
+    if (!f.loss && !f.corrupt && !f.cancel && !f.slow)
+        T_OK(landed && w.s.state == TD_SENDER_ACKED, "seed %llu: %s %s", (unsigned long long)seed, w.why,
+             w.s.reason);
     for (int g = 0; g < w.d.n_groups; g++) { /* rule: nothing is written after the end */
         uint64_t dirty = 0;
         for (size_t i = 0; i < w.dst.bytes[g]; i++) dirty += w.dst.kv[g].base[i] != 0x33;
@@ -231,15 +252,18 @@ static void test_model(int rounds)
     for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 1, (faults){.dup = 200, .reorder = 300}, c);
     T_OK(c[0] == rounds, "repeats and reordering are harmless: %d", c[0]);
     memset(c, 0, sizeof c);
-    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 2, (faults){.loss = 20, .dup = 50, .corrupt = 20, .reorder = 100}, c);
+    for (int i = 0; i < rounds; i++)
+        run((uint64_t)i * 1000003 + 2, (faults){.loss = 20, .dup = 50, .corrupt = 20, .reorder = 100}, c);
     T_OK(c[0] > rounds / 20 && c[1] > rounds / 20 && c[3] > 0, "%d landed, %d failed", c[0], c[1]);
     memset(c, 0, sizeof c);
-    for (int i = 0; i < rounds; i++) run((uint64_t)i * 1000003 + 3, (faults){.dup = 50, .reorder = 300, .cancel = 700, .slow = 30}, c);
+    for (int i = 0; i < rounds; i++)
+        run((uint64_t)i * 1000003 + 3, (faults){.dup = 50, .reorder = 300, .cancel = 700, .slow = 30}, c);
     T_OK(c[1] > rounds / 20);
 }
 
 /* Single steps that the random walk may not hit. */
-static td_kvframe frame_of(const td_model_desc *d, uint32_t index, int layer0, int n_layers, uint32_t tok0, uint32_t n_tok, const void *payload)
+static td_kvframe frame_of(const td_model_desc *d, uint32_t index, int layer0, int n_layers, uint32_t tok0,
+                           uint32_t n_tok, const void *payload)
 {
     td_kvframe f;
     td_frame_init(&f, TD_KVF_FRAME, 5, 77);
@@ -260,7 +284,8 @@ static void expect_failed(const char *why, td_kvframe f, const void *payload)
 {
     td_model_desc d;
     kv_desc(&d, 2, 1, 8, 0, 1);
-    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){
+        .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     T_EQ(td_receiver_add(r, 0, 6, 4, 20, 1, NULL), TD_EFULL);
     td_recv_action a = kv_receive(r, 1, &f, payload);
@@ -295,7 +320,8 @@ static void test_refusals(void)
     td_frame_seal(&f, NULL, 0);
     f.n_first = 2, expect_failed("not one first token per choice", f, NULL);
 
-    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){
+        .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
     T_EQ(td_receiver_add(r, 0, 5, 4, 20, 1, NULL), TD_OK);
     f = good, f.incarnation = 78; /* of an earlier process: dropped, the epoch is untouched */
     td_recv_action a = kv_receive(r, 1, &f, pay);
@@ -334,7 +360,8 @@ static void test_commit(void)
     kv_desc(&d, 2, 1, 8, 0, 1);
     static uint8_t pay[4096];
     for (int wrong = 0; wrong < 3; wrong++) {
-        td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
+        td_receiver *r = td_receiver_open(&(td_receiver_opts){
+            .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = 100});
         T_EQ(td_receiver_add(r, 0, 5, 0, 20, 1, NULL), TD_OK);
         td_kvframe a = frame_of(&d, 0, 0, 2, 0, 10, pay), b = frame_of(&d, 1, 0, 2, 10, wrong == 1 ? 9 : 10, pay), c;
         T_OK(kv_receive(r, 1, &a, pay).taken && kv_receive(r, 1, &b, pay).taken);
@@ -370,8 +397,10 @@ static void test_header(void)
 static void test_credits(void)
 {
     td_sender s;
-    td_sender_init(&s, &(td_sender_opts){.epoch = 5, .incarnation = 77, .credits = 2, .max_frames = 4, .timeout_us = 1000});
-    td_send_event rect = {.type = TD_SEND_RECT, .rect = {.n_layers = 1, .n_tok = 1}}, posted = {.type = TD_SEND_POSTED}, credit = {.type = TD_SEND_CREDIT, .n = 1};
+    td_sender_init(&s, &(td_sender_opts){
+                           .epoch = 5, .incarnation = 77, .credits = 2, .max_frames = 4, .timeout_us = 1000});
+    td_send_event rect = {.type = TD_SEND_RECT, .rect = {.n_layers = 1, .n_tok = 1}},
+                  posted = {.type = TD_SEND_POSTED}, credit = {.type = TD_SEND_CREDIT, .n = 1};
     for (int i = 0; i < 4; i++) T_EQ(td_sender_step(&s, 0, &rect).type, TD_SEND_DO_FRAME);
     T_EQ(td_sender_step(&s, 0, &posted).type, TD_SEND_DO_FRAME);
     T_EQ(td_sender_step(&s, 0, &posted).type, TD_SEND_NOTHING); /* both are out */
@@ -402,12 +431,14 @@ static void test_receiver_fuzz(int rounds)
     static uint8_t pay[1 << 16];
     kv_side side;
     kv_side_open(&side, &d, 4, 40, 0x55, 3);
-    td_receiver *r = td_receiver_open(&(td_receiver_opts){.desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 2, .timeout_us = 100});
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){
+        .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 2, .timeout_us = 100});
     int writes = 0;
     for (int i = 0; i < rounds; i++) {
         if (!td_receiver_find(r, 5)) T_EQ(td_receiver_add(r, i, 5, 3, 40, 2, NULL), TD_OK);
         td_kvframe f;
-        td_frame_init(&f, (uint16_t)(1 + kv_rnd(&seed, 6)), kv_rnd(&seed, 8) ? 5 : kv_rnd(&seed, 0), kv_rnd(&seed, 8) ? 77 : 78);
+        td_frame_init(&f, (uint16_t)(1 + kv_rnd(&seed, 6)), kv_rnd(&seed, 8) ? 5 : kv_rnd(&seed, 0),
+                      kv_rnd(&seed, 8) ? 77 : 78);
         if (kv_rnd(&seed, 3)) f.type = TD_KVF_FRAME;
         f.index = kv_rnd(&seed, 20) ? kv_rnd(&seed, 8) : kv_rnd(&seed, 0);
         f.group = (uint16_t)kv_rnd(&seed, kv_rnd(&seed, 9) ? 2 : 70000);
@@ -448,14 +479,16 @@ static void test_receiver_fuzz(int rounds)
         uint8_t *p = malloc(b.len);
         memcpy(p, b.p, b.len);
         size_t n = kv_rnd(&seed, 4) ? b.len : kv_rnd(&seed, (uint32_t)b.len);
-        for (uint32_t k = kv_rnd(&seed, 3); k--;) p[kv_rnd(&seed, (uint32_t)b.len)] = (uint8_t)kv_rnd(&seed, kv_rnd(&seed, 2) ? 4 : 256);
+        for (uint32_t k = kv_rnd(&seed, 3); k--;)
+            p[kv_rnd(&seed, (uint32_t)b.len)] = (uint8_t)kv_rnd(&seed, kv_rnd(&seed, 2) ? 4 : 256);
         uint8_t *exact = malloc(n + 1);
         memcpy(exact, p, n);
         td_arena arena;
         td_arena_init(&arena, 1 << 16);
         td_commit c;
         if (td_commit_read(&arena, exact, n, kv_rnd(&seed, 9) ? 3 : kv_rnd(&seed, 0), &c) == TD_OK)
-            for (uint32_t k = 0; k < c.n_first; k++) writes += c.first[k].n_top ? (int)c.first[k].top[c.first[k].n_top - 1].id & 1 : 0;
+            for (uint32_t k = 0; k < c.n_first; k++)
+                writes += c.first[k].n_top ? (int)c.first[k].top[c.first[k].n_top - 1].id & 1 : 0;
         td_arena_deinit(&arena);
         free(exact);
         free(p);

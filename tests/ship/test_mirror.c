@@ -99,20 +99,39 @@ static void run(damage h)
     how = h, n_commands = 0, heard = turned = TD_OK, reason[0] = 0;
     grid.tp = RANKS;
     grid_open(&pages, &grid, &d, 1, 16, 64, 0, 1);
-    td_ship_opts so = {.z = z, .desc = &d, .grid = &grid, .rank = 1, .incarnation = 3, .max_keys = 4, .timeout_us = 1000000, .wake_fd = wake};
+    td_ship_opts so = {.z = z,
+                       .desc = &d,
+                       .grid = &grid,
+                       .rank = 1,
+                       .incarnation = 3,
+                       .max_keys = 4,
+                       .timeout_us = 1000000,
+                       .wake_fd = wake};
     for (int g = 0; g < d.n_groups; g++) so.kv[g] = &pages.kv[g];
     td_ship *ship;
     TD_CHECK(td_ship_open(&so, &ship) == TD_OK);
     td_ranks r = {.grid = {.tp = RANKS, .pp = 1, .cp = 1, .dp = 1, .rank = 1}};
     r.grid.layer0[1] = d.L;
     mirror = td_mirror_open(ship, &d, &r, so.max_keys);
-    tr_opts o = {.shape = "ranks-tiny", .ops = ops, .grid = {.tp = RANKS, .pp = 1, .cp = 1, .dp = 1}, .attn_split = 64, .block_rows = 1 << 20, .depth = 1,
-                 .on_command = on_command, .on_poll = on_poll,
-                 .engine = {.page_size = 16, .kv_pages = 64, .max_batched_tokens = 32, .max_seqs = 4, .max_legs = 8, .hash_key = {1, 2}}};
+    tr_opts o = {.shape = "ranks-tiny",
+                 .ops = ops,
+                 .grid = {.tp = RANKS, .pp = 1, .cp = 1, .dp = 1},
+                 .attn_split = 64,
+                 .block_rows = 1 << 20,
+                 .depth = 1,
+                 .on_command = on_command,
+                 .on_poll = on_poll,
+                 .engine = {.page_size = 16,
+                            .kv_pages = 64,
+                            .max_batched_tokens = 32,
+                            .max_seqs = 4,
+                            .max_legs = 8,
+                            .hash_key = {1, 2}}};
     bool ok = tr_run(&o, lead, NULL);
     T_OK(ok == (h == AS_SENT), "%s: the worker %s", cases[h].name, ok ? "went on" : "ended");
     T_OK(strstr(reason, cases[h].reason), "%s: \"%s\"", cases[h].name, reason);
-    T_OK(h == AS_SENT ? turned == TD_OK && n_commands == COMMANDS : turned < 0, "%s: rank 0 was told %d", cases[h].name, turned);
+    T_OK(h == AS_SENT ? turned == TD_OK && n_commands == COMMANDS : turned < 0, "%s: rank 0 was told %d",
+         cases[h].name, turned);
     td_ship_close(ship);
     td_mirror_close(mirror);
     grid_close(&pages, &d);

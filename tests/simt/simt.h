@@ -13,7 +13,7 @@
  *          3. Tests compare with a tolerance where mma or __expf is involved: neither has the hardware's
  * bits. Environment: SIMT_ORDER 0/1 skewed schedules, 2 round robin, 3.. random seeds; SIMT_POISON byte;
  * SIMT_TIMEOUT s; SIMT_EAGER=1 copies cp.async at once; SIMT_EXIT_OK=1 lets exited threads count at barriers.
- * Not emulated: wgmma, TMA, mbarrier, clusters, memory order, streams (all synchronous).
+ * Hopper: simt_sm90a.h. Not emulated: clusters, memory order, streams (all synchronous).
  * tests/simt/README.md. */
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -126,7 +126,8 @@ enum Kind : int {
     LDM4,
     LDM1T,
     LDM2T,
-    LDM4T
+    LDM4T,
+    CALL
 };
 struct Fiber {
     void *sp;
@@ -135,7 +136,7 @@ struct Fiber {
     void *uctx;
     uint3 tid;
     unsigned idx, lane, warp;
-    int alive, where; // where: 0 running/ready, 1 block barrier, 2 warp op
+    int alive, where; // where: 0 running/ready, 1 block barrier, 2 warp op, 3 asleep
     unsigned mask;
     int kind, line;
     const char *file;
@@ -144,12 +145,19 @@ struct Fiber {
     alignas(16) uint32_t in[12];
     alignas(16) uint32_t out[4];
     int waited; // td_grid_wait has been passed
+    // simt_rt.h: a warp operation's operands; what is slept on; what is known of other warps; stores before this epoch
+    // are fenced for the async proxy
+    void *call;
+    const void *on;
+    const char *what;
+    uint32_t seen[32], fenced;
 };
 struct Options {
     int order = 0, poison = 0xFF, timeout = 20, exit_ok = 0, uninit = 1, quiet = 0, eager = 0, hide = 0;
     // the device that is emulated: how many (0: none, -1: the driver is too old), MiB of memory, compute capability
     int devices = 1, memory = 4096, arch = 80;
-    int wrong = 0;      // bits: 1 mma, 2 cuBLASLt, 4, 8 Hopper's kernels compute wrongly
+    int wrong = 0;      // bits: 1 mma, 2 cuBLASLt, 4, 8 Hopper's product and attention compute wrongly
+    int plant = 0;      // simt_sm90a.h: a mistake that Hopper's kernels then make
     int fail_after = 0; // that launch fails, and everything after it; 0: none
 };
 struct Stats {
@@ -855,6 +863,7 @@ enum cudaError_t {
     cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
+    cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureImplicit = 906
@@ -1071,3 +1080,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*k)(P...), A &
                                           std::tuple<std::remove_cv_t<P>...>(std::forward<A>(a)...)};
     return (cudaError_t)simt::launch(c, &t.run, &t, sizeof t, (const void *)k);
 }
+
+#include "tests/simt/simt_sm90a.h"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/simt_rt.cpp - the runtime behind simt.h: fibers, schedules, barriers, warp operations, device
  * memory, the access checks of SIMT_CHECK. Compiled without -fsanitize=thread in every mode. */
-#include "tests/simt/simt.h"
+#include "tests/simt/simt_rt.h"
 #include "tests/simt/simt_c.h"
+#include <algorithm>
 #include <csignal>
 #include <cstdarg>
 #include <ctime>
@@ -53,7 +54,6 @@ struct Rec {
     uint32_t key, bep, pc;
     uint16_t wep, fl;
 }; // key: 0 none, 1+block*1024+thread, ~0 host
-enum { ATOMIC = 1, INFLIGHT = 2 };
 struct Cell {
     Rec w, r[2];
 }; // per byte, CHECK mode only
@@ -67,7 +67,8 @@ struct Alloc {
 };
 static char *g_arena;
 static size_t g_arena_n = (size_t)8 << 30, g_top;
-static auto &g_allocs = *new std::map<uintptr_t, Alloc *>;
+static auto &g_allocs = *new std::map<uintptr_t, Alloc *>; // freed ones too
+static auto &g_live = *new std::vector<Alloc *>;           // what every launch looks at
 static std::vector<uint32_t> g_page;
 static auto &g_byid = *new std::vector<Alloc *>(1);
 static Alloc g_tls;
@@ -221,8 +222,12 @@ static void deadlock()
             ex++;
             continue;
         }
-        snprintf(s, sizeof s, f.where == 1 ? "__syncthreads %s:%d" : "warp op with mask 0x%3$08x %1$s:%2$d",
-                 f.file, f.line, f.mask);
+        if (f.where == 3)
+            snprintf(s, sizeof s, "%s %s:%d", f.what, f.file, f.line);
+        else if (f.where == 1)
+            snprintf(s, sizeof s, "__syncthreads %s:%d", f.file, f.line);
+        else
+            snprintf(s, sizeof s, "warp op with mask 0x%08x %s:%d", f.mask, f.file, f.line);
         auto &e = at[s];
         snprintf(s, sizeof s, "%d", (int)i);
         if (e.first++ < 4) e.second += (e.second.empty() ? "" : ",") + std::string(s);
@@ -266,8 +271,29 @@ static Fiber *pick(bool other = false)
 static void next()
 {
     Fiber *f = pick();
+    while (!f && sm90_progress()) f = pick();
     if (!f) deadlock();
     go(f);
+}
+void sleep_on(const void *on, const char *what, int line, const char *file)
+{
+    Fiber *f = cur;
+    f->on = on;
+    f->what = what;
+    f->line = line;
+    f->file = file;
+    f->where = 3;
+    B.ready[f->warp] &= ~(1u << f->lane);
+    next();
+}
+void wake(const void *on)
+{
+    for (unsigned i = 0; i < B.n; i++) {
+        Fiber &f = g_f[i];
+        if (!f.alive || f.where != 3 || f.on != on) continue;
+        f.where = 0;
+        B.ready[f.warp] |= 1u << f.lane;
+    }
 }
 void yield()
 {
@@ -356,6 +382,11 @@ void warp_op(int kind, unsigned mask, int line, const char *file)
         next();
     }
 }
+void warp_call(Call *c, int line, const char *file)
+{
+    cur->call = c;
+    warp_op(CALL, 0xffffffffu, line, file);
+}
 static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc);
 static void run_op(unsigned w, uint32_t need)
 {
@@ -408,7 +439,11 @@ static void run_op(unsigned w, uint32_t need)
     default:
         break;
     }
-    if (need != ~0u) fail("mma/ldmatrix needs all 32 lanes, active 0x%08x", need);
+    if (need != ~0u) fail("mma/ldmatrix/wgmma/bar need all 32 lanes, active 0x%08x", need);
+    if (k == CALL) {
+        ((Call *)L->call)->run(L);
+        return;
+    }
     if (k == MMABF || k == MMAF16) { // g = lane/4, t = lane%4
         stats.mma++;
         auto up = k == MMABF ? bf2f : h2f;
@@ -567,7 +602,8 @@ static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
             return false;
         if ((r.key - 1) >> 10 != B.bnum) return r.bep >= B.acq_bep;
         if (r.bep < B.bep) return false;
-        return !(((r.key - 1) & 1023) >> 5 == cur->idx >> 5 && r.wep < me.wep);
+        const unsigned warp = ((r.key - 1) & 1023) >> 5;
+        return !(warp == cur->warp && r.wep < me.wep) && r.wep >= cur->seen[warp];
     };
     const bool early = B.overlaps && !cur->waited && !A->shared;
     if (early && w) fail("write of global memory before td_grid_wait at %s", symbol(pc).c_str());
@@ -597,14 +633,21 @@ static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
                 fail("UNINITIALISED read of %s memory at %s: %s", sp, symbol(pc).c_str(),
                      A == &g_tls ? "static __shared__" : describe(a + i).c_str());
             if ((c->w.fl & INFLIGHT) && c->w.bep >= base)
-                fail("read of cp.async data before cp.async.wait at %s", symbol(pc).c_str());
+                fail((c->w.fl & ASYNC) ? "read of what a bulk copy still brings at %s"
+                                       : "read of cp.async data before cp.async.wait at %s",
+                     symbol(pc).c_str());
+            if ((fl & ASYNC) && A->shared && !(c->w.fl & ASYNC) &&
+                g_f[(c->w.key - 1) & 1023].fenced <= c->w.wep)
+                fail("wgmma at %s reads what was stored without fence.proxy.async: by %s", symbol(pc).c_str(),
+                     who(c->w).c_str());
             if (w) {
                 c->w = me;
                 continue;
             }
             Rec *s = c->r[0].key == me.key || c->r[0].bep < base || !c->r[0].key    ? &c->r[0]
                      : c->r[1].key == me.key || !c->r[1].key || c->r[1].bep < B.bep ? &c->r[1]
-                     : c->r[0].bep < B.bep                                          ? &c->r[0]
+                     : c->r[0].bep < B.bep || !clash(c->r[0])                       ? &c->r[0]
+                     : !clash(c->r[1])                                              ? &c->r[1]
                                                                                     : nullptr;
             if (s) *s = me;
         }
@@ -621,6 +664,27 @@ void hook_atomic(const void *p, unsigned n, void *pc)
 {
     if ((uintptr_t)p & (n - 1)) fail("misaligned atomic");
     hook((uintptr_t)p, n, true, ATOMIC, pc);
+}
+void touch(const void *p, unsigned n, bool write, int flags, int line)
+{
+    hook((uintptr_t)p, n, write, flags, at_line(line));
+}
+void poison(void *p, unsigned n)
+{
+    fill(p, opt.poison, n);
+}
+Fiber *fibers()
+{
+    return g_f;
+}
+unsigned block_threads()
+{
+    return B.n;
+}
+char *dynamic_shared(size_t *bytes)
+{
+    *bytes = B.dyn ? B.dyn->n : 0;
+    return B.dyn ? B.dyn->p : nullptr;
 }
 void grid_wait()
 {
@@ -656,6 +720,7 @@ static Alloc *new_alloc(size_t n, bool shared)
     memset(base, 0xA5, pages * 4096);
     memset(A->p, opt.poison, n);
     g_allocs[(uintptr_t)A->p] = A;
+    g_live.push_back(A);
 #ifdef SIMT_CHECK
     A->cells = (Cell *)mmap(nullptr, (n + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -683,14 +748,19 @@ static Alloc *owner(const void *p)
     Alloc *A = it->second;
     return (char *)p >= A->p && (char *)p < A->p + A->map ? A : nullptr;
 }
+bool in_device_memory(const void *p, size_t n)
+{
+    const Alloc *A = owner(p);
+    return A && !A->freed && !A->shared && (const char *)p + n <= A->p + A->n;
+}
 // ---- option "hide": the host cannot touch device memory, except inside a launch or a copy
 static void protect(const Alloc *A, int how)
 {
-    if (!A->freed && !A->shared) mprotect((void *)((uintptr_t)A->p & ~(uintptr_t)4095), A->map, how);
+    if (!A->shared) mprotect((void *)((uintptr_t)A->p & ~(uintptr_t)4095), A->map, how);
 }
 static void protect_all(int how)
 {
-    for (auto &e : g_allocs) protect(e.second, how);
+    for (Alloc *A : g_live) protect(A, how);
 }
 struct Shown {
     Shown()
@@ -732,6 +802,7 @@ static void exit_thread()
     B.ready[w] &= B.alive[w];
     B.done++;
     if (!g_cp[f->idx].empty()) fail("thread exits with cp.async copies not waited for");
+    sm90_thread_end();
     if (B.overlaps && !f->waited)
         fail("thread ends without td_grid_wait in a launch that overlaps the one before");
     for (uint32_t m = B.wwait[w]; m; m &= m - 1) {
@@ -744,9 +815,10 @@ static void exit_thread()
         for (unsigned i = 0; i < B.nw; i++) B.ready[i] = B.alive[i];
         for (unsigned i = 0; i < B.n; i++) g_f[i].pred = B.red[0];
     }
-    if (B.done == B.n)
+    if (B.done == B.n) {
+        sm90_block_end();
         go(&g_main);
-    else
+    } else
         next();
 }
 static void fiber_main()
@@ -942,8 +1014,11 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
             f.where = 0;
             f.wep = 0;
             f.waited = 0;
+            memset(f.seen, 0, sizeof f.seen);
+            f.fenced = 0;
             g_cpgroup[i] = 0;
         }
+        sm90_block_begin();
         cur = &g_main;
         g_main.warp = 0;
         g_main.lane = opt.order == 1 ? 0 : 31;
@@ -966,11 +1041,11 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         }
         return cudaErrorLaunchFailure;
     }
-    for (auto &e : g_allocs)
-        if (!e.second->freed && !canary_ok(e.second))
+    for (Alloc *A : g_live)
+        if (!canary_ok(A))
             return api_fail(cudaErrorLaunchFailure,
                             "kernel %s: red zone of device allocation #%d (%zu bytes) overwritten",
-                            kname().c_str(), e.second->id, e.second->n);
+                            kname().c_str(), A->id, A->n);
     return 0;
 }
 // ---- recorded streams
@@ -1075,6 +1150,7 @@ cudaError_t cudaFree(void *p)
         return simt::api_fail(cudaErrorInvalidValue, "cudaFree(%p): not a live allocation", p);
     simt::Alloc *A = it->second;
     A->freed = true;
+    simt::g_live.erase(std::find(simt::g_live.begin(), simt::g_live.end(), A));
     simt_live -= A->n;
     char *b = (char *)((uintptr_t)A->p & ~(uintptr_t)4095);
     madvise(b, A->map, MADV_DONTNEED);
@@ -1337,6 +1413,7 @@ int simt_set_option(const char *name, int value)
                {"memory", &simt::opt.memory},
                {"arch", &simt::opt.arch},
                {"wrong", &simt::opt.wrong},
+               {"plant", &simt::opt.plant},
                {"fail_after", &simt::opt.fail_after}};
     for (auto &o : all)
         if (!strcmp(o.n, name)) {

@@ -228,8 +228,8 @@ static void take_rows(td_pool *pool, const float *x, size_t ldx, const int32_t *
     size_t bytes = span(n, ldo, (size_t)width, 4);
     if (!n) return;
     float *o = give(out, bytes);
-    cuda->take_rows(pool, give(x, span(last_row(rows, n) + 1, ldx, (size_t)width, 4)), ldx, give(rows, (size_t)n * 4), n,
-                    width, o, ldo);
+    cuda->take_rows(pool, give(x, span(last_row(rows, n) + 1, ldx, (size_t)width, 4)), ldx,
+                    give(rows, (size_t)n * 4), n, width, o, ldo);
     fetch(out, o, bytes);
     dev_done();
 }

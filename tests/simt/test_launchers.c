@@ -147,7 +147,9 @@ static void gather_plain(const td_kv_rows *r, const uint8_t *base, const int32_t
         for (int kv2 = 0; kv2 < 2; kv2++)
             for (int h = r->head0; h < r->head0 + r->n_heads; h++)
                 for (uint32_t t = 0; t < r->n_tok; t++, payload += row)
-                    memcpy(payload, base + at(kv, r->slot0 + s, rows[t] / kv->P, kv2 * kv->G + h, rows[t] % kv->P), row);
+                    memcpy(payload,
+                           base + at(kv, r->slot0 + s, rows[t] / kv->P, kv2 * kv->G + h, rows[t] % kv->P),
+                           row);
 }
 
 /* n tokens from tok0 on, every step-th, in these pages. */

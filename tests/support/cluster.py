@@ -147,11 +147,11 @@ class Cluster:
         argv += ["--port", str(self.port), "--grpc-port", str(self.grpc_port), "--router-bind", self.control]
         self._spawn("router", [*argv, *self.router_extra])
 
-    def start_worker(self, role):
+    def start_worker(self, role, program="tandem-worker"):
         label = f"{role}{self.n_started}"
         self.n_started += 1
         bulk = "tcp://127.0.0.1:*" if self.tcp else f"ipc://{self.dir}/bulk{self.n_started}"
-        argv = ["tandem-worker"]
+        argv = [program]
         if self.ranks.get(role, 1) > 1:
             argv = ["tandem", "launch-worker", "--no-restart", "--ranks", str(self.ranks[role]), "--"]
         argv += ["--model", self.model, "--role", role, "--router", self.control]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jinja2 set up as transformers does, and our interpreter behind a pipe."""
 import datetime
+import functools
 import json
 import subprocess
 import warnings
@@ -33,10 +34,15 @@ def environment(immutable=True):
     return env
 
 
+@functools.lru_cache(maxsize=64)
+def compiled(env, source):
+    return env.from_string(source)
+
+
 def expected(env, source, context):
     """(text, None) or (None, the error)."""
     try:
-        return env.from_string(source).render(**json.loads(json.dumps(context))), None
+        return compiled(env, source).render(**json.loads(json.dumps(context))), None
     except Exception as e:
         return None, "%s: %s" % (type(e).__name__, e)
 

@@ -9,7 +9,7 @@ import random
 import sys
 import tempfile
 
-from text_support import DEMO, SHARED, TOKENIZERS, Check, Tokenizer, extra_packages, need, skip
+from text_support import DEMO, SHARED, TOKENIZERS, Check, Tokenizer, need, skip
 
 ALPHABET = (
     "abcdefgh xyz  EIOU 0123456789 .,;:!?'\"-_()[]{}<>|/\\@#$%^&*+=~`\n\n\t\r é ü ñ ß İ ſ ﬁ ½ ² Ⅳ ٣ ქ а б ж "
@@ -195,7 +195,6 @@ def made_up(r):
 
 
 def main():
-    extra_packages()
     try:
         from tokenizers import ByteLevelBPETokenizer, Tokenizer as Library
     except ImportError:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SHARED = os.path.join(ROOT, "..", "shared")
+SHARED = os.path.join(os.path.dirname(ROOT), "shared")
 BUILD = os.environ.get("TANDEM_BUILD", os.path.join(ROOT, "build"))
 TOKENIZERS = os.path.join(SHARED, "data", "tokenizers")
-DEMO = os.path.join(SHARED, "demo-model")
+DEMO = os.path.join(ROOT, "deploy", "demo")
 
 
 def skip(reason):
@@ -26,13 +26,6 @@ def need(path):
 
 def tool(name):
     return need(os.path.join(BUILD, "tests", name))
-
-
-def extra_packages():
-    """The tokenizers library, where someone installed it beside the test environment."""
-    for p in glob.glob(os.path.join(ROOT, "build", "*venv", "lib", "python3*", "site-packages")):
-        if os.path.isdir(os.path.join(p, "tokenizers")):
-            sys.path.append(p)
 
 
 class Tokenizer:

@@ -3,7 +3,7 @@
  * Python tests.
  *   {"text": s, "special": bool, "parse": bool} -> {"ids": [..]} | {"error": s}
  *   {"ids": [..], "skip": bool}                  -> {"text": s, "parts": n} (streamed one id at a time)
- * --slow: pre-tokenizer by PCRE2. --time: prints only how long opening took (microseconds). */
+ * --slow: pre-tokenizer by PCRE2. */
 #include "common/clock.h"
 #include "common/json.h"
 #include "router/text/detok.h"
@@ -55,15 +55,9 @@ int main(int argc, char **argv)
 {
     td_tokenizer *t;
     bool slow = argc > 2 && !strcmp(argv[2], "--slow");
-    int64_t t0 = td_now_us();
     if (argc < 2 || td_tokenizer_open_slow(argv[1], slow, &t) < 0) {
         printf("{\"error\": \"open\"}\n");
         return 1;
-    }
-    if (argc > 2 && !strcmp(argv[2], "--time")) {
-        printf("%lld\n", (long long)(td_now_us() - t0));
-        td_tokenizer_close(t);
-        return 0;
     }
     char *line = NULL;
     size_t cap = 0;

@@ -244,8 +244,10 @@ static void test_curve(void)
 
 static void test_local(void)
 {
-    T_OK(td_endpoint_is_local("ipc:///tmp/x") && td_endpoint_is_local("tcp://127.0.0.1:5") && td_endpoint_is_local("tcp://[::1]:5"));
-    T_OK(td_endpoint_is_local("tcp://localhost:*") && !td_endpoint_is_local("tcp://0.0.0.0:5") && !td_endpoint_is_local("tcp://*:5"));
+    T_OK(td_endpoint_is_local("ipc:///tmp/x") && td_endpoint_is_local("tcp://127.0.0.1:5") &&
+         td_endpoint_is_local("tcp://[::1]:5"));
+    T_OK(td_endpoint_is_local("tcp://localhost:*") && !td_endpoint_is_local("tcp://0.0.0.0:5") &&
+         !td_endpoint_is_local("tcp://*:5"));
     T_OK(!td_endpoint_is_local("tcp://127.evil.example:5") && !td_endpoint_is_local("tcp://[::]:5") && !td_endpoint_is_local("127.0.0.1:5"));
 }
 

@@ -58,7 +58,9 @@ size_t td_model_weight_bytes(const td_model *m)
 td_status td_model_check(const td_model *m, const td_step *s, const td_kv *kv)
 {
     (void)kv;
-    return s->number == m->refuse ? td_refuse(TD_EPROTO, "step %llu is refused", (unsigned long long)s->number) : TD_OK;
+    return s->number == m->refuse
+               ? td_refuse(TD_EPROTO, "step %llu is refused", (unsigned long long)s->number)
+               : TD_OK;
 }
 void td_model_drawn(td_model *m, const td_sample_out *before)
 {

@@ -654,7 +654,8 @@ static void test_refused_copies(void)
 static void test_landed_choices_hit(uint32_t n)
 {
     te_result got = {0}, one = {0};
-    td_engine *a = open_with((td_engine_opts){.prefix_cache = true}), *b = open_with((td_engine_opts){.prefix_cache = true});
+    td_engine *a = open_with((td_engine_opts){.prefix_cache = true}),
+              *b = open_with((td_engine_opts){.prefix_cache = true});
     te_spec s = te_make(1, 100, 12, V);
     uint32_t hit = 0;
     s.leg.sampling.n = n;

@@ -72,7 +72,8 @@ static void deal(int experts, int slots, int ranks, int32_t *slot0)
     T_EQ(slot0[ranks], slots);
     for (int r = 0; r < ranks; r++) {
         int n = slot0[r + 1] - slot0[r];
-        T_OK(n >= own[r] && n >= slots / ranks && n <= (slots + ranks - 1) / ranks, "rank %d of %d: %d slots, %d experts", r, ranks, n, own[r]);
+        T_OK(n >= own[r] && n >= slots / ranks && n <= (slots + ranks - 1) / ranks,
+             "rank %d of %d: %d slots, %d experts", r, ranks, n, own[r]);
     }
 }
 
@@ -114,18 +115,27 @@ static void small(int experts, int slots, int ranks)
     deal(experts, slots, ranks, slot0);
     for (int kind = 0; kind < 6; kind++) {
         loads(kind, experts, load);
-        search s = {.experts = experts, .slots = slots, .ranks = ranks, .load = load, .slot0 = slot0, .best = 1e30, .best_copy = 1e30};
+        search s = {.experts = experts,
+                    .slots = slots,
+                    .ranks = ranks,
+                    .load = load,
+                    .slot0 = slot0,
+                    .best = 1e30,
+                    .best_copy = 1e30};
         td_eplb_shape shape = {.experts = experts, .ranks = ranks, .slot0 = slot0};
         count_all(&s, 0, slots - experts);
         td_eplb_replicate(load, experts, slots - experts, ranks, count);
         double copy = 0, mean = 0;
-        for (int e = 0; e < experts; e++) copy = TD_MAX(copy, (double)load[e] / count[e]), mean += (double)load[e] / ranks;
-        T_OK(copy <= s.best_copy * (1 + 1e-9), "%d experts, %d slots, %d ranks: %g a copy, %g is possible", experts, slots, ranks, copy, s.best_copy);
+        for (int e = 0; e < experts; e++)
+            copy = TD_MAX(copy, (double)load[e] / count[e]), mean += (double)load[e] / ranks;
+        T_OK(copy <= s.best_copy * (1 + 1e-9), "%d experts, %d slots, %d ranks: %g a copy, %g is possible",
+             experts, slots, ranks, copy, s.best_copy);
         td_eplb_plan(&shape, load, map);
         T_OK(valid(&shape, map));
         double got = td_eplb_balance(&shape, load, map), best = mean > 0 ? s.best / mean : 1;
-        T_OK(got <= best * 4 / 3 + 1e-9 && got >= best - 1e-6, "%d experts, %d slots, %d ranks, kind %d: %g, %g is possible", experts, slots,
-             ranks, kind, got, best);
+        T_OK(got <= best * 4 / 3 + 1e-9 && got >= best - 1e-6,
+             "%d experts, %d slots, %d ranks, kind %d: %g, %g is possible", experts, slots, ranks, kind, got,
+             best);
         worst = TD_MAX(worst, got / best);
         total += got / best, cases++;
     }
@@ -144,10 +154,14 @@ static void large(int experts, int slots, int ranks, int groups, int nodes)
         loads(kind, experts, load);
         td_eplb_plan(&shape, load, map);
         td_eplb_plan(&shape, load, again);
-        T_OK(valid(&shape, map) && !memcmp(map, again, (size_t)slots * sizeof *map), "%d experts, %d slots, %d ranks", experts, slots, ranks);
+        T_OK(valid(&shape, map) && !memcmp(map, again, (size_t)slots * sizeof *map),
+             "%d experts, %d slots, %d ranks", experts, slots, ranks);
         /* Better than blocks of experts, or as good as even. */
         double planned = td_eplb_balance(&shape, load, map), before = td_eplb_balance(&shape, load, old);
-        if (nodes < 2) T_OK(planned <= before + 1e-9 || planned < 1.2, "%d experts, %d slots, %d ranks, kind %d: %g, was %g", experts, slots, ranks, kind, planned, before);
+        if (nodes < 2)
+            T_OK(planned <= before + 1e-9 || planned < 1.2,
+                 "%d experts, %d slots, %d ranks, kind %d: %g, was %g", experts, slots, ranks, kind, planned,
+                 before);
         memcpy(again, map, sizeof map);
         td_eplb_settle(&shape, old, map);
         T_OK(valid(&shape, map) && fabs(td_eplb_balance(&shape, load, map) - planned) < 1e-9);

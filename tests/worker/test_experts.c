@@ -50,7 +50,8 @@ static void run_all(td_engine *e, void *arg)
             if (j->forced++ && turn <= LAST) j->measured += s.measured / (double)(LAST / j->every - 1);
             if (!j->measured && turn == LAST) j->measured = s.measured;
         }
-        if (turn % 3 == 0 && turn / 3 <= N / 2) T_OK(td_engine_start(e, te_leg(&spec[N / 2 + turn / 3 - 1])) == TD_OK, "%s", td_reason());
+        if (turn % 3 == 0 && turn / 3 <= N / 2)
+            T_OK(td_engine_start(e, te_leg(&spec[N / 2 + turn / 3 - 1])) == TD_OK, "%s", td_reason());
         if (td_engine_turn(e, &out) == TD_OK) te_take(spec, j->to, N, &out);
     }
     te_finish(e, spec, j->to, N);
@@ -62,9 +63,21 @@ static job run(td_grid g, int depth, int every, int interval, size_t move_bytes,
 {
     bool one = td_grid_ranks(&g) == 1;
     job j = {.to = one ? want : got, .every = every, .move_bytes = move_bytes};
-    tr_opts o = {.shape = "moe-tiny", .ops = ops, .grid = g, .attn_split = 64, .depth = depth, .block_rows = 8,
-                 .engine = {.page_size = 16, .kv_pages = 400, .max_batched_tokens = 64, .max_seqs = 16, .max_legs = 32,
-                            .max_model_len = 300, .prefix_cache = true, .hash_key = {3, 4}, .eplb_interval = interval}};
+    tr_opts o = {.shape = "moe-tiny",
+                 .ops = ops,
+                 .grid = g,
+                 .attn_split = 64,
+                 .depth = depth,
+                 .block_rows = 8,
+                 .engine = {.page_size = 16,
+                            .kv_pages = 400,
+                            .max_batched_tokens = 64,
+                            .max_seqs = 16,
+                            .max_legs = 32,
+                            .max_model_len = 300,
+                            .prefix_cache = true,
+                            .hash_key = {3, 4},
+                            .eplb_interval = interval}};
     T_OK(tr_run(&o, run_all, &j), "%s", what);
     for (int i = 0; i < N && !one; i++) te_same(&spec[i], &want[i], &got[i], what);
     return j;
@@ -72,22 +85,26 @@ static job run(td_grid g, int depth, int every, int interval, size_t move_bytes,
 
 static void moves(void)
 {
-    static const td_grid grids[] = {{.tp = 2, .pp = 1, .cp = 1, .dp = 1}, {.tp = 4, .pp = 1, .cp = 1, .dp = 1},
-                                    {.tp = 1, .pp = 2, .cp = 2, .dp = 1}, {.tp = 1, .pp = 1, .cp = 1, .dp = 3},
-                                    {.tp = 2, .pp = 2, .cp = 1, .dp = 2}, {.tp = 1, .pp = 1, .cp = 2, .dp = 2, .fsdp = true},
-                                    {.tp = 8, .pp = 1, .cp = 1, .dp = 1}};
+    static const td_grid grids[] = {
+        {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, {.tp = 4, .pp = 1, .cp = 1, .dp = 1},
+        {.tp = 1, .pp = 2, .cp = 2, .dp = 1}, {.tp = 1, .pp = 1, .cp = 1, .dp = 3},
+        {.tp = 2, .pp = 2, .cp = 1, .dp = 2}, {.tp = 1, .pp = 1, .cp = 2, .dp = 2, .fsdp = true},
+        {.tp = 8, .pp = 1, .cp = 1, .dp = 1}};
     for (size_t i = 0; i < TD_COUNT(grids); i++)
         for (int redundant = 0; redundant <= 4; redundant += 2) {
             td_grid g = grids[i];
             char what[120];
             g.ep = true, g.redundant = redundant;
             for (int mode = 0; mode < 2; mode++) {
-                snprintf(what, sizeof what, "tensor %d, pipeline %d, context %d, data %d, %d redundant, %s", g.tp, g.pp, g.cp, g.dp, redundant,
-                         mode ? "by itself" : "forced");
+                snprintf(what, sizeof what, "tensor %d, pipeline %d, context %d, data %d, %d redundant, %s",
+                         g.tp, g.pp, g.cp, g.dp, redundant, mode ? "by itself" : "forced");
                 job j = run(g, g.pp, mode ? 0 : 2, mode ? 3 : 0, 0, what);
-                T_OK((j.stats.moved > 0) == (g.tp < 8 || redundant) && (mode ? j.stats.balanced > 5 : j.stats.balanced == j.forced), "%s: balanced %llu times, %llu moves", what,
-                     (unsigned long long)j.stats.balanced, (unsigned long long)j.stats.moved);
-                T_OK(mode || j.stats.after <= j.stats.before + 0.2, "%s: %.3f, was %.3f", what, j.stats.after, j.stats.before);
+                T_OK((j.stats.moved > 0) == (g.tp < 8 || redundant) &&
+                         (mode ? j.stats.balanced > 5 : j.stats.balanced == j.forced),
+                     "%s: balanced %llu times, %llu moves", what, (unsigned long long)j.stats.balanced,
+                     (unsigned long long)j.stats.moved);
+                T_OK(mode || j.stats.after <= j.stats.before + 0.2, "%s: %.3f, was %.3f", what, j.stats.after,
+                     j.stats.before);
             }
         }
 }
@@ -99,8 +116,8 @@ static void balance(void)
         td_grid g = {.tp = 1, .pp = 1, .cp = 1, .dp = 4, .ep = true, .redundant = redundant};
         job still = run(g, 1, LAST, 0, 0, "at the end"), moved = run(g, 1, 2, 0, 0, "moved");
         T_OK(moved.measured < still.measured, "%.3f, was %.3f", moved.measured, still.measured);
-        printf("%d redundant: heaviest of 4 ranks has %.2f of the mean's rows, balanced every 2 turns %.2f\n", redundant,
-               still.measured, moved.measured);
+        printf("%d redundant: heaviest of 4 ranks has %.2f of the mean's rows, balanced every 2 turns %.2f\n",
+               redundant, still.measured, moved.measured);
     }
 }
 
@@ -111,8 +128,8 @@ static void bit_by_bit(void)
     job forced = run(g, 1, 2, 0, 1, "a layer at a time"), often = run(g, 1, 0, 8, 0, "every 8 steps");
     job soon = run(g, 1, 0, 8, 1, "every 8 steps, a layer at a time");
     T_OK(forced.stats.moved > 0);
-    T_OK(soon.stats.balanced > often.stats.balanced + 4, "balanced %llu times, all layers at once %llu", (unsigned long long)soon.stats.balanced,
-         (unsigned long long)often.stats.balanced);
+    T_OK(soon.stats.balanced > often.stats.balanced + 4, "balanced %llu times, all layers at once %llu",
+         (unsigned long long)soon.stats.balanced, (unsigned long long)often.stats.balanced);
 }
 
 static void refused(void)

@@ -24,7 +24,9 @@ static void count(int *n, int first, int len, int most)
 /* Every row of each kind of part is held by `times` ranks of the grid. */
 static void all_held(const int *n, int len, int times, const char *what, const td_grid *g)
 {
-    for (int i = 0; i < len; i++) T_OK(n[i] == times, "%s %d: %d of %d, tp %d pp %d cp %d dp %d ep %d", what, i, n[i], times, g->tp, g->pp, g->cp, g->dp, g->ep);
+    for (int i = 0; i < len; i++)
+        T_OK(n[i] == times, "%s %d: %d of %d, tp %d pp %d cp %d dp %d ep %d", what, i, n[i], times, g->tp,
+             g->pp, g->cp, g->dp, g->ep);
 }
 
 static void test_cover(const char *name)
@@ -33,10 +35,15 @@ static void test_cover(const char *name)
     td_model_desc d = shape(name);
     for (int cut = 0; cut < 4 * 4 * 4 * 2 * 2; cut++) {
         static int H[MOST], G[MOST], F[MOST], V[MOST], L[MOST], X[MOST];
-        td_grid g = {.tp = 1 << (cut & 3), .pp = 1 << (cut >> 2 & 3), .cp = 1 << (cut >> 4 & 3), .dp = 1 << (cut >> 6 & 1), .ep = cut >> 7 & 1};
+        td_grid g = {.tp = 1 << (cut & 3),
+                     .pp = 1 << (cut >> 2 & 3),
+                     .cp = 1 << (cut >> 4 & 3),
+                     .dp = 1 << (cut >> 6 & 1),
+                     .ep = cut >> 7 & 1};
         if (td_grid_check(&g, &d) < 0) continue;
         int ranks = td_grid_ranks(&g), others = g.pp * g.cp * g.dp;
-        memset(H, 0, sizeof H), memset(G, 0, sizeof G), memset(F, 0, sizeof F), memset(V, 0, sizeof V), memset(L, 0, sizeof L), memset(X, 0, sizeof X);
+        memset(H, 0, sizeof H), memset(G, 0, sizeof G), memset(F, 0, sizeof F), memset(V, 0, sizeof V),
+            memset(L, 0, sizeof L), memset(X, 0, sizeof X);
         for (int r = 0; r < ranks; r++) {
             td_coord c = td_grid_coord(&g, r);
             T_EQ(td_grid_rank(&g, c), r);
@@ -44,7 +51,8 @@ static void test_cover(const char *name)
             count(H, l.h0, l.H, d.H), count(G, l.g0, l.G, d.G), count(F, l.f0, l.F, d.F);
             count(L, l.layer0, l.layer1 - l.layer0, d.L), count(X, l.x0, l.X, d.moe.route.n_experts);
             count(V, l.v0, l.V, d.V);
-            T_OK(l.h0 / (d.H / d.G) == l.g0 || l.H > d.H / d.G || (l.h0 + l.H - 1) / (d.H / d.G) < l.g0 + l.G, "a query head without its kv head");
+            T_OK(l.h0 / (d.H / d.G) == l.g0 || l.H > d.H / d.G || (l.h0 + l.H - 1) / (d.H / d.G) < l.g0 + l.G,
+                 "a query head without its kv head");
             T_OK(l.first == (c.pp == 0) && l.last == (c.pp == g.pp - 1));
         }
         all_held(H, d.H, others, "head", &g);
@@ -69,7 +77,8 @@ static void test_refused(void)
     refused("ranks-tiny", (td_grid){.tp = 1, .pp = 5, .cp = 1, .dp = 1}, "4 layers");
     refused("ranks-tiny", (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1, .ep = true}, "no experts");
     refused("ranks-tiny", (td_grid){.tp = 2, .pp = 1, .cp = 1, .dp = 1, .fsdp = true}, "there is one");
-    refused("moe-tiny", (td_grid){.tp = 8, .pp = 1, .cp = 2, .dp = 1, .ep = true}, "16 ranks of a stage for 8 experts");
+    refused("moe-tiny", (td_grid){.tp = 8, .pp = 1, .cp = 2, .dp = 1, .ep = true},
+            "16 ranks of a stage for 8 experts");
     refused("ranks-tiny", (td_grid){.tp = 0, .pp = 1, .cp = 1, .dp = 1}, "at least 1");
     refused("ranks-tiny", (td_grid){.tp = 8, .pp = 4, .cp = 1024, .dp = 1}, "more than 1024 ranks");
 }
@@ -88,7 +97,8 @@ static void test_deal(void)
                 T_OK(w > 0 && g.layer0[s + 1] > g.layer0[s]);
                 if (w > heaviest) heaviest = w;
             }
-            T_OK(heaviest <= (ideal > cost ? ideal : cost) + 10, "%d stages, head %d: %d, ideal %d", pp, cost, heaviest, ideal);
+            T_OK(heaviest <= (ideal > cost ? ideal : cost) + 10, "%d stages, head %d: %d, ideal %d", pp, cost,
+                 heaviest, ideal);
         }
 }
 

@@ -80,14 +80,17 @@ static const struct {
     {FP8 ",\"something_new\":1}}", TD_ENOSUP, "quantization_config.something_new = 1"},
     {FP8 ",\"modules_to_not_convert\":\"lm_head\"}}", TD_EPROTO, "modules_to_not_convert is no list"},
     {FP8 ",\"modules_to_not_convert\":[3]}}", TD_EPROTO, "an entry that is no name"},
-    {FP8 ",\"modules_to_not_convert\":[\"model.layers.*.mlp\"]}}", TD_ENOSUP, "pattern \"model.layers.*.mlp\""},
+    {FP8 ",\"modules_to_not_convert\":[\"model.layers.*.mlp\"]}}", TD_ENOSUP,
+     "pattern \"model.layers.*.mlp\""},
     {CT("\"channel\"", "true") ",\"ignore\":[\"re:.*(a|b)\"]}}", TD_ENOSUP, "pattern \"re:.*(a|b)\""},
     {CT("\"tensor\"", "true") "}}", TD_ENOSUP, "config_groups.weights.strategy = \"tensor\""},
     {CT("\"block\"", "true") "}}", TD_ENOSUP, "weights.block_structure = null"},
     {CT("\"channel\",\"group_size\":64", "true") "}}", TD_ENOSUP, "weights.group_size = 64"},
     {CT("\"channel\"", "false") "}}", TD_ENOSUP, "input_activations.dynamic = false"},
-    {CT("\"channel\"", "true") ",\"kv_cache_scheme\":{\"num_bits\":8}}}", TD_ENOSUP, "quantization_config.kv_cache_scheme"},
-    {CT("\"channel\"", "true") ",\"sparsity_config\":{\"format\":\"x\"}}}", TD_ENOSUP, "quantization_config.sparsity_config"},
+    {CT("\"channel\"", "true") ",\"kv_cache_scheme\":{\"num_bits\":8}}}", TD_ENOSUP,
+     "quantization_config.kv_cache_scheme"},
+    {CT("\"channel\"", "true") ",\"sparsity_config\":{\"format\":\"x\"}}}", TD_ENOSUP,
+     "quantization_config.sparsity_config"},
     {LLAMA ",\"attn_logit_softcapping\":50.0}", TD_ENOSUP, "attn_logit_softcapping = 50.0"},
     {LLAMA ",\"pretraining_tp\":2}", TD_ENOSUP, "pretraining_tp = 2"},
     {LLAMA ",\"partial_rotary_factor\":0.5}", TD_ENOSUP, "partial_rotary_factor"},
@@ -368,11 +371,11 @@ static void test_fp8(void)
         {LLAMA "}", TD_FP8_NONE, NULL, ""},
         {LLAMA ",\"quantization_config\":{}}", TD_FP8_NONE, NULL, ""},
         {FP8 "}}", TD_FP8_BLOCKS, "_scale_inv", ""},
-        {FP8 ",\"modules_to_not_convert\":[\"model.layers.0.mlp\",\"lm_head\"]}}", TD_FP8_BLOCKS, "_scale_inv",
-         "model.layers.0.mlp"},
+        {FP8 ",\"modules_to_not_convert\":[\"model.layers.0.mlp\",\"lm_head\"]}}", TD_FP8_BLOCKS,
+         "_scale_inv", "model.layers.0.mlp"},
         {CT("\"channel\"", "true") "}}", TD_FP8_ROWS, "_scale", ""},
-        {CT("\"channel\"", "true") ",\"ignore\":[\"re:.*gate$\"],\"quantization_status\":\"compressed\"}}", TD_FP8_ROWS, "_scale",
-         "re:.*gate$"},
+        {CT("\"channel\"", "true") ",\"ignore\":[\"re:.*gate$\"],\"quantization_status\":\"compressed\"}}",
+         TD_FP8_ROWS, "_scale", "re:.*gate$"},
         {CT("\"block\",\"block_structure\":[128, 128]", "true") "}}", TD_FP8_BLOCKS, "_scale", ""},
     };
     static td_model_desc d;
@@ -386,7 +389,8 @@ static void test_fp8(void)
     at += (size_t)sprintf(text, "%s", FP8 ",\"modules_to_not_convert\":[\"a\"");
     for (size_t i = 0; i < entries; i++) at += (size_t)sprintf(text + at, ",\"module%d\"", (int)(i % 10));
     strcpy(text + at, "]}}");
-    T_OK(parse(text, &d) == TD_EFULL && strstr(td_reason(), "modules_to_not_convert has more than"), "%s", td_reason());
+    T_OK(parse(text, &d) == TD_EFULL && strstr(td_reason(), "modules_to_not_convert has more than"), "%s",
+         td_reason());
     free(text);
 }
 

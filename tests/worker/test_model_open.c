@@ -401,16 +401,19 @@ static void test_image_prune(void)
         age(cache, m, 0, LONG - 100 * m);
     }
     T_EQ(present(cache), 11100);
-    T_OK(open_of(&a, cache, LIMIT, 1, 0, &k) == TD_OK && k.calls == 3); /* the oldest, opened: now the newest, and held */
+    T_OK(open_of(&a, cache, LIMIT, 1, 0, &k) == TD_OK &&
+         k.calls == 3); /* the oldest, opened: now the newest, and held */
     T_EQ(present(cache), 10100);
     age(cache, 1, 0, LONG); /* in use, however old it looks */
     T_OK(open_of(&b, cache, LIMIT, 4, 0, &k) == TD_OK && b.made);
     T_EQ(present(cache), 10010);
-    T_OK(open_of(&c, cache, LIMIT, 5, 0, &k) == TD_OK && c.made && c.shared); /* all others are held: the limit gives way */
+    T_OK(open_of(&c, cache, LIMIT, 5, 0, &k) == TD_OK && c.made &&
+         c.shared); /* all others are held: the limit gives way */
     T_EQ(present(cache), 10011);
     td_image_close(&a), td_image_close(&b), td_image_close(&c);
     age(cache, 4, 0, 10);
-    T_OK(open_of(&a, cache, LIMIT, 5, 1, &k) == TD_OK && a.made); /* another shard of 5: shard 0 stays, and so would 4, were there room */
+    T_OK(open_of(&a, cache, LIMIT, 5, 1, &k) == TD_OK &&
+         a.made); /* another shard of 5: shard 0 stays, and so would 4, were there room */
     T_EQ(present(cache), 1);
     T_OK(bytes_good(&a));
     td_image_close(&a);
@@ -578,8 +581,11 @@ static void test_folders(void)
         td_model_close(m);
     }
     /* Its head dimension of 8 is refused by name where a family does not take it. */
-    td_model_opts narrow = {.dir = "../shared/data/stories260K", .ops = best(), .pool = pool, .max_rows = 16, .max_logits = 4};
-    if (best() != ref) T_OK(td_model_open(&narrow, &m) == TD_ENOSUP && strstr(td_reason(), "head dimension 8"), "%s", td_reason());
+    td_model_opts narrow = {
+        .dir = "../shared/data/stories260K", .ops = best(), .pool = pool, .max_rows = 16, .max_logits = 4};
+    if (best() != ref)
+        T_OK(td_model_open(&narrow, &m) == TD_ENOSUP && strstr(td_reason(), "head dimension 8"), "%s",
+             td_reason());
     char cache[128];
     snprintf(cache, sizeof cache, "%s/demo", dir);
     for (int i = 0; i < 2; i++) {

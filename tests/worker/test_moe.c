@@ -120,7 +120,8 @@ static void watch(td_pool *p, const td_route_law *law, const float *logits, int 
         tape.widest = 0;
         count_flips(law, call, t, ids + (size_t)t * (size_t)k);
         if (tape.flips == before || t > flip.row) continue;
-        flip.margin = t < flip.row ? tape.widest : fmin(flip.margin, tape.widest); /* the first layer's, or a nearer one */
+        flip.margin = t < flip.row ? tape.widest
+                                   : fmin(flip.margin, tape.widest); /* the first layer's, or a nearer one */
         flip.row = t;
     }
 }
@@ -163,7 +164,8 @@ static void test_held(const char *name, const td_ops *ops)
     const td_ops *ref = td_ops_family(0);
     td_ops recording = *ref, replaying = *ops, watching = *ops;
     recording.moe_route = record, replaying.moe_route = replay, watching.moe_route = watch;
-    td_model *a = open_as(from, NULL, &recording), *b = open_as(from, NULL, &replaying), *c = open_as(from, NULL, &watching);
+    td_model *a = open_as(from, NULL, &recording), *b = open_as(from, NULL, &replaying),
+             *c = open_as(from, NULL, &watching);
     if (!a || !b || !c || td_safetensors_open(path, &f) < 0) exit(1);
     long slots, flips;
     double widest;
@@ -188,20 +190,25 @@ static void test_held(const char *name, const td_ops *ops)
         logits_of(c, ops, ids, n, got);
         add_rows(want, got, flip.row, &free_worst, &free_div);
         free_rows += flip.row;
-        T_OK(flip.margin <= 2 * max_error * flip.largest, "%s %s: row %d of case %d goes elsewhere by a margin of %g of %g", name,
-             ops->family, flip.row, k, flip.margin, flip.largest);
+        T_OK(flip.margin <= 2 * max_error * flip.largest,
+             "%s %s: row %d of case %d goes elsewhere by a margin of %g of %g", name, ops->family, flip.row,
+             k, flip.margin, flip.largest);
         if (getenv("VERBOSE") && flip.row < n)
-            printf("%-10s %-12s case %d: the first flip is in row %d, by %.4f (largest %.2f)\n", name, ops->family, k, flip.row,
-                   flip.margin, flip.largest);
+            printf("%-10s %-12s case %d: the first flip is in row %d, by %.4f (largest %.2f)\n", name,
+                   ops->family, k, flip.row, flip.margin, flip.largest);
         tape.slots = slots, tape.flips = flips, tape.widest = widest;
     }
     if (getenv("VERBOSE"))
-        printf("%-10s %-12s routes held: error %.2e, KL %.2e; %ld of %ld slots flipped, the widest by %.3f; free, %d of %d rows: "
-               "error %.2e, KL %.2e\n", name, ops->family, worst / most, div / rows, tape.flips, tape.slots, tape.widest, free_rows,
+        printf("%-10s %-12s routes held: error %.2e, KL %.2e; %ld of %ld slots flipped, the widest by %.3f; "
+               "free, %d of %d rows: "
+               "error %.2e, KL %.2e\n",
+               name, ops->family, worst / most, div / rows, tape.flips, tape.slots, tape.widest, free_rows,
                rows, free_worst / most, free_div / free_rows);
-    T_OK(worst <= max_error * most && div <= max_kl * rows, "%s %s: error %g, KL %g", name, ops->family, worst / most, div / rows);
-    T_OK(free_worst <= max_error * most && free_div <= max_kl * free_rows, "%s %s, free: error %g, KL %g of %d rows", name,
-         ops->family, free_worst / most, free_div / free_rows, free_rows);
+    T_OK(worst <= max_error * most && div <= max_kl * rows, "%s %s: error %g, KL %g", name, ops->family,
+         worst / most, div / rows);
+    T_OK(free_worst <= max_error * most && free_div <= max_kl * free_rows,
+         "%s %s, free: error %g, KL %g of %d rows", name, ops->family, free_worst / most,
+         free_div / free_rows, free_rows);
     T_OK(tape.flips * 100 <= 2 * tape.slots && tape.widest <= 0.1,
          "%s %s: %ld of %ld flipped, the widest by %g", name, ops->family, tape.flips, tape.slots,
          tape.widest);

@@ -24,15 +24,19 @@ static void rows(void)
         size_t n = (size_t)T * (size_t)E, bytes = td_quant_row_bytes(E);
         float *x = malloc(n * sizeof *x), *y = malloc(n * sizeof *y);
         char *q = malloc(T * bytes), *alone = malloc(bytes);
-        for (size_t i = 0; i < n; i++) x[i] = ((float)te_draw(2000001) - 1e6f) * (i / (size_t)E == 4 ? 0 : powf(10, (float)(i / (size_t)E) - 8));
+        for (size_t i = 0; i < n; i++)
+            x[i] = ((float)te_draw(2000001) - 1e6f) *
+                   (i / (size_t)E == 4 ? 0 : powf(10, (float)(i / (size_t)E) - 8));
         td_quant_rows(pool, x, T, E, q);
         td_dequant_rows(pool, q, T, E, y);
         for (int t = 0; t < T; t++)
             for (int e = 0; e < E; e++) {
                 float most = 0;
-                for (int i = e / 128 * 128; i < TD_MIN(e / 128 * 128 + 128, E); i++) most = fmaxf(most, fabsf(x[t * E + i]));
+                for (int i = e / 128 * 128; i < TD_MIN(e / 128 * 128 + 128, E); i++)
+                    most = fmaxf(most, fabsf(x[t * E + i]));
                 float d = fabsf(x[t * E + e] - y[t * E + e]);
-                T_OK(d <= most / 254 * 1.0001f, "width %d: %g became %g, largest %g", E, (double)x[t * E + e], (double)y[t * E + e], (double)most);
+                T_OK(d <= most / 254 * 1.0001f, "width %d: %g became %g, largest %g", E, (double)x[t * E + e],
+                     (double)y[t * E + e], (double)most);
             }
         td_quant_rows(pool, x + 9 * E, 1, E, alone);
         T_OK(!memcmp(alone, q + 9 * bytes, bytes), "a row alone");
@@ -116,16 +120,19 @@ static void divergence(const job *exact, const job *got, double *mean, double *m
 static void distributions(tr_opts o, int vocab, bool write, double bound, const char *what)
 {
     static float exact_logits[ROWS][V], got_logits[ROWS][V], other_logits[ROWS][V];
-    job exact = {exact_logits, vocab, 0, write}, got = {got_logits, vocab, 0, false}, other = {other_logits, vocab, 0, false};
+    job exact = {exact_logits, vocab, 0, write}, got = {got_logits, vocab, 0, false},
+        other = {other_logits, vocab, 0, false};
     for (uint32_t i = 0; !write && i < ROWS; i++) text[i] = te_draw((uint32_t)vocab);
     run(o, (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1}, false, 0, &exact);
     run(o, (td_grid){.tp = 1, .pp = 2, .cp = 1, .dp = 1}, true, 8, &got);
-    T_OK(!memcmp(exact_logits, got_logits, sizeof got_logits), "%s: one tensor-parallel rank exchanges nothing", what);
+    T_OK(!memcmp(exact_logits, got_logits, sizeof got_logits),
+         "%s: one tensor-parallel rank exchanges nothing", what);
     for (int tp = 2; tp <= 4; tp *= 2) {
         double mean, most;
         run(o, (td_grid){.tp = tp, .pp = 1, .cp = 1, .dp = 1}, true, 1000, &got);
         run(o, (td_grid){.tp = tp, .pp = 2, .cp = 1, .dp = 1}, true, 1, &other);
-        T_OK(!memcmp(other_logits, got_logits, sizeof got_logits), "%s, tensor %d: blocks of rows and stages change bits", what, tp);
+        T_OK(!memcmp(other_logits, got_logits, sizeof got_logits),
+             "%s, tensor %d: blocks of rows and stages change bits", what, tp);
         divergence(&exact, &got, &mean, &most);
         T_OK(mean > 0 && mean < bound && most < 20 * bound, "%s, tensor %d: %g, at most %g", what, tp, mean, most);
         printf("%s, tensor %d: KL to exact sums %.2e nats a token, at most %.2e\n", what, tp, mean, most);
@@ -134,8 +141,14 @@ static void distributions(tr_opts o, int vocab, bool write, double bound, const 
 
 int main(void)
 {
-    tr_opts o = {.attn_split = 64, .engine = {.page_size = 16, .kv_pages = 100, .max_batched_tokens = 64, .max_seqs = 4, .max_legs = 8,
-                                              .max_model_len = 400, .hash_key = {3, 4}}};
+    tr_opts o = {.attn_split = 64,
+                 .engine = {.page_size = 16,
+                            .kv_pages = 100,
+                            .max_batched_tokens = 64,
+                            .max_seqs = 4,
+                            .max_legs = 8,
+                            .max_model_len = 400,
+                            .hash_key = {3, 4}}};
     td_log_open("test", TD_LOG_ERROR);
     rows();
     T_OK(td_ops_open("ref", &o.ops) == TD_OK); /* heads of 8 */

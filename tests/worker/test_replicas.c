@@ -13,9 +13,19 @@ static te_result want[N], got[N];
 
 static tr_opts options(int dp)
 {
-    return (tr_opts){.shape = "moe-tiny", .ops = ops, .attn_split = 64, .depth = 1, .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = dp, .ep = dp > 1, .fsdp = dp > 1},
-                     .engine = {.page_size = 16, .kv_pages = 64, .max_batched_tokens = 64, .max_seqs = 8, .max_legs = 32, .max_model_len = 200,
-                                .prefix_cache = true, .hash_key = {3, 4}}};
+    return (tr_opts){.shape = "moe-tiny",
+                     .ops = ops,
+                     .attn_split = 64,
+                     .depth = 1,
+                     .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = dp, .ep = dp > 1, .fsdp = dp > 1},
+                     .engine = {.page_size = 16,
+                                .kv_pages = 64,
+                                .max_batched_tokens = 64,
+                                .max_seqs = 8,
+                                .max_legs = 32,
+                                .max_model_len = 200,
+                                .prefix_cache = true,
+                                .hash_key = {3, 4}}};
 }
 
 static void plain(te_spec *s, uint64_t key, uint32_t n_prompt, uint32_t max_tokens)
@@ -59,7 +69,8 @@ static void places(td_engine *e, void *arg)
     T_EQ(place_of(e, &s[5]), 0);
     run_out(e, 1);
     for (int i = 0; i < 6; i++) s[i].leg.key = 10 + (uint64_t)i, s[i].leg.sampling.max_tokens = 30;
-    for (int i = 1; i < 6; i++) s[i] = s[0], s[i].leg.key = 10 + (uint64_t)i; /* hits, until the replica has its share of 4 */
+    for (int i = 1; i < 6; i++)
+        s[i] = s[0], s[i].leg.key = 10 + (uint64_t)i; /* hits, until the replica has its share of 4 */
     uint32_t at[2] = {0};
     for (int i = 0; i < 6; i++) at[place_of(e, &s[i])]++;
     T_OK(at[0] == 4 && at[1] == 2, "%u and %u", at[0], at[1]);

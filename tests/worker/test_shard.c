@@ -34,7 +34,8 @@ static td_step *make_step(const ts_kv *kv, const td_model_desc *d, int dp, int k
     for (int s = 0; s < 2; s++) {
         int len = n[s][(k + dp) % STEPS], pos = 0;
         for (int i = 0; i < k; i++) pos += n[s][(i + dp) % STEPS];
-        for (int i = 0; i < len; i++) ids[s][i] = (int32_t)(td_mix64((uint64_t)(((dp * 2 + s) * 1000) + pos + i)) % (uint64_t)d->V);
+        for (int i = 0; i < len; i++)
+            ids[s][i] = (int32_t)(td_mix64((uint64_t)(((dp * 2 + s) * 1000) + pos + i)) % (uint64_t)d->V);
         q[s] = (ts_seq){s, pos, len, ids[s]};
     }
     return ts_step(kv, d, q, 2, true);
@@ -61,8 +62,14 @@ static td_status steps(td_model *m, int dp, const td_ops *ops, float *logits)
 
 static td_model_opts model_opts(const job *j, td_pool *pool)
 {
-    return (td_model_opts){.dir = j->dir, .dummy_shape = j->shape, .ops = j->ops, .pool = pool, .max_rows = ROWS, .max_logits = ROWS,
-                           .cache_dir = j->cache, .attn_split = 64};
+    return (td_model_opts){.dir = j->dir,
+                           .dummy_shape = j->shape,
+                           .ops = j->ops,
+                           .pool = pool,
+                           .max_rows = ROWS,
+                           .max_logits = ROWS,
+                           .cache_dir = j->cache,
+                           .attn_split = 64};
 }
 
 static td_status run_rank(rank *r, const td_ranks *ranks, td_pool *pool)
@@ -139,7 +146,8 @@ static void check_memory(const job *j, int r, size_t full, int E)
 {
     size_t slack = (size_t)E * 4 * (2 * TD_VOCAB_STEP + 1) + 4 * 64 * 64, n = (size_t)(j->grid.dp * j->grid.cp);
     if (j->grid.fsdp && !j->grid.ep && j->grid.tp == 1 && j->grid.pp == 1)
-        T_OK(j->resident[r] <= full / n + 2 * j->unit[r] + slack, "%zu of %zu bytes, layers of %zu", j->resident[r], full, j->unit[r]);
+        T_OK(j->resident[r] <= full / n + 2 * j->unit[r] + slack, "%zu of %zu bytes, layers of %zu",
+             j->resident[r], full, j->unit[r]);
     T_OK(!j->grid.fsdp == !j->unit[r] && !j->grid.fsdp == !j->stats[r].gathers);
     if (!j->grid.fsdp) return;
     T_OK(j->stats[r].gathers % STEPS == 0 && j->stats[r].alone_us > 0 && j->stats[r].waited_us >= 0);
@@ -155,8 +163,9 @@ static void check(job j, const char *what)
     run(&j);
     for (int r = 0; r < n; r++) {
         td_coord c = td_grid_coord(&j.grid, r);
-        T_OK(j.status[r] >= 0 && j.logits[r] && !memcmp(j.logits[r], want[c.dp], bytes), "%s %s: tensor %d context %d data %d%s%s, rank %d",
-             j.dir ? j.dir : j.shape, what, j.grid.tp, j.grid.cp, j.grid.dp, j.grid.ep ? " experts" : "", j.grid.fsdp ? " sharded" : "", r);
+        T_OK(j.status[r] >= 0 && j.logits[r] && !memcmp(j.logits[r], want[c.dp], bytes),
+             "%s %s: tensor %d context %d data %d%s%s, rank %d", j.dir ? j.dir : j.shape, what, j.grid.tp,
+             j.grid.cp, j.grid.dp, j.grid.ep ? " experts" : "", j.grid.fsdp ? " sharded" : "", r);
         check_memory(&j, r, full, d.E);
         free(j.logits[r]);
     }
@@ -165,8 +174,10 @@ static void check(job j, const char *what)
 
 static void grids(job j, const char *what, bool experts, bool window)
 {
-    static const td_grid all[] = {{.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}, {.tp = 1, .pp = 1, .cp = 2, .dp = 1, .fsdp = true},
-                                  {.tp = 1, .pp = 1, .cp = 2, .dp = 2, .fsdp = true}, {.tp = 1, .pp = 1, .cp = 1, .dp = 2}};
+    static const td_grid all[] = {{.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true},
+                                  {.tp = 1, .pp = 1, .cp = 2, .dp = 1, .fsdp = true},
+                                  {.tp = 1, .pp = 1, .cp = 2, .dp = 2, .fsdp = true},
+                                  {.tp = 1, .pp = 1, .cp = 1, .dp = 2}};
     for (size_t i = 0; i < TD_COUNT(all); i++) {
         if (window && all[i].cp > 1) continue;
         j.grid = all[i];
@@ -186,7 +197,10 @@ static void from_cache(const td_ops *ops)
 {
     char dir[] = "/tmp/tandem-shard-XXXXXX";
     T_OK(mkdtemp(dir) != NULL);
-    job j = {.dir = "tests/golden/models/qwen3-moe", .ops = ops, .cache = dir, .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}};
+    job j = {.dir = "tests/golden/models/qwen3-moe",
+             .ops = ops,
+             .cache = dir,
+             .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}};
     check(j, "made");
     check(j, "read");
     nftw(dir, drop, 8, FTW_DEPTH | FTW_PHYS);
@@ -194,8 +208,14 @@ static void from_cache(const td_ops *ops)
 
 int main(void)
 {
-    static const struct { const char *dir; bool experts, window; } models[] = {{"llama-bias", false, false}, {"llama-mha-tied", false, false},
-        {"mistral-swa", false, true}, {"qwen3-moe", true, false}, {"mixtral", true, false}};
+    static const struct {
+        const char *dir;
+        bool experts, window;
+    } models[] = {{"llama-bias", false, false},
+                  {"llama-mha-tied", false, false},
+                  {"mistral-swa", false, true},
+                  {"qwen3-moe", true, false},
+                  {"mixtral", true, false}};
     const td_ops *fast, *ref;
     char dir[200];
     td_log_open("test", TD_LOG_ERROR);
@@ -205,8 +225,13 @@ int main(void)
         grids((job){.dir = dir, .ops = fast}, "fast", models[i].experts, models[i].window);
         if (i % 2) grids((job){.dir = dir, .ops = ref}, "ref", models[i].experts, models[i].window);
     }
-    check((job){.shape = "ranks-tiny", .ops = fast, .grid = {.tp = 2, .pp = 1, .cp = 2, .dp = 2, .fsdp = true}}, "dummy");
-    check((job){.shape = "moe-tiny", .ops = fast, .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 4, .fsdp = true, .ep = true}}, "dummy");
+    check(
+        (job){.shape = "ranks-tiny", .ops = fast, .grid = {.tp = 2, .pp = 1, .cp = 2, .dp = 2, .fsdp = true}},
+        "dummy");
+    check((job){.shape = "moe-tiny",
+                .ops = fast,
+                .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 4, .fsdp = true, .ep = true}},
+          "dummy");
     from_cache(fast);
     return T_DONE();
 }

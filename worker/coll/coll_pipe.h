@@ -4,9 +4,10 @@
  * kernel) 80 us. The ring is large on purpose: what a core wrote just now is fetched from its own cache,
  * which took 137 us with 128 KiB and pieces of 32 KiB; later it is in the cache they share.
  *
- * Rules:   1. Zeroed memory is an empty pipe. 2. The reader grants the pipe to one message at a time (its
- * ticket); only that one's bytes are in it. 3. Nothing here waits. Threads: writer and reader one thread
- * each, of any process. */
+ * Rules:   1. Zeroed memory is an empty pipe.
+ *          2. The reader grants the pipe to one message at a time (its ticket); only that one's bytes are in it.
+ *          3. Nothing here waits.
+ * Threads: writer and reader one thread each, of any process. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_COLL_PIPE_H
 #define TD_WORKER_COLL_PIPE_H

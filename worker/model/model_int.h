@@ -85,9 +85,7 @@ typedef struct td_scratch {
 
 /* Of steps that are replayed (replay.h): the device's block, and two page-locked ones in turn that go there. */
 typedef struct td_replay_stage {
-    uint8_t *host;
-    size_t bytes;
-    td_event *sent;
+    td_devmem_post post;
     td_event *before; /* the end of the step before, borrowed; NULL: not known */
 } td_replay_stage;
 typedef struct td_replay_place {

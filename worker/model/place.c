@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/place.h"
 #include "common/check.h"
-#include "worker/devmem.h"
 #include "worker/model/model_int.h"
 #include <string.h>
 
@@ -29,40 +28,28 @@ static void to_own(const td_model *m, td_placed *x)
 
 static void block_close(td_dev *d, td_place_block *b)
 {
-    if (b->host) d->free_host(d, b->host);
+    td_devmem_post_close(d, &b->post);
     if (b->device) d->free(d, b->device);
-    if (b->sent) d->event_close(d, b->sent);
-    *b = (td_place_block){0};
+    b->device = NULL;
 }
 
 static td_status block_open(td_dev *d, size_t bytes, td_place_block *b)
 {
     void *p;
-    TD_TRY(d->alloc_host(d, bytes, &p));
-    b->host = p;
     TD_TRY(d->alloc(d, bytes, &p));
     b->device = p;
-    TD_TRY(d->event_open(d, &b->sent));
-    b->bytes = bytes;
-    return TD_OK;
+    return td_devmem_post_open(d, TD_STREAM_COMPUTE, bytes, &b->post);
 }
 
 /* The other block of two, free to be written. */
 static td_status next_block(td_dev *d, td_place_block *two, int *turn, size_t bytes, td_place_block **out)
 {
-    td_place_block *b = &two[*turn ^= 1];
-    if (b->bytes < bytes) {
-        TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
-        block_close(d, b);
-        TD_TRY(block_open(d, bytes + bytes / 2, b));
-    } else {
-        td_status s;
-        while ((s = d->done(d, b->sent)) == TD_AGAIN) {
-        }
-        TD_TRY(s);
-    }
-    *out = b;
-    return TD_OK;
+    td_place_block *b = *out = &two[*turn ^= 1];
+    TD_TRY(td_devmem_post_wait(d, &b->post));
+    if (b->post.bytes >= bytes) return TD_OK;
+    TD_TRY(d->sync(d, TD_STREAM_COMPUTE)); /* kernels may still read the device's part */
+    block_close(d, b);
+    return block_open(d, bytes + bytes / 2, b);
 }
 
 /* ---- a step ---- */
@@ -73,7 +60,7 @@ static void *put(td_place_block *b, size_t *at, const void *src, size_t bytes)
     void *there = (void *)(uintptr_t)src;
     if (!src) return NULL;
     if (b) {
-        if (bytes) memcpy(b->host + *at, src, bytes);
+        if (bytes) memcpy(b->post.host + *at, src, bytes);
         there = b->device + *at;
     }
     *at += td_devmem_padded(bytes);
@@ -95,12 +82,6 @@ static size_t put_all(const td_model *m, td_place_block *b, size_t n, size_t own
     return at;
 }
 
-static td_status send(td_dev *d, td_place_block *b, size_t bytes)
-{
-    TD_TRY(d->upload(d, TD_STREAM_COMPUTE, b->device, b->host, bytes));
-    return d->record(d, TD_STREAM_COMPUTE, b->sent);
-}
-
 td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_placed *out)
 {
     td_place *p = &m->place;
@@ -112,7 +93,7 @@ td_status td_place_step(td_model *m, const float *cs, const float *q_scale, td_p
         size_t bytes = put_all(m, NULL, n, own, n_want, out);
         TD_TRY(next_block(p->dev, p->step, &p->turn, bytes, &b));
         put_all(m, b, n, own, n_want, out);
-        TD_TRY(send(p->dev, b, bytes));
+        TD_TRY(td_devmem_post_send(p->dev, b->device, &b->post, bytes));
     }
     to_own(m, out);
     return TD_OK;
@@ -125,9 +106,9 @@ td_status td_place_put(td_model *m, const void *src, size_t bytes, const void **
     *out = src;
     if (!p->dev) return TD_OK;
     TD_TRY(next_block(p->dev, p->more, &p->more_turn, TD_MAX(bytes, (size_t)TD_DEVMEM_PART), &b));
-    if (bytes) memcpy(b->host, src, bytes);
+    if (bytes) memcpy(b->post.host, src, bytes);
     *out = b->device;
-    return send(p->dev, b, bytes);
+    return td_devmem_post_send(p->dev, b->device, &b->post, bytes);
 }
 
 td_status td_place_open(td_model *m)
@@ -137,10 +118,7 @@ td_status td_place_open(td_model *m)
     if (!m->place.dev) return TD_OK;
     on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
     size_t bytes = put_all(m, NULL, rows, rows, rows, &most);
-    for (int i = 0; i < 2; i++) {
-        TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
-        TD_TRY(m->place.dev->record(m->place.dev, TD_STREAM_COMPUTE, m->place.step[i].sent));
-    }
+    for (int i = 0; i < 2; i++) TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
     return TD_OK;
 }
 

@@ -10,7 +10,7 @@
 #ifndef TD_WORKER_MODEL_PLACE_H
 #define TD_WORKER_MODEL_PLACE_H
 
-#include "kernels/dev.h"
+#include "worker/devmem.h"
 #include "worker/model/model.h"
 
 /* Of own rows. page, in_page and cs are within those of all rows of the shared order. */
@@ -22,9 +22,8 @@ typedef struct td_placed {
 } td_placed;
 
 typedef struct td_place_block {
-    uint8_t *host, *device;
-    size_t bytes;
-    td_event *sent;
+    td_devmem_post post;
+    uint8_t *device; /* as many bytes */
 } td_place_block;
 
 typedef struct td_place {

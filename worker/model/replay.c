@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/replay.h"
 #include "common/check.h"
-#include "worker/devmem.h"
 #include <string.h>
 
 enum { MOST_FIRST = 1 << 20 }; /* bytes of the blocks at first: page tables for 4 million tokens in pages of 16 */
@@ -11,27 +10,11 @@ _Static_assert((int)TD_REPLAY_WORDS >= 2 + 2 * (int)TD_MAX_GROUPS &&
 
 /* ---- blocks ---- */
 
-static void stage_close(td_dev *d, td_replay_stage *b)
-{
-    if (b->host) d->free_host(d, b->host);
-    if (b->sent) d->event_close(d, b->sent);
-    *b = (td_replay_stage){0};
-}
-
-static td_status stage_open(td_dev *d, size_t bytes, td_replay_stage *b)
-{
-    void *p;
-    TD_TRY(d->alloc_host(d, bytes, &p));
-    b->host = p, b->bytes = bytes;
-    TD_TRY(d->event_open(d, &b->sent));
-    return d->record(d, TD_STREAM_COMPUTE, b->sent);
-}
-
 /* What the step two before says of the time before it: both events are past. */
 static void count_idle(td_replay_place *p, td_replay_stage *b)
 {
     double us;
-    if (!b->before || p->dev->elapsed_us(p->dev, b->before, b->sent, &us) != TD_OK) return;
+    if (!b->before || p->dev->elapsed_us(p->dev, b->before, b->post.sent, &us) != TD_OK) return;
     p->idle.steps++;
     p->idle.us += us;
     p->idle.most_us = us > p->idle.most_us ? us : p->idle.most_us;
@@ -58,14 +41,12 @@ static td_status next_stage(td_replay_place *p, size_t bytes, td_replay_stage **
 {
     td_dev *d = p->dev;
     td_replay_stage *b = *out = &p->stage[p->turn ^= 1];
-    td_status s;
-    while ((s = d->done(d, b->sent)) == TD_AGAIN) {
-    }
+    td_status s = td_devmem_post_wait(d, &b->post);
     if (s == TD_OK) count_idle(p, b);
     b->before = NULL;
-    if (s < 0 || b->bytes >= bytes) return s;
-    stage_close(d, b);
-    return stage_open(d, 2 * bytes, b);
+    if (s < 0 || b->post.bytes >= bytes) return s;
+    td_devmem_post_close(d, &b->post);
+    return td_devmem_post_open(d, TD_STREAM_COMPUTE, 2 * bytes, &b->post);
 }
 
 /* Recordings of another address are not found any more. */
@@ -100,7 +81,7 @@ td_status td_replay_open(td_model *m)
     size_t row = (size_t)m->desc.rope.rot_dim * sizeof(float) + TD_MAX_GROUPS * 32,
            first = (size_t)m->max_rows * row + 4 * page_entries(m);
     first = TD_MIN(first + 32 * TD_DEVMEM_PART, (size_t)MOST_FIRST);
-    for (int i = 0; i < 2; i++) TD_TRY(stage_open(d, first, &p->stage[i]));
+    for (int i = 0; i < 2; i++) TD_TRY(td_devmem_post_open(d, TD_STREAM_COMPUTE, first, &p->stage[i].post));
     for (size_t i = 0; i < TD_COUNT(p->end); i++) TD_TRY(d->event_open(d, &p->end[i]));
     p->last = -1;
     return fixed_room(p, (first + 1) / 2);
@@ -111,7 +92,7 @@ void td_replay_close(td_model *m)
     td_replay_place *p = &m->replay;
     if (!p->dev) return;
     m->ops->replay->drop(m);
-    for (int i = 0; i < 2; i++) stage_close(p->dev, &p->stage[i]);
+    for (int i = 0; i < 2; i++) td_devmem_post_close(p->dev, &p->stage[i].post);
     for (size_t i = 0; i < TD_COUNT(p->end); i++)
         if (p->end[i]) p->dev->event_close(p->dev, p->end[i]);
     if (p->fixed) p->dev->free(p->dev, p->fixed);
@@ -233,11 +214,10 @@ td_status td_replay_step(td_forward *f, int rows, const float *cs, const float *
     size_t bytes = fill_all(f, rows, cs, q_scale, NULL);
     TD_TRY(fixed_room(p, bytes));
     TD_TRY(next_stage(p, bytes, &b));
-    fill_all(f, rows, cs, q_scale, b->host);
+    fill_all(f, rows, cs, q_scale, b->post.host);
     f->T = f->n_want = rows;
     f->replayed = true;
     make_key(f, rows);
     b->before = p->last >= 0 ? p->end[p->last] : NULL;
-    TD_TRY(d->upload(d, TD_STREAM_COMPUTE, p->fixed, b->host, bytes));
-    return d->record(d, TD_STREAM_COMPUTE, b->sent);
+    return td_devmem_post_send(d, p->fixed, &b->post, bytes);
 }

@@ -9,7 +9,7 @@
  * Rules:   1. A page of -1, or a slot, head or token that the side does not have, inside the rectangle is an
  *             error (false): nothing is touched.
  *          2. gather(scatter(x)) == x for every pair of page sizes.
- *          3. crc, where it is asked for, is the payload's CRC32C, taken piece by piece beside the copy. scatter
+ *          3. crc, where it is asked for, is the payload's CRC32C, taken in the pass that copies. scatter
  *             writes as it reads: whoever asks for it looks at the checksum before anyone reads the pages.
  * Threads: any; the pages must be held. */
 // SPDX-License-Identifier: Apache-2.0

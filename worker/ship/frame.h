@@ -2,8 +2,8 @@
  * COMMIT's payload likewise.
  *
  * Errors:  td_frame_parse answers EPROTO (with td_reason) for anything that is not a well-formed header for
- *          the payload it came with; meaning (epoch, geometry, coverage) is the receiver's business. Threads:
- *          pure. */
+ *          the payload it came with; meaning (epoch, geometry, coverage) is the receiver's business.
+ * Threads: pure. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_SHIP_FRAME_H
 #define TD_WORKER_SHIP_FRAME_H

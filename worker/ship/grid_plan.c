@@ -184,11 +184,6 @@ const td_ship_part *td_grid_plan_dst(const td_grid_plan *p, uint32_t dst)
     return &p->dst_part[dst];
 }
 
-const td_ship_part *td_grid_plan_src(const td_grid_plan *p, uint32_t src)
-{
-    return &p->src_part[src];
-}
-
 /* ---- open ---- */
 static td_ship_part *parts(const td_ship_grid *g, const td_model_desc *d, uint32_t *n)
 {

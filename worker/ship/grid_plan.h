@@ -80,7 +80,6 @@ uint64_t td_grid_plan_elements(const td_grid_plan *p, uint32_t src, uint32_t dst
 bool td_grid_plan_pair(const td_grid_plan *p, uint32_t src, uint32_t dst); /* rule 3: they talk */
 uint32_t td_grid_plan_sources(const td_grid_plan *p, uint32_t dst);        /* how many talk to it */
 const td_ship_part *td_grid_plan_dst(const td_grid_plan *p, uint32_t dst);
-const td_ship_part *td_grid_plan_src(const td_grid_plan *p, uint32_t src);
 /* Layers [layer0, layer1) of tokens [tok0, tok1) are computed on this rank (of a chunk, all ranks of its
  * stage and CP group say the whole chunk): emits the frames that are full, with dst set. */
 void td_grid_plan_add(td_grid_plan *p, int layer0, int layer1, uint32_t tok0, uint32_t tok1, td_rect_fn *emit,

@@ -46,11 +46,6 @@ void td_receiver_free(td_receiver *r, void (*drop)(void *user))
     free(r);
 }
 
-const td_ship_part *td_receiver_part(const td_receiver *r)
-{
-    return &r->part;
-}
-
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
                           uint32_t n_first, void *user)
 {

@@ -88,8 +88,6 @@ td_receiver *td_receiver_open(const td_receiver_opts *o);
 /* drop (or NULL): called for each live epoch's user */
 void td_receiver_free(td_receiver *r, void (*drop)(void *user));
 
-/* Slots, heads and tokens that this rank holds. */
-const td_ship_part *td_receiver_part(const td_receiver *r);
 /* n_first: choices. EFULL: table full. */
 td_status td_receiver_add(td_receiver *r, int64_t now_us, uint64_t epoch, uint32_t hit, uint32_t n_tokens,
                           uint32_t n_first, void *user);

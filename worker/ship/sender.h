@@ -9,11 +9,11 @@
  * caller posts it and answers with POSTED; if the link has no room it answers nothing and the same action is
  * returned at the next step.
  *
- * Rules:   1. At most `credits` frames are posted and not returned by CREDIT. 2. Every state has a deadline:
- *             SENDING, while something is ready to go and does not (no credits, no room); COMMITTED, until
- *             ACK. Waiting for the model to compute is no fault.
- *          3. After FAILED by deadline, or CANCEL, one ABORT is offered; the caller may drop it. 4. ACKED and
- *             FAILED are final.
+ * Rules:   1. At most `credits` frames are posted and not returned by CREDIT.
+ *          2. Every state has a deadline: SENDING, while something is ready to go and does not (no credits, no
+ *             room); COMMITTED, until ACK. Waiting for the model to compute is no fault.
+ *          3. After FAILED by deadline, or CANCEL, one ABORT is offered; the caller may drop it.
+ *          4. ACKED and FAILED are final.
  * Ownership: rectangles carry `ref`, an opaque word of the caller; td_sender_deinit hands the unposted ones
  *            back through drop.
  * Threads: one owner; no clock, socket or thread inside. Limits: max_frames rectangles in the queue. */

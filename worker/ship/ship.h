@@ -40,7 +40,7 @@
 
 /* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is
  * sent. */
-enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 8 };
+enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 2 };
 
 typedef struct td_ship td_ship;
 
