@@ -113,13 +113,17 @@ td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, lon
 template <class T> static __global__ void gemm_unpack_kernel(T *dst, const T *src, int K, gemm_cut c)
 {
     const int n = (int)blockIdx.y, k0 = (int)(blockIdx.x * 128 + threadIdx.x) * 8;
-    for (int k = k0; k < k0 + 8 && k < K; k++)
-        dst[(size_t)n * (size_t)K + (size_t)k] = src[gemm_packed_at(c, n, k / 64, k % 64, sizeof(T) == 1)];
+    for (int k = k0; k < k0 + 8 && k < K; k++) {
+        const int slice = c.slice_blocks ? k / c.slice_cols : 0, in = k - slice * c.slice_cols;
+        dst[(size_t)n * (size_t)K + (size_t)k] =
+            src[gemm_packed_at(c, n, slice * c.slice_blocks + in / 64, in % 64, sizeof(T) == 1)];
+    }
 }
 
-template <class T> static int unpack(void *stream, T *dst, const T *packed, int N, int K, td_cuda_wtype type)
+template <class T>
+static int unpack(void *stream, T *dst, const T *packed, int N, int K, int slices, td_cuda_wtype type)
 {
-    gemm_cut c = gemm_cut_of(K, 0, type);
+    gemm_cut c = gemm_cut_of(K, slices, type);
     for (int n0 = 0; n0 < N; n0 += 65520) { /* the grid's second dimension; a multiple of 16 */
         int n = N - n0 < 65520 ? N - n0 : 65520;
         int e = (int)td_launch(gemm_unpack_kernel<T>, dim3((unsigned)((K + 1023) / 1024), (unsigned)n),
@@ -130,10 +134,10 @@ template <class T> static int unpack(void *stream, T *dst, const T *packed, int 
     return 0;
 }
 
-int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, bool codes)
+int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, int slices, bool codes)
 {
-    return codes ? unpack(stream, (uint8_t *)dst, (const uint8_t *)packed, N, K, TD_CUDA_W_E4M3_ROW)
-                 : unpack(stream, (uint16_t *)dst, (const uint16_t *)packed, N, K, TD_CUDA_W_BF16);
+    return codes ? unpack(stream, (uint8_t *)dst, (const uint8_t *)packed, N, K, 0, TD_CUDA_W_E4M3_ROW)
+                 : unpack(stream, (uint16_t *)dst, (const uint16_t *)packed, N, K, slices, TD_CUDA_W_BF16);
 }
 
 /* Scales as cuda_lt.h has them, from [ceil(N / rows)][cols]; a thread each, zeros where a row of blocks is padded. */
@@ -197,7 +201,7 @@ size_t td_cuda_choice_copy_bytes(const td_cuda_weight *w)
 
 int td_cuda_choice_copy(void *stream, const td_cuda_weight *w, void *to)
 {
-    int e = td_cuda_gemm_unpack(stream, to, w->p, w->N, w->K, is_codes(w));
+    int e = td_cuda_gemm_unpack(stream, to, w->p, w->N, w->K, w->slices, is_codes(w));
     if (e || !is_codes(w)) return e;
     int shift = 0;
     while (1 << shift < w->scale_rows) shift++;

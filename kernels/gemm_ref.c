@@ -11,14 +11,15 @@ static td_dtype packed_dtype(td_dtype from)
     return from;
 }
 
-static size_t packed_bytes(int N, int K, td_dtype from)
+static size_t packed_bytes(int N, int K, int slices, td_dtype from)
 {
+    (void)slices;
     return (size_t)N * (size_t)K * td_dtype_bytes(from);
 }
 
-static void pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1)
+static void pack(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1)
 {
-    (void)N;
+    (void)N, (void)slices;
     size_t row = (size_t)K * td_dtype_bytes(from);
     memcpy((char *)dst + (size_t)n0 * row, (const char *)src + (size_t)n0 * row, (size_t)(n1 - n0) * row);
 }

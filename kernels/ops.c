@@ -202,11 +202,11 @@ static bool keeps_law(const td_ops *t, float (*law)(const float *x, const float 
     }
     for (int m = 0; m < CHECK_M; m++)
         for (int n = 0; n < CHECK_N; n++) want[m * CHECK_N + n] = law(x + m * CHECK_K, w + n * CHECK_K, CHECK_K);
-    void *packed = aligned_alloc(64, td_round64(t->packed_bytes(CHECK_N, CHECK_K, TD_F32)));
+    void *packed = aligned_alloc(64, td_round64(t->packed_bytes(CHECK_N, CHECK_K, 1, TD_F32)));
     void *scratch = aligned_alloc(64, td_round64(t->scratch_bytes(CHECK_M, CHECK_K, 16, 1)));
     td_pool *pool = td_pool_open(1);
     TD_CHECK(packed && scratch);
-    t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 0, CHECK_N);
+    t->pack(packed, w, TD_F32, CHECK_N, CHECK_K, 1, 0, CHECK_N);
     td_weight weight = {.N = CHECK_N, .K = CHECK_K, .dtype = t->packed_dtype(TD_F32), .p = packed, .slices = 1};
     bool same = true;
     for (size_t i = 0; i < TD_COUNT(check_rows); i++) {

@@ -241,12 +241,13 @@ typedef struct td_ops {
     int layout; /* id of the packed order: images are shared among families of one layout */
 
     /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so
-     * that threads and shards can share the work; dst is the whole matrix. packed_dtype: what `from` becomes
+     * that threads and shards can share the work; dst is the whole matrix; slices: as the td_weight will have them,
+     * which the order may follow. packed_dtype: what `from` becomes
      * in this family: of E4M3 either E4M3 (the codes are packed, the scales put behind them by the caller) or
      * another type (then the caller multiplies first and packs f32). */
     td_dtype (*packed_dtype)(td_dtype from);
-    size_t (*packed_bytes)(int N, int K, td_dtype from);
-    void (*pack)(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1);
+    size_t (*packed_bytes)(int N, int K, int slices, td_dtype from);
+    void (*pack)(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1);
     /* Why `linear` does not take a weight of this shape, type, slices and scales (p is not looked at), or NULL.
      * NULL itself: it takes all. */
     const char *(*refuses)(const td_weight *w);

@@ -6,7 +6,7 @@
 
 namespace td_ops_cuda
 {
-enum { LAYOUT_FRAGMENT = 2 /* family.h */ };
+enum { LAYOUT_FRAGMENT = 3 /* family.h */ };
 static block ws = {nullptr, 0, true}; /* its counters are zero between calls */
 
 static td_dtype ops_packed_dtype(td_dtype from)
@@ -20,14 +20,23 @@ static td_cuda_wtype type_of(td_dtype packed)
     return packed == TD_F16 ? TD_CUDA_W_F16 : packed == TD_E4M3 ? TD_CUDA_W_E4M3_ROW : TD_CUDA_W_BF16;
 }
 
-static size_t ops_packed_bytes(int N, int K, td_dtype from)
+/* Each slice begins at a block of its own, so that a rank that has some has them as one rank that has all. Not of
+ * codes: how their scales lie is not known here, and blocks of those do not end with a padded slice. */
+static int packed_slices(td_cuda_wtype type, int slices)
 {
-    return td_cuda_gemm_packed_bytes(N, K, 0, type_of(ops_packed_dtype(from)));
+    return type == TD_CUDA_W_BF16 || type == TD_CUDA_W_F16 ? slices : 0;
 }
 
-static void ops_pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1)
+static size_t ops_packed_bytes(int N, int K, int slices, td_dtype from)
 {
-    td_cuda_gemm_pack_host(dst, src, from, N, K, 0, type_of(ops_packed_dtype(from)), n0, n1);
+    const td_cuda_wtype type = type_of(ops_packed_dtype(from));
+    return td_cuda_gemm_packed_bytes(N, K, packed_slices(type, slices), type);
+}
+
+static void ops_pack(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1)
+{
+    const td_cuda_wtype type = type_of(ops_packed_dtype(from));
+    td_cuda_gemm_pack_host(dst, src, from, N, K, packed_slices(type, slices), type, n0, n1);
 }
 
 static size_t ops_scratch_bytes(int, int, int, int)
@@ -35,8 +44,8 @@ static size_t ops_scratch_bytes(int, int, int, int)
     return padded(1); /* workspaces are the table's own */
 }
 
-/* Packing knows no slices: the order is the same when slices are whole blocks of 64 columns (128 under block scales).
- * Other matrices have bits of this table alone and cannot be cut over ranks. */
+/* Codes are packed without slices: the order is the same when slices are whole blocks of 64 columns (128 under block
+ * scales). Other matrices of codes have bits of one rank alone: of several ranks their bits are others. */
 static td_cuda_weight device_weight(const td_weight *w)
 {
     td_cuda_weight d = {};
@@ -44,7 +53,7 @@ static td_cuda_weight device_weight(const td_weight *w)
     d.K = w->K;
     d.type = type_of(w->dtype);
     if (w->scale_rows > 1 || w->scale_cols < w->K) d.type = w->scale_rows ? TD_CUDA_W_E4M3_BLOCK : d.type;
-    const int unit = d.type == TD_CUDA_W_E4M3_BLOCK ? 128 : 64;
+    const int unit = d.type == TD_CUDA_W_E4M3_BLOCK ? 128 : d.type == TD_CUDA_W_E4M3_ROW ? 64 : 1;
     /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
     d.slices = w->slices > 1 && w->K / w->slices % unit ? 0 : w->slices;
     d.p = w->p;

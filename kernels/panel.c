@@ -8,16 +8,17 @@ td_dtype td_panel_dtype(td_dtype from)
     return TD_BF16;
 }
 
-size_t td_panel_packed_bytes(int N, int K, td_dtype from)
+size_t td_panel_packed_bytes(int N, int K, int slices, td_dtype from)
 {
-    (void)from;
+    (void)slices, (void)from; /* slices are runs of one order */
     return td_panels(N) * td_panel_bytes(K);
 }
 
 enum { STRIP = 256 }; /* elements of k converted at a time */
 
-void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1)
+void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1)
 {
+    (void)slices;
     uint16_t row[STRIP];
     size_t unit = td_dtype_bytes(from);
     for (int p = n0 / TD_PANEL; p * TD_PANEL < n1; p++) {

@@ -46,7 +46,7 @@ void td_convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n
 typedef struct td_weight {
     int N, K;
     td_dtype dtype;    /* of the packed elements */
-    const void *p;     /* 64-byte aligned; td_ops.packed_bytes(N, K) bytes; borrowed (mapped image) */
+    const void *p;     /* 64-byte aligned; td_ops.packed_bytes bytes; borrowed (mapped image) */
     const float *bias; /* [N] or NULL; borrowed */
     int slices;        /* 0 or 1: one sum over K; else K is cut into so many (ops.h, matrix law) */
     /* E4M3: W[n][k] = code * td_weight_scale, rounded to f32. So many rows (a power of two) and columns share a scale;

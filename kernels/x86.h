@@ -37,8 +37,8 @@ static inline size_t td_attn_member_bytes(int D)
 }
 
 td_dtype td_panel_dtype(td_dtype from);
-size_t td_panel_packed_bytes(int N, int K, td_dtype from);
-void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int n0, int n1);
+size_t td_panel_packed_bytes(int N, int K, int slices, td_dtype from);
+void td_panel_pack(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1);
 size_t td_x86_scratch_bytes(int max_rows, int max_K, int max_D, int n_threads);
 void td_panel_embed(td_pool *pool, const td_weight *w, const int32_t *ids, int T, float *out, size_t ldo);
 

@@ -141,7 +141,7 @@ static int64_t time_products(td_pool *pool, const td_ops *ops, const int (*shape
         for (int i = 0; i < n; i++) {
             td_weight w = {.N = shape[i][0], .K = shape[i][1], .dtype = ops->packed_dtype(TD_BF16), .p = weights + at};
             ops->linear(pool, scratch, &w, x, (size_t)w.K, HEAD_ROWS, y, (size_t)w.N, false);
-            at += (ops->packed_bytes(w.N, w.K, TD_BF16) + 63) / 64 * 64;
+            at += (ops->packed_bytes(w.N, w.K, w.slices, TD_BF16) + 63) / 64 * 64;
         }
         best = TD_MIN(best, td_now_us() - t);
     }
@@ -153,10 +153,10 @@ int td_profile_head_cost(td_pool *pool, const td_ops *ops, const td_model_desc *
     int k = d->moe.route.n_experts ? d->moe.route.top_k : 1, F = (k > 1 || d->moe.route.n_experts ? k * d->moe.F : d->F) / tp;
     int kv = TD_MAX(d->G / tp, 1), V = (d->V + tp - 1) / tp, N = TD_MIN(V, (int)HEAD_MAX_N), H = d->H / tp;
     const int layer[][2] = {{(H + 2 * kv) * d->D, d->E}, {d->E, H * d->D}, {2 * F, d->E}, {d->E, F}}, head[][2] = {{N, d->E}};
-    size_t bytes = (ops->packed_bytes(N, d->E, TD_BF16) + 63) / 64 * 64, most = (size_t)N;
+    size_t bytes = (ops->packed_bytes(N, d->E, 0, TD_BF16) + 63) / 64 * 64, most = (size_t)N;
     int max_K = d->E;
     for (size_t i = 0; i < TD_COUNT(layer); i++) {
-        bytes += (ops->packed_bytes(layer[i][0], layer[i][1], TD_BF16) + 63) / 64 * 64;
+        bytes += (ops->packed_bytes(layer[i][0], layer[i][1], 0, TD_BF16) + 63) / 64 * 64;
         most = TD_MAX(most, (size_t)layer[i][0]);
         max_K = TD_MAX(max_K, layer[i][1]);
     }
@@ -166,7 +166,7 @@ int td_profile_head_cost(td_pool *pool, const td_ops *ops, const td_model_desc *
     int cost = 0;
     if (scratch && weights != MAP_FAILED && x && y) {
         memset(weights, 0, bytes); /* pages of its own: zeros that are all the same page would come from the cache */
-        size_t head_at = bytes - (ops->packed_bytes(N, d->E, TD_BF16) + 63) / 64 * 64;
+        size_t head_at = bytes - (ops->packed_bytes(N, d->E, 0, TD_BF16) + 63) / 64 * 64;
         int64_t l = time_products(pool, ops, layer, (int)TD_COUNT(layer), scratch, x, y, weights);
         int64_t h = time_products(pool, ops, head, 1, scratch, x, y, weights + head_at);
         cost = (int)TD_MIN(10 * h * V / ((int64_t)N * l), (int64_t)1 << 20);

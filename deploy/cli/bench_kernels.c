@@ -103,18 +103,18 @@ static td_status open_product(bench *b, product *p, int N, int K, uint8_t **bloc
 {
     const td_ops *o = b->boot.ops;
     td_weight *w[MAX_COPIES];
-    size_t bytes = (o->packed_bytes(N, K, TD_BF16) + 255) / 256 * 256;
+    size_t bytes = (o->packed_bytes(N, K, 0, TD_BF16) + 255) / 256 * 256;
     uint16_t *raw = td_xalloc((size_t)N * (size_t)K * sizeof *raw);
     void *packed = aligned_alloc(256, bytes), *at = NULL;
     TD_CHECK(packed);
     for (size_t i = 0; i < (size_t)N * (size_t)K; i++) raw[i] = (uint16_t)(0x3c00u + (i * 2654435761u >> 16 & 0x80ffu));
-    o->pack(packed, raw, TD_BF16, N, K, 0, N);
+    o->pack(packed, raw, TD_BF16, N, K, 0, 0, N);
     free(raw);
     p->n = (int)TD_MIN((size_t)COLD_BYTES / bytes + 1, (size_t)MAX_COPIES);
     td_status s = td_devmem_alloc(b->boot.dev, bytes * (size_t)p->n, "matrices", &at);
     *block = at;
     for (int i = 0; i < p->n && s == TD_OK; i++) {
-        s = td_devmem_put(b->boot.dev, *block + (size_t)i * bytes, packed, o->packed_bytes(N, K, TD_BF16));
+        s = td_devmem_put(b->boot.dev, *block + (size_t)i * bytes, packed, o->packed_bytes(N, K, 0, TD_BF16));
         p->w[i] = (td_weight){.N = N, .K = K, .dtype = o->packed_dtype(TD_BF16), .p = *block + (size_t)i * bytes, .slices = 1};
         w[i] = &p->w[i];
     }
@@ -132,7 +132,7 @@ static td_status products_of(bench *b, const char *name, int N, int K)
     for (size_t i = 0; i < TD_COUNT(rows) && s == TD_OK; i++) {
         char what[64];
         snprintf(what, sizeof what, "product %s T=%d", name, p.T = rows[i]);
-        s = report(b, what, run_product, &p, (double)b->boot.ops->packed_bytes(N, K, TD_BF16), 2.0 * N * K * p.T);
+        s = report(b, what, run_product, &p, (double)b->boot.ops->packed_bytes(N, K, 0, TD_BF16), 2.0 * N * K * p.T);
     }
     td_devmem_free(b->boot.dev, beside);
     td_devmem_free(b->boot.dev, block);

@@ -110,8 +110,8 @@ static void threads_release(const td_ops *amx)
     td_tile_counts before = td_tile_count();
     float *w = floats(N * K), *x = floats(M * K), *y = floats(M * N);
     rnd_fill(w, N * K, 1, 1), rnd_fill(x, M * K, 2, 1);
-    void *packed = block_alloc(amx->packed_bytes(N, K, TD_F32)), *scratch = block_alloc(amx->scratch_bytes(M, K, 16, 3));
-    amx->pack(packed, w, TD_F32, N, K, 0, N);
+    void *packed = block_alloc(amx->packed_bytes(N, K, 1, TD_F32)), *scratch = block_alloc(amx->scratch_bytes(M, K, 16, 3));
+    amx->pack(packed, w, TD_F32, N, K, 1, 0, N);
     td_weight weight = {.N = N, .K = K, .dtype = TD_BF16, .p = packed, .slices = 1};
     amx->linear(team(3), scratch, &weight, x, K, M, y, N, false);
     td_tile_counts after = td_tile_count();

@@ -71,7 +71,7 @@ typedef struct gemm_bench {
 static void gemm_call(void *arg, int i)
 {
     gemm_bench *b = arg;
-    size_t bytes = b->o->packed_bytes(b->c.N, b->c.K, TD_BF16);
+    size_t bytes = b->o->packed_bytes(b->c.N, b->c.K, b->slices, TD_BF16);
     td_weight w = {.N = b->c.N, .K = b->c.K, .dtype = b->o->packed_dtype(TD_BF16), .slices = b->slices};
     w.p = b->weights + (size_t)(i % b->copies) * bytes;
     b->o->linear(pool, b->scratch, &w, b->x, (size_t)b->c.K, b->M, b->y, (size_t)b->c.N, false);
@@ -113,7 +113,7 @@ static void bench_slices(const td_ops *o)
         for (b.M = 1; b.M <= 512; b.M = b.M == 1 ? 8 : b.M * 64) {
             int n = 0;
             b.c = (gemm_case){2048, c ? 8192 : 2048};
-            b.copies = (int)(POOL_BYTES / o->packed_bytes(b.c.N, b.c.K, TD_BF16));
+            b.copies = (int)(POOL_BYTES / o->packed_bytes(b.c.N, b.c.K, b.slices, TD_BF16));
             for (double until = probe_now() + (b.M > 8 ? 40 : 10) * budget_s; n < 8 || (n < CALLS && probe_now() < until); n++)
                 for (int s = 0; s < 2; s++) {
                     b.slices = s ? 8 : 1;
@@ -134,7 +134,7 @@ static void bench_gemm(const td_ops *o)
     gemm_bench b = gemm_open(o);
     for (size_t c = 0; c < TD_COUNT(gemm_model); c++) {
         b.c = gemm_model[c];
-        size_t bytes = o->packed_bytes(b.c.N, b.c.K, TD_BF16);
+        size_t bytes = o->packed_bytes(b.c.N, b.c.K, b.slices, TD_BF16);
         b.copies = (int)(POOL_BYTES / bytes);
         char title[64];
         snprintf(title, sizeof title, "%s gemm N=%d K=%d", o->family, b.c.N, b.c.K);

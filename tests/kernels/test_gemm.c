@@ -18,7 +18,7 @@ typedef struct problem {
     td_weight weight;
 } problem;
 
-static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float scale)
+static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float scale, int slices)
 {
     problem p = {.N = c.N, .K = c.K};
     size_t n = (size_t)c.N * (size_t)c.K;
@@ -28,12 +28,12 @@ static problem problem_open(const td_ops *o, gemm_case c, td_dtype from, float s
     void *stored = block_alloc(n * 4);
     td_convert(stored, from, p.w, TD_F32, n);
     td_convert(p.w, TD_F32, stored, from, n);
-    p.packed = block_alloc(o->packed_bytes(c.N, c.K, from));
+    p.packed = block_alloc(o->packed_bytes(c.N, c.K, slices, from));
     for (int n0 = 0; n0 < c.N; n0 += 32)
-        o->pack(p.packed, stored, from, c.N, c.K, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
+        o->pack(p.packed, stored, from, c.N, c.K, slices, n0, n0 + 32 < c.N ? n0 + 32 : c.N);
     p.scratch = block_alloc(o->scratch_bytes(MAX_M, c.K, 16, MAX_TEAM));
     p.weight = (td_weight){
-        .N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = 1};
+        .N = c.N, .K = c.K, .dtype = o->packed_dtype(from), .p = p.packed, .bias = p.bias, .slices = slices};
     free(stored);
     return p;
 }
@@ -142,8 +142,7 @@ static void restore(unsigned csr)
  * magnitudes). */
 static void values(const td_ops *o, gemm_case c, td_dtype from, float scale, int slices)
 {
-    problem p = problem_open(o, c, from, scale);
-    p.weight.slices = slices;
+    problem p = problem_open(o, c, from, scale, slices);
     size_t ldy = (size_t)c.N + PAD;
     float *y = floats(MAX_M * ldy);
     for (int M = 1; M <= MAX_M; M++) {
@@ -182,8 +181,7 @@ static void values(const td_ops *o, gemm_case c, td_dtype from, float scale, int
 /* Each row alone, at any place of any batch and by any team: the same bits. */
 static void invariance(const td_ops *o, gemm_case c, int slices)
 {
-    problem p = problem_open(o, c, TD_BF16, 1);
-    p.weight.slices = slices;
+    problem p = problem_open(o, c, TD_BF16, 1, slices);
     size_t N = (size_t)c.N;
     float *alone = floats(MAX_M * N), *y = floats(MAX_M * N);
     for (int m = 0; m < MAX_M; m++)
@@ -207,8 +205,8 @@ static void rank_part(const td_ops *o, const problem *p, int r, int ranks, int M
     for (int n = 0; n < p->N; n++)
         memcpy(w + (size_t)n * (size_t)len, p->w + (size_t)n * (size_t)p->K + (size_t)r * (size_t)len,
                (size_t)len * 4);
-    void *packed = block_alloc(o->packed_bytes(p->N, len, TD_F32));
-    o->pack(packed, w, TD_F32, p->N, len, 0, p->N);
+    void *packed = block_alloc(o->packed_bytes(p->N, len, p->weight.slices / ranks, TD_F32));
+    o->pack(packed, w, TD_F32, p->N, len, p->weight.slices / ranks, 0, p->N);
     td_weight weight = {
         .N = p->N, .K = len, .dtype = o->packed_dtype(TD_F32), .p = packed, .slices = p->weight.slices / ranks};
     o->linear(team(r % MAX_TEAM + 1), p->scratch, &weight, p->x + (size_t)r * (size_t)len, (size_t)p->K, M, parts,
@@ -219,11 +217,10 @@ static void rank_part(const td_ops *o, const problem *p, int r, int ranks, int M
 /* One rank with all slices = 1, 2, 4 .. ranks with some each and the tree over their parts, bit for bit. */
 static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
 {
-    problem p = problem_open(o, c, TD_F32, 1);
+    problem p = problem_open(o, c, TD_F32, 1, slices);
     size_t ld = (size_t)c.N + PAD, stride = (size_t)M * ld + 5, ldy = (size_t)c.N + 1;
     float *want = floats((size_t)M * ldy), *y = floats((size_t)M * ldy), *parts = floats(8 * stride);
     bool add = M % 2, bias = M % 3 != 0;
-    p.weight.slices = slices;
     if (!bias) p.weight.bias = NULL;
     for (size_t i = 0; i < (size_t)M * ldy; i++) want[i] = (float)(i % 7);
     run(o, &p, 1, p.x, M, want, ldy, add);
@@ -242,7 +239,7 @@ static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
 static void parts(const td_ops *o)
 {
     enum { N = 35, M = 101, K = 20000 };
-    problem p = problem_open(o, (gemm_case){N, K}, TD_BF16, 1);
+    problem p = problem_open(o, (gemm_case){N, K}, TD_BF16, 1, 1);
     float *y = floats(M * N), *alone = floats(M * N);
     free(p.x), free(p.scratch);
     rnd_fill(p.x = floats((size_t)M * K), (size_t)M * K, 4, 1);
@@ -264,7 +261,7 @@ static void slices_fit(void)
 
 static void nan_stays(const td_ops *o)
 {
-    problem p = problem_open(o, (gemm_case){70, 66}, TD_F32, 1);
+    problem p = problem_open(o, (gemm_case){70, 66}, TD_F32, 1, 1);
     float *y = floats(30 * 70), *clean = floats(30 * 70);
     run(o, &p, 2, p.x, 30, clean, 70, false);
     p.x[13 * 66 + 5] = NAN, p.x[20 * 66] = INFINITY;
@@ -282,13 +279,12 @@ static void nan_stays(const td_ops *o)
 static void weights_stay(const td_ops *o, gemm_case c, int slices)
 {
     enum { M = 19 };
-    problem p = problem_open(o, c, TD_F32, 1);
+    problem p = problem_open(o, c, TD_F32, 1, slices);
     size_t N = (size_t)c.N;
     float *y = floats(M * N), *clean = floats(M * N);
-    p.weight.slices = slices;
     run(o, &p, 2, p.x, M, clean, N, false);
     for (int n = 1; n < c.N; n += 31) p.w[n * c.K] = NAN, p.w[n * c.K + c.K - 1] = -INFINITY;
-    o->pack(p.packed, p.w, TD_F32, c.N, c.K, 0, c.N);
+    o->pack(p.packed, p.w, TD_F32, c.N, c.K, slices, 0, c.N);
     run(o, &p, 2, p.x, M, y, N, false);
     for (int i = 0; i < M * c.N; i++)
         if (i % c.N % 31 == 1) T_OK(y[i] != y[i], "%s column %d", o->family, i % c.N);
@@ -318,8 +314,8 @@ static fenced fence(size_t bytes, size_t align)
 static void in_bounds(const td_ops *o, gemm_case c, int slices)
 {
     enum { MOST = 34 };
-    problem p = problem_open(o, c, TD_F32, 1);
-    size_t N = (size_t)c.N, K = (size_t)c.K, packed = o->packed_bytes(c.N, c.K, TD_F32);
+    problem p = problem_open(o, c, TD_F32, 1, slices);
+    size_t N = (size_t)c.N, K = (size_t)c.K, packed = o->packed_bytes(c.N, c.K, slices, TD_F32);
     static const int rows[] = {1, 2, 5, 16, 17, 32, 33, MOST};
     fenced w = fence(packed, 64), bias = fence(N * 4, 4);
     memcpy(w.p, p.packed, packed), memcpy(bias.p, p.bias, N * 4);
@@ -328,7 +324,6 @@ static void in_bounds(const td_ops *o, gemm_case c, int slices)
         fenced x = fence(M * K * 4, 4), y = fence(M * N * 4, 4), s = fence(o->scratch_bytes((int)M, c.K, 1, 2), 64);
         float *want = floats(M * N);
         memcpy(x.p, p.x, M * K * 4);
-        p.weight.slices = slices;
         run(o, &p, 1, p.x, (int)M, want, N, false);
         td_weight fenced_w = p.weight;
         fenced_w.p = w.p, fenced_w.bias = (const float *)(void *)bias.p;
@@ -344,7 +339,7 @@ static void in_bounds(const td_ops *o, gemm_case c, int slices)
 /* A packed matrix read back row by row. */
 static void embed(const td_ops *o)
 {
-    problem p = problem_open(o, (gemm_case){67, 35}, TD_BF16, 1);
+    problem p = problem_open(o, (gemm_case){67, 35}, TD_BF16, 1, 1);
     int32_t ids[] = {0, 66, 31, 32, 67, -1};
     float *out = floats(6 * 36);
     o->embed_packed(team(2), &p.weight, ids, 6, out, 36);

@@ -166,8 +166,8 @@ typedef struct layer {
 static const void *pack_one(const td_ops *o, char **at, const float *w, int N, int K)
 {
     void *dst = *at;
-    for (int n0 = 0; n0 < N; n0 += 32) o->pack(dst, w, TD_F32, N, K, n0, n0 + 32 < N ? n0 + 32 : N);
-    *at += (o->packed_bytes(N, K, TD_F32) + 63) / 64 * 64;
+    for (int n0 = 0; n0 < N; n0 += 32) o->pack(dst, w, TD_F32, N, K, 0, n0, n0 + 32 < N ? n0 + 32 : N);
+    *at += (o->packed_bytes(N, K, 0, TD_F32) + 63) / 64 * 64;
     return dst;
 }
 
@@ -178,7 +178,7 @@ static layer layer_open(const td_ops *o, shape s)
     l.w = floats(X * each);
     rnd_fill(l.w, X * each, 11, 0.3f);
     l.packed =
-        block_alloc(X * (o->packed_bytes(2 * s.F, s.E, TD_F32) + o->packed_bytes(s.E, s.F, TD_F32) + 128));
+        block_alloc(X * (o->packed_bytes(2 * s.F, s.E, 0, TD_F32) + o->packed_bytes(s.E, s.F, 0, TD_F32) + 128));
     l.up = calloc(X, sizeof *l.up), l.down = calloc(X, sizeof *l.down);
     char *at = l.packed;
     for (size_t e = 0; e < X; e++) {

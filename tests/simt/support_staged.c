@@ -30,7 +30,7 @@ static void *give(const void *host, size_t bytes)
 static td_weight weight_of(const td_weight *w)
 {
     td_weight d = *w; /* what it is made from does not matter: the packed type alone decides the bytes */
-    size_t bytes = cuda->packed_bytes(w->N, w->K, w->dtype);
+    size_t bytes = cuda->packed_bytes(w->N, w->K, w->slices, w->dtype);
     if (w->scale_rows) bytes = w->scale_at + td_weight_scale_count(w) * sizeof(float);
     d.p = give(w->p, bytes);
     d.bias = give(w->bias, (size_t)w->N * 4);

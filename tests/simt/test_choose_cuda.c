@@ -88,7 +88,7 @@ typedef struct matrix {
     td_weight w;
 } matrix;
 
-static void matrix_make(matrix *m, int N, int K, td_dtype t, bool bias)
+static void matrix_make(matrix *m, int N, int K, int slices, td_dtype t, bool bias)
 {
     uint64_t s = (uint64_t)(N * 1000 + K);
     m->N = N, m->K = K, m->dtype = t;
@@ -97,14 +97,14 @@ static void matrix_make(matrix *m, int N, int K, td_dtype t, bool bias)
         m->raw[i] = t == TD_F16 ? td_f32_to_f16(v) : td_f32_to_bf16(v);
     }
     rnd_fill(m->bias, (size_t)N, 9, 1);
-    size_t bytes = table->packed_bytes(N, K, t);
+    size_t bytes = table->packed_bytes(N, K, slices, t);
     void *packed = block_alloc(bytes);
-    table->pack(packed, m->raw, t, N, K, 0, N);
+    table->pack(packed, m->raw, t, N, K, slices, 0, N);
     m->w = (td_weight){.N = N,
                        .K = K,
                        .dtype = t,
                        .p = dev_put(packed, bytes),
-                       .slices = 1,
+                       .slices = slices,
                        .bias = bias ? dev_put(m->bias, (size_t)N * 4) : NULL};
     free(packed);
 }
@@ -112,14 +112,15 @@ static void matrix_make(matrix *m, int N, int K, td_dtype t, bool bias)
 static void test_copies(void)
 {
     static const struct {
-        int N, K;
+        int N, K, slices;
         td_dtype t;
         bool copied;
-    } cases[] = {{16, 64, TD_BF16, true},
-                 {200, 328, TD_BF16, true},
-                 {40, 72, TD_F16, true},
-                 {33, 64, TD_BF16, false},
-                 {16, 36, TD_BF16, false}};
+    } cases[] = {{16, 64, 1, TD_BF16, true},
+                 {200, 328, 1, TD_BF16, true},
+                 {40, 72, 1, TD_F16, true},
+                 {40, 320, 8, TD_BF16, true},
+                 {33, 64, 1, TD_BF16, false},
+                 {16, 36, 1, TD_BF16, false}};
     enum { N_CASES = TD_COUNT(cases) };
     matrix *m = td_xalloc(N_CASES * sizeof *m);
     td_weight *w[N_CASES];
@@ -127,7 +128,7 @@ static void test_copies(void)
     uint16_t *got = block_alloc(MAX_N * MAX_K * 2);
     if (!emulated || !open_as(true, false, 0, TD_OK)) return;
     for (int i = 0; i < N_CASES; i++) {
-        matrix_make(&m[i], cases[i].N, cases[i].K, cases[i].t, false);
+        matrix_make(&m[i], cases[i].N, cases[i].K, cases[i].slices, cases[i].t, false);
         w[i] = &m[i].w;
     }
     T_EQ(table->beside(w, N_CASES, &block), TD_OK);
@@ -301,7 +302,7 @@ static void test_memory(void)
     td_weight *w[600];
     void *block = dev();
     if (!emulated || !open_as(true, false, 0, TD_OK)) return;
-    matrix_make(m, 200, 328, TD_BF16, false);
+    matrix_make(m, 200, 328, 1, TD_BF16, false);
     for (size_t i = 0; i < TD_COUNT(w); i++) w[i] = &m->w;
     (void)simt_set_option("memory", 150); /* 32 of them cuBLASLt's, 75 wanted */
     T_EQ(table->beside(w, TD_COUNT(w), &block), TD_OK);
@@ -358,7 +359,7 @@ static void test_dispatch(bool bias, int N)
                         .page_size = 16};
     rnd_fill(x, MAX_T * K, 4, 1);
     if (!emulated || !open_as(false, false, 0, TD_OK)) return;
-    matrix_make(m, N, K, TD_BF16, bias);
+    matrix_make(m, N, K, 1, TD_BF16, bias);
     linear(&m->w, x, MAX_T, own);
     chain(m, x, MAX_T, lt);
     T_OK(memcmp(own, lt, (size_t)(MAX_T * N) * 4) != 0, "the two kernels cannot be told apart");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call
  * are those of one call each, bit for bit, and neither waits for the device nor brings anything back; their lists
- * follow the weights. Whole models whose operations write operands of products (td_operand_ops) against the same
- * without: the same bits. */
+ * follow the weights. Slices of K on one rank or several, of any width: the same bits. Whole models whose operations
+ * write operands of products (td_operand_ops) against the same without: the same bits. */
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
@@ -68,7 +68,7 @@ static const expert_case cases[] = {
 /* Packed on the device: as the loader lays a weight out, scales behind the codes. */
 static td_weight make_weight(const expert_case *c, uint64_t seed)
 {
-    size_t n = (size_t)c->N * (size_t)c->K, packed = cuda->packed_bytes(c->N, c->K, c->from), at = (packed + 63) / 64 * 64;
+    size_t n = (size_t)c->N * (size_t)c->K, packed = cuda->packed_bytes(c->N, c->K, 0, c->from), at = (packed + 63) / 64 * 64;
     td_weight w = {.N = c->N, .K = c->K, .dtype = cuda->packed_dtype(c->from), .scale_rows = c->scale_rows, .scale_cols = c->scale_cols};
     size_t scales = td_weight_scale_count(&w), all = at + scales * 4;
     float *v = floats(n);
@@ -76,7 +76,7 @@ static td_weight make_weight(const expert_case *c, uint64_t seed)
     char *image = block_alloc(all);
     rnd_fill(v, n, seed, 1);
     td_convert(stored, c->from, v, TD_F32, n);
-    cuda->pack(image, stored, c->from, c->N, c->K, 0, c->N);
+    cuda->pack(image, stored, c->from, c->N, c->K, 0, 0, c->N);
     rnd_fill((float *)(void *)(image + at), scales, seed + 1, 1);
     w.p = dev_put(image, all);
     if (scales) w.scale_at = at;
@@ -120,6 +120,54 @@ static void test_experts(const expert_case *c)
     T_OK(dev_get(want, one, out * 4) && dev_get(y, all, out * 4) && td_cuda_ops_status() == TD_OK);
     T_OK(!memcmp(want, y, out * 4), "%d x %d: after a change of places", c->N, c->K);
     free(w), free(x), free(y), free(want);
+    dev_done();
+}
+
+/* Columns [k0, k0 + K) of stored [N, all], in slices, packed by the table. */
+static td_weight make_columns(const uint16_t *stored, td_dtype type, int N, int all, int k0, int K, int slices)
+{
+    size_t bytes = cuda->packed_bytes(N, K, slices, type);
+    uint16_t *part = block_alloc((size_t)N * (size_t)K * 2);
+    char *packed = block_alloc(bytes);
+    for (int n = 0; n < N; n++)
+        memcpy(part + (size_t)n * (size_t)K, stored + (size_t)n * (size_t)all + k0, (size_t)K * 2);
+    cuda->pack(packed, part, type, N, K, slices, 0, N);
+    td_weight w = {.N = N, .K = K, .dtype = type, .slices = slices, .p = dev_put(packed, bytes)};
+    free(part), free(packed);
+    return w;
+}
+
+/* Eight slices of any width on one rank, or some each on several and the tree over their parts: the same bits. */
+static void test_slices(td_dtype type, int width)
+{
+    enum { N = 40, T = 21, S = 8 };
+    const int K = S * width;
+    const size_t in = (size_t)T * (size_t)K, size = (size_t)N * T * 4;
+    float *v = floats((size_t)N * (size_t)K), *x = floats(in), *want = floats(N * T), *got = floats(N * T);
+    uint16_t *stored = block_alloc((size_t)N * (size_t)K * 2);
+    rnd_fill(v, (size_t)N * (size_t)K, 5, 1), rnd_fill(x, in, 6, 1);
+    td_convert(stored, type, v, TD_F32, (size_t)N * (size_t)K);
+    td_weight whole = make_columns(stored, type, N, K, 0, K, S);
+    const float *dx = dev_put(x, in * 4);
+    float *y = dev_new(size), *parts = dev_new(S * size);
+    static const int rows[] = {T, 5};
+    for (size_t i = 0; i < TD_COUNT(rows); i++) {
+        const size_t bytes = (size_t)N * (size_t)rows[i] * 4;
+        cuda->linear(NULL, NULL, &whole, dx, (size_t)K, rows[i], y, N, false);
+        T_OK(dev_get(want, y, bytes));
+        for (int ranks = 2; ranks <= S; ranks *= 2) {
+            const int k = K / ranks;
+            for (int r = 0; r < ranks; r++) {
+                td_weight w = make_columns(stored, type, N, K, r * k, k, S / ranks);
+                cuda->linear(NULL, NULL, &w, dx + r * k, (size_t)K, rows[i], parts + (size_t)r * N * T, N, false);
+            }
+            cuda->sum_tree(NULL, parts, N * T, ranks, rows[i], N, N, NULL, y, N, false);
+            T_OK(dev_get(got, y, bytes) && td_cuda_ops_status() == TD_OK, "%s", td_reason());
+            T_OK(!memcmp(got, want, bytes), "slices of %d, type %d, %d rows on %d ranks", width, (int)type, rows[i],
+                 ranks);
+        }
+    }
+    free(v), free(x), free(want), free(got), free(stored);
     dev_done();
 }
 
@@ -280,6 +328,9 @@ int main(void)
     if (td_cuda_ops_open(dev(), &cuda) != TD_OK) return 1;
     for (size_t i = 0; i < TD_COUNT(cases); i++) test_experts(&cases[i]);
     test_limits();
+    test_slices(TD_BF16, 16);
+    test_slices(TD_F16, 18);
+    test_slices(TD_BF16, 76);
     for (size_t i = 0; i < TD_COUNT(models); i++) {
         char dir[100];
         snprintf(dir, sizeof dir, "tests/golden/%s", models[i]);

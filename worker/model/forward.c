@@ -46,39 +46,39 @@ static size_t qkv_width(const td_model *m)
     return (size_t)(m->local.H + 2 * m->local.G) * (size_t)m->desc.D;
 }
 
-/* What is computed for products with w only: their operand type, where the family has one (td_operand_ops). What ranks
- * exchange is f32. */
-static bool has_operands(const td_model *m)
-{
-    return m->ops->operand && td_model_tp(m) == 1 && !m->blocks && m->local.shards == 1;
-}
-
 static const td_operand plain = {TD_F32, 0};
 
+/* What is computed for T rows and products with w only: their operand type, where the family has one (td_operand_ops).
+ * What one function wrote as this type another reads, so nothing that changes between them, as m->blocks does, may
+ * decide it. */
 static td_operand operand(const td_model *m, const td_weight *w, int T)
 {
-    return has_operands(m) ? m->ops->operand->type(w, T) : plain;
+    return m->ops->operand ? m->ops->operand->type(w, T) : plain;
+}
+
+/* T rows of x, normed, as `to`. */
+static void norm_rows(td_model *m, const float *w, int T, td_operand to, void *out)
+{
+    size_t E = (size_t)m->desc.E;
+    float eps = (float)m->desc.rms_eps;
+    if (to.dtype == TD_F32) m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, out, E);
+    else m->ops->operand->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, out, to, E);
 }
 
 /* h = norm(x), as `to`, for T rows, on all TP ranks; in block mode each norms its own and they are put together. */
 static td_status norm(td_model *m, const float *w, int T, td_operand to)
 {
     size_t E = (size_t)m->desc.E;
-    float eps = (float)m->desc.rms_eps;
-    if (to.dtype != TD_F32) {
-        m->ops->operand->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, to, E);
-        return TD_OK;
-    }
     if (!m->blocks) {
-        m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, T, m->desc.E, m->scratch.h, E);
+        norm_rows(m, w, T, to, m->scratch.h);
         return TD_OK;
     }
     int a, b;
     td_model_block(m, T, &a, &b);
     float *block;
     TD_TRY(td_share_room(m, 1, (size_t)(b - a) * E, &block));
-    m->ops->rmsnorm(m->pool, m->scratch.x, E, w, eps, b - a, m->desc.E, block, E);
-    return td_share_gather(m, block, T, m->scratch.h);
+    norm_rows(m, w, b - a, to, block);
+    return td_share_gather(m, block, T, E * td_dtype_bytes(to.dtype), m->scratch.h);
 }
 
 /* x: f32 or an operand of w */
@@ -137,7 +137,7 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
 /* What attention is stored as: context-parallel ranks merge parts of it. */
 static td_dtype attended(const td_model *m, const td_layer *l)
 {
-    return td_model_cp(m) > 1 || !has_operands(m) ? TD_F32 : m->ops->operand->dtype(l->o.dtype);
+    return td_model_cp(m) > 1 || !m->ops->operand ? TD_F32 : m->ops->operand->dtype(l->o.dtype);
 }
 
 static td_status attend(td_forward *f, const td_layer *l, int layer)
@@ -206,7 +206,7 @@ static td_status keep_wanted(td_forward *f, const td_layer *l, int *T, const flo
     }
     if (m->blocks) { /* all rows, then the wanted ones, or this rank's block of those */
         int a = 0, b = n;
-        TD_TRY(td_share_gather(m, s->x, all, s->h));
+        TD_TRY(td_share_gather(m, s->x, all, (size_t)E * sizeof *s->x, s->h));
         m->blocks = m->ranks->grid.ep;
         if (m->blocks) td_model_block(m, n, &a, &b);
         m->ops->take_rows(m->pool, s->h, (size_t)E, want + a, b - a, E, s->x, (size_t)E);
@@ -246,7 +246,7 @@ static td_status head(td_forward *f, int T, float *logits)
         if (!td_shard_wants(m)) return TD_OK;
         T = 0; /* others' rows need this rank's part of the vocabulary */
     }
-    td_operand type = operand(m, &m->weights.head, T);
+    td_operand type = m->local.shards > 1 ? plain : operand(m, &m->weights.head, T); /* td_shard_head takes f32 */
     TD_TRY(norm(m, m->weights.final_norm, T, type));
     if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, logits));
     else if (m->local.V > 0) product(m, &m->weights.head, m->scratch.h, type, (size_t)m->desc.E, T, logits, false);

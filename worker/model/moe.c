@@ -14,10 +14,10 @@
 #include "worker/model/share.h"
 #include <stdlib.h>
 
-/* What the products with these weights read (td_operand_ops); rows that travel between ranks are f32. */
+/* What the products with these weights read (td_operand_ops); rows that travel to parallel experts are f32. */
 static td_dtype operand(const td_model *m, const td_weight *w)
 {
-    return m->scratch.operand && !m->experts && td_model_tp(m) == 1 ? m->ops->operand->dtype(w->dtype) : TD_F32;
+    return m->scratch.operand && !m->experts ? m->ops->operand->dtype(w->dtype) : TD_F32;
 }
 
 /* Rows of x, of that type, through their experts, [n] of them; row0 [n + 1]; the results are f32 in y, which may be x. */

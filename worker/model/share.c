@@ -182,14 +182,14 @@ void td_share_local_ids(td_model *m)
 
 /* ---- tensor parallel ---- */
 
-/* Bytes and offsets of the ranks' blocks of T rows of `width` floats. */
-static void block_table(const td_model *m, int T, size_t width, size_t *bytes, size_t *offset)
+/* Bytes and offsets of the ranks' blocks of T rows of `row` bytes. */
+static void block_table(const td_model *m, int T, size_t row, size_t *bytes, size_t *offset)
 {
     for (int i = 0; i < td_model_tp(m); i++) {
         int a, b;
         td_grid_rows(T, td_model_tp(m), i, &a, &b);
-        bytes[i] = (size_t)(b - a) * width * sizeof(float);
-        offset[i] = (size_t)a * width * sizeof(float);
+        bytes[i] = (size_t)(b - a) * row;
+        offset[i] = (size_t)a * row;
     }
 }
 
@@ -206,7 +206,7 @@ static td_status gather_parts(td_model *m, const float *part, int T, bool blocks
     int a, b;
     td_model_block(m, T, &a, &b);
     *rows = b - a;
-    block_table(m, T, E, send, from);
+    block_table(m, T, E * sizeof *part, send, from);
     for (size_t i = 0; i < tp; i++) {
         recv[i] = (size_t)*rows * E * sizeof(float);
         to[i] = i * recv[i];
@@ -227,7 +227,7 @@ static td_status gather_quantized(td_model *m, const float *part, int T, bool bl
     TD_TRY(td_share_room(m, 1, (size_t)T * row / sizeof(float), &mine));
     TD_TRY(td_share_room(m, 2, tp * (size_t)*rows * row / sizeof(float), &got));
     td_quant_rows(m->pool, part, T, m->desc.E, mine);
-    if (blocks) block_table(m, T, row / sizeof(float), send, from);
+    if (blocks) block_table(m, T, row, send, from);
     for (size_t i = 0; i < tp; i++) {
         recv[i] = (size_t)*rows * row;
         to[i] = i * recv[i];
@@ -257,10 +257,10 @@ td_status td_share_sum(td_model *m, const float *part, int T, const float *bias,
     return TD_OK;
 }
 
-td_status td_share_gather(td_model *m, const float *block, int T, float *out)
+td_status td_share_gather(td_model *m, const void *block, int T, size_t row, void *out)
 {
     size_t bytes[TD_MAX_RANKS], offset[TD_MAX_RANKS];
-    block_table(m, T, (size_t)m->desc.E, bytes, offset);
+    block_table(m, T, row, bytes, offset);
     return td_coll_all_gatherv(m->ranks->data.tp, block, out, bytes, offset);
 }
 

@@ -42,8 +42,8 @@ void td_share_local_ids(td_model *m);
  * block of the T rows. y may be part. The parts are integers on the way if the model is opened so. */
 td_status td_share_sum(td_model *m, const float *part, int T, const float *bias, float *y, bool blocks,
                        bool add);
-/* Blocks of [T, E] on each TP rank -> all rows on all. */
-td_status td_share_gather(td_model *m, const float *block, int T, float *out);
+/* Blocks of T rows of `row` bytes on each TP rank -> all rows on all. */
+td_status td_share_gather(td_model *m, const void *block, int T, size_t row, void *out);
 /* Fills m->share.place for the step whose rows are at hand. */
 void td_share_places(td_model *m, const td_step *step);
 /* Own rows' logits [n_want, V_local] on each rank -> [n_logits, V] on all ranks, in the order the step asked

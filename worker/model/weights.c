@@ -370,7 +370,7 @@ static td_weight weight_of(const td_piece *e, const void *at, const float *bias)
 
 static size_t matrix_bytes(const td_plan *p, td_piece *e)
 {
-    size_t bytes = p->ops->packed_bytes(e->N, e->K, e->from);
+    size_t bytes = p->ops->packed_bytes(e->N, e->K, e->slices, e->from);
     if (e->to != TD_E4M3) return bytes;
     e->scale_at = aligned(bytes, ALIGN);
     td_weight w = weight_of(e, NULL, NULL);

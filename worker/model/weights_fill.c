@@ -28,7 +28,7 @@ static void pack(const fill_job *j, const void *rows, td_dtype from, int n0, int
 {
     const td_piece *e = j->e;
     const void *base = (const void *)((uintptr_t)rows - (size_t)n0 * (size_t)e->K * td_dtype_bytes(from));
-    j->p->ops->pack(j->dst, base, from, e->N, e->K, n0, n1);
+    j->p->ops->pack(j->dst, base, from, e->N, e->K, e->slices, n0, n1);
 }
 
 /* FP8 codes for kernels that do not take them: times their scales. */
