@@ -164,10 +164,10 @@ static void coded_make(coded *m, int N, int rows, int cols, bool bias)
     *w = (td_weight){.N = N, .K = C_K, .dtype = TD_E4M3, .slices = 1, .scale_rows = rows, .scale_cols = cols};
     for (size_t i = 0; i < td_weight_scale_count(w); i++) m->scale[i] = 0.01f + fabsf(rnd_float(&s, 0.2f));
     rnd_fill(m->bias, (size_t)N, 9, 1);
-    size_t bytes = table->packed_bytes(N, C_K, TD_E4M3);
+    size_t bytes = table->packed_bytes(N, C_K, 1, TD_E4M3);
     w->scale_at = (bytes + 255) / 256 * 256;
     char *packed = block_alloc(w->scale_at + sizeof m->scale);
-    table->pack(packed, m->code, TD_E4M3, N, C_K, 0, N);
+    table->pack(packed, m->code, TD_E4M3, N, C_K, 1, 0, N);
     memcpy(packed + w->scale_at, m->scale, td_weight_scale_count(w) * 4);
     w->p = dev_put(packed, w->scale_at + td_weight_scale_count(w) * 4);
     w->bias = bias ? dev_put(m->bias, (size_t)N * 4) : NULL;
