@@ -2,6 +2,7 @@
 /* kernels/ops_cuda.cu - the launchers as one td_ops over a device's compute stream (kernels/cuda.h, "the
  * table"): what all parts share, the operations on rows, opening and closing. */
 #include "kernels/ops_cuda.h"
+#include <stdio.h>
 
 namespace td_ops_cuda
 {
@@ -11,7 +12,9 @@ static const size_t HALF_BYTES = (size_t)1 << 20, ALIGN = 256;
 void failed(td_status s)
 {
     td_status *to = ctx.rec.on ? &ctx.rec.status : &ctx.status;
-    if (*to == TD_OK) *to = s;
+    if (*to != TD_OK) return;
+    *to = s;
+    if (!ctx.rec.on) snprintf(ctx.reason, sizeof ctx.reason, "%s", td_reason()); /* others may refuse until it is told */
 }
 
 bool may_run()
@@ -345,7 +348,7 @@ extern "C" td_status td_cuda_ops_status(void)
 {
     td_status s = ctx.status;
     ctx.status = TD_OK;
-    return s;
+    return s == TD_OK ? s : td_refuse(s, "%s", ctx.reason);
 }
 
 extern "C" unsigned td_cuda_ops_grown(void)

@@ -43,6 +43,7 @@ struct block {
 struct context {
     td_dev *dev;
     td_status status;
+    char reason[256]; /* of status */
     ring_half half[2];
     int at;
     size_t moved; /* counts changes of addresses that recordings have */

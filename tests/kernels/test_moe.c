@@ -163,11 +163,12 @@ typedef struct layer {
     td_table router;
 } layer;
 
-static const void *pack_one(const td_ops *o, char **at, const float *w, int N, int K)
+static const void *pack_one(const td_ops *o, char **at, const float *w, int N, int K, int slices)
 {
     void *dst = *at;
-    for (int n0 = 0; n0 < N; n0 += 32) o->pack(dst, w, TD_F32, N, K, 0, n0, n0 + 32 < N ? n0 + 32 : N);
-    *at += (o->packed_bytes(N, K, 0, TD_F32) + 63) / 64 * 64;
+    for (int n0 = 0; n0 < N; n0 += 32)
+        o->pack(dst, w, TD_F32, N, K, slices, n0, n0 + 32 < N ? n0 + 32 : N);
+    *at += (o->packed_bytes(N, K, slices, TD_F32) + 63) / 64 * 64;
     return dst;
 }
 
@@ -177,17 +178,18 @@ static layer layer_open(const td_ops *o, shape s)
     size_t X = (size_t)s.X, each = 3 * (size_t)s.E * (size_t)s.F;
     l.w = floats(X * each);
     rnd_fill(l.w, X * each, 11, 0.3f);
-    l.packed =
-        block_alloc(X * (o->packed_bytes(2 * s.F, s.E, 0, TD_F32) + o->packed_bytes(s.E, s.F, 0, TD_F32) + 128));
+    int slices = s.X == 8 ? 8 : 0; /* as ranks have it: sums by the tree */
+    l.packed = block_alloc(X * (o->packed_bytes(2 * s.F, s.E, slices, TD_F32) +
+                                o->packed_bytes(s.E, s.F, slices, TD_F32) + 128));
     l.up = calloc(X, sizeof *l.up), l.down = calloc(X, sizeof *l.down);
     char *at = l.packed;
     for (size_t e = 0; e < X; e++) {
         const float *w = l.w + e * each;
         l.up[e].N = 2 * s.F, l.up[e].K = s.E, l.down[e].N = s.E, l.down[e].K = s.F;
         l.up[e].dtype = l.down[e].dtype = o->packed_dtype(TD_F32);
-        if (s.X == 8) l.up[e].slices = l.down[e].slices = 8; /* as ranks have it: sums by the tree */
-        l.up[e].p = pack_one(o, &at, w, 2 * s.F, s.E);
-        l.down[e].p = pack_one(o, &at, w + 2 * (size_t)s.E * (size_t)s.F, s.E, s.F);
+        l.up[e].slices = l.down[e].slices = slices;
+        l.up[e].p = pack_one(o, &at, w, 2 * s.F, s.E, slices);
+        l.down[e].p = pack_one(o, &at, w + 2 * (size_t)s.E * (size_t)s.F, s.E, s.F, slices);
     }
     l.scratch = block_alloc(td_moe_scratch_bytes(o, MAX_T * s.k, s.E > s.F ? s.E : s.F, MAX_TEAM));
     l.x = floats(MAX_T * (size_t)s.E);

@@ -327,7 +327,7 @@ static void test_staged(void)
     real_await = d->await, real_done = d->done;
     d->await = count_await, d->done = count_done;
     T_EQ(td_devmem_put_staged(d, pool, p, a, BYTES, progress, &told), TD_OK);
-    T_OK(awaits == 2 && asks == 0, "%d waits for a buffer, asked %d times", awaits, asks);
+    T_OK(awaits == 4 && asks == 0, "%d waits for a buffer, asked %d times", awaits, asks);
     d->await = real_await, d->done = real_done;
     T_OK(told == 4 && fraction == 1, "told %d times, at last %g", told, fraction);
     T_EQ(td_devmem_fetch(d, b, p, BYTES), TD_OK);
