@@ -16,7 +16,7 @@
 
 static probe limits;
 static td_pool *pool;
-static double budget_s = 0.15; /* per case */
+static double budget_s = 0.3; /* per case */
 static const char *only = ""; /* part of a case's name */
 
 static void *huge_alloc(size_t bytes)
@@ -58,7 +58,7 @@ static double best_of(void (*fn)(void *, int), void *arg)
 
 /* ---- gemm: weights always cold, rotating over a pool larger than the caches ---- */
 
-enum { POOL_BYTES = 256 << 20 };
+enum { POOL_BYTES = 1536 << 20 };
 typedef struct gemm_bench {
     const td_ops *o;
     gemm_case c;

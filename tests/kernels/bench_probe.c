@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { READ_BYTES = 192 << 20, STEPS = 200000 };
+enum { READ_BYTES = 1024 << 20, STEPS = 200000 };
 
 double probe_now(void)
 {

@@ -70,8 +70,8 @@ foreach(t ${simt_tests} ${simt_shared})
     endif()
     if(t IN_LIST simt_shared)
       target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501 TEST_PARTS_V=600)
-      if(area STREQUAL "simt_check") # each byte of each message is looked at; all vocabularies are in the plain run
-        target_compile_definitions(${area}_${n} PRIVATE TEST_PARTS_EVERY=2)
+      if(area STREQUAL "simt_check") # each byte of each message is looked at; all vocabularies and rows are in the plain run
+        target_compile_definitions(${area}_${n} PRIVATE TEST_PARTS_EVERY=2 TEST_ROWS_EVERY=6)
       endif()
     endif()
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_engine td_kernels) # in this order: the library's td_dev_open_cuda wins
@@ -80,7 +80,7 @@ foreach(t ${simt_tests} ${simt_shared})
     set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200)
   endforeach()
   # The other skewed schedule: warps and lanes descending. Not for the long ones, whose kernels the others run as well.
-  if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot")
+  if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot|ranks")
     add_test(NAME simt_reverse/${n} COMMAND simt_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200 ENVIRONMENT SIMT_ORDER=1)
   endif()
@@ -90,7 +90,7 @@ endforeach()
 if(TD_NVCC AND NOT TD_CUDA STREQUAL "OFF")
   add_test(NAME simt/test_compile COMMAND python3 tests/simt/test_compile.py --nvcc ${TD_NVCC}
     --cache ${CMAKE_BINARY_DIR}/nvcc-cache WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 1200 PROCESSORS 2)
+  set_tests_properties(simt/test_compile PROPERTIES TIMEOUT 1200 PROCESSORS 2 COST 200)
 endif()
 
 # Programs on the emulated device: tests/gpu/run --shim runs its whole logic on them.
