@@ -192,7 +192,7 @@ static const int check_rows[] = {CHECK_M, 13, 1};
 
 static bool keeps_law(const td_ops *t, float (*law)(const float *x, const float *w, int K))
 {
-    static float w[CHECK_N * CHECK_K], x[CHECK_M * CHECK_K], want[CHECK_M * CHECK_N], y[CHECK_M * CHECK_N];
+    float w[CHECK_N * CHECK_K], x[CHECK_M * CHECK_K], want[CHECK_M * CHECK_N], y[CHECK_M * CHECK_N];
     uint32_t u = 1;
     for (size_t i = 0; i < TD_COUNT(w) + TD_COUNT(x); i++) {
         u = u * 1664525u + 1013904223u;
