@@ -250,11 +250,32 @@ static bool aligned_for_lt(const td_cuda_gemm_args *a)
     return (uintptr_t)a->y % 16 == 0 && a->ldy % 4 == 0;
 }
 
+/* What products of values and of codes have alike. */
+static td_cuda_lt_args lt_args(const td_cuda_gemm_args *a, const void *rows, int T)
+{
+    td_cuda_lt_args l = {};
+    l.N = a->w->N;
+    l.K = a->w->K;
+    l.T = T;
+    l.w = rows;
+    l.y = a->y;
+    l.y_dtype = TD_F32;
+    l.ldy = a->ldy;
+    l.add = a->add;
+    return l;
+}
+
+/* AGAIN: cuBLASLt does not take this one. */
+static td_status lt_run(td_cuda_choice *c, void *stream, const td_cuda_lt_args *l)
+{
+    td_status s = td_cuda_lt_gemm(c->lt, stream, l);
+    return s == TD_ENOSUP ? TD_AGAIN : s;
+}
+
 /* The product by cuBLASLt; AGAIN: it does not take this one. */
 static td_status lt_gemm(td_cuda_choice *c, void *stream, const td_cuda_gemm_args *a, const void *rows)
 {
     const td_cuda_weight *w = a->w;
-    td_cuda_lt_args l = {};
     size_t K = (size_t)w->K;
     td_dtype t = w->type == TD_CUDA_W_F16 ? TD_F16 : TD_BF16;
     const void *x = a->x;
@@ -267,20 +288,12 @@ static td_status lt_gemm(td_cuda_choice *c, void *stream, const td_cuda_gemm_arg
         ldx = K;
     }
     if ((uintptr_t)x % 16 || ldx % 8 || !aligned_for_lt(a)) return TD_AGAIN;
-    l.N = w->N;
-    l.K = w->K;
-    l.T = a->T;
+    td_cuda_lt_args l = lt_args(a, rows, a->T);
     l.dtype = t;
-    l.w = rows;
     l.x = x;
     l.ldx = ldx;
     l.bias = w->bias;
-    l.y = a->y;
-    l.y_dtype = TD_F32;
-    l.ldy = a->ldy;
-    l.add = a->add;
-    td_status s = td_cuda_lt_gemm(c->lt, stream, &l);
-    return s == TD_ENOSUP ? TD_AGAIN : s;
+    return lt_run(c, stream, &l);
 }
 
 int td_cuda_choice_codes(const td_cuda_choice *c, const td_cuda_weight *w, const void *rows, int T)
@@ -316,23 +329,15 @@ static td_status lt_codes(td_cuda_choice *c, void *stream, const td_cuda_gemm_ar
 {
     const td_cuda_weight *w = a->w;
     const int T = x->group ? a->T & ~3 : a->T;
-    td_cuda_lt_args l = {};
+    td_cuda_lt_args l = lt_args(a, rows, T);
     if (!aligned_for_lt(a)) return TD_AGAIN;
-    l.N = w->N;
-    l.K = w->K;
-    l.T = T;
     l.scaling = scaling_of(w);
-    l.w = rows;
     l.w_scale = (const float *)(const void *)((const char *)rows + row_major_bytes(w));
     l.x = x->code;
     l.x_scale = x->scale;
     l.ldx = x->ld;
-    l.y = a->y;
-    l.y_dtype = TD_F32;
-    l.ldy = a->ldy;
-    l.add = a->add;
-    td_status s = td_cuda_lt_gemm(c->lt, stream, &l);
-    if (s != TD_OK) return s == TD_ENOSUP ? TD_AGAIN : s;
+    td_status s = lt_run(c, stream, &l);
+    if (s != TD_OK) return s;
     if (w->bias)
         TD_TRY(td_cuda_status(
             td_cuda_sum_tree(stream, a->y, 0, 1, T, w->N, a->ldy, w->bias, a->y, a->ldy, false), "bias"));

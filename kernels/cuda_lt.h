@@ -1,16 +1,16 @@
 /* kernels/cuda_lt.h - matrix products by cuBLASLt, for many rows in the fast mode: y[T,N] (+)= x[T,K] W[N,K]'
  * + bias.
  *
- * Model:   W is row-major as in the checkpoint (not packed), bf16, f16 or E4M3 with scales; x is of the
- * same type (bf16, f16, e4m3 with scales: cuda_quant.h), y f32, bf16 or f16; sums in f32, of codes too (the library's
- * fast accumulation, about 14 bits, stays off). The bias is added in the product's own
- * epilogue; with codes there is none (the library takes it as bf16 then). For each (N, K, T rounded up to a power
- * of two, types) the first call asks for the library's heuristics and keeps the answer, so a shape always runs the
- * same kernel: runs repeat, but rows are not invariant to T. Never used with --deterministic. Ownership:
- * open/close; the workspace is the caller's.
- * Threads: one at a time per handle, all on one stream order. Errors:  TD_ENOSUP (no algorithm for the
- * shape), TD_EDEVICE; the cause is logged. Limits: TD_CUDA_LT_PLANS shapes; when they are used up, the oldest
- * is dropped. */
+ * Model:   W is row-major as in the checkpoint (not packed), bf16, f16 or E4M3 with scales; x is of the same type
+ *          (bf16, f16, e4m3 with scales: cuda_quant.h), y f32, bf16 or f16; sums in f32, of codes too (the library's
+ *          fast accumulation, about 14 bits, stays off). The bias is added in the product's own epilogue; with codes
+ *          there is none (the library takes it as bf16 then). For each (N, K, T rounded up to a power of two, types)
+ *          the first call asks for the library's heuristics and keeps the answer, so a shape always runs the same
+ *          kernel: runs repeat, but rows are not invariant to T. Never used with --deterministic.
+ * Ownership: open/close; the workspace is the caller's.
+ * Threads: one at a time per handle, all on one stream order.
+ * Errors:  TD_ENOSUP (no algorithm for the shape), TD_EDEVICE; the cause is logged.
+ * Limits:  TD_CUDA_LT_PLANS shapes; when they are used up, the oldest is dropped. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CUDA_LT_H
 #define TD_KERNELS_CUDA_LT_H

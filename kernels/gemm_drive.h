@@ -1,12 +1,14 @@
 /* kernels/gemm_drive.h - internal: how the x86 families cut a product y = W x into work for a pool.
  *
- * Model:   rows are packed in even blocks (first rounded to bf16, in the order a family's tiles want), then
- * runs of panels (x86.h) are handed out, each against all blocks. Many rows go in parts, one after the other,
- * so that a part's packed x stays close while every panel passes over it. Rules:   1. Which member runs what
- * changes no bits: an output belongs to one panel and one block.
- *          2. Runs are long first (a run is one sequential stream), then ever shorter, so that a member which
- * lost its core for a while does not hold up the others. Threads: as td_ops.linear: one call at a time per
- * pool. Errors: none. Limits:  at most TD_GEMM_CHUNKS runs of panels. */
+ * Model:   rows are packed in even blocks (first rounded to bf16, in the order a family's tiles want), then runs of
+ *          panels (x86.h) are handed out, each against all blocks. Many rows go in parts, one after the other, so that
+ *          a part's packed x stays close while every panel passes over it.
+ * Rules:   1. Which member runs what changes no bits: an output belongs to one panel and one block.
+ *          2. Runs are long first (a run is one sequential stream), then ever shorter, so that a member which lost its
+ *             core for a while does not hold up the others.
+ * Threads: as td_ops.linear: one call at a time per pool.
+ * Errors:  none.
+ * Limits:  at most TD_GEMM_CHUNKS runs of panels. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_GEMM_DRIVE_H
 #define TD_KERNELS_GEMM_DRIVE_H

@@ -71,6 +71,12 @@ static bool dot_product_pays(void)
     return dot > 0.9 * fma; /* the rest: two halves of each weight have to be taken apart first */
 }
 
+/* Is it faster than the families before it? */
+static bool pays(const td_ops *t)
+{
+    return strcmp(t->family, "avx512bf16") != 0 || dot_product_pays();
+}
+
 /* ---- assembling ---- */
 
 #if defined(__x86_64__)
@@ -121,9 +127,9 @@ static void fill_avx512bf16(td_ops *t)
 /* Products of bf16 matrices on tiles; all else is the fastest other family's. */
 static void fill_amx(td_ops *t)
 {
-    const td_ops *base = available[n_available - 1];
-    if (!strcmp(base->family, "avx512bf16") && !dot_product_pays()) base = find("avx512");
-    *t = *base;
+    int i = n_available - 1;
+    while (!pays(available[i])) i--;
+    *t = *available[i];
     td_gemm_fill_amx(t);
 }
 
@@ -240,7 +246,7 @@ static const td_ops *best(const char *numerics)
     for (int i = n_available - 1; i >= 0; i--) {
         const td_ops *t = available[i];
         if (numerics && strcmp(t->numerics, numerics)) continue;
-        if (usable(t) && (strcmp(t->family, "avx512bf16") != 0 || dot_product_pays())) return t;
+        if (usable(t) && pays(t)) return t;
     }
     return NULL;
 }

@@ -147,79 +147,50 @@ using nv_bfloat16 = __nv_bfloat16;
 using nv_bfloat162 = __nv_bfloat162;
 using half = __half;
 using half2 = __half2;
-inline __nv_bfloat16 __float2bfloat16(float f)
-{
-    return __nv_bfloat16(f);
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float f)
-{
-    return __nv_bfloat16(f);
-}
-inline float __bfloat162float(__nv_bfloat16 h)
-{
-    return h;
-}
-inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b)
-{
-    return {__nv_bfloat16(a), __nv_bfloat16(b)};
-}
+/* The conversions of one type, by the names that CUDA makes of it. */
+#define SIMT_CONVERT(N, T, T2)                                                                               \
+    inline T __float2##N(float f)                                                                            \
+    {                                                                                                        \
+        return T(f);                                                                                         \
+    }                                                                                                        \
+    inline T __float2##N##_rn(float f)                                                                       \
+    {                                                                                                        \
+        return T(f);                                                                                         \
+    }                                                                                                        \
+    inline float __##N##2float(T h)                                                                          \
+    {                                                                                                        \
+        return h;                                                                                            \
+    }                                                                                                        \
+    inline T2 __floats2##N##2_rn(float a, float b)                                                           \
+    {                                                                                                        \
+        return {T(a), T(b)};                                                                                 \
+    }                                                                                                        \
+    inline float2 __##N##22float2(T2 a)                                                                      \
+    {                                                                                                        \
+        return {a.x, a.y};                                                                                   \
+    }                                                                                                        \
+    inline T2 __halves2##N##2(T a, T b)                                                                      \
+    {                                                                                                        \
+        return {a, b};                                                                                       \
+    }                                                                                                        \
+    inline unsigned short __##N##_as_ushort(T h)                                                             \
+    {                                                                                                        \
+        return h.x_;                                                                                         \
+    }                                                                                                        \
+    inline T __ushort_as_##N(unsigned short u)                                                               \
+    {                                                                                                        \
+        T h;                                                                                                 \
+        h.x_ = u;                                                                                            \
+        return h;                                                                                            \
+    }
+SIMT_CONVERT(bfloat16, __nv_bfloat16, __nv_bfloat162)
+SIMT_CONVERT(half, __half, __half2)
+#undef SIMT_CONVERT
 inline __nv_bfloat162 __float22bfloat162_rn(float2 a)
 {
     return {__nv_bfloat16(a.x), __nv_bfloat16(a.y)};
 }
-inline float2 __bfloat1622float2(__nv_bfloat162 a)
-{
-    return {a.x, a.y};
-}
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b)
-{
-    return {a, b};
-}
 inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 a)
 {
     return {a, a};
-}
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h)
-{
-    return h.x_;
-}
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u)
-{
-    __nv_bfloat16 h;
-    h.x_ = u;
-    return h;
-}
-inline __half __float2half(float f)
-{
-    return __half(f);
-}
-inline __half __float2half_rn(float f)
-{
-    return __half(f);
-}
-inline float __half2float(__half h)
-{
-    return h;
-}
-inline __half2 __floats2half2_rn(float a, float b)
-{
-    return {__half(a), __half(b)};
-}
-inline float2 __half22float2(__half2 a)
-{
-    return {a.x, a.y};
-}
-inline __half2 __halves2half2(__half a, __half b)
-{
-    return {a, b};
-}
-inline unsigned short __half_as_ushort(__half h)
-{
-    return h.x_;
-}
-inline __half __ushort_as_half(unsigned short u)
-{
-    __half h;
-    h.x_ = u;
-    return h;
 }

@@ -76,6 +76,22 @@ static void test_planted(void)
     if (open_as(false, true, 0, TD_OK)) td_cuda_ops_close();
 }
 
+/* Of products alone: the rest is as small as it may be. */
+static td_ops_room products_room(int max_rows, int N, int K)
+{
+    return (td_ops_room){.max_rows = max_rows,
+                         .max_logits = 1,
+                         .N = N,
+                         .K = K,
+                         .V = 8,
+                         .H = 1,
+                         .G = 1,
+                         .D = 16,
+                         .max_seqs = 1,
+                         .max_len = 16,
+                         .page_size = 16};
+}
+
 /* ---- copies ---- */
 
 enum { MAX_N = 200, MAX_K = 328, MAX_T = 70 };
@@ -248,17 +264,7 @@ static void test_codes(int N, int rows, int cols, bool bias)
           *z = floats((size_t)(C_T * N));
     td_weight *w[1] = {&m->w};
     void *block = NULL;
-    td_ops_room room = {.max_rows = C_T,
-                        .max_logits = 1,
-                        .N = N,
-                        .K = C_K,
-                        .V = 8,
-                        .H = 1,
-                        .G = 1,
-                        .D = 16,
-                        .max_seqs = 1,
-                        .max_len = 16,
-                        .page_size = 16};
+    td_ops_room room = products_room(C_T, N, C_K);
     uint64_t seed = 11;
     for (int i = 0; i < C_T * C_K; i++) x[i] = rnd_float(&seed, 1) * expf(rnd_float(&seed, 2));
     norm_rows(x);
@@ -346,17 +352,7 @@ static void test_dispatch(bool bias, int N)
           *lt = floats((size_t)(MAX_T * N));
     td_weight *w[1] = {&m->w};
     void *block = NULL;
-    td_ops_room room = {.max_rows = MAX_T,
-                        .max_logits = 1,
-                        .N = N,
-                        .K = K,
-                        .V = 8,
-                        .H = 1,
-                        .G = 1,
-                        .D = 16,
-                        .max_seqs = 1,
-                        .max_len = 16,
-                        .page_size = 16};
+    td_ops_room room = products_room(MAX_T, N, K);
     rnd_fill(x, MAX_T * K, 4, 1);
     if (!emulated || !open_as(false, false, 0, TD_OK)) return;
     matrix_make(m, N, K, 1, TD_BF16, bias);
