@@ -387,7 +387,9 @@ def unknown_names(c, env, ours):
         c.ok("doubt" in got and (doubt in got["doubt"] if doubt else not got["doubt"]), source, got)
     for p in sorted(glob.glob(os.path.join(SHARED, "data", "chat_templates", "*.jinja"))):
         with open(p, encoding="utf-8") as f:
-            c.eq(ours.ask(compile=f.read()), {"doubt": ""}, p)
+            got = ours.ask(compile=f.read())["doubt"]
+        # two of them pipe a model's own output through a filter that Jinja2 does not have either
+        c.eq(got.partition(": ")[2], "no filter named 'from_json'" if "DeepSeek-V3.2" in p or "DeepSeek-V4" in p else "", p)
 
 
 def main():
