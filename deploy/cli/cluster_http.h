@@ -1,6 +1,7 @@
 /* deploy/cli/cluster_http.h - the client side: streamed completions over libcurl, many at once. The only user of curl.h.
  *
- * Rules:     1. An event is the JSON text of one "data:" line; [DONE] is not handed on. 2. Every started call ends in exactly one on_end.
+ * Rules:     1. An event is the JSON text of one "data:" line; [DONE] is not handed on.
+ *            2. Every started call ends in exactly one on_end.
  * Ownership: calls are freed after on_end. Threads: one owner. Limits: 1 MiB per line. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_DEPLOY_CLI_CLUSTER_HTTP_H
