@@ -66,17 +66,6 @@ static td_status signals_open(void)
     return TD_OK;
 }
 
-/* Where our sibling programs are: beside this executable. */
-static td_status find_programs(td_local *l)
-{
-    ssize_t n = readlink("/proc/self/exe", l->bin_dir, sizeof l->bin_dir - 32);
-    if (n <= 0) return td_fail(TD_EIO, "cannot find this program's directory: %s", strerror(errno));
-    l->bin_dir[n] = 0;
-    char *slash = strrchr(l->bin_dir, '/');
-    if (slash) *slash = 0;
-    return TD_OK;
-}
-
 static char *arena_fmt(td_arena *a, const char *fmt, const char *x, int i)
 {
     char text[256];
@@ -239,7 +228,7 @@ td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
     l->quiet = quiet;
     l->ready_fd[0] = l->ready_fd[1] = -1;
     l->kid = td_xalloc(sizeof *l->kid * (size_t)(1 + conf->prefill + conf->decode + conf->mixed));
-    td_status s = find_programs(l);
+    td_status s = td_procs_programs(l->bin_dir, sizeof l->bin_dir);
     if (s == TD_OK) s = signals_open();
     if (s == TD_OK && pipe2(l->ready_fd, O_CLOEXEC | O_NONBLOCK) < 0)
         s = td_fail(TD_EIO, "pipe: %s", strerror(errno));
