@@ -126,7 +126,7 @@ td_status td_boot_describe(const td_conf *c, const char *dir, td_model_desc *out
 {
     if (dir && dir[0]) return td_model_desc_read(dir, out);
     if (!strcmp(c->load_format, "dummy")) return td_model_desc_shape(c->shape, out);
-    return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
+    return td_refuse(TD_EBADREQ, "no model given: --model DIR, the folder with config.json (or --load-format dummy --shape NAME)");
 }
 
 static td_status open_model(const td_conf *c, const char *dir, const td_model_desc *d, int max_logits,

@@ -171,6 +171,8 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
     const td_model_desc *d = td_model_descr(o->model);
     if (o->max_seqs < 1 || o->max_legs < 1 || o->max_batched_tokens < 1)
         return td_fail(TD_EBADREQ, "max_seqs, max_legs and max_batched_tokens must be at least 1");
+    if (o->max_model_len > d->max_positions)
+        return td_fail(TD_EBADREQ, "--max-model-len %d: the model has %d positions (max_position_embeddings)", o->max_model_len, d->max_positions);
     td_engine *e = td_xalloc(sizeof *e);
     e->o = *o;
     e->desc = d;

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -219,8 +220,22 @@ static td_status add_workers(td_local *l)
     return s;
 }
 
+/* Said once here, not by every child. */
+static td_status check_model(const td_conf *conf)
+{
+    struct stat st;
+    char path[4200];
+    if (!conf->model[0]) return TD_OK; /* dummy weights of a shape */
+    if (stat(conf->model, &st) < 0) return td_refuse(TD_EBADREQ, "%s: %s", conf->model, strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return td_refuse(TD_EBADREQ, "%s is no directory: a model is a folder with config.json", conf->model);
+    snprintf(path, sizeof path, "%s/config.json", conf->model);
+    if (access(path, R_OK) < 0) return td_refuse(TD_EBADREQ, "%s is no model: config.json: %s", conf->model, strerror(errno));
+    return TD_OK;
+}
+
 td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
 {
+    TD_TRY(check_model(conf));
     if (conf->prefill + conf->decode + conf->mixed == 0)
         return td_refuse(TD_EBADREQ, "no workers: --prefill, --decode and --mixed are all 0");
     td_local *l = td_xalloc(sizeof *l);
