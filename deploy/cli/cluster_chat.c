@@ -223,6 +223,7 @@ int cmd_chat(int argc, char **argv)
     }
     if (n) {
         s = start_local(dir, &serve, &local, url, sizeof url);
+        if (s == TD_EBADREQ) status = 2;
         conf.url = url;
     }
     struct sigaction sa = {.sa_handler = on_int}; /* no SA_RESTART: fgets returns */
