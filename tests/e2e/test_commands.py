@@ -71,6 +71,11 @@ r = run(*QUICKSTART, "--page-size", "24", status=2, seconds=300)
 assert "page-size: '24' is not a power of two" in r.stderr and ANSWER not in r.stdout
 ok("quickstart with a bad option: what serve says, its status")
 
+for words, why in ((["bench"], "tandem: what of 'bench'"), (["bench", "foo"], "tandem: no command 'bench foo'"), (["foo"], "tandem: no command 'foo'")):
+    r = run(TANDEM, *words, status=2)
+    assert r.stderr.startswith(why + "\n") and "tandem bench serve " in r.stderr, r.stderr
+ok("tandem with half a command: what there is")
+
 # Options of serve: flag before environment before file; the ready line says what they came to.
 with tempfile.TemporaryDirectory() as d:
     conf = os.path.join(d, "tandem.conf")
