@@ -6,10 +6,10 @@
 #include "kernels/amx.h"
 #include "kernels/family.h"
 #include "tests/amx/emulated.h"
+#include "tests/capture.h"
 #include "tests/kernels/support.h"
 #include "worker/boot.h"
 #include "worker/ranks.h"
-#include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -60,16 +60,9 @@ static void is_not(const char *ops, const char *numerics, const char *why)
 /* What fn writes to stderr. */
 static const char *said(void (*fn)(void))
 {
-    static char text[4096];
-    char path[] = "/tmp/td-amx-XXXXXX";
-    int old = dup(2), f = mkstemp(path);
-    TD_CHECK(old >= 0 && f >= 0 && dup2(f, 2) == 2);
+    capture_begin();
     fn();
-    ssize_t n = pread(f, text, sizeof text - 1, 0);
-    text[n > 0 ? n : 0] = 0;
-    TD_CHECK(dup2(old, 2) == 2);
-    close(old), close(f), unlink(path);
-    return text;
+    return capture_end();
 }
 
 static void choose(void)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* status, log, clock, check, buf, arena, map, utf8: the small parts. */
+#include "tests/capture.h"
 #include "tests/t.h"
 #include "common/arena.h"
 #include "common/buf.h"
@@ -17,19 +18,12 @@
 #include <unistd.h>
 
 /* What fn writes to standard error. */
-static char captured[8192];
+static const char *captured;
 static void capture(void (*fn)(void))
 {
-    int fd[2], saved = dup(2);
-    if (pipe(fd)) abort();
-    dup2(fd[1], 2);
+    capture_begin();
     fn();
-    dup2(saved, 2);
-    close(saved);
-    close(fd[1]);
-    ssize_t n = read(fd[0], captured, sizeof captured - 1);
-    captured[n > 0 ? n : 0] = '\0';
-    close(fd[0]);
+    captured = capture_end();
 }
 
 static void *other_thread(void *arg)

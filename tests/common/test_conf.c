@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Precedence, every form of a flag, every error text, help, the config file, and what a child process is given. */
+#include "tests/capture.h"
 #include "tests/t.h"
 #include "common/check.h"
 #include "common/log.h"
@@ -195,17 +196,10 @@ static void test_sources(void)
 /* What a parse with these flags writes to stderr. */
 static const char *warned(const char *line)
 {
-    static char text[4096];
-    char path[] = "/tmp/td-conf-XXXXXX";
-    int old = dup(2), f = mkstemp(path);
-    TD_CHECK(old >= 0 && f >= 0 && dup2(f, 2) == 2);
+    capture_begin();
     td_status s = parse(TD_CONF_SERVE, line);
-    ssize_t n = pread(f, text, sizeof text - 1, 0);
-    text[n > 0 ? n : 0] = 0;
-    TD_CHECK(dup2(old, 2) == 2);
-    close(old), close(f), unlink(path);
+    const char *text = capture_end(), *at = strstr(text, " W ");
     T_OK(s == TD_OK, "%s", td_reason());
-    const char *at = strstr(text, " W ");
     return at ? at : text;
 }
 

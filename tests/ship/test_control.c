@@ -2,9 +2,9 @@
 /* tests/ship/test_control.c - the control machine alone, with recorded actions and a clock of its own. */
 #include "common/check.h"
 #include "common/log.h"
+#include "tests/capture.h"
 #include "tests/t.h"
 #include "worker/control.h"
-#include <unistd.h>
 
 typedef struct {
     td_msg_type type;
@@ -333,19 +333,12 @@ static void test_goodbye(void)
 /* What a machine without a router logs from now to now + us. */
 static const char *logged(int64_t us)
 {
-    static char text[1 << 14];
-    char path[] = "/tmp/td-control-XXXXXX";
-    int old = dup(2), f = mkstemp(path);
-    TD_CHECK(old >= 0 && f >= 0 && dup2(f, 2) == 2);
+    capture_begin();
     for (int64_t end = now + us; now < end; now = TD_MAX(now + 1000, TD_MIN(td_control_deadline(c), end))) {
         td_control_tick(c, now);
         clear();
     }
-    ssize_t n = pread(f, text, sizeof text - 1, 0);
-    text[n > 0 ? n : 0] = 0;
-    TD_CHECK(dup2(old, 2) == 2);
-    close(old), close(f), unlink(path);
-    return text;
+    return capture_end();
 }
 
 static int times(const char *text, const char *what)
