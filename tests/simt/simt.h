@@ -333,11 +333,6 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
     return cudaStreamCreate(s);
 }
-inline cudaError_t cudaEventQuery(cudaEvent_t)
-{
-    if (auto e = simt_refused_while_recorded("cudaEventQuery")) return e;
-    return cudaPeekAtLastError();
-}
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 inline cudaError_t cudaStreamSynchronize(cudaStream_t)
