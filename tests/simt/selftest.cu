@@ -185,6 +185,30 @@ static int run_early(int bug, cudaStream_t st, float *out, float *tmp, const flo
     if constexpr (BUG + 1 < EARLY_N) return run_early<BUG + 1>(bug, st, out, tmp, in, scale);
     return cudaErrorInvalidValue;
 }
+template <int BUG> static __global__ void narrow(unsigned char *out, const unsigned char *in)
+{
+    __shared__ __align__(16) unsigned words[64];
+    unsigned char *bytes = (unsigned char *)words;
+    const int t = threadIdx.x, far = (t + 128) % 256;
+    if (BUG != NARROW_UNWRITTEN && t < 64) words[t] = 0;
+    __syncthreads();
+    if (BUG == NARROW_OVER_WORD && words[far / 4] == 12345) out[0] = 0;
+    if (!(BUG == NARROW_UNWRITTEN && t == 77)) bytes[t] = in[blockIdx.x * 256 + t];
+    if (BUG == NARROW_TWICE && t == 200) bytes[77] = 0;
+    if (BUG != NARROW_NO_BARRIER) __syncthreads();
+    const unsigned w = words[far / 4] >> (far % 4 * 8);
+    if (!(BUG == NARROW_OUT && far == 77)) out[blockIdx.x * 256 + far] = (unsigned char)(w + 1);
+}
+template <int BUG> static int run_narrow(int bug, unsigned char *out, const unsigned char *in)
+{
+    if (bug == BUG) return td_launch(narrow<BUG>, 2, 256, 0, 0, out, in);
+    if constexpr (BUG + 1 < NARROW_N) return run_narrow<BUG + 1>(bug, out, in);
+    return cudaErrorInvalidValue;
+}
+extern "C" int simt_run_narrow(int bug, unsigned char *out, const unsigned char *in)
+{
+    return run_narrow<0>(bug, out, in);
+}
 extern "C" int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in,
                               const float *scale)
 {

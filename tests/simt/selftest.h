@@ -27,6 +27,11 @@ enum { EARLY_NONE, EARLY_READ, EARLY_WRITE, EARLY_NO_WAIT, EARLY_COPY, EARLY_N }
  * an error, the second one reads tmp, writes out or copies tmp to shared memory before it waits, or one of its
  * threads never waits. */
 int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in, const float *scale);
+/* Bytes of one word written by different threads: out [2][256] = in + 1, block by block, through words, then bytes, then
+ * words of shared memory. With an error, a byte of a word is read too early, not written, written by two threads, written
+ * while the word is still read, or missing in out. */
+enum { NARROW_NONE, NARROW_NO_BARRIER, NARROW_UNWRITTEN, NARROW_TWICE, NARROW_OVER_WORD, NARROW_OUT, NARROW_N };
+int simt_run_narrow(int bug, unsigned char *out, const unsigned char *in);
 /* out[i] = sum of x's row of 256 + i; one block of 256 threads per row. */
 int simt_run_bug(int bug, float *out, const float *x, int rows);
 

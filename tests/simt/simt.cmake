@@ -70,9 +70,6 @@ foreach(t ${simt_tests} ${simt_shared})
     endif()
     if(t IN_LIST simt_shared)
       target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501 TEST_PARTS_V=600)
-      if(area STREQUAL "simt_check") # each byte of each message is looked at; all vocabularies and rows are in the plain run
-        target_compile_definitions(${area}_${n} PRIVATE TEST_PARTS_EVERY=2 TEST_ROWS_EVERY=6)
-      endif()
     endif()
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_engine td_kernels) # in this order: the library's td_dev_open_cuda wins
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)

@@ -162,6 +162,29 @@ static void test_bugs(void)
     simt_quiet(0);
 }
 
+/* Accesses of less than a word, beside others of the same word: none is a race with its neighbours, each is checked. */
+static void test_narrow(void)
+{
+    static const char *const text[NARROW_N] = {NULL, "RACE on shared|UNINITIALISED", "UNINITIALISED", "RACE on shared memory (write-write",
+                                               "RACE on shared", NULL};
+    unsigned char in[512], out[512];
+    for (int i = 0; i < 512; i++) in[i] = (unsigned char)(i * 7);
+    for (int bug = 0; bug < NARROW_N; bug++) {
+        void *d = dev_new(sizeof out);
+        simt_quiet(bug != NARROW_NONE);
+        bool ok = simt_run_narrow(bug, d, dev_put(in, sizeof in)) == 0 && dev_get(out, d, sizeof out);
+        for (int i = 0; i < 512 && bug == NARROW_NONE; i++) T_EQ(out[i], (unsigned char)(in[i] + 1));
+        if (bug == NARROW_NONE) T_OK(ok, "%s", simt_last_error());
+        else if (bug == NARROW_OUT && simt_checks())
+            T_OK(!ok && strstr(simt_last_error(), "2 of 512 bytes") && strstr(simt_last_error(), "offset 77"), "\"%s\"",
+                 simt_last_error());
+        else if (simt_checks()) T_OK(!ok && says(text[bug]), "%d: \"%s\"", bug, simt_last_error());
+        simt_clear_error();
+        dev_done();
+    }
+    simt_quiet(0);
+}
+
 /* Without hooks a missing barrier shows in the result, under one of the two skewed schedules. */
 static void test_missing_barrier_shows(void)
 {
@@ -313,6 +336,7 @@ int main(void)
     test_graph();
     if (!strncmp(dev()->name, "simt", 4)) { /* on a device an error would end the process */
         test_bugs();
+        test_narrow();
         test_early();
         test_missing_barrier_shows();
         test_device();
