@@ -49,7 +49,7 @@ file(GLOB simt_tests CONFIGURE_DEPENDS tests/simt/test_*.c tests/simt/test_*.cpp
 list(APPEND simt_tests tests/gpu/test_hopper.c) # small cases; `all`: as on a device
 file(GLOB simt_support CONFIGURE_DEPENDS tests/simt/support_*.c)
 # Tests of the CPU families that take the CUDA table as one more family (support_staged.h).
-set(simt_shared tests/kernels/test_errors.c tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c)
+set(simt_shared tests/kernels/test_errors.c tests/kernels/test_confined.c tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c)
 if(NOT TARGET td_ship)
   list(FILTER simt_tests EXCLUDE REGEX "test_ship_cuda")
 endif()
