@@ -11,7 +11,7 @@
 
 #include "tests/kernels/support.h"
 
-enum { ROWS = 11, ROW_PAD = 3, OUT_PAD = 16 };
+enum { ROWS = 11, OUT_PAD = 16 };
 
 typedef struct row_op {
     const char *who, *name;
@@ -23,6 +23,12 @@ typedef struct row_op {
     int at;             /* the column that becomes NaN */
     void (*run)(const struct row_op *op, const float *x, size_t ldx, int t0, int n, uint8_t *out, size_t ldo);
 } row_op;
+
+/* Rows are aligned where their width allows it: kernels have another way then. */
+static inline size_t row_pad(const row_op *op)
+{
+    return op->in % 4 ? 3 : 4;
+}
 
 static inline bool row_is_finite(const row_op *op, const uint8_t *row)
 {
@@ -37,7 +43,7 @@ static inline bool row_is_finite(const row_op *op, const uint8_t *row)
 
 static inline uint8_t *rows_of_op(const row_op *op, const float *x, int t0, int n, int poison)
 {
-    size_t ldx = (size_t)op->in + ROW_PAD, ldo = (size_t)op->out + OUT_PAD;
+    size_t ldx = (size_t)op->in + row_pad(op), ldo = (size_t)op->out + OUT_PAD;
     uint8_t *out = block_alloc(ROWS * ldo);
     memset(out, poison, ROWS * ldo);
     op->run(op, x + (size_t)t0 * ldx, ldx, t0, n, out, ldo);
@@ -52,12 +58,12 @@ static inline uint8_t *rows_of_op(const row_op *op, const float *x, int t0, int 
 
 static inline void row_op_check(const row_op *op)
 {
-    size_t ldx = (size_t)op->in + ROW_PAD, ldo = (size_t)op->out + OUT_PAD, bytes = (size_t)op->out;
+    size_t ldx = (size_t)op->in + row_pad(op), ldo = (size_t)op->out + OUT_PAD, bytes = (size_t)op->out;
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     float *x = floats(ROWS * ldx);
     rnd_fill(x, ROWS * ldx, 5, 1);
     for (size_t t = 0; t < ROWS; t++)
-        for (size_t i = 0; i < ROW_PAD; i++) x[t * ldx + (size_t)op->in + i] = NAN; /* nobody's */
+        for (size_t i = 0; i < row_pad(op); i++) x[t * ldx + (size_t)op->in + i] = NAN; /* nobody's */
     uint8_t *whole = rows_of_op(op, x, 0, ROWS, 0xff), *again = rows_of_op(op, x, 0, ROWS, 0x5a);
     for (size_t t = 0; t < ROWS; t++) {
         T_OK(!memcmp(whole + t * ldo, again + t * ldo, bytes), "%s %s: row %zu is not written whole, or not the same twice", op->who, op->name, t);
