@@ -114,6 +114,18 @@ static void attn_merge(td_pool *pool, const td_merge_args *a)
     dev_done();
 }
 
+/* The page numbers stay on the host (ops.h). */
+static void gather_pages(td_pool *pool, const td_kv *kv, int slot, const int32_t *pages, int n, void *out)
+{
+    td_kv d = *kv;
+    size_t page = td_kv_page_bytes(kv), bytes = (size_t)n * page;
+    d.base = give(kv->base, (size_t)(slot + 1) * (size_t)kv->n_pages * page);
+    void *o = give(out, bytes);
+    cuda->gather_pages(pool, &d, slot, pages, n, o);
+    fetch(out, o, bytes);
+    dev_done();
+}
+
 static void embed_table(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
 {
     size_t bytes = span(T, ldo, (size_t)w->K, 4);
@@ -327,6 +339,7 @@ static const td_ops *open_staged(void)
     staged.linear_grouped = linear_grouped;
     staged.attention = attention;
     staged.attn_merge = attn_merge;
+    staged.gather_pages = gather_pages;
     staged.embed_packed = embed_packed;
     staged.embed_table = embed_table;
     staged.rmsnorm = rmsnorm;
