@@ -601,16 +601,12 @@ static bool forgotten(const Cell &c, unsigned base)
 {
     return c.w.bep < base && c.r[0].bep < base && c.r[1].bep < base;
 }
-// The cell of the byte at `a`, and of how many bytes from there on (1 or 4, at most `left`).
-static unsigned cell_at(const Alloc *A, uintptr_t a, unsigned left, Cell **cell)
+// cell_at, of a word that is SPLIT or has to be.
+static unsigned byte_at(const Alloc *A, Cell *w, Cell *b, uintptr_t a, bool whole, Cell **cell)
 {
-    const size_t i = (a - ((uintptr_t)A->p & ~(uintptr_t)3)) / 4;
-    Cell *const w = A->cells.word + i, *const b = A->cells.byte + i * 4;
-    const bool whole = !(a & 3) && left >= 4;
-    if (whole && (w->w.fl & SPLIT) && A->shared && forgotten(b[0], B.block_bep) && forgotten(b[1], B.block_bep) &&
-        forgotten(b[2], B.block_bep) && forgotten(b[3], B.block_bep))
+    if (whole && A->shared && forgotten(b[0], B.block_bep) && forgotten(b[1], B.block_bep) &&
+        forgotten(b[2], B.block_bep) && forgotten(b[3], B.block_bep)) {
         *w = Cell{}; // by an earlier block
-    if (whole && !(w->w.fl & SPLIT)) {
         *cell = w;
         return 4;
     }
@@ -620,6 +616,16 @@ static unsigned cell_at(const Alloc *A, uintptr_t a, unsigned left, Cell **cell)
     }
     *cell = b + (a & 3);
     return 1;
+}
+// The cell of the byte at `a`, and of how many bytes from there on (1 or 4, at most `left`).
+static inline __attribute__((always_inline)) unsigned cell_at(const Alloc *A, uintptr_t a, unsigned left, Cell **cell)
+{
+    const size_t i = (a - ((uintptr_t)A->p & ~(uintptr_t)3)) / 4;
+    Cell *const w = A->cells.word + i;
+    const bool whole = !(a & 3) && left >= 4;
+    if (!whole || (w->w.fl & SPLIT)) return byte_at(A, w, A->cells.byte + i * 4, a, whole, cell);
+    *cell = w;
+    return 4;
 }
 namespace
 {
