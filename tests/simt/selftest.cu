@@ -95,19 +95,22 @@ static __global__ void copy(float *out, const float *in, int n, int keep)
     for (int k = threadIdx.x; k < n; k += blockDim.x) out[k] = s[n - 1 - k];
 }
 
-static __global__ void last_block(int *out)
+template <int BUG> static __global__ void last_block(int *out)
 {
     __shared__ int last;
-    out[1 + blockIdx.x] = (int)blockIdx.x;
+    out[2 + blockIdx.x * 64 + threadIdx.x] = (int)blockIdx.x;
     __threadfence();
+    if (BUG != HAND_NO_BARRIER) __syncthreads();
+    if (threadIdx.x == 0) last = blockIdx.x == 3;
+    if (threadIdx.x == 0 && !(BUG == HAND_NO_ATOMIC && blockIdx.x == 1))
+        last = atomicAdd(&out[0], 1) == (int)gridDim.x - 1 || BUG == HAND_NO_ATOMIC;
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&out[0], 1) == (int)gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    TD_ACQUIRE_ALL();
+    if (!last || (BUG == HAND_NO_ATOMIC && blockIdx.x != 3)) return;
+    if (BUG != HAND_UNSEEN) TD_ACQUIRE_ALL();
+    if (threadIdx.x) return;
     int a = 0;
-    for (unsigned i = 0; i < gridDim.x; i++) a += out[1 + i];
-    out[20] = a;
+    for (unsigned i = 0; i < gridDim.x * 64; i++) a += out[2 + i];
+    out[1] = a;
 }
 
 template <int BUG> static __global__ void row_sum(float *out, const float *x)
@@ -238,9 +241,15 @@ extern "C" int simt_run_copy(float *out, const float *in, int n, int keep)
 {
     return td_launch(copy, 1, 64, (size_t)n * 4, 0, out, in, n, keep);
 }
-extern "C" int simt_run_last_block(int *out)
+template <int BUG> static int run_last_block(int bug, int *out)
 {
-    return td_launch(last_block, 4, 1, 0, 0, out);
+    if (bug == BUG) return td_launch(last_block<BUG>, 4, 64, 0, 0, out);
+    if constexpr (BUG + 1 < HAND_N) return run_last_block<BUG + 1>(bug, out);
+    return cudaErrorInvalidValue;
+}
+extern "C" int simt_run_last_block(int bug, int *out)
+{
+    return run_last_block<0>(bug, out);
 }
 
 template <int BUG> static int run_bugs(int bug, float *out, const float *x, int rows)

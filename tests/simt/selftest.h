@@ -15,7 +15,10 @@ int simt_run_mma(int f16, float *c, const uint16_t *a, const uint16_t *b); /* [1
 int simt_run_ldmatrix(int trans, uint16_t *out, const uint16_t *in);      /* [4,8,8] -> [4][32 lanes][2] */
 int simt_run_convert(int f16, float *up, uint16_t *back);                 /* [65536] each */
 int simt_run_copy(float *out, const float *in, int n, int keep);          /* through cp.async */
-int simt_run_last_block(int *out);                                        /* [32]: blocks hand over by an atomic */
+/* [4 * 64 + 2], zeros: four blocks of 64 threads write 64 numbers each and hand over by an atomic; the last one adds up. With
+ * an error, without the barrier before the atomic, without the atomic of one block, or without having looked at it. */
+enum { HAND_NONE, HAND_NO_BARRIER, HAND_NO_ATOMIC, HAND_UNSEEN, HAND_N };
+int simt_run_last_block(int bug, int *out);
 
 enum {
     BUG_NONE, BUG_NO_BARRIER, BUG_SHARED_OUTSIDE, BUG_STATIC_SHARED_OUTSIDE, BUG_MASK_SHORT, BUG_MASK_LONG,

@@ -89,7 +89,8 @@ static struct Block {
     int red[3], bline;
     const char *bfile;
     uint32_t ready[32], alive[32], wwait[32];
-    unsigned bep, block_bep, launch_bep, acq_bep;
+    unsigned bep, block_bep, launch_bep;
+    bool acquired; // this block: what others released may be read
     bool running;
     Alloc *dyn;
     unsigned rng;
@@ -597,6 +598,14 @@ static void cells_free(Cells *c)
     if (c->byte) munmap(c->byte, c->n * 4 * sizeof(Cell));
     *c = Cells{};
 }
+// CHECK mode: of each block of a launch its last atomic on global memory: what the block had written before a barrier that
+// is before it, and what that thread wrote, is released by it.
+static auto &g_release = *new std::vector<Rec>;
+static bool released(const Rec &r)
+{
+    const size_t block = (r.key - 1) >> 10;
+    return block < g_release.size() && (r.bep < g_release[block].bep || r.key == g_release[block].key);
+}
 static bool forgotten(const Cell &c, unsigned base)
 {
     return c.w.bep < base && c.r[0].bep < base && c.r[1].bep < base;
@@ -641,7 +650,7 @@ struct Access {
     {
         if (!r.key || r.key == me.key || r.key == ~0u || r.bep < base || ((r.fl & me.fl) & ATOMIC))
             return false;
-        if ((r.key - 1) >> 10 != B.bnum) return r.bep >= B.acq_bep;
+        if ((r.key - 1) >> 10 != B.bnum) return !(B.acquired && released(r));
         if (r.bep < B.bep) return false;
         const unsigned warp = ((r.key - 1) & 1023) >> 5;
         return !(warp == cur->warp && r.wep < me.wep) && r.wep >= cur->seen[warp];
@@ -735,6 +744,12 @@ void hook_atomic(const void *p, unsigned n, void *pc)
 {
     if ((uintptr_t)p & (n - 1)) fail("misaligned atomic");
     hook((uintptr_t)p, n, true, ATOMIC, pc);
+#ifdef SIMT_CHECK
+    const Alloc *A = B.running ? find((uintptr_t)p) : nullptr;
+    if (!A || A->shared) return;
+    if (g_release.size() <= B.bnum) g_release.resize(B.bnum + 1);
+    g_release[B.bnum] = Rec{1 + B.bnum * 1024 + cur->idx, B.bep, 0, 0, 0};
+#endif
 }
 void touch(const void *p, unsigned n, bool write, int flags, int line)
 {
@@ -763,7 +778,7 @@ void grid_wait()
 }
 void acquire_all()
 {
-    B.acq_bep = ~0u;
+    B.acquired = true;
 }
 // ---- allocator
 static void arena_init()
@@ -1048,7 +1063,9 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
     blockDim = b;
     stats.launches++;
     B.launch_bep = ++B.bep;
-    B.acq_bep = 0;
+#ifdef SIMT_CHECK
+    g_release.clear();
+#endif
     B.overlaps = overlaps;
     if (!overlaps || g_chain_cut) B.chain_bep = B.launch_bep;
     g_chain_cut = false;
@@ -1061,6 +1078,7 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         uint64_t k = opt.order & 1 ? nb - 1 - q : q;
         B.bnum = (unsigned)k;
         B.block_bep = ++B.bep;
+        B.acquired = false;
         stats.blocks++;
         stats.threads += n;
         blockIdx = {(unsigned)(k % g.x), (unsigned)(k / g.x % g.y), (unsigned)(k / g.x / g.y)};
