@@ -132,7 +132,9 @@ template <int BUG> static __global__ void row_sum(float *out, const float *x)
         count[warp + 1] = 0;
     else if (lane == 0)
         count[warp] = 0;
-    if (BUG != BUG_NO_SYNCWARP) __syncwarp();
+    if (BUG == BUG_SHUFFLE_FOR_SYNC)
+        (void)__shfl_xor_sync(0xffffffffu, lane, 1); /* all are here, but nothing that they wrote is */
+    else if (BUG != BUG_NO_SYNCWARP) __syncwarp();
     float v = part[warp * 33 + (lane ^ 1)];
     if (BUG == BUG_MASK_SHORT)
         for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0x0000ffffu, v, o);

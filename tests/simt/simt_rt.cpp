@@ -364,7 +364,7 @@ static bool try_release(unsigned w, uint32_t mask)
     for (uint32_t m = need; m; m &= m - 1) {
         Fiber *f = L + __builtin_ctz(m);
         f->where = 0;
-        f->wep = wep + 1;
+        if (a->kind == SYNC || a->kind == CALL) f->wep = wep + 1; // shuffles, votes, mma order no memory
     }
     B.wwait[w] &= ~need;
     B.ready[w] |= need;

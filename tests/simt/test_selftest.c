@@ -136,6 +136,7 @@ static const bug_case bugs[] = {
     {BUG_GLOBAL_OUTSIDE, 2, "OUT OF BOUNDS", "OUT OF BOUNDS"},
     {BUG_UNINITIALISED, 2, NULL, "UNINITIALISED"},
     {BUG_OVERWRITE_EARLY, 2, NULL, "RACE on shared"},
+    {BUG_SHUFFLE_FOR_SYNC, 2, NULL, "RACE on shared"},
 };
 
 static bool says(const char *any_of)
