@@ -287,8 +287,11 @@ static td_status no_device(cudaError_t e)
 {
     int driver = 0, runtime = 0;
     char d[24], r[24];
-    if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver &&
-        cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+    const bool known = e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+                       cudaRuntimeGetVersion(&runtime) == cudaSuccess;
+    if (known && !driver) /* libcuda is not there: the runtime calls that too old */
+        return td_refuse(TD_ENOSUP, "no CUDA device: no driver is installed (one for CUDA %s or later)", version(runtime, r));
+    if (known)
         return td_refuse(TD_ENOSUP, "no CUDA device: the driver is for CUDA %s, this build needs one for %s", version(driver, d),
                          version(runtime, r));
     return td_refuse(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));
