@@ -74,6 +74,9 @@ def test_all():
 def test_failures():
     rc, out, r = run(BUILD, "--no-bench", SIMT_FAIL_AFTER="40")
     expect(rc == 1 and any(not g["ok"] for g in r["goldens"]) and "FAIL" in out, f"a failing device: status {rc}")
+    rc, out, r = run(BUILD, "--no-bench", SIMT_DEVICES="0")
+    expect(rc == 1 and all(not t["ok"] and not t["skipped"] and "no CUDA-capable device" in t["what"] for t in r["tests"]),
+           f"programs that find no device where there is one: status {rc}, {r.get('tests')}")
     with tempfile.TemporaryDirectory() as empty:
         rc, out, r = run(empty)
         expect(rc == 1 and "not built" in out and any("bench engine, fast" in e for e in r["errors"]), f"no programs: status {rc}")
@@ -89,6 +92,7 @@ def test_ended():
             said += line
             if line.startswith("goldens:"):
                 break
+        expect(len(glob.glob(results + "/*abc1234*.json")) == 1, "nothing on disk after two steps")
         p.terminate()
         said += p.stdout.read()
         rc = p.wait()
@@ -110,6 +114,32 @@ def test_sh():
     expect(c == {"samples": 3, "sm_mhz": [1500, 1700, 1980], "mem_mhz": [2619] * 3, "power_w": [650.5, 675.3, 700.1],
                  "celsius": [60, 64, 66], "held_back_by": "0xc"}, f"clocks {c}")
     expect(m.Clocks.summary("Field is not supported\n") is None, "no clocks")
+
+
+FAKE_DRIVER = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned f) { (void)f; return 0; }
+int cuDriverGetVersion(int *v) { *v = 13010; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return COUNT ? 0 : 101; }
+int cuDeviceGetName(char *s, int n, int d) { (void)d; strncpy(s, "Fake H200", (size_t)n); return 0; }
+int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = (size_t)141 << 30; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 75 ? 9 : 0; return 0; }
+"""
+
+
+def test_driver():
+    """The device as the driver itself tells it, where there is no nvidia-smi."""
+    m = load()
+    expect(m.driver_says("/nonexistent/libcuda.so") is None, "no driver")
+    with tempfile.TemporaryDirectory() as tmp:
+        for count in (0, 1):
+            lib = os.path.join(tmp, f"libcuda{count}.so")
+            subprocess.run(["cc", "-shared", "-fPIC", f"-DCOUNT={count}", "-x", "c", "-", "-o", lib], input=FAKE_DRIVER, text=True, check=True)
+            said = m.driver_says(lib)
+            expect(said == ({"name": "Fake H200", "driver_version": "for CUDA 13.1", "compute_cap": "9.0", "memory_total": "144384 MiB",
+                             "clocks_max_sm": "unknown"} if count else None), f"driver: {said}")
+            expect(not said or m.arch_of(said) == "90a", "target")
 
 
 def test_list():
@@ -177,6 +207,7 @@ def test_codes():
 test_list()
 test_parts()
 test_sh()
+test_driver()
 test_codes()
 test_kernels()
 test_all()
