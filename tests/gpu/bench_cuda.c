@@ -10,6 +10,7 @@
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
+#include "kernels/cuda_lt.h"
 #include "tests/gpu/ceiling.h"
 #include "tests/simt/support.h"
 
@@ -397,6 +398,10 @@ static void lt_products(void)
 {
     static const td_cuda_wtype types[] = {TD_CUDA_W_BF16, TD_CUDA_W_E4M3_ROW, TD_CUDA_W_E4M3_BLOCK};
     td_cuda_choice c;
+    if (!td_cuda_lt_version()) {
+        printf("{\"skipped\":\"cublasLt path: this build has no cuBLASLt\"}\n");
+        return;
+    }
     must(td_cuda_choice_open(dev(), true, 0, &c), "choice");
     for (size_t i = 0; i < N_SHAPES; i++)
         for (size_t t = 0; t < TD_COUNT(types); t++)

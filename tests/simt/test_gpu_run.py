@@ -124,7 +124,7 @@ int cuDriverGetVersion(int *v) { *v = 13010; return 0; }
 int cuDeviceGet(int *d, int i) { *d = i; return COUNT ? 0 : 101; }
 int cuDeviceGetName(char *s, int n, int d) { (void)d; strncpy(s, "Fake H200", (size_t)n); return 0; }
 int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = (size_t)141 << 30; return 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 75 ? 9 : 0; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 75 ? 9 : a == 20 ? 3 : 0; return 0; }
 """
 
 
@@ -138,8 +138,9 @@ def test_driver():
             subprocess.run(["cc", "-shared", "-fPIC", f"-DCOUNT={count}", "-x", "c", "-", "-o", lib], input=FAKE_DRIVER, text=True, check=True)
             said = m.driver_says(lib)
             expect(said == ({"name": "Fake H200", "driver_version": "for CUDA 13.1", "compute_cap": "9.0", "memory_total": "144384 MiB",
-                             "clocks_max_sm": "unknown"} if count else None), f"driver: {said}")
+                             "clocks_max_sm": "unknown", "compute_mode": "Exclusive_Process"} if count else None), f"driver: {said}")
             expect(not said or m.arch_of(said) == "90a", "target")
+    expect(m.Programs("x", False, False).workers == 1, "one program at a time where the device takes one")
 
 
 def test_list():
