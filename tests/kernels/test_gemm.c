@@ -235,19 +235,20 @@ static void ranks_agree(const td_ops *o, gemm_case c, int slices, int M)
     problem_close(&p);
 }
 
-/* So long a K that the rows go in several parts: each row as alone, residual included. */
-static void parts(const td_ops *o)
+/* More than the product takes at a time, of rows, of K and of columns, in several parts each: each row as alone. Without
+ * residual, outputs of whole cache lines. */
+static void parts(const td_ops *o, gemm_case c, int slices, int M, bool add)
 {
-    enum { N = 35, M = 101, K = 20000 };
-    problem p = problem_open(o, (gemm_case){N, K}, TD_BF16, 1, 1);
-    float *y = floats(M * N), *alone = floats(M * N);
+    problem p = problem_open(o, c, TD_BF16, 1, slices);
+    size_t K = (size_t)c.K, ldy = ((size_t)c.N + PAD + 15) / 16 * 16, bytes = (size_t)M * ldy * 4;
+    float *y = block_alloc(bytes), *alone = block_alloc(bytes);
     free(p.x), free(p.scratch);
     rnd_fill(p.x = floats((size_t)M * K), (size_t)M * K, 4, 1);
-    p.scratch = block_alloc(o->scratch_bytes(M, K, 16, MAX_TEAM));
-    for (int i = 0; i < M * N; i++) y[i] = alone[i] = (float)(i % 7);
-    run(o, &p, 2, p.x, M, y, N, true);
-    for (int m = 0; m < M; m++) run(o, &p, 1, p.x + (size_t)m * K, 1, alone + m * N, N, true);
-    T_OK(!memcmp(y, alone, M * N * 4), "%s", o->family);
+    p.scratch = block_alloc(o->scratch_bytes(M, c.K, 16, MAX_TEAM));
+    for (size_t i = 0; i < bytes / 4; i++) y[i] = alone[i] = (float)(i % 7);
+    run(o, &p, 2, p.x, M, y, ldy, add);
+    for (int m = 0; m < M; m++) run(o, &p, 1, p.x + (size_t)m * K, 1, alone + (size_t)m * ldy, ldy, add);
+    T_OK(!memcmp(y, alone, bytes), "%s N=%d K=%d M=%d", o->family, c.N, c.K, M);
     free(y), free(alone);
     problem_close(&p);
 }
@@ -370,7 +371,9 @@ int main(void)
                 if (i < 3) in_bounds(o, gemm_sliced[i], slices);
                 for (int M = 1; M < MAX_M; M += M < 14 ? 1 : 11) ranks_agree(o, gemm_sliced[i], slices, M);
             }
-        parts(o);
+        parts(o, (gemm_case){35, 20000}, 1, 101, true);
+        parts(o, (gemm_case){530, 2176}, 8, 133, false);
+        parts(o, (gemm_case){94, 512}, 8, 290, false);
         nan_stays(o);
         weights_stay(o, (gemm_case){70, 66}, 1), weights_stay(o, (gemm_case){97, 48}, 8);
         embed(o);
