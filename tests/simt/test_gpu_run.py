@@ -140,6 +140,7 @@ def test_driver():
             expect(said == ({"name": "Fake H200", "driver_version": "for CUDA 13.1", "compute_cap": "9.0", "memory_total": "144384 MiB",
                              "clocks_max_sm": "unknown", "compute_mode": "Exclusive_Process"} if count else None), f"driver: {said}")
             expect(not said or m.arch_of(said) == "90a", "target")
+    expect(m.cache_place("b", "/", 0) == "/" and m.cache_place("b", "/", 1 << 60) == "b" and m.cache_place("b", "/nonexistent", 0) == "b", "cache")
     expect(m.Programs("x", False, False).workers == 1, "one program at a time where the device takes one")
 
 
