@@ -1256,6 +1256,8 @@ cudaError_t cudaGetDeviceCount(int *n)
 }
 cudaError_t simt_malloc(void **p, size_t n)
 {
+    static const bool told = simt_of_env("SIMT_HIDE", &simt::opt.hide);
+    (void)told;
     if (auto e = simt_refused_while_recorded("cudaMalloc")) return e;
     if (simt_live + n > simt_memory()) return cudaErrorMemoryAllocation;
     auto *A = simt::new_alloc(n, false);

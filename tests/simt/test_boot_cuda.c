@@ -215,6 +215,8 @@ static void test_none(void)
     expect_cpu("no CUDA device: no CUDA-capable device is detected");
     (void)simt_set_option("devices", -1);
     expect_cpu("no CUDA device: the driver is for CUDA 12.2, this build needs one for 13.0");
+    (void)simt_set_option("devices", -2);
+    expect_cpu("no CUDA device: no driver is installed (one for CUDA 13.0 or later)");
     (void)simt_set_option("devices", 1);
     (void)simt_set_option("arch", 75);
     expect_cpu("sm_75): this build has machine code from sm_80 on");
