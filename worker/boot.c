@@ -185,7 +185,7 @@ static bool device_serves(const td_conf *c, const char *dir, const td_boot *b)
     td_model_desc d;
     td_status s = dir && dir[0] ? td_model_desc_read(dir, &d) : td_model_desc_shape(c->shape, &d);
     return s == TD_OK && td_model_fits(&d, b->ops) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
-           !c->fully_sharded && !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
+           !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
 /* Every rank, or none. */

@@ -32,7 +32,12 @@ static const way ways[] = {{"ranks-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
                            {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1, .ep = true}},
                            {"fp8-blocks", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
                            {"fp8-blocks", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
-                           {"fp8-rows", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}}};
+                           {"fp8-rows", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
+                           {"ranks-tiny", {.tp = 1, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}},
+                           {"ranks-mqa", {.tp = 2, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}}, /* tied */
+                           {"fp8-blocks", {.tp = 1, .pp = 2, .cp = 1, .dp = 2, .fsdp = true}},
+                           {"moe-tiny", {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}},
+                           {"moe-tiny", {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .ep = true, .fsdp = true}}};
 
 static te_spec spec[N];
 static te_result want[N], got[N];
@@ -229,14 +234,14 @@ int main(int argc, char **argv)
     make_codes();
     for (size_t i = 0; i < TD_COUNT(ways); i++) {
         const td_grid *g = &ways[i].grid;
-        if (simt_checks() && i != 0 && i != 4) continue;
+        if (simt_checks() && i != 0 && i != 4 && !(g->fsdp && g->tp == 2)) continue;
         int how = run_way(argv[0], i);
         if (how == 77 || how == 127) {
             drop_codes();
             T_SKIP("%s", how == 77 ? "built without MPI" : "no mpirun");
         }
-        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d%s: exit %d", ways[i].model, g->tp, g->pp, g->cp,
-             g->ep ? ", experts" : "", how);
+        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
+             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", how);
     }
     drop_codes();
     return T_DONE();
