@@ -186,7 +186,7 @@ static td_status fall_back(const td_conf *c, const td_model_desc *d, const td_op
 static bool device_serves(const td_conf *c, const td_model_desc *d, const td_boot *b)
 {
     return (!d || td_model_fits(d, b->ops)) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
-           !c->fully_sharded && !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
+           !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
 /* Every rank, or none. */

@@ -18,7 +18,7 @@ typedef struct td_ranks {
     td_coll *stage;        /* all of this pipeline stage: rank (dp * CP + cp) * TP + tp */
     td_coll *shard;        /* that hold the same weights: rank dp * CP + cp */
     struct {
-        td_coll *tp, *cp, *pp, *stage;
+        td_coll *tp, *cp, *pp, *stage, *shard;
     } data;             /* the same, for buffers where the kernels work */
     struct td_dev *dev; /* whose memory those are; NULL: this host's, and data are the groups above */
     td_coll *back,

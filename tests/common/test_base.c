@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* status, log, clock, check, buf, arena, map, utf8: the small parts. */
-#include "tests/capture.h"
+#include "tests/said.h"
 #include "tests/t.h"
 #include "common/arena.h"
 #include "common/buf.h"
@@ -19,12 +19,7 @@
 
 /* What fn writes to standard error. */
 static const char *captured;
-static void capture(void (*fn)(void))
-{
-    capture_begin();
-    fn();
-    captured = capture_end();
-}
+static void capture(void (*fn)(void)) { captured = said(fn); }
 
 static void *other_thread(void *arg)
 {

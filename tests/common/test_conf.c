@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Precedence, every form of a flag, every error text, help, the config file, and what a child process is given. */
-#include "tests/capture.h"
+#include "tests/said.h"
 #include "tests/t.h"
 #include "common/check.h"
 #include "common/log.h"
@@ -196,9 +196,9 @@ static void test_sources(void)
 /* What a parse with these flags writes to stderr. */
 static const char *warned(const char *line)
 {
-    capture_begin();
+    said_begin();
     td_status s = parse(TD_CONF_SERVE, line);
-    const char *text = capture_end(), *at = strstr(text, " W ");
+    const char *text = said_end(), *at = strstr(text, " W ");
     T_OK(s == TD_OK, "%s", td_reason());
     return at ? at : text;
 }

@@ -2,7 +2,7 @@
 /* tests/ship/test_control.c - the control machine alone, with recorded actions and a clock of its own. */
 #include "common/check.h"
 #include "common/log.h"
-#include "tests/capture.h"
+#include "tests/said.h"
 #include "tests/t.h"
 #include "worker/control.h"
 
@@ -333,19 +333,12 @@ static void test_goodbye(void)
 /* What a machine without a router logs from now to now + us. */
 static const char *logged(int64_t us)
 {
-    capture_begin();
+    said_begin();
     for (int64_t end = now + us; now < end; now = TD_MAX(now + 1000, TD_MIN(td_control_deadline(c), end))) {
         td_control_tick(c, now);
         clear();
     }
-    return capture_end();
-}
-
-static int times(const char *text, const char *what)
-{
-    int n = 0;
-    for (const char *p = text; (p = strstr(p, what)); p++) n++;
-    return n;
+    return said_end();
 }
 
 /* Nobody there: said when the first connection is given up, and ever more rarely; a Welcome ends it. */
@@ -357,14 +350,14 @@ static void test_silence(void)
     td_control_loaded(c, now, &hello);
     T_STR(logged(2900000), "");
     text = logged(200000);
-    T_OK(times(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
+    T_OK(times_said(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
     text = logged(600000000); /* about 80 tries of 8 s */
-    T_OK(times(text, line) == 6 && strstr(text, "(try 2)") && strstr(text, "(try 64)"), "%s", text);
+    T_OK(times_said(text, line) == 6 && strstr(text, "(try 2)") && strstr(text, "(try 64)"), "%s", text);
     say(7, (td_msg){.type = TD_MSG_WELCOME, .welcome = {.heartbeat_ms = 250}});
     text = logged(3100000); /* lost again: at first it is only that */
-    T_OK(!times(text, line) && times(text, "router lost") == 1, "%s", text);
+    T_OK(!times_said(text, line) && times_said(text, "router lost") == 1, "%s", text);
     text = logged(3500000);
-    T_OK(times(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
+    T_OK(times_said(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
     td_control_close(c);
     td_log_open("test", TD_LOG_ERROR - 1);
 }

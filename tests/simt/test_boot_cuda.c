@@ -95,7 +95,7 @@ static void test_modes(void)
 
 /* ---- a step allocates nothing ---- */
 
-static td_status (*real_alloc)(td_dev *d, size_t bytes, void **out);
+static td_status (*real_alloc)(td_dev *d, size_t bytes, void **out), (*real_alloc_host)(td_dev *d, size_t bytes, void **out);
 static int allocated;
 
 static td_status count_alloc(td_dev *d, size_t bytes, void **out)
@@ -104,12 +104,18 @@ static td_status count_alloc(td_dev *d, size_t bytes, void **out)
     return real_alloc(d, bytes, out);
 }
 
+static td_status count_alloc_host(td_dev *d, size_t bytes, void **out)
+{
+    allocated++;
+    return real_alloc_host(d, bytes, out);
+}
+
 static void run(te_spec *s, te_result *r, uint32_t n, uint64_t key0)
 {
     td_engine *e = NULL;
     if (!opened(td_engine_open(&boot.opts, &e))) return;
-    real_alloc = boot.dev->alloc;
-    boot.dev->alloc = count_alloc;
+    real_alloc = boot.dev->alloc, real_alloc_host = boot.dev->alloc_host;
+    boot.dev->alloc = count_alloc, boot.dev->alloc_host = count_alloc_host;
     allocated = 0;
     te_rnd = 5;
     for (uint32_t i = 0; i < n; i++) {
@@ -120,7 +126,7 @@ static void run(te_spec *s, te_result *r, uint32_t n, uint64_t key0)
     te_run(e, s, r, n);
     T_EQ(td_cuda_ops_grown(), 0);
     T_EQ(allocated, 0);
-    boot.dev->alloc = real_alloc;
+    boot.dev->alloc = real_alloc, boot.dev->alloc_host = real_alloc_host;
     td_engine_close(e);
 }
 
@@ -209,6 +215,8 @@ static void test_none(void)
     expect_cpu("no CUDA device: no CUDA-capable device is detected");
     (void)simt_set_option("devices", -1);
     expect_cpu("no CUDA device: the driver is for CUDA 12.2, this build needs one for 13.0");
+    (void)simt_set_option("devices", -2);
+    expect_cpu("no CUDA device: no driver is installed (one for CUDA 13.0 or later)");
     (void)simt_set_option("devices", 1);
     (void)simt_set_option("arch", 75);
     expect_cpu("sm_75): this build has machine code from sm_80 on");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/worker/test_boot.c - from options to an open model: config.json is read once, whatever asks for it. */
-#include "tests/capture.h"
+#include "tests/said.h"
 #include "tests/t.h"
 #include "common/check.h"
 #include "common/log.h"
@@ -38,12 +38,12 @@ static const char *logged(const char *dir, td_status *status)
     int n_none = 0;
     td_conf conf = {0};
     td_boot b;
-    capture_begin();
+    said_begin();
     *status = td_conf_parse(&conf, TD_CONF_LOGITS, (int)TD_COUNT(argv), argv, none, 1, &n_none);
     if (*status >= 0) *status = td_boot_open(&conf, dir, 0, NULL, &b);
     if (*status >= 0) td_boot_close(&b);
     td_conf_deinit(&conf);
-    return capture_end();
+    return said_end();
 }
 
 static void test_read_once(void)

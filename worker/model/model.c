@@ -273,7 +273,6 @@ static td_status check_ranks(const td_model_opts *o)
     if (o->attn_split && o->attn_split != TD_ATTN_SPLIT)
         return td_fail(TD_ENOSUP, "kernel family %s: attention splits of %d keys, only %d are possible", o->ops->family, o->attn_split, TD_ATTN_SPLIT);
     if (!r || td_grid_ranks(&r->grid) == 1) return TD_OK;
-    if (r->grid.fsdp) what = "fully sharded weights";
     if (o->quantized) what = "quantized collectives";
     if (what) return td_fail(TD_ENOSUP, "kernel family %s: %s are not supported", o->ops->family, what);
     if (r->dev != o->ops->dev) return td_fail(TD_EBADREQ, "the ranks' groups do not take this device's memory: td_ranks_device comes first");
