@@ -9,9 +9,10 @@
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
  * scratch, whatever the page size, and runs its rows over it four at a time.
  * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains
- *             over key pairs in order, tiles in order, state in f32. 2. A masked key contributes an exact 0
- *             to the sum and to P V, so a tile that is all masked for a row leaves its bits alone, computed
- *             or skipped. 3. A masked key that is not finite never meets a row (guarded_row).
+ *             over key pairs in order, tiles in order, state in f32.
+ *          2. A masked key contributes an exact 0 to the sum and to P V, so a tile that is all masked for a row
+ *             leaves its bits alone, computed or skipped.
+ *          3. A masked key that is not finite never meets a row (guarded_row).
  *          4. Keys outside [first key of the item, last key] are zeros, never read.
  *          5. Keys are taken split by split (ops.h): each starts anew, and its (m, l, o) is merged into the total of
  *             those before. A part without keys is m = M_START, l = 0, o = 0, and merging it changes nothing.

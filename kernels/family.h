@@ -9,7 +9,7 @@
 
 #include "kernels/ops.h"
 
-enum { TD_LAYOUT_ROWS = 0, TD_LAYOUT_PANEL32_BF16 = 1, TD_LAYOUT_FRAGMENT = 3 /* cuda_gemm.h */ };
+enum { TD_LAYOUT_ROWS = 0, TD_LAYOUT_PANEL32_BF16 = 1, TD_LAYOUT_FRAGMENT = 4 /* cuda_gemm.h */ };
 
 void td_gemm_fill_ref(td_ops *t);
 void td_attn_fill_ref(td_ops *t);

@@ -7,7 +7,7 @@
  * ordinary vectors.
  *
  * One block: panel after panel, the weights fetched a little ahead, as fast as memory gives them.
- * More blocks: the tiles take 128 bytes a cycle of A and B in turn, L2 gives 48, memory less than ten, so
+ * More blocks: the tiles take 64 bytes of A and B a cycle, L2 gives 48, memory four, so
  *   - a piece of a panel (256 k, 16 KiB) goes against up to four blocks while it is in L1;
  *   - A, as far as K goes at a time (a stretch), stays in L2. A long K has several: a group of panels passes over one
  *     stretch before the next, their sums wait meanwhile. Sums that leave tiles and come back lose nothing;
@@ -65,7 +65,7 @@ static void pack(const td_gemm_job *j, int block, int step0, int step1)
     td_fp_leave(fp);
 }
 
-/* ---- one block of rows against one panel ---- */
+/* ---- what both ways share ---- */
 
 typedef struct block {
     int row, rows, upper; /* upper: of them in the first tile */

@@ -7,8 +7,9 @@
  * Rules:   1. Row invariance: a row's result never depends on which or how many rows share the call, on the
  *             number of threads, on the page size, or on how a prompt was cut into chunks. One order of
  *             summation over K per (N, K, dtype).
- *          2. NaN or infinity in a row stays in that row. 3. Every output element is written. 4. No
- *             allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
+ *          2. NaN or infinity in a row stays in that row.
+ *          3. Every output element is written.
+ *          4. No allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
  * Matrix law of the x86 families (all but amx, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
  *   per output one chain over k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0,
  *   odd K padded with zero; denormals are flushed. Bias is added after the chain, then the residual if `add`.

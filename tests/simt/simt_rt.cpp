@@ -81,6 +81,7 @@ static auto &g_byid = *new std::vector<Alloc *>(1);
 static Alloc g_tls;
 static std::map<const void *, int> g_smem_attr;
 static struct Block {
+    pthread_t thread; // that runs it: what others do meanwhile is a host's
     void (*fn)(void *);
     void *arg;
     size_t argsz;
@@ -705,7 +706,7 @@ inline void Access::on(Cell *c, uintptr_t at) const
 } // namespace
 static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
 {
-    if (!B.running) return;
+    if (!B.running || !pthread_equal(B.thread, pthread_self())) return;
     stats.hooks++;
     Alloc *A = find(a);
     if (!A) {
@@ -968,8 +969,12 @@ static int find_image(struct dl_phdr_info *i, size_t, void *fn)
     char *p = t ? t + tf : nullptr;
     size_t n = t ? tn - tf : 0;
     if (p != g_tls.p || n != g_tls.n) {
+#ifdef SIMT_CHECK
+        Cells old = g_tls.cells;
+#endif
         g_tls = Alloc{p, n, {}, 0, true, false, n};
 #ifdef SIMT_CHECK
+        cells_free(&old);
         if (n) g_tls.cells = cells_new(n);
 #endif
     }
@@ -1108,6 +1113,7 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         cur = &g_main;
         g_main.warp = 0;
         g_main.lane = opt.order == 1 ? 0 : 31;
+        B.thread = pthread_self();
         B.running = true;
         go(pick());
         B.running = false;
@@ -1169,6 +1175,28 @@ int simt_device_of(cudaStream_t s)
 }
 namespace simt
 {
+/* There is one emulated device and one set of fibers: threads that use them come one after another. Recursive, because a
+ * recording's launch runs what the others run. */
+static pthread_mutex_t g_turn;
+static const bool g_turn_made = [] {
+    pthread_mutexattr_t a;
+    pthread_mutexattr_init(&a);
+    pthread_mutexattr_settype(&a, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&g_turn, &a);
+    pthread_mutexattr_destroy(&a);
+    return true;
+}();
+struct Turn {
+    Turn()
+    {
+        (void)g_turn_made;
+        pthread_mutex_lock(&g_turn);
+    }
+    ~Turn()
+    {
+        pthread_mutex_unlock(&g_turn);
+    }
+};
 static bool overlaps_of(const cudaLaunchConfig_t *c)
 {
     for (unsigned i = 0; i < c->numAttrs; i++)
@@ -1178,6 +1206,7 @@ static bool overlaps_of(const cudaLaunchConfig_t *c)
 }
 int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t argsz, const void *kernel)
 {
+    Turn turn;
     const dim3 g = c->gridDim, b = c->blockDim;
     const size_t smem = c->dynamicSmemBytes;
     const bool overlaps = overlaps_of(c);
@@ -1256,6 +1285,9 @@ cudaError_t cudaGetDeviceCount(int *n)
 }
 cudaError_t simt_malloc(void **p, size_t n)
 {
+    static const bool told = simt_of_env("SIMT_HIDE", &simt::opt.hide);
+    (void)told;
+    simt::Turn turn;
     if (auto e = simt_refused_while_recorded("cudaMalloc")) return e;
     if (simt_live + n > simt_memory()) return cudaErrorMemoryAllocation;
     auto *A = simt::new_alloc(n, false);
@@ -1267,6 +1299,7 @@ cudaError_t simt_malloc(void **p, size_t n)
 }
 cudaError_t cudaFree(void *p)
 {
+    simt::Turn turn;
     if (!p) return cudaSuccess;
     if (auto e = simt_refused_while_recorded("cudaFree")) return e;
     auto it = simt::g_allocs.find((uintptr_t)p);
@@ -1297,6 +1330,7 @@ static cudaError_t simt_range(const void *p, size_t n, const char *what)
 }
 cudaError_t cudaMemset(void *d, int v, size_t n)
 {
+    simt::Turn turn;
     if (!n) return cudaSuccess;
     if (auto e = simt_range(d, n, "cudaMemset")) return e;
     simt::g_chain_cut = true;
@@ -1309,6 +1343,7 @@ cudaError_t cudaMemset(void *d, int v, size_t n)
 }
 cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
 {
+    simt::Turn turn;
     if (!n) return cudaSuccess;
     if (k == cudaMemcpyHostToDevice || k == cudaMemcpyDeviceToDevice)
         if (auto e = simt_range(d, n, "cudaMemcpy to device")) return e;
@@ -1344,12 +1379,14 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
 }
 cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind k, cudaStream_t stream)
 {
+    simt::Turn turn;
     if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemcpy(d, s, n, k);
     stream->graph->nodes.push_back([=] { return (int)cudaMemcpy(d, s, n, k); });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream)
 {
+    simt::Turn turn;
     if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemset(d, v, n);
     stream->graph->nodes.push_back([=] { return (int)cudaMemset(d, v, n); });
     return cudaSuccess;
@@ -1368,6 +1405,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {
+    simt::Turn turn;
     if (!s || simt::g_recorded) return cudaErrorStreamCaptureUnsupported;
     s->graph = new simt_graph;
     simt::g_recorded = s;
@@ -1377,6 +1415,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 {
+    simt::Turn turn;
     *g = nullptr;
     if (!s || simt::g_recorded != s) return cudaErrorInvalidValue;
     simt::g_recorded = nullptr;
@@ -1398,6 +1437,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
 {
+    simt::Turn turn;
     if (auto x = simt_refused_while_recorded("cudaGraphLaunch")) return x;
     simt::g_chain_cut = true;
     for (auto &n : e->nodes)
@@ -1440,6 +1480,7 @@ const char *cudaGetErrorString(cudaError_t e)
 }
 cudaError_t simt_set_smem(const void *fn, int v)
 {
+    simt::Turn turn;
     if (v < 0 || v > simt::opt.shared * 1024) return cudaErrorInvalidValue;
     simt::g_smem_attr[fn] = v;
     return cudaSuccess;
@@ -1455,7 +1496,7 @@ namespace simt
 {
 static void aligned(void *p, unsigned n, const void *pc)
 {
-    if (((uintptr_t)p & (n - 1)) && B.running)
+    if (((uintptr_t)p & (n - 1)) && B.running && pthread_equal(B.thread, pthread_self()))
         fail("MISALIGNED %u-byte access at %s (address %p)", n, symbol(pc).c_str(), p);
 }
 } // namespace simt

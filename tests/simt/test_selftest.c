@@ -322,7 +322,7 @@ static void test_device(void)
     d->record(d, TD_STREAM_COMPUTE, e);
     d->wait(d, TD_STREAM_OUT, e);
     d->record(d, TD_STREAM_COMPUTE, f);
-    T_EQ(d->done(d, f), TD_OK);
+    T_EQ(d->await(d, f), TD_OK);
     T_OK(d->elapsed_us(d, e, f, &us) == TD_OK && us >= 0);
     d->event_close(d, e);
     d->event_close(d, f);
