@@ -185,10 +185,7 @@ static void test_refused(void)
     o.quantized = true;
     T_EQ(td_model_open(&o, &m), TD_ENOSUP);
     T_OK(strstr(td_reason(), "cuda") && strstr(td_reason(), "quantized"), "%s", td_reason());
-    o.quantized = false, two.grid.cp = 2, two.grid.fsdp = true;
-    T_EQ(td_model_open(&o, &m), TD_ENOSUP);
-    T_OK(strstr(td_reason(), "sharded"), "%s", td_reason());
-    o.ranks = NULL, o.attn_split = 128;
+    o.quantized = false, o.ranks = NULL, o.attn_split = 128;
     T_EQ(td_model_open(&o, &m), TD_ENOSUP);
     T_OK(strstr(td_reason(), "128 keys"), "%s", td_reason());
     if (!open_named("llama-gqa")) return;
