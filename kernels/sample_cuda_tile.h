@@ -89,6 +89,7 @@ TD_DEV void crossing_bin(shared_space *s, int bins, u64 target)
     const unsigned with = __ballot_sync(0xffffffffu, sum > 0);
     const int owner = reach ? __ffs((int)reach) - 1 : with ? 31 - __clz((int)with) : -1;
     if (owner < 0 && lane == 0) s->found = -1;
+    __syncwarp(); /* all have read before: it is about to change */
     if (lane != owner) return;
     u64 before = start + incl - sum, bin_before = before;
     int bin = -1;

@@ -746,7 +746,7 @@ void hook_atomic(const void *p, unsigned n, void *pc)
     if ((uintptr_t)p & (n - 1)) fail("misaligned atomic");
     hook((uintptr_t)p, n, true, ATOMIC, pc);
 #ifdef SIMT_CHECK
-    const Alloc *A = B.running ? find((uintptr_t)p) : nullptr;
+    const Alloc *A = B.running && pthread_equal(B.thread, pthread_self()) ? find((uintptr_t)p) : nullptr;
     if (!A || A->shared) return;
     if (g_release.size() <= B.bnum) g_release.resize(B.bnum + 1);
     g_release[B.bnum] = Rec{1 + B.bnum * 1024 + cur->idx, B.bep, 0, 0, 0};
