@@ -248,7 +248,7 @@ attn_args attn_args_of(const td_cuda_attn_args *a)
     r.kv = (const uint16_t *)td_kv_page(kv, a->slot, 0);
     r.head_elems = (size_t)kv->P * (size_t)kv->D;
     r.v_elems = (size_t)kv->G * r.head_elems;
-    r.page_elems = 2 * r.v_elems;
+    r.page_pieces = (uint32_t)(r.v_elems / 4);
     r.P = kv->P;
     r.p_shift = -1;
     for (int i = 0; i < 21; i++)
@@ -290,6 +290,7 @@ int td_cuda_attention(void *stream, const td_cuda_attn_args *a)
 {
     if (a->n_seq <= 0 || a->T <= 0) return 0;
     attn_args r = attn_args_of(a);
+    if ((size_t)a->kv->n_pages * r.page_pieces >= ATTN_NO_KEY) return (int)cudaErrorInvalidValue;
     bool f16 = a->kv->dtype == TD_F16;
     int sms = 0, device = 0;
     cudaError_t e = cudaGetDevice(&device);

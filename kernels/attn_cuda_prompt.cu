@@ -18,7 +18,7 @@ template <int DM, int NW> struct prompt_shape {
         Q_AT = 2 * attn_shape<DM>::TILE_BYTES,
         O_AT = Q_AT + NW * attn_shape<DM>::Q_BYTES,
         OFF_AT = O_AT + (STASH ? THREADS * attn_shape<DM>::NV * 4 * 4 : 0),
-        BYTES = OFF_AT + 2 * ATTN_TILE * 8
+        BYTES = OFF_AT + 2 * ATTN_TILE * 4
     };
 };
 
@@ -45,7 +45,8 @@ static TD_DEV void prompt_merge(prompt_sum<DM, STASH> &r, float *stash, attn_sta
     attn_reset(st);
 }
 
-// limits: regs 255, spill 0, smem 0
+/* Only D 128 on sm_100 spills, 6 registers. */
+// limits: regs 255, spill 24, smem 0
 template <int DM, class E, int NW>
 static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_args a)
 {
@@ -65,7 +66,7 @@ static __global__ void __launch_bounds__(NW * 32) attn_prompt_kernel(const attn_
                           attn_first_key(s.pos0 + pr0 / a.group, a.window), s.pos0 + (pr1 - 1) / a.group + 1};
     unsigned char *qs = smem + L::Q_AT + warp * S::Q_BYTES;
     float *stash = (float *)(smem + L::O_AT) + tid;
-    long long *off = (long long *)(smem + L::OFF_AT);
+    uint32_t *off = (uint32_t *)(smem + L::OFF_AT);
     int key0 = src.begin / ATTN_TILE * ATTN_TILE, buf = 0;
     attn_offsets(off, a, &src, key0, 0, tid, L::THREADS);
     __syncthreads();

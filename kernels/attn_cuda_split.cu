@@ -13,7 +13,7 @@ template <int DM> struct split_shape {
     enum {
         V_AT = attn_shape<DM>::TILE_BYTES,
         OFF_AT = 2 * attn_shape<DM>::TILE_BYTES,
-        Q_AT = OFF_AT + 2 * ATTN_TILE * 8,
+        Q_AT = OFF_AT + 2 * ATTN_TILE * 4,
         AT_AT = Q_AT + attn_shape<DM>::Q_BYTES,
         BYTES = AT_AT + 2 * 64
     };
@@ -115,15 +115,15 @@ static TD_DEV void split_store(attn_state<DM> &st, const attn_args &a, const spl
     attn_reset(st);
 }
 
-/* Only D 256 spills; a tile of it reloads 47 registers. */
-// limits: regs 255, spill 960, smem 0
+/* Only D 256 spills; a tile of it reloads 54 registers. */
+// limits: regs 255, spill 1152, smem 0
 template <int DM, class E>
 static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kernel(const attn_args a)
 {
     typedef split_shape<DM> L;
     TD_DYN_SMEM(unsigned char, smem);
     const int lane = (int)threadIdx.x;
-    long long *off = (long long *)(smem + L::OFF_AT);
+    uint32_t *off = (uint32_t *)(smem + L::OFF_AT);
     unsigned char *qs = smem + L::Q_AT;
     split_at *at =
         (split_at *)(smem + L::AT_AT); /* this tile and the next: in shared memory, for the registers' sake */
@@ -172,7 +172,14 @@ static __global__ void __launch_bounds__(32, (DM <= 96 ? 8 : 1)) attn_split_kern
 template <int DM, class E> static int split_launch(void *stream, const attn_args &a, int sms)
 {
     constexpr int BYTES = split_shape<DM>::BYTES;
-    int per = 227 * 1024 / (BYTES + 1024); /* resident warps of an SM, by shared memory */
+    static_assert(DM > 128 || 6 * (BYTES + 1024) <= 228 * 1024, "6 warps of an SM of Hopper");
+    int device = 0, shared = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    if (e == cudaSuccess) e = td_shared_before_l1(attn_split_kernel<DM, E>);
+    if (e != cudaSuccess) return (int)e;
+    const int per = shared / (BYTES + 1024); /* resident warps of an SM, by shared memory: a block costs 1 KiB more */
     return (int)td_launch_next(attn_split_kernel<DM, E>, dim3((unsigned)(sms * (per < 8 ? per : 8))), dim3(32),
                                (size_t)BYTES, (cudaStream_t)stream, a);
 }

@@ -26,7 +26,8 @@ typedef struct attn_args {
     size_t ldo;
     int out_dtype;
     const uint16_t *kv; /* first page of the slot */
-    size_t page_elems, v_elems, head_elems;
+    size_t v_elems, head_elems;
+    uint32_t page_pieces; /* of 16 bytes */
     int P, p_shift; /* p_shift: log2 of P, or -1 */
     const td_cuda_attn_seq *seq;
     int n_seq;
@@ -136,30 +137,32 @@ struct attn_src {
     int begin, end;
 };
 
-/* Offset in elements of every key of a tile, -1: zeros. By the block's first 64 threads. elsewhere: keys before
- * this tile that are not in the page table. */
-static TD_DEV void attn_offsets(long long *off, const attn_args &a, const attn_src *s, int key0, int elsewhere,
+/* Where every key of a tile lies, in pieces of 16 bytes (D is whole ones); NO_KEY: zeros. By the block's first 64
+ * threads. elsewhere: keys before this tile that are not in the page table. */
+enum : uint32_t { ATTN_NO_KEY = 0xffffffffu };
+static TD_DEV void attn_offsets(uint32_t *off, const attn_args &a, const attn_src *s, int key0, int elsewhere,
                                 int tid, int n_threads)
 {
     for (int i = tid; i < ATTN_TILE; i += n_threads) {
         int key = key0 + i, at = key - elsewhere, page = a.p_shift >= 0 ? at >> a.p_shift : at / a.P;
-        long long v = -1;
+        uint32_t v = ATTN_NO_KEY;
         if (key >= s->begin && key < s->end)
-            v = (long long)s->pages[page] * (long long)a.page_elems + (long long)(at - page * a.P) * a.D;
+            v = (uint32_t)s->pages[page] * a.page_pieces + (uint32_t)(at - page * a.P) * (uint32_t)(a.D / 8);
         off[i] = v;
     }
 }
 template <int DM>
-static TD_DEV void attn_copy(unsigned char *dst, const uint16_t *base, const long long *off, int D, int tid,
+static TD_DEV void attn_copy(unsigned char *dst, const uint16_t *base, const uint32_t *off, int D, int tid,
                              int n_threads)
 {
     typedef attn_shape<DM> S;
 #pragma unroll 4
     for (int i = tid; i < ATTN_TILE * S::PIECES; i += n_threads) {
         int r = i / S::PIECES, c = i % S::PIECES;
-        long long o = off[r];
-        bool ok = o >= 0 && c * 8 < D;
-        td_cp_async_16(dst + r * S::ROW_BYTES + (c ^ attn_swizzle(r)) * 16, base + (ok ? o + c * 8 : 0), ok);
+        const uint32_t o = off[r];
+        bool ok = o != ATTN_NO_KEY && c * 8 < D;
+        td_cp_async_16(dst + r * S::ROW_BYTES + (c ^ attn_swizzle(r)) * 16,
+                       (const uint4 *)base + (ok ? o + (uint32_t)c : 0u), ok);
     }
 }
 

@@ -20,7 +20,8 @@
  *          (D 64, 96, 128 and 256 at full speed, others padded to the next); kv->base 16-byte aligned on the
  *          device, kv itself and the arguments host memory; any P (8 and less and odd ones are slower). Pages
  *          before the window may be -1.
- * Threads: any. Errors: a cudaError_t as int. Limits: positions below 2^30; n_seq <= TD_CUDA_ATTN_MAX_SEQ. */
+ * Threads: any. Errors: a cudaError_t as int. Limits: positions below 2^30; n_seq <= TD_CUDA_ATTN_MAX_SEQ; pages
+ *          of one slot below 64 GiB. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CUDA_ATTN_H
 #define TD_KERNELS_CUDA_ATTN_H

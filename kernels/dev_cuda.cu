@@ -18,7 +18,8 @@ static td_status check(cudaError_t e, const char *what)
 }
 
 /* The runtime's current device is each thread's own, device 0 at first: a stream of another one would refuse the
- * launch, an allocation would go to the wrong memory. An error shows in the call that follows. */
+ * launch, an allocation would go to the wrong memory, and any first call of a thread, a wait or a free too, would make
+ * a context on device 0, of half a GiB, for each rank. An error shows in the call that follows. */
 extern "C" void td_cuda_use(const td_dev *d)
 {
     (void)cudaSetDevice(d->index);
@@ -46,8 +47,9 @@ static td_status dev_alloc(td_dev *d, size_t bytes, void **out)
                    total);
 }
 
-static void dev_free(td_dev *, void *p)
+static void dev_free(td_dev *d, void *p)
 {
+    td_cuda_use(d);
     cudaFree(p);
 }
 
@@ -60,8 +62,9 @@ static td_status dev_alloc_host(td_dev *d, size_t bytes, void **out)
     return s;
 }
 
-static void dev_free_host(td_dev *, void *p)
+static void dev_free_host(td_dev *d, void *p)
 {
+    td_cuda_use(d);
     cudaFreeHost(p);
 }
 
@@ -107,9 +110,10 @@ static td_status dev_event_open(td_dev *d, td_event **out)
     return s;
 }
 
-static void dev_event_close(td_dev *, td_event *e)
+static void dev_event_close(td_dev *d, td_event *e)
 {
     if (!e) return;
+    td_cuda_use(d);
     cudaEventDestroy(e->e);
     free(e);
 }
@@ -124,22 +128,18 @@ static td_status dev_wait(td_dev *d, td_stream_kind s, td_event *e)
     return check(cudaStreamWaitEvent(stream_of(d, s), e->e, 0), "wait for an event");
 }
 
-static td_status dev_done(td_dev *, td_event *e)
+static td_status dev_elapsed(td_dev *d, td_event *from, td_event *to, double *us)
 {
-    cudaError_t c = cudaEventQuery(e->e);
-    return c == cudaErrorNotReady ? TD_AGAIN : check(c, "kernel");
-}
-
-static td_status dev_elapsed(td_dev *, td_event *from, td_event *to, double *us)
-{
+    td_cuda_use(d);
     float ms = 0;
     td_status s = check(cudaEventElapsedTime(&ms, from->e, to->e), "time between events");
     if (s == TD_OK) *us = (double)ms * 1e3;
     return s;
 }
 
-static td_status dev_await(td_dev *, td_event *e)
+static td_status dev_await(td_dev *d, td_event *e)
 {
+    td_cuda_use(d);
     return check(cudaEventSynchronize(e->e), "kernel");
 }
 
@@ -200,9 +200,10 @@ static td_status dev_graph_run(td_dev *d, td_stream_kind s, td_graph *g)
     return check(cudaGraphLaunch(g->exec, g->ran_on), "graph");
 }
 
-static void dev_graph_close(td_dev *, td_graph *g)
+static void dev_graph_close(td_dev *d, td_graph *g)
 {
     if (!g) return;
+    td_cuda_use(d);
     if (g->ran_on) cudaStreamSynchronize(g->ran_on);
     cudaGraphExecDestroy(g->exec);
     free(g);
@@ -210,6 +211,7 @@ static void dev_graph_close(td_dev *, td_graph *g)
 
 static void dev_close(td_dev *d)
 {
+    td_cuda_use(d);
     for (int i = 0; i < TD_N_STREAMS; i++)
         if (d->stream[i]) cudaStreamDestroy((cudaStream_t)d->stream[i]);
     free(d);
@@ -231,7 +233,6 @@ static void fill_table(td_dev *d)
     d->event_close = dev_event_close;
     d->record = dev_record;
     d->wait = dev_wait;
-    d->done = dev_done;
     d->elapsed_us = dev_elapsed;
     d->await = dev_await;
     d->sync = dev_sync;
@@ -287,8 +288,11 @@ static td_status no_device(cudaError_t e)
 {
     int driver = 0, runtime = 0;
     char d[24], r[24];
-    if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver &&
-        cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+    const bool known = e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+                       cudaRuntimeGetVersion(&runtime) == cudaSuccess;
+    if (known && !driver) /* libcuda is not there: the runtime calls that too old */
+        return td_refuse(TD_ENOSUP, "no CUDA device: no driver is installed (one for CUDA %s or later)", version(runtime, r));
+    if (known)
         return td_refuse(TD_ENOSUP, "no CUDA device: the driver is for CUDA %s, this build needs one for %s", version(driver, d),
                          version(runtime, r));
     return td_refuse(TD_ENOSUP, "no CUDA device: %s", cudaGetErrorString(e));

@@ -3,37 +3,40 @@
  *
  * A block is up to 32 rows: two tiles of A against the two halves of a panel, four accumulators, 32 k to a step.
  * A block of up to 16 rows has one tile of A and two accumulators; tiles have as many rows as there are, down to one.
- * Loop order: a few panels that stay in L2 together (outer), row blocks, panels. The accumulators of a slice of K
- * leave the tiles once, when it is done; the tree over slices, bias and residual are ordinary vectors. */
+ * The accumulators of a slice of K leave the tiles when it is done; the tree over slices, bias and residual are
+ * ordinary vectors.
+ *
+ * One block: panel after panel, the weights fetched a little ahead, as fast as memory gives them.
+ * More blocks: the tiles take 64 bytes of A and B a cycle, L2 gives 48, memory four, so
+ *   - a piece of a panel (256 k, 16 KiB) goes against up to four blocks while it is in L1;
+ *   - A, as far as K goes at a time (a stretch), stays in L2. A long K has several: a group of panels passes over one
+ *     stretch before the next, their sums wait meanwhile. Sums that leave tiles and come back lose nothing;
+ *   - while the tiles work on a panel, a few lines of the next one are fetched in each step, and the vectors fold what the
+ *     piece before has left;
+ *   - outputs go past the caches, which they would only empty: they are read again when many more have been written. */
 #if defined(__x86_64__)
 #include "common/check.h"
 #include "kernels/amx.h"
-#include "kernels/amx_tile.h"
+#include "kernels/amx_block.h"
 #include "kernels/gemm_drive.h"
-#include "kernels/simd.h"
 
 enum {
-    TILE_ROWS = 16,
-    ROW_BYTES = 64,              /* of a tile */
-    STEP_K = 32,
-    STEP_PAIRS = STEP_K / 2,
     STEP_BYTES = TD_PANEL * 4 * STEP_PAIRS, /* of a panel */
-    BLOCK_ROWS = 2 * TILE_ROWS,
-    NEAR_BYTES = 1 << 20,        /* panels that row blocks pass over before the next ones: half of an L2 of 2 MiB */
-    PART_ROWS = 512,             /* by arithmetic: weights once more for each cost 2 bytes a cycle and core */
-    AHEAD = 12 << 10             /* as far as the other families on Intel: gemm_tile.h */
+    PART_ROWS = 256, /* packed x of 2048 k: half of an L2 of 2 MiB */
+    BLOCKS = PART_ROWS / BLOCK_ROWS,
+    PIECE_STEPS = 8,
+    NEAR_BLOCKS = 4,    /* that share a piece of weights in L1 */
+    WHOLE_STEPS = 64,   /* of all K: one stretch */
+    STRETCH_STEPS = 32, /* else: packed x of a stretch is a quarter of L2, and the sums of a group another */
+    GROUP = 16,         /* panels */
+    AHEAD = 12 << 10,   /* one block; as far as the other families on Intel: gemm_tile.h */
+    FEW_AHEAD = 24 << 10 /* up to four: all pass over a piece before the next */
 };
-/* Literals: they become parts of instructions. */
-#define C00 0
-#define C01 1
-#define C10 2
-#define C11 3
-#define A0 4
-#define A1 5
-#define B0 6
-#define B1 7
 
-TD_INLINE int slices_of(const td_weight *w) { return w->slices > 1 ? w->slices : 1; }
+TD_INLINE int slices_of(const td_weight *w)
+{
+    return w->slices > 1 ? w->slices : 1;
+}
 
 static size_t steps_of(const td_weight *w)
 {
@@ -53,14 +56,16 @@ static void pack(const td_gemm_job *j, int block, int step0, int step1)
         int k = s % each * STEP_K, n = len - k;
         const float *x = j->x + (size_t)row * j->ldx + s / each * len + k;
         for (int m = 0; m < rows; m++, x += j->ldx, to += STEP_K) {
-            if (n >= STEP_K) store_bf16_32(to, v16_load(x), v16_load(x + 16));
-            else store_bf16_32(to, v16_load_n(x, n), n > 16 ? v16_load_n(x + 16, n - 16) : v16_zero());
+            if (n >= STEP_K)
+                store_bf16_32(to, v16_load(x), v16_load(x + 16));
+            else
+                store_bf16_32(to, v16_load_n(x, n), n > 16 ? v16_load_n(x + 16, n - 16) : v16_zero());
         }
     }
     td_fp_leave(fp);
 }
 
-/* ---- one block of rows against one panel ---- */
+/* ---- what both ways share ---- */
 
 typedef struct block {
     int row, rows, upper; /* upper: of them in the first tile */
@@ -68,110 +73,108 @@ typedef struct block {
 } block;
 
 enum { STACKED = 4 }; /* sums of slices that wait at a time, and the newest: log2(TD_MAX_SLICES) + 1 */
+typedef float sum[BLOCK_ROWS][TD_PANEL];
 typedef struct sums {
-    float v[STACKED][BLOCK_ROWS][TD_PANEL];
+    sum v[STACKED];
 } sums;
+/* One member's: of the panels of a group and of all blocks. */
+typedef struct area {
+    sums of[GROUP][BLOCKS];
+} area;
 
 static void configure(const block *b)
 {
-    int lower = b->rows - b->upper;
-    td_tile_config c = {.palette = 1};
-    for (int t = C00; t <= B1; t++) {
-        int rows = t == B0 || t == B1 ? STEP_PAIRS : t == C10 || t == C11 || t == A1 ? lower : b->upper;
-        c.rows[t] = (uint8_t)rows;
-        c.row_bytes[t] = rows ? ROW_BYTES : 0;
-    }
-    td_tile_configure(&c);
+    block_configure(b->upper, b->rows - b->upper);
 }
 
-/* One step of all accumulators. low: from the first tile of A to the second. */
-TD_INLINE void step(const uint8_t *a, size_t low, const uint8_t *b, const bool two)
+/* Where the sum of slice i goes: above the subtrees of lower slices that wait. */
+TD_INLINE int level(int i)
 {
-    td_tile_load(B0, b, TD_PANEL * 4);
-    td_tile_load(B1, b + ROW_BYTES, TD_PANEL * 4);
-    td_tile_load(A0, a, ROW_BYTES);
-    td_tile_dp(C00, A0, B0);
-    td_tile_dp(C01, A0, B1);
-    if (!two) return;
-    td_tile_load(A1, a + low, ROW_BYTES);
-    td_tile_dp(C10, A1, B0);
-    td_tile_dp(C11, A1, B1);
+    return _mm_popcnt_u32((unsigned)i);
 }
 
-/* A slice: len of K, x at a, weights at b. fetch: this block is the first to read these weights. What the last step would
- * read behind them is another slice, another panel or nobody's memory: it reads a copy padded with zeros. */
-TD_INLINE void slice(const block *at, const uint8_t *a, const uint8_t *b, int len, const bool two, bool fetch, float *to)
+/* Rows [m0, m1): slice i is done, adds the subtrees that it completes, as a binary counter carries; lower slices on the
+ * left. */
+TD_INLINE void fold(sums *s, int i, int m0, int m1)
 {
-    const size_t low = (size_t)at->upper * ROW_BYTES, a_step = (size_t)at->rows * ROW_BYTES;
-    td_tile_zero(C00);
-    td_tile_zero(C01);
-    if (two) {
-        td_tile_zero(C10);
-        td_tile_zero(C11);
-    }
-    TD_ONCE for (int k = len / STEP_K; k; k--, a += a_step, b += STEP_BYTES) {
-        if (fetch)
-            TD_UNROLL for (int i = 0; i < STEP_BYTES; i += 64) _mm_prefetch((const char *)b + AHEAD + i, _MM_HINT_T1);
-        step(a, low, b, two);
-    }
-    if (len % STEP_K) {
-        uint8_t end[STEP_BYTES] __attribute__((aligned(64))) = {0};
-        memcpy(end, b, (size_t)(len % STEP_K + 1) / 2 * TD_PANEL * 4);
-        step(a, low, end, two);
-    }
-    td_tile_store(C00, to, TD_PANEL * 4);
-    td_tile_store(C01, to + TILE_ROWS, TD_PANEL * 4);
-    if (two) {
-        td_tile_store(C10, to + at->upper * TD_PANEL, TD_PANEL * 4);
-        td_tile_store(C11, to + at->upper * TD_PANEL + TILE_ROWS, TD_PANEL * 4);
-    }
-}
-
-/* Slice i is done, its sums are at `top`: adds the subtrees that it completes, as a binary counter carries; lower slices on
- * the left. The subtree that holds it. */
-TD_INLINE int fold(sums *s, int top, int i, int rows)
-{
-    for (; i & 1; i >>= 1, top--)
-        for (int m = 0; m < rows; m++)
+    for (int top = level(i); i & 1; i >>= 1, top--)
+        for (int m = m0; m < m1; m++)
             for (int v = 0; v < TD_PANEL; v += 16) {
                 float *left = &s->v[top - 1][m][v];
                 v16_store(left, v16_add(v16_load(left), v16_load(&s->v[top][m][v])));
             }
-    return top;
 }
 
-/* To y: bias, then the residual; columns beyond N stay as they are. */
-TD_INLINE void finish(const td_gemm_job *j, const block *at, int n0, const sums *s)
+/* Rows [m0, m1) to y: bias, then the residual; columns beyond N stay as they are. past: the caches. */
+TD_INLINE void finish(const td_gemm_job *j, const block *at, int n0, const sums *s, int m0, int m1, bool past)
 {
     const float *bias = j->w->bias;
     for (int v = 0; v < TD_PANEL && n0 + v < j->w->N; v += 16) {
         int n = n0 + v, lanes = j->w->N - n;
         v16 plus = bias ? v16_load_n(bias + n, lanes) : v16_zero();
-        for (int m = 0; m < at->rows; m++) {
+        for (int m = m0; m < m1; m++) {
             float *y = j->y + (size_t)(at->row + m) * j->ldy + n;
-            v16 sum = v16_load(&s->v[0][m][v]);
-            if (bias) sum = v16_add(sum, plus);
-            if (j->add) sum = v16_add(v16_load_n(y, lanes), sum);
-            v16_store_n(y, sum, lanes);
+            v16 out = v16_load(&s->v[0][m][v]);
+            if (bias) out = v16_add(out, plus);
+            if (j->add) out = v16_add(v16_load_n(y, lanes), out);
+            if (past && lanes >= 16) v16_stream(y, out);
+            else v16_store_n(y, out, lanes);
         }
     }
 }
 
-TD_NOINLINE void block_panel(const td_gemm_job *j, const block *at, int n, bool fetch)
+/* What vectors do while tiles work: a part of it goes with each step. */
+typedef struct beside {
+    const uint8_t *p, *end; /* weights to fetch */
+    int lines;              /* in a step */
+    sums *s;                /* of a block with a slice done: to fold and, the last one, to finish */
+    const block *at;
+    int slice, n0;
+    int row, rows;          /* the next one, all: none left if equal */
+    bool past;              /* outputs past the caches */
+} beside;
+
+enum { ROWS_A_STEP = BLOCK_ROWS / PIECE_STEPS };
+
+TD_INLINE void fold_rows(const td_gemm_job *j, beside *w, int rows)
 {
-    sums s;
-    int len = j->w->K / j->slices, top = 0;
-    size_t a_slice = (size_t)at->rows * ROW_BYTES * (j->steps / (size_t)j->slices);
-    const uint8_t *a = at->a, *b = (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
-    for (int i = 0; i < j->slices; i++, a += a_slice, b += td_pairs(len) * TD_PANEL * 4) {
-        if (at->rows > at->upper) slice(at, a, b, len, true, fetch, &s.v[top][0][0]);
-        else slice(at, a, b, len, false, fetch, &s.v[top][0][0]);
-        top = fold(&s, top, i, at->rows) + 1;
-    }
-    finish(j, at, n * TD_PANEL, &s);
+    int to = TD_MIN(w->row + rows, w->rows);
+    fold(w->s, w->slice, w->row, to);
+    if (w->slice == j->slices - 1) finish(j, w->at, w->n0, w->s, w->row, to, w->past);
+    w->row = to;
 }
 
-/* ---- driver ---- */
+TD_INLINE void fetch_some(beside *w)
+{
+    const uint8_t *end = w->p + (size_t)w->lines * 64;
+    for (const uint8_t *p = w->p; p < end; p += 64) _mm_prefetch((const char *)p, _MM_HINT_T1);
+    w->p = end < w->end ? end : w->end;
+    if (w->p == w->end) w->lines = 0;
+}
+
+/* len of K from a step on, x at a, weights at b; added to the sum at `to` if `more`. What the last step would read behind
+ * them is another slice, another panel or nobody's memory: it reads a copy padded with zeros. */
+TD_INLINE void run(const td_gemm_job *j, const block *at, const uint8_t *a, const uint8_t *b, int len, const bool two,
+                   bool more, beside *w, sum *to)
+{
+    const size_t low = (size_t)at->upper * ROW_BYTES, a_step = (size_t)at->rows * ROW_BYTES;
+    float *c = (*to)[0];
+    if (more) block_load(c, TD_PANEL * 4, at->upper, two, true);
+    else block_zero(two);
+    TD_ONCE for (int k = len / STEP_K; k; k--, a += a_step, b += STEP_BYTES)
+    {
+        fetch_some(w);
+        block_step(a, ROW_BYTES, low, b, TD_PANEL * 4, two, true);
+        if (w->row < w->rows) fold_rows(j, w, ROWS_A_STEP);
+    }
+    if (len % STEP_K) {
+        uint8_t end[STEP_BYTES] __attribute__((aligned(64))) = {0};
+        memcpy(end, b, (size_t)(len % STEP_K + 1) / 2 * TD_PANEL * 4);
+        block_step(a, ROW_BYTES, low, end, TD_PANEL * 4, two, true);
+    }
+    if (w->row < w->rows) fold_rows(j, w, BLOCK_ROWS);
+    block_store(c, TD_PANEL * 4, at->upper, two, true);
+}
 
 static block block_of(const td_gemm_job *j, int b)
 {
@@ -180,17 +183,129 @@ static block block_of(const td_gemm_job *j, int b)
                    (const uint8_t *)j->packed + (size_t)row * j->steps * ROW_BYTES};
 }
 
-static void panels(const td_gemm_job *j, int first, int end)
+static const uint8_t *panel(const td_gemm_job *j, int n)
 {
-    int near = TD_MAX((int)(NEAR_BYTES / td_panel_bytes(j->w->K)), 1), shape = 0;
-    unsigned fp = td_fp_enter();
-    for (int p = first; p < end; p += near)
-        for (int b = 0; b < j->n_blocks; b++) {
-            block at = block_of(j, b);
-            if (at.rows != shape) configure(&at);
-            shape = at.rows;
-            for (int n = p; n < TD_MIN(p + near, end); n++) block_panel(j, &at, n, b == 0);
+    return (const uint8_t *)j->w->p + (size_t)n * td_panel_bytes(j->w->K);
+}
+
+/* ---- one block ---- */
+
+TD_NOINLINE void one_block(const td_gemm_job *j, int first, int end)
+{
+    sums s;
+    const block at = block_of(j, 0);
+    int len = j->w->K / j->slices;
+    size_t a_slice = (size_t)at.rows * ROW_BYTES * (j->steps / (size_t)j->slices);
+    configure(&at);
+    for (int n = first; n < end; n++) {
+        const uint8_t *a = at.a, *b = panel(j, n);
+        for (int i = 0; i < j->slices; i++, a += a_slice, b += td_pairs(len) * TD_PANEL * 4) {
+            beside w = {.p = b + AHEAD, .end = b + AHEAD + td_pairs(len) * TD_PANEL * 4, .lines = STEP_BYTES / 64};
+            if (at.rows > at.upper) run(j, &at, a, b, len, true, false, &w, &s.v[level(i)]);
+            else run(j, &at, a, b, len, false, false, &w, &s.v[level(i)]);
+            fold(&s, i, 0, at.rows);
         }
+        finish(j, &at, n * TD_PANEL, &s, 0, at.rows, false);
+    }
+}
+
+/* ---- more blocks ---- */
+
+typedef struct walk {
+    const td_gemm_job *j;
+    block at[BLOCKS];
+    int each, per, piece; /* steps of a slice, its pieces, their steps */
+    int pieces, stretch;  /* of all K, of a stretch */
+    int configured;       /* rows of a block */
+    beside beside;
+} walk;
+
+/* Piece i of K: block `at` against panel n. */
+static void piece(walk *w, const block *at, int n, int i, sums *s)
+{
+    int len = w->j->w->K / w->j->slices, slice = i / w->per, step0 = i % w->per * w->piece,
+        k = len - step0 * STEP_K;
+    const uint8_t *a = at->a + (size_t)(slice * w->each + step0) * (size_t)at->rows * ROW_BYTES,
+                  *b = panel(w->j, n) + (size_t)slice * td_pairs(len) * TD_PANEL * 4 +
+                       (size_t)step0 * STEP_BYTES;
+    bool last = k <= w->piece * STEP_K;
+    if (!last) k = w->piece * STEP_K;
+    if (at->rows != w->configured) configure(at);
+    w->configured = at->rows;
+    if (at->rows > at->upper) run(w->j, at, a, b, k, true, step0 > 0, &w->beside, &s->v[level(slice)]);
+    else run(w->j, at, a, b, k, false, step0 > 0, &w->beside, &s->v[level(slice)]);
+    if (!last) return;
+    w->beside.s = s;
+    w->beside.at = at;
+    w->beside.slice = slice;
+    w->beside.n0 = n * TD_PANEL;
+    w->beside.row = 0;
+    w->beside.rows = slice & 1 || slice == w->j->slices - 1 ? at->rows : 0;
+}
+
+/* Pieces [i0, i1) of panel n against all blocks. */
+static void stretch(walk *w, int n, sums *of, int i0, int i1)
+{
+    for (int b = 0; b < w->j->n_blocks; b += NEAR_BLOCKS)
+        for (int i = i0; i < i1; i++)
+            for (int k = b; k < TD_MIN(b + NEAR_BLOCKS, w->j->n_blocks); k++) piece(w, &w->at[k], n, i, &of[k]);
+}
+
+/* Fetch what comes after the stretch of panel n from piece i on: `n2, i2` if many blocks leave time, else the same a little
+ * ahead. */
+static void plan_fetch(walk *w, int n, int i, int n2, int i2)
+{
+    bool few = w->j->n_blocks <= NEAR_BLOCKS;
+    if (few) n2 = n, i2 = i;
+    size_t slice = td_pairs(w->j->w->K / w->j->slices) * TD_PANEL * 4, all = td_panel_bytes(w->j->w->K),
+           from = (size_t)(i2 / w->per) * slice + (size_t)(i2 % w->per * w->piece) * STEP_BYTES,
+           bytes = (size_t)(w->stretch * w->piece) * STEP_BYTES;
+    w->beside.p = panel(w->j, n2) + from + (few ? FEW_AHEAD : 0);
+    w->beside.end = w->beside.p + TD_MIN(bytes, all - from) / 64 * 64;
+    w->beside.lines = (STEP_BYTES / 64 + w->j->n_blocks - 1) / w->j->n_blocks;
+}
+
+TD_NOINLINE void more_blocks(const td_gemm_job *j, int first, int end, area *mine)
+{
+    bool whole = j->steps <= WHOLE_STEPS;
+    walk w = {.j = j, .each = (int)j->steps / j->slices};
+    w.beside.past = !j->add && !((uintptr_t)j->y % 64) && !(j->ldy % 16);
+    w.per = (w.each + PIECE_STEPS - 1) / PIECE_STEPS;
+    w.piece = (w.each + w.per - 1) / w.per;
+    w.pieces = w.per * j->slices;
+    w.stretch = whole ? w.pieces : TD_MAX(STRETCH_STEPS / w.piece, 1);
+    for (int b = 0; b < j->n_blocks; b++) w.at[b] = block_of(j, b);
+    for (int p = first, p1; p < end; p = p1) {
+        p1 = whole ? p + 1 : TD_MIN(p + GROUP, end);
+        for (int i = 0, i1; i < w.pieces; i = i1) {
+            i1 = TD_MIN(i + w.stretch, w.pieces);
+            for (int n = p; n < p1; n++) {
+                if (n + 1 < p1) plan_fetch(&w, n, i, n + 1, i);
+                else if (i1 < w.pieces) plan_fetch(&w, n, i, p, i1);
+                else plan_fetch(&w, n, i, TD_MIN(p1, end - 1), 0);
+                stretch(&w, n, mine->of[n - p], i, i1);
+            }
+        }
+    }
+    fold_rows(j, &w.beside, BLOCK_ROWS);
+    _mm_sfence(); /* the members that read these outputs see them */
+}
+
+/* ---- driver ---- */
+
+static size_t packed_bytes(size_t rows, size_t steps)
+{
+    return td_round64(rows * steps * STEP_K * 2);
+}
+
+static void panels(const td_gemm_job *j, int first, int end, int member)
+{
+    unsigned fp = td_fp_enter();
+    if (j->n_blocks == 1)
+        one_block(j, first, end);
+    else
+        more_blocks(j, first, end,
+                    (area *)((uint8_t *)j->packed + packed_bytes((size_t)j->T, j->steps)) + member);
     td_tile_release();
     td_fp_leave(fp);
 }
@@ -209,32 +324,30 @@ static const td_gemm_kind kind = {.block_rows = BLOCK_ROWS,
                                   .pack = pack,
                                   .panels = panels};
 
-static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T, float *y,
-                   size_t ldy, bool add)
+static void linear(td_pool *pool, void *scratch, const td_weight *w, const float *x, size_t ldx, int T,
+                   float *y, size_t ldy, bool add)
 {
     td_gemm_drive(&kind, pool, scratch, w, x, ldx, T, y, ldy, add);
 }
 
-/* Packed x of a part: each of up to TD_MAX_SLICES slices has whole steps. */
+/* Packed x of a part, whose up to TD_MAX_SLICES slices have whole steps each, and the members' sums. */
 static size_t scratch_bytes(int max_rows, int max_K, int max_D, int n_threads)
 {
-    size_t rows = (size_t)TD_MIN(max_rows, (int)PART_ROWS), k = (size_t)max_K + TD_MAX_SLICES * (STEP_K - 1);
-    return TD_MAX(td_x86_scratch_bytes(max_rows, max_K, max_D, n_threads), td_round64(rows * k * 2));
+    size_t rows = (size_t)TD_MIN(max_rows, (int)PART_ROWS), steps = (size_t)max_K / STEP_K + TD_MAX_SLICES;
+    return TD_MAX(td_x86_scratch_bytes(max_rows, max_K, max_D, n_threads),
+                  packed_bytes(rows, steps) + (size_t)n_threads * sizeof(area));
 }
 
 float td_amx_loop(long steps)
 {
     static const uint8_t zeros[TILE_ROWS * ROW_BYTES];
     float out[TILE_ROWS * TILE_ROWS];
-    configure(&(block){.rows = BLOCK_ROWS, .upper = TILE_ROWS});
+    block_configure(TILE_ROWS, TILE_ROWS);
     td_tile_load(A0, zeros, ROW_BYTES);
     td_tile_load(A1, zeros, ROW_BYTES);
     td_tile_load(B0, zeros, ROW_BYTES);
     td_tile_load(B1, zeros, ROW_BYTES);
-    td_tile_zero(C00);
-    td_tile_zero(C01);
-    td_tile_zero(C10);
-    td_tile_zero(C11);
+    block_zero(true);
     for (long i = 0; i < steps; i++) {
         td_tile_dp(C00, A0, B0);
         td_tile_dp(C01, A0, B1);

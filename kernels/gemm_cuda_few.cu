@@ -213,13 +213,14 @@ static int few_launch(void *stream, const gemm_args &a, int leaves_in_cta, int t
 template <class W> static int few_by_tokens(void *stream, const gemm_args &a, bool x_is_f32, int tiles)
 {
     constexpr int U = W::V == 1 ? 8 : 4; /* chunks of two row blocks that fill 64 registers */
+    constexpr int U64 = W::BLOCK_SCALE ? 6 : U; /* sums of 128 columns beside 64 tokens: with 8, sm_100 spills */
     if (a.T <= 8) {
         if (x_is_f32) return few_launch<W, true, 1, 1, 8, 2>(stream, a, 8, tiles);
         return few_launch<W, false, 1, 1, 8, 4>(stream, a, 8, tiles);
     }
     if (a.T <= 16) return few_launch<W, false, 2, 2, U, 2>(stream, a, 8, tiles);
     if (a.T <= 32) return few_launch<W, false, 2, 4, U, 2>(stream, a, 2, tiles);
-    return few_launch<W, false, 2, 8, U, 1>(stream, a, 2, tiles);
+    return few_launch<W, false, 2, 8, U64, 1>(stream, a, 2, tiles);
 }
 
 int gemm_few(void *stream, const gemm_args &a, td_cuda_wtype type, bool x_is_f32, int tiles)

@@ -11,9 +11,8 @@ static void pack_item(void *arg, int i, int member)
 
 static void panels_item(void *arg, int i, int member)
 {
-    (void)member;
     const td_gemm_job *j = arg;
-    j->kind->panels(j, j->chunk[i], j->chunk[i + 1]);
+    j->kind->panels(j, j->chunk[i], j->chunk[i + 1], member);
 }
 
 static void plan_chunks(td_gemm_job *j, int members)

@@ -27,7 +27,7 @@ typedef struct td_gemm_kind {
     size_t (*steps)(const td_weight *w); /* of all K */
     int (*part_rows)(int K);             /* rows of a part, at least block_rows */
     void (*pack)(const td_gemm_job *j, int block, int step0, int step1);
-    void (*panels)(const td_gemm_job *j, int first, int end);
+    void (*panels)(const td_gemm_job *j, int first, int end, int member); /* member: of the pool */
 } td_gemm_kind;
 
 struct td_gemm_job {

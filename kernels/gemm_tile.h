@@ -410,8 +410,9 @@ TD_INLINE void run_panel(const td_gemm_job *j, int n)
 TD_INLINE void run_panel(const td_gemm_job *j, int n) { whole_panel(j, n); }
 #endif
 
-static void panels(const td_gemm_job *j, int first, int end)
+static void panels(const td_gemm_job *j, int first, int end, int member)
 {
+    (void)member;
     unsigned fp = td_fp_enter();
     for (int p = first; p < end; p++) run_panel(j, p);
     td_fp_leave(fp);

@@ -77,6 +77,7 @@ TD_INLINE v16 v16_zero(void) { return _mm512_setzero_ps(); }
 TD_INLINE v16 v16_set1(float f) { return _mm512_set1_ps(f); }
 TD_INLINE v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
 TD_INLINE void v16_store(float *p, v16 v) { _mm512_storeu_ps(p, v); }
+TD_INLINE void v16_stream(float *p, v16 v) { _mm512_stream_ps(p, v); } /* past the caches; p: of 64 bytes */
 TD_INLINE __mmask16 mask16(int n) { return (__mmask16)(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1); }
 TD_INLINE v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(mask16(n), p); }
 TD_INLINE void v16_store_n(float *p, v16 v, int n) { _mm512_mask_storeu_ps(p, mask16(n), v); }
@@ -235,6 +236,7 @@ TD_INLINE v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_
 TD_INLINE v16 v16_set1(float f) { return (v16){_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
 TD_INLINE v16 v16_load(const float *p) { return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 TD_INLINE void v16_store(float *p, v16 v) { _mm256_storeu_ps(p, v.lo), _mm256_storeu_ps(p + 8, v.hi); }
+TD_INLINE void v16_stream(float *p, v16 v) { _mm256_stream_ps(p, v.lo), _mm256_stream_ps(p + 8, v.hi); }
 /* All ones in lanes below n of the eight from `first`. */
 TD_INLINE __m256i mask8(int n, int first)
 {

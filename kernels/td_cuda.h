@@ -204,6 +204,13 @@ inline cudaError_t td_launch_next(void (*kernel)(P...), dim3 grid, dim3 block, s
     return cudaLaunchKernelEx(&c, kernel, static_cast<A &&>(args)...);
 }
 
+/* For a kernel of small blocks that wants many of them on an SM: the driver may split an SM's memory so that fewer
+ * have their shared memory there. Before its launch. */
+template <class... P> inline cudaError_t td_shared_before_l1(void (*kernel)(P...))
+{
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100 /* percent */);
+}
+
 /* The sum over the 32 lanes, same bits in every lane: one butterfly, widest first. */
 TD_DEV float td_warp_sum(float v)
 {

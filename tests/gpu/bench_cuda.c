@@ -2,20 +2,40 @@
 /* tests/gpu/bench_cuda.c - speed of the CUDA kernels beside the two ceilings of the same run. One JSON object a line:
  *   {"case":..., "us":median, "gb_s":..., "tflop_s":..., "of_read":..., "of_product":..., "share":the larger,
  * "goal":...} and ratios of two of them, or to cuBLASLt by its own default: {"ratio":..., "value":..., "goal": or
- * "goal_at_most":...} Weights and pages rotate over more memory than the L2 holds. Median of 9 samples by events,
- * each of enough launches for 2 ms. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of
+ * "goal_at_most":...} Weights, pages and rows rotate over more memory than the L2 holds, or are larger. Median of 9
+ * samples by events, each of enough launches for 2 ms. What goals are about comes first. Hopper's own kernels are
+ * measured whether or not they are chosen yet. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of
  * sizes that the shim can do. */
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_gemm.h"
+#include "kernels/cuda_lt.h"
 #include "tests/gpu/ceiling.h"
 #include "tests/simt/support.h"
 
 #ifdef BENCH_TINY
-enum { SAMPLES = 1, SAMPLE_US = 1, COLD_BYTES = 0, READ_BYTES = 1 << 16, PIECE = 1 << 20, CEILING_N = 64, SHRINK = 128 };
+enum {
+    SAMPLES = 1,
+    SAMPLE_US = 1,
+    COLD_BYTES = 0,
+    READ_BYTES = 1 << 16,
+    PIECE = 1 << 20,
+    CEILING_N = 64,
+    SHRINK = 128,
+    WARM_READS = 1
+};
 #else
-enum { SAMPLES = 9, SAMPLE_US = 2000, COLD_BYTES = 384 << 20, READ_BYTES = 1 << 30, PIECE = 16 << 20, CEILING_N = 8192, SHRINK = 1 };
+enum {
+    SAMPLES = 9,
+    SAMPLE_US = 2000,
+    COLD_BYTES = 384 << 20,
+    READ_BYTES = 1 << 30,
+    PIECE = 16 << 20,
+    CEILING_N = 8192,
+    SHRINK = 1,
+    WARM_READS = 500
+};
 #endif
 static const char *only = "";
 static double read_s, product_s; /* bytes and operations a second */
@@ -102,23 +122,42 @@ static double report(const char *name, double us, double bytes, double flops, do
     return us;
 }
 
-/* Device memory of bf16 values of about 1: a piece of them, repeated. */
-static void *values(size_t bytes)
+/* Device memory of a piece of the host's, repeated. */
+static void *repeated(const void *host, size_t bytes)
 {
-    static uint16_t *host;
-    const size_t piece = PIECE;
-    if (!host) {
-        host = block_alloc(piece);
-        uint64_t s = 1;
-        for (size_t i = 0; i < piece / 2; i++) host[i] = (uint16_t)(0x3f00u + (rnd_next(&s) & 0x80ffu));
-    }
+    const size_t first = bytes < PIECE ? bytes : PIECE;
     char *p = dev_new(bytes);
-    for (size_t at = 0; at < bytes; at += piece) {
-        size_t n = bytes - at < piece ? bytes - at : piece;
-        TD_CHECK(dev()->upload(dev(), TD_STREAM_COMPUTE, p + at, host, n) == TD_OK);
+    TD_CHECK(dev()->upload(dev(), TD_STREAM_COMPUTE, p, host, first) == TD_OK);
+    for (size_t at = first, n; at < bytes; at += n) { /* what is there already doubles */
+        n = bytes - at < at ? bytes - at : at;
+        TD_CHECK(dev()->copy(dev(), TD_STREAM_COMPUTE, p + at, p, n) == TD_OK);
     }
     sync();
     return p;
+}
+
+/* bf16 of 0.5 to 2 and both signs: of zeros, or of equal values, a product takes less power and so less time. */
+static void *values(size_t bytes)
+{
+    static uint16_t *host;
+    if (!host) {
+        host = block_alloc(PIECE);
+        uint64_t r = 1;
+        for (size_t i = 0; i < PIECE / 2; i++) host[i] = (uint16_t)(0x3f00u + (rnd_next(&r) & 0x80ffu));
+    }
+    return repeated(host, bytes);
+}
+
+/* The same as E4M3 codes, none of them NaN. */
+static void *code_values(size_t bytes)
+{
+    static uint8_t *host;
+    if (!host) {
+        host = block_alloc(PIECE);
+        uint64_t r = 2;
+        for (size_t i = 0; i < PIECE; i++) host[i] = (uint8_t)(0x30u + (rnd_next(&r) & 0x8fu));
+    }
+    return repeated(host, bytes);
 }
 
 /* ---- ceilings ---- */
@@ -145,6 +184,9 @@ static void ceilings(const char *when)
 {
     enum { N = CEILING_N };
     stream_arg a = {values(READ_BYTES), dev_new(64)};
+    for (int i = 0; i < WARM_READS; i++)
+        must(stream_call(&a, i), "launch"); /* clocks rise from where they idle */
+    sync();
     double r = READ_BYTES / (median_us(stream_call, &a) * 1e-6), m = 0;
     void *x = values((size_t)N * N * 2), *w = values((size_t)N * N * 2), *y = dev_new((size_t)N * N * 2);
     ceiling_product *p = NULL;
@@ -167,13 +209,14 @@ typedef struct gemm_arg {
     char *packed;
     size_t stride;
     int copies;
+    bool hopper;
 } gemm_arg;
 
 static int gemm_call(void *arg, int i)
 {
     gemm_arg *g = arg;
     g->w.p = g->packed + (size_t)(i % g->copies) * g->stride;
-    return td_cuda_gemm(stream(), &g->a);
+    return (g->hopper ? td_cuda_gemm_hopper : td_cuda_gemm)(stream(), &g->a);
 }
 
 static const char *type_name(td_cuda_wtype t)
@@ -191,15 +234,15 @@ static float *ones(size_t n)
     return p;
 }
 
-static void bench_gemm(const char *what, int N, int K, td_cuda_wtype type, int T)
+static void bench_gemm(const char *what, int N, int K, td_cuda_wtype type, int T, bool hopper)
 {
     char name[96];
-    snprintf(name, sizeof name, "gemm %s %s T=%d", what, type_name(type), T);
-    if (!wanted(name)) return;
-    gemm_arg g = {.w = {.N = N, .K = K, .type = type}};
+    snprintf(name, sizeof name, "gemm %s %s T=%d%s", what, type_name(type), T, hopper ? " Hopper's" : "");
+    if (!wanted(name) || (hopper && dev()->arch != 90)) return;
+    gemm_arg g = {.w = {.N = N, .K = K, .type = type}, .hopper = hopper};
     g.stride = (td_cuda_gemm_packed_bytes(N, K, 0, type) + 255) / 256 * 256;
     g.copies = (int)((size_t)COLD_BYTES / g.stride) + 1;
-    g.packed = values(g.stride * (size_t)g.copies);
+    g.packed = (type == TD_CUDA_W_BF16 ? values : code_values)(g.stride * (size_t)g.copies);
     if (type != TD_CUDA_W_BF16) g.w.scale = ones((size_t)N * (size_t)(K + 127) / 128 + (size_t)N);
     size_t ws = td_cuda_gemm_ws_bytes(T, N, K);
     g.a = (td_cuda_gemm_args){.w = &g.w, .x = values((size_t)T * (size_t)K * 4), .x_is_f32 = true, .ldx = (size_t)K, .T = T,
@@ -235,7 +278,7 @@ static void bench_lt(td_cuda_choice *c, const char *what, int N, int K, td_cuda_
     if (!wanted(name)) return;
     td_cuda_weight w = {.N = N, .K = K, .type = type, .scale_rows = coded ? 1 : 0};
     if (type == TD_CUDA_W_E4M3_BLOCK) w.scale_rows = 128;
-    w.p = values(td_cuda_gemm_packed_bytes(N, K, 0, type));
+    w.p = (coded ? code_values : values)(td_cuda_gemm_packed_bytes(N, K, 0, type));
     if (coded)
         w.scale = ones((size_t)N * (size_t)(K / 128 + 1));
     else
@@ -284,17 +327,20 @@ typedef struct codes_arg {
     td_cuda_codes to;
 } codes_arg;
 
+/* Rows of one matrix in turn with another's: one and its codes may stay in the L2. */
+static float *codes_rows(const codes_arg *c, int i)
+{
+    return c->x + (size_t)(i % 2) * (size_t)c->to.T * (size_t)c->to.K;
+}
 static int codes_call(void *arg, int i)
 {
     codes_arg *c = arg;
-    (void)i;
-    return td_cuda_quant(stream(), c->x, TD_F32, (size_t)c->to.K, &c->to);
+    return td_cuda_quant(stream(), codes_rows(c, i), TD_F32, (size_t)c->to.K, &c->to);
 }
 static int norm_codes_call(void *arg, int i)
 {
     codes_arg *c = arg;
-    (void)i;
-    return td_cuda_rmsnorm_quant(stream(), c->x, (size_t)c->to.K, c->w, 1e-5f, &c->to);
+    return td_cuda_rmsnorm_quant(stream(), codes_rows(c, i), (size_t)c->to.K, c->w, 1e-5f, &c->to);
 }
 static int act_codes_call(void *arg, int i)
 {
@@ -322,30 +368,51 @@ static const shape shapes[] = {{"qkv 6144x4096", 6144, 4096},
                                {"gate_up 28672x4096", 28672, 4096},
                                {"down 4096x14336", 4096, 14336}};
 
-static void products(void)
+enum { N_SHAPES = SHRINK > 1 ? 1 : TD_COUNT(shapes) };
+
+static void few_products(void)
 {
-    static const int few[] = {1, 8, 16, 32, 64}, many[] = {256, 1024, 4096};
-    for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++) {
-        const int N = shapes[i].N / SHRINK, K = shapes[i].K / SHRINK;
-        for (size_t k = 0; k < TD_COUNT(few); k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_BF16, few[k]);
-        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_E4M3_ROW, few[k]);
-        for (size_t k = 0; k < 3; k++) bench_gemm(shapes[i].name, N, K, TD_CUDA_W_E4M3_BLOCK, few[k]);
+    static const int few[] = {1, 8, 16, 32, 64};
+    for (size_t k = 0; k < TD_COUNT(few); k++)
+        for (size_t i = 0; i < N_SHAPES; i++)
+            for (int t = 0; t < 3; t++) {
+                static const td_cuda_wtype types[] = {TD_CUDA_W_BF16, TD_CUDA_W_E4M3_ROW,
+                                                      TD_CUDA_W_E4M3_BLOCK};
+                if (t == 0 || few[k] <= 16)
+                    bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, types[t], few[k],
+                               false);
+            }
+}
+
+static void many_products(void)
+{
+    static const int many[] = {256, 1024, 4096};
+    for (size_t i = 0; i < N_SHAPES; i++)
         for (size_t k = 0; k < TD_COUNT(many); k++)
-            bench_gemm(shapes[i].name, N, K, TD_CUDA_W_BF16, many[k] / (SHRINK > 1 ? 64 : 1));
-    }
+            for (int hopper = 0; hopper < 2; hopper++)
+                bench_gemm(shapes[i].name, shapes[i].N / SHRINK, shapes[i].K / SHRINK, TD_CUDA_W_BF16,
+                           many[k] / (SHRINK > 1 ? 64 : 1), hopper);
 }
 
 static void lt_products(void)
 {
     static const td_cuda_wtype types[] = {TD_CUDA_W_BF16, TD_CUDA_W_E4M3_ROW, TD_CUDA_W_E4M3_BLOCK};
     td_cuda_choice c;
+    if (!td_cuda_lt_version()) {
+        printf("{\"skipped\":\"cublasLt path: this build has no cuBLASLt\"}\n");
+        return;
+    }
     must(td_cuda_choice_open(dev(), true, 0, &c), "choice");
-    for (size_t i = 0; i < (SHRINK > 1 ? 1 : TD_COUNT(shapes)); i++)
+    for (size_t i = 0; i < N_SHAPES; i++)
         for (size_t t = 0; t < TD_COUNT(types); t++)
             for (int T = 1024; T <= 4096; T *= 4)
                 bench_lt(&c, shapes[i].name, shapes[i].N / SHRINK, SHRINK > 1 ? 128 : shapes[i].K, types[t],
                          SHRINK > 1 ? T / 16 + 4 : T);
     td_cuda_choice_close(&c);
+}
+
+static void codes(void)
+{
     bench_codes("codes 4096 rows of 4096", codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
     bench_codes("norm + codes 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1), 0, 1);
     bench_codes("norm + codes in groups 4096 rows of 4096", norm_codes_call, 4096 / (SHRINK > 1 ? 32 : 1),
@@ -359,16 +426,26 @@ static void lt_products(void)
 
 enum { HEADS = 32, KV_HEADS = 8, DIM = 128 };
 
+typedef struct attn_arg {
+    td_cuda_attn_args a;
+    int32_t *redo; /* Hopper's kernel; NULL: the portable ones */
+} attn_arg;
+
+enum { MOST_BLOCKS = 1 << 16 };
+
 static int attn_call(void *arg, int i)
 {
+    attn_arg *t = arg;
     (void)i;
-    return td_cuda_attention(stream(), arg);
+    return t->redo ? td_cuda_attention_hopper(stream(), &t->a, t->redo, MOST_BLOCKS)
+                   : td_cuda_attention(stream(), &t->a);
 }
 
 /* n sequences with `rows` new rows each; sequence i has len(i) tokens, the first one `longest`. */
-static double bench_attn(const char *name, int n, int rows, int longest, int others, int P, double goal)
+static double bench_attn(const char *name, int n, int rows, int longest, int others, int P, double goal,
+                         bool hopper)
 {
-    if (!wanted(name)) return 0;
+    if (!wanted(name) || (hopper && dev()->arch != 90)) return 0;
     if (SHRINK > 1) n = n < 2 ? n : 2, longest = longest / SHRINK + 1, others = others / SHRINK + 1, rows = rows / SHRINK + 1;
     td_cuda_attn_seq *seq = td_xalloc((size_t)n * sizeof *seq);
     size_t pages = 0, slots = 0, tokens = 0;
@@ -389,14 +466,30 @@ static double bench_attn(const char *name, int n, int rows, int longest, int oth
     td_kv kv = {NULL, TD_BF16, (int)pages, P, KV_HEADS, DIM};
     kv.base = values(pages * td_kv_page_bytes(&kv));
     size_t width = HEADS * DIM, T = (size_t)(n * rows), max_slots = few ? slots : 1;
-    td_cuda_attn_args a = {.q = values(T * width * 4), .ldq = width, .out = dev_new(T * width * 4), .ldo = width,
-                           .out_dtype = TD_F32, .kv = &kv, .seq = dev_put(seq, (size_t)n * sizeof *seq), .n_seq = n,
-                           .pages = dev_put(table, pages * sizeof *table), .H = HEADS, .G = KV_HEADS, .D = DIM,
-                           .scale = 0.088388f, .T = (int)T, .prompts = !few, .few = few, .max_slots = max_slots};
+    attn_arg t = {.redo = hopper ? dev_new(MOST_BLOCKS * 4) : NULL};
+    if (hopper) TD_CHECK(dev()->fill(dev(), TD_STREAM_COMPUTE, t.redo, 0, MOST_BLOCKS * 4) == TD_OK);
+    t.a = (td_cuda_attn_args){.q = values(T * width * 4),
+                              .ldq = width,
+                              .out = dev_new(T * width * 4),
+                              .ldo = width,
+                              .out_dtype = TD_F32,
+                              .kv = &kv,
+                              .seq = dev_put(seq, (size_t)n * sizeof *seq),
+                              .n_seq = n,
+                              .pages = dev_put(table, pages * sizeof *table),
+                              .H = HEADS,
+                              .G = KV_HEADS,
+                              .D = DIM,
+                              .scale = 0.088388f,
+                              .T = (int)T,
+                              .prompts = !few,
+                              .few = few,
+                              .max_slots = max_slots};
     void *plan = dev_new(td_cuda_attn_plan_bytes(n));
-    a.plan = plan, a.ws = dev_new(td_cuda_attn_ws_bytes(max_slots, DIM));
-    must(td_cuda_attn_plan(stream(), a.seq, n, HEADS, KV_HEADS, DIM, 0, max_slots, TD_CUDA_ATTN_FEW, plan), "plan");
-    double us = report(name, median_us(attn_call, &a), (double)tokens * 2 * KV_HEADS * DIM * 2, flops, goal);
+    t.a.plan = plan, t.a.ws = dev_new(td_cuda_attn_ws_bytes(max_slots, DIM));
+    must(td_cuda_attn_plan(stream(), t.a.seq, n, HEADS, KV_HEADS, DIM, 0, max_slots, TD_CUDA_ATTN_FEW, plan),
+         "plan");
+    double us = report(name, median_us(attn_call, &t), (double)tokens * 2 * KV_HEADS * DIM * 2, flops, goal);
     free(seq), free(table);
     dev_done();
     return us;
@@ -404,15 +497,25 @@ static double bench_attn(const char *name, int n, int rows, int longest, int oth
 
 static void attention(void)
 {
-    double p16 = bench_attn("decode attention B=32 ctx 4k page 16", 32, 1, 4096, 4096, 16, 0.90);
-    double flat = bench_attn("decode attention B=32 ctx 4k contiguous", 32, 1, 4096, 4096, 4096, 0);
-    bench_attn("decode attention B=1 ctx 32k page 16", 1, 1, 32768, 0, 16, 0.80);
-    double skew = bench_attn("decode attention 1x128k + 31x4k page 16", 32, 1, 131072, 4096, 16, 0);
-    double even = bench_attn("decode attention B=32 ctx 8k page 16", 32, 1, 8064, 8064, 16, 0); /* as many tokens */
-    bench_attn("prompt attention 16k causal page 16", 1, 16384, 16384, 0, 16, 0.75);
-    bench_attn("prompt attention chunk 512 of 32k page 16", 1, 512, 32768, 0, 16, 0.68);
-    if (p16 > 0 && flat > 0) printf("{\"ratio\":\"page 16 to contiguous, speed\",\"value\":%.3f,\"goal\":0.97}\n", flat / p16);
-    if (skew > 0 && even > 0) printf("{\"ratio\":\"skewed to uniform, time\",\"value\":%.3f,\"goal_at_most\":1.15}\n", skew / even);
+    double p16 = bench_attn("decode attention B=32 ctx 4k page 16", 32, 1, 4096, 4096, 16, 0.90, false);
+    double flat = bench_attn("decode attention B=32 ctx 4k contiguous", 32, 1, 4096, 4096, 4096, 0, false);
+    double skew = bench_attn("decode attention 1x128k + 31x4k page 16", 32, 1, 131072, 4096, 16, 0, false);
+    double even = bench_attn("decode attention B=32 ctx 8k page 16", 32, 1, 8064, 8064, 16, 0,
+                             false); /* as many tokens */
+    for (int hopper = 0; hopper < 2; hopper++) {
+        bench_attn(hopper ? "prompt attention 16k causal page 16 Hopper's"
+                          : "prompt attention 16k causal page 16",
+                   1, 16384, 16384, 0, 16, 0.75, hopper);
+        bench_attn(hopper ? "prompt attention chunk 512 of 32k page 16 Hopper's"
+                          : "prompt attention chunk 512 of 32k page 16",
+                   1, 512, 32768, 0, 16, 0.68, hopper);
+    }
+    bench_attn("decode attention B=1 ctx 32k page 16", 1, 1, 32768, 0, 16, 0, false);
+    if (p16 > 0 && flat > 0)
+        printf("{\"ratio\":\"page 16 to contiguous, speed\",\"value\":%.3f,\"goal\":0.97}\n", flat / p16);
+    if (skew > 0 && even > 0)
+        printf("{\"ratio\":\"skewed to uniform, time\",\"value\":%.3f,\"goal_at_most\":1.15}\n", skew / even);
+    fflush(stdout);
 }
 
 /* ---- rows, tokens, pages ---- */
@@ -426,7 +529,16 @@ typedef struct row_arg {
     td_kv kv;
 } row_arg;
 
-enum { ROWS = 4096 / SHRINK, E = 4096 / SHRINK, F = 14336 / SHRINK, V = 128256 / SHRINK, BATCH = SHRINK > 1 ? 2 : 64, QKV = 6144, KV = 2 * 8 * 128 };
+enum {
+    ROWS = 4096 / SHRINK,
+    E = 4096 / SHRINK,
+    F = 14336 / SHRINK,
+    V = 128256 / SHRINK,
+    BATCH = SHRINK > 1 ? 2 : 64,
+    QKV = 6144,
+    KV = 2 * 8 * 128,
+    SLOTS = 16
+};
 
 static int norm_call(void *arg, int i)
 {
@@ -460,11 +572,12 @@ static int sample_call(void *arg, int i)
     (void)i;
     return td_cuda_sample(stream(), r->x, V, V, r->rows, BATCH, false, r->ws, r->out);
 }
+/* A slot after the other: one of them and its payload would stay in the L2. */
 static int gather_call(void *arg, int i)
 {
     row_arg *r = arg;
-    (void)i;
-    td_kv_rows rows = {.kv = &r->kv, .row = r->place, .n_tok = ROWS, .n_slots = 1, .n_heads = r->kv.G};
+    td_kv_rows rows = {
+        .kv = &r->kv, .row = r->place, .n_tok = ROWS, .slot0 = i % SLOTS, .n_slots = 1, .n_heads = r->kv.G};
     return td_cuda_kv_gather(stream(), &rows, r->ws);
 }
 
@@ -489,10 +602,11 @@ static void rows(void)
     row_arg r = {.x = values((size_t)ROWS * (2 * F > QKV ? 2 * F : QKV) * 4), .y = values((size_t)ROWS * E * 4), .w = values(E * 4),
                  .cs = values(ROWS * 64 * 8), .ws = dev_new((size_t)ROWS * (F > KV ? F : KV) * 2)};
     int32_t *page = td_xalloc(ROWS * sizeof *page), *in = td_xalloc(ROWS * sizeof *in);
-    r.kv = (td_kv){values((size_t)ROWS * 2 * 8 * 128 * 2), TD_BF16, ROWS / 16, 16, 8, 128};
+    r.kv = (td_kv){values((size_t)SLOTS * ROWS * KV * 2), TD_BF16, ROWS / 16, 16, 8, 128};
     for (int i = 0; i < ROWS; i++) page[i] = i / 16, in[i] = i % 16;
     int32_t *place = td_xalloc(ROWS * sizeof *place);
-    for (int i = 0; i < ROWS; i++) place[i] = i;
+    for (int i = 0; i < ROWS; i++)
+        place[i] = (ROWS / 16 - 1 - i / 16) * 16 + i % 16; /* pages in another order */
     r.place = dev_put(place, ROWS * sizeof *place);
     free(place);
     r.pages = dev_put(page, ROWS * sizeof *page), r.ids = dev_put(in, ROWS * sizeof *in);
@@ -500,9 +614,8 @@ static void rows(void)
     if (wanted("residual + norm 1 row")) report("residual + norm 1 row", median_us(norm_one, &r), 14.0 * E, 0, 0);
     if (wanted("silu 4096 rows")) report("silu 4096 rows", median_us(act_call, &r), 10.0 * ROWS * F, 0, 0);
     if (wanted("rope + append 4096 rows"))
-        report("rope + append 4096 rows", median_us(rope_call, &r), ROWS * (8.0 * 40 * 128 + 4.0 * 8 * 128 + 4.0 * 8 * 128 + 512), 0, 0);
-    for (int i = 0; i < ROWS; i++) page[i] = i / 16 == i ? i : ROWS / 16 - 1 - i % (ROWS / 16);
-    r.pages = dev_put(page, ROWS * sizeof *page);
+        report("rope + append 4096 rows", median_us(rope_call, &r),
+               ROWS * (8.0 * 40 * 128 + 4.0 * 8 * 128 + 4.0 * 8 * 128 + 512), 0, 0);
     if (wanted("gather 4096 tokens")) report("gather 4096 tokens", median_us(gather_call, &r), 2.0 * ROWS * 2 * 8 * 128 * 2, 0, 0);
     free(page), free(in);
     dev_done();
@@ -518,9 +631,11 @@ int main(int argc, char **argv)
     printf("{\"device\":\"%s\",\"arch\":%d,\"sm\":%d,\"memory_gib\":%.1f}\n", d->name, d->arch, d->n_sm,
            (double)d->total_bytes / (1 << 30));
     ceilings("before");
-    products();
-    lt_products();
     attention();
+    few_products();
+    lt_products();
+    many_products();
+    codes();
     rows();
     ceilings("after");
     (void)t_passed, (void)t_failed;

@@ -9,7 +9,7 @@ import struct
 import tempfile
 import time
 
-from gpu_sh import ROOT, sh
+from gpu_sh import ROOT, sh, side_by_side
 
 MOE = ("mixtral", "qwen3-moe")
 KL_LIMIT = 2e-3
@@ -85,29 +85,30 @@ def golden(tandem, folder, tmp):
             "what": f"{', '.join(texts)} (limit {limit:.1e}); chunks are {'the same bytes' if same else 'OTHER BYTES'}"}
 
 
-def run_goldens(tandem, deadline, names=None):
+def run_goldens(tandem, deadline, workers, names=None):
     models = os.path.join(ROOT, "tests", "golden", "models")
-    results = []
-    with tempfile.TemporaryDirectory() as tmp:
-        for name in names or sorted(os.listdir(models)):
-            if time.time() > deadline:
-                results.append({"test": f"golden {name}", "ok": True, "skipped": True, "status": 77, "what": "no time left"})
-                continue
-            results.append(golden(tandem, os.path.join(models, name), tmp))
-    return results
+
+    def one(name):
+        if time.time() > deadline:
+            return {"test": f"golden {name}", "ok": True, "skipped": True, "status": 77, "what": "no time left"}
+        with tempfile.TemporaryDirectory() as tmp:
+            return golden(tandem, os.path.join(models, name), tmp)
+    return side_by_side(one, names or sorted(os.listdir(models)), workers)
 
 
 # ---- the engine ----
 
-# One run of `tandem bench engine` each: mode, arguments. All of one packed image (--cache-dir), which bench_step has made: what the
-# last ones load lies in the page cache. 256 sequences: for the time between steps; more context than 128 tokens says no more of it.
+# One run of `tandem bench engine` each: mode, arguments; what goals are about comes first. All of one packed image (--cache-dir), which
+# bench_step has made, so that it lies in the page cache. 256 sequences: for the time between steps; more context than 128 tokens says
+# no more of it.
+LONG = ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]
 ENGINE = {"shape": "8b", "runs": [
-    ("deterministic", ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]),
-    ("fast", ["-p", "2048", "-n", "64", "-B", "1,8,64", "--context-len", "1024", "-r", "3", "--max-num-seqs", "64"]),
-    ("fast", ["-p", "0", "-n", "32", "-B", "256", "--context-len", "128", "-r", "2", "--max-num-seqs", "256"])]}
+    ("fast", LONG), ("fast", ["-p", "0", "-n", "32", "-B", "256", "--context-len", "128", "-r", "2", "--max-num-seqs", "256"]),
+    ("deterministic", LONG)]}
 TINY = ["-p", "70", "-n", "2", "-B", "1,2", "--context-len", "20", "-r", "1", "--max-num-seqs", "2", "--max-num-batched-tokens", "80"]
-ENGINE_SHIM = {"shape": "ranks-tiny", "runs": [("deterministic", TINY), ("fast", TINY),
-                                               ("fast", ["-p", "0", "-n", "6", "-B", "3", "--context-len", "5", "-r", "1", "--max-num-seqs", "3"])]}
+ENGINE_SHIM = {"shape": "ranks-tiny", "runs": [
+    ("fast", TINY), ("fast", ["-p", "0", "-n", "6", "-B", "3", "--context-len", "5", "-r", "1", "--max-num-seqs", "3"]),
+    ("deterministic", TINY)]}
 # Of the read stream (decode), from the shares of weights and KV bytes: reference figures for the 8b shape.
 ENGINE_GOALS = {"tg64@1024": 0.85, "tg64xB8@1024": 0.85, "tg64xB64@1024": 0.80}
 # What a run says beside its speed, in the fast mode: key -> what, unit, at most.
@@ -119,26 +120,21 @@ def limits(r):
     return {k: v for k, v in LIMITS.items() if r["mode"] == "fast" and k in r and (k != "idle_us" or "xB" in r["test"])}
 
 
-def run_engine(tandem, what, cache, deadline):
-    """Results of all runs; an error text each where there is none."""
-    out, errors = [], []
-    for mode, args in what["runs"]:
-        rc, text = sh([tandem, "bench", "engine", "--ops", "cuda", "--load-format", "dummy", "--shape", what["shape"], "--cache-dir", cache,
-                       "--log-level", "warn", "--json", "-", *args, *(["--deterministic"] if mode != "fast" else [])],
-                      max(10, deadline - time.time()))
-        found = 0
-        for line in text.split("\n"):
-            try:
-                r = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(r, dict) and "test" in r:
-                found += 1
-                goal = ENGINE_GOALS.get(r["test"])
-                out.append({"mode": mode, **r, **({"goal": goal} if goal else {})})
-        if rc or not found:
-            errors.append(f"bench engine, {mode}: status {rc}: {text.strip()[-300:]}")
-    return out, errors
+def run_engine(tandem, shape, mode, args, cache, deadline):
+    """Results of one run, and an error text where it failed."""
+    out = []
+    rc, text = sh([tandem, "bench", "engine", "--ops", "cuda", "--load-format", "dummy", "--shape", shape, "--cache-dir", cache,
+                   "--log-level", "warn", "--json", "-", *args, *(["--deterministic"] if mode != "fast" else [])],
+                  max(10, deadline - time.time()))
+    for line in text.split("\n"):
+        try:
+            r = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(r, dict) and "test" in r:
+            goal = ENGINE_GOALS.get(r["test"])
+            out.append({"mode": mode, **r, **({"goal": goal} if goal else {})})
+    return out, [f"bench engine, {mode}: status {rc}: {text.strip()[-300:]}"] if rc or not out else []
 
 
 def deterministic_cost(results):

@@ -6,7 +6,7 @@
  * A name stands in kernels/proven_cuda.h once a run without failures is in tests/gpu/results.
  *
  * On the shim (tests/simt/simt_sm90a.h) small cases, or with the argument `all` a device's; then every
- * mistake that the shim can plant in the kernels must be seen. */
+ * mistake that the shim can plant in the kernels must be seen. `few`: the small cases on a device (compute-sanitizer). */
 #include "common/log.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
@@ -322,7 +322,7 @@ static void planted(void)
 int main(int argc, char **argv)
 {
     td_log_open("test", TD_LOG_ERROR);
-    const bool shim = simt_set_option("arch", 90) >= 0, all = !shim || (argc > 1 && !strcmp(argv[1], "all"));
+    const bool shim = simt_set_option("arch", 90) >= 0, all = argc > 1 ? !strcmp(argv[1], "all") : !shim;
     if (dev()->arch != 90) T_SKIP("not a Hopper");
     if (all) (void)simt_set_option("timeout", 0); /* seconds a launch; the largest take minutes */
     all ? products() : few_products();

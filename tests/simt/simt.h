@@ -182,7 +182,7 @@ void hook_atomic(const void *p, unsigned n, void *pc);
 void cp_async(void *dst, const void *src, unsigned n, unsigned srcn, int line);
 void cp_commit();
 void cp_wait(int keep);
-void acquire_all(); // CHECK mode: treat earlier blocks' writes of this launch as visible from here on
+void acquire_all(); // CHECK mode: this block may read from here on what others have released: by a barrier, then an atomic
 template <class... P> struct Thunk {
     void (*k)(P...);
     std::tuple<P...> a;
@@ -233,6 +233,7 @@ enum cudaFuncAttribute {
 };
 enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76
@@ -333,11 +334,6 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
     return cudaStreamCreate(s);
 }
-inline cudaError_t cudaEventQuery(cudaEvent_t)
-{
-    if (auto e = simt_refused_while_recorded("cudaEventQuery")) return e;
-    return cudaPeekAtLastError();
-}
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 inline cudaError_t cudaStreamSynchronize(cudaStream_t)
@@ -386,7 +382,7 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e)
 cudaError_t cudaGetDeviceCount(int *n);
 inline cudaError_t cudaDriverGetVersion(int *v)
 {
-    *v = simt::opt.devices < 0 ? 12020 : 13000;
+    *v = simt::opt.devices < -1 ? 0 : simt::opt.devices < 0 ? 12020 : 13000;
     return cudaSuccess;
 }
 inline cudaError_t cudaRuntimeGetVersion(int *v)
@@ -413,10 +409,11 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 }
 inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int)
 {
-    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? simt::opt.shared * 1024
-         : a == cudaDevAttrMultiProcessorCount        ? 4
-         : a == cudaDevAttrComputeCapabilityMajor     ? simt::opt.arch / 10
-                                                      : 0;
+    *v = a == cudaDevAttrMaxSharedMemoryPerBlockOptin       ? simt::opt.shared * 1024
+         : a == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? (simt::opt.shared + 1) * 1024
+         : a == cudaDevAttrMultiProcessorCount              ? 4
+         : a == cudaDevAttrComputeCapabilityMajor           ? simt::opt.arch / 10
+                                                            : 0;
     return cudaSuccess;
 }
 template <class F> cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute a, int v)

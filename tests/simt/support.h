@@ -17,7 +17,7 @@ static int dev_n_blocks;
 static inline td_dev *dev(void)
 {
     static td_dev *d;
-    if (!d && td_dev_open("cuda", 0, &d) != TD_OK) T_SKIP("no CUDA device");
+    if (!d && td_dev_open("cuda", 0, &d) != TD_OK) T_SKIP("%s", td_reason());
     return d;
 }
 /* Uninitialised device memory: on the shim never readable before written; on a device filled with 0xff (NaN).

@@ -59,8 +59,10 @@ def test_all():
     expect([b["case"].split()[-1] for b in steps] == ["replayed"] * 2 + ["queued"] * 2 + ["apart"] * 2, f"steps: {steps}")
     expect([b["between"] for b in r["bench"] if "between" in b] == ["steps of ranks-tiny x1", "steps of ranks-tiny x2"], "time between steps")
     tests = ["pp70", "tg2@20", "tg2xB2@20"]
-    expect([(e["mode"], e["test"]) for e in r["engine"]] == [(m, t) for m in ("deterministic", "fast") for t in tests] + [("fast", "tg6xB3@5")], "engine")
-    expect(all(e["load_s"] > 0 for e in r["engine"]) and "first_token_s" in r["engine"][3] and "idle_us" in r["engine"][6], "load and time between steps")
+    expect([(e["mode"], e["test"]) for e in r["engine"]] ==
+           [("fast", t) for t in tests] + [("fast", "tg6xB3@5")] + [("deterministic", t) for t in tests], "engine")
+    expect(all(e["load_s"] > 0 for e in r["engine"]) and "first_token_s" in r["engine"][0] and "idle_us" in r["engine"][3], "load and time between steps")
+    expect(r["complete"] and list(r["steps"]) == ["tests", "goldens", "kernels", "a step", "engine 1", "engine 2", "engine 3"], f"steps: {r['steps']}")
     expect({e["numerics"] for e in r["engine"] if e["mode"] == "deterministic"} == {"cuda-sm80-bf16"}, "deterministic id")
     expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt120901-bf16"}, "fast id")
     expect(sorted(r["deterministic_cost"]) == sorted(tests), "cost of the deterministic mode")
@@ -72,9 +74,74 @@ def test_all():
 def test_failures():
     rc, out, r = run(BUILD, "--no-bench", SIMT_FAIL_AFTER="40")
     expect(rc == 1 and any(not g["ok"] for g in r["goldens"]) and "FAIL" in out, f"a failing device: status {rc}")
+    rc, out, r = run(BUILD, "--no-bench", SIMT_DEVICES="0")
+    expect(rc == 1 and all(not t["ok"] and not t["skipped"] and "no CUDA-capable device" in t["what"] for t in r["tests"]),
+           f"programs that find no device where there is one: status {rc}, {r.get('tests')}")
     with tempfile.TemporaryDirectory() as empty:
         rc, out, r = run(empty)
         expect(rc == 1 and "not built" in out and any("bench engine, fast" in e for e in r["errors"]), f"no programs: status {rc}")
+
+
+def test_ended():
+    """Ended from outside: what was done before is on disk, and says that it is not all; nothing is left running."""
+    with tempfile.TemporaryDirectory() as results:
+        p = subprocess.Popen([sys.executable, RUN, "--shim", "--build", BUILD, "--results", results, "--commit", "abc1234"],
+                             stdout=subprocess.PIPE, text=True, env={**os.environ, "SIMT_MEMORY": "512"})
+        said = ""
+        for line in p.stdout: # of tests, goldens, then the benchmark is under way
+            said += line
+            if line.startswith("goldens:"):
+                break
+        expect(len(glob.glob(results + "/*abc1234*.json")) == 1, "nothing on disk after two steps")
+        p.terminate()
+        said += p.stdout.read()
+        rc = p.wait()
+        files = glob.glob(results + "/*abc1234*.json")
+        expect(rc == 1 and len(files) == 1, f"ended: status {rc}, {files}")
+        with open(files[0], encoding="utf-8") as f:
+            r = json.load(f)
+        expect(not r["complete"] and r["commit"] == "abc1234" and len(r["tests"]) == 2 and len(r["goldens"]) == 1 and not r["engine"], "what was done")
+        expect("NOT COMPLETE" in said and "ended from outside" in said, f"said: {said[-500:]}")
+
+
+def test_sh():
+    """Programs side by side in their order; what one had said when its time was over; clocks."""
+    m = load()
+    expect(m.sh([sys.executable, "-c", "import signal; print('so far', flush=True); signal.pause()"], 3) == (124, "so far\n"), "out of time")
+    expect(m.sh(["/nonexistent/program"])[0] == 127, "not there")
+    expect(m.side_by_side(lambda x: x * x, [3, 1, 2], 2) == [9, 1, 4], "order")
+    c = m.Clocks.summary("1980, 2619, 650.5, 60, 0x0000000000000004\n1500, 2619, 700.1, 64, 0x0000000000000000\nx\n1700, 2619, [N/A], 66, 0x8\n")
+    expect(c == {"samples": 3, "sm_mhz": [1500, 1700, 1980], "mem_mhz": [2619] * 3, "power_w": [650.5, 675.3, 700.1],
+                 "celsius": [60, 64, 66], "held_back_by": "0xc"}, f"clocks {c}")
+    expect(m.Clocks.summary("Field is not supported\n") is None, "no clocks")
+
+
+FAKE_DRIVER = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned f) { (void)f; return 0; }
+int cuDriverGetVersion(int *v) { *v = 13010; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return COUNT ? 0 : 101; }
+int cuDeviceGetName(char *s, int n, int d) { (void)d; strncpy(s, "Fake H200", (size_t)n); return 0; }
+int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = (size_t)141 << 30; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { (void)d; *v = a == 75 ? 9 : a == 20 ? 3 : 0; return 0; }
+"""
+
+
+def test_driver():
+    """The device as the driver itself tells it, where there is no nvidia-smi."""
+    m = load()
+    expect(m.driver_says("/nonexistent/libcuda.so") is None, "no driver")
+    with tempfile.TemporaryDirectory() as tmp:
+        for count in (0, 1):
+            lib = os.path.join(tmp, f"libcuda{count}.so")
+            subprocess.run(["cc", "-shared", "-fPIC", f"-DCOUNT={count}", "-x", "c", "-", "-o", lib], input=FAKE_DRIVER, text=True, check=True)
+            said = m.driver_says(lib)
+            expect(said == ({"name": "Fake H200", "driver_version": "for CUDA 13.1", "compute_cap": "9.0", "memory_total": "144384 MiB",
+                             "clocks_max_sm": "unknown", "compute_mode": "Exclusive_Process"} if count else None), f"driver: {said}")
+            expect(not said or m.arch_of(said) == "90a", "target")
+    expect(m.cache_place("b", "/", 0) == "/" and m.cache_place("b", "/", 1 << 60) == "b" and m.cache_place("b", "/nonexistent", 0) == "b", "cache")
+    expect(m.Programs("x", False, False).workers == 1, "one program at a time where the device takes one")
 
 
 def test_list():
@@ -86,7 +153,8 @@ def test_list():
     names = {os.path.basename(f)[len("test_"):-len(".c")] for f in files}
     listed = m.TESTS + m.NOT_HERE
     expect(set(listed) == names and len(listed) == len(names), f"programs and list differ: {sorted(set(listed) ^ names)}")
-    expect(all(t in m.TESTS for _, some in m.SANITIZED for t in some), "a sanitized program is not in the list")
+    expect(all(t.split()[0] in m.TESTS for _, some in m.SANITIZED for t in some), "a sanitized program is not in the list")
+    expect(all(t in m.TESTS for t in m.HOPPER_ONLY), "what is Hopper's is not in the list")
 
 
 def test_parts():
@@ -100,8 +168,9 @@ def test_parts():
     expect("goal" not in m.bench_row(row) and m.bench_row({"device": "x"}) is None, "rows without a goal")
     expect("missed" in m.bench_row({"ratio": "r", "value": 1.2, "goal_at_most": 1.15}), "a ratio over its goal")
     v = m.verdict
-    expect(v(0, "3 passed, 0 failed")["ok"] and not v(0, "3 passed, 1 failed")["ok"] and not v(0, "")["ok"], "verdicts")
-    expect(not v(1, "3 passed, 0 failed")["ok"] and v(77, "SKIP")["skipped"], "statuses")
+    expect(v(0, "3 passed, 0 failed", False)["ok"] and not v(0, "3 passed, 1 failed", False)["ok"] and not v(0, "", True)["ok"], "verdicts")
+    expect(not v(1, "3 passed, 0 failed", True)["ok"], "statuses")
+    expect(v(77, "SKIP", True)["ok"] and v(77, "SKIP", True)["skipped"] and not v(77, "SKIP", False)["ok"], "skips: Hopper's elsewhere only")
     logits = {"logits_0": ([2, 3], [1.0, 2, 3, 4, 5, 6])}
     worse = {"logits_0": ([2, 3], [1.0, 2, 3, 4, 5, 6.6])}
     expect(m.parts.compare(logits, logits) == (0.0, 0.0), "equal logits")
@@ -139,9 +208,12 @@ def test_codes():
 
 test_list()
 test_parts()
+test_sh()
+test_driver()
 test_codes()
 test_kernels()
 test_all()
 test_failures()
+test_ended()
 print("\n".join(bad) if bad else "1 passed, 0 failed")
 sys.exit(1 if bad else 0)

@@ -24,13 +24,12 @@ static td_h128 mix(td_h128 a, td_h128 b)
 
 static td_status read_desc(const td_model_opts *o, td_model_desc *d)
 {
-    if (!o->dummy_shape || o->dir) {
-        if (!o->dir) return td_fail(TD_EBADREQ, "no model folder given");
-        TD_TRY(td_model_desc_read(o->dir, d));
-        if (o->dummy_shape) d->digest = mix(d->digest, (td_h128){0x64756d6d79ull, 0});
-        return TD_OK;
-    }
-    return td_model_desc_shape(o->dummy_shape, d);
+    if (!o->dummy_shape && !o->dir) return td_fail(TD_EBADREQ, "no model folder given");
+    if (o->desc) *d = *o->desc;
+    else if (o->dir) TD_TRY(td_model_desc_read(o->dir, d));
+    else TD_TRY(td_model_desc_shape(o->dummy_shape, d));
+    if (o->dummy_shape && o->dir) d->digest = mix(d->digest, (td_h128){0x64756d6d79ull, 0});
+    return TD_OK;
 }
 
 /* The dtype of a checkpoint is what its weights are, whatever config.json says. */
