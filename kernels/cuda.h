@@ -47,6 +47,9 @@ int td_cuda_add(td_stream s, float *x, size_t ldx, const float *delta, size_t ld
 /* As td_ops.sum_tree: y (+)= tree(parts) + bias. */
 int td_cuda_sum_tree(td_stream s, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
                      const float *bias, float *y, size_t ldy, bool add);
+/* As td_ops.rows_to_i8 and rows_of_i8. */
+int td_cuda_rows_to_i8(td_stream s, const float *x, int T, int E, void *out);
+int td_cuda_rows_of_i8(td_stream s, const void *in, int T, int E, float *x);
 /* As td_ops.rope_append; the arrays of *a and kv->base are device memory, kv itself is host memory. */
 int td_cuda_rope_append(td_stream s, const td_rope_args *a);
 

@@ -15,6 +15,7 @@ void td_gemm_fill_ref(td_ops *t);
 void td_attn_fill_ref(td_ops *t);
 void td_norm_rope_fill_ref(td_ops *t);
 void td_act_fill_ref(td_ops *t);
+void td_row_i8_fill_ref(td_ops *t);
 void td_embed_fill_ref(td_ops *t);
 void td_sample_fill_ref(td_ops *t);
 void td_moe_fill_ref(td_ops *t);

@@ -35,6 +35,7 @@ static void fill_ref(td_ops *t)
     td_attn_fill_ref(t);
     td_norm_rope_fill_ref(t);
     td_act_fill_ref(t);
+    td_row_i8_fill_ref(t);
     td_embed_fill_ref(t);
     td_sample_fill_ref(t);
     td_moe_fill_ref(t);

@@ -294,6 +294,9 @@ typedef struct td_ops {
      * part_stride with leading dimension ld; n_parts: a power of two up to TD_MAX_SLICES. */
     void (*sum_tree)(td_pool *pool, const float *parts, size_t part_stride, int n_parts, int T, int N, size_t ld,
                      const float *bias, float *y, size_t ldy, bool add);
+    /* Rows [T, E] as 8-bit integers with scales (row_i8.h), and back: the same bytes in every family. */
+    void (*rows_to_i8)(td_pool *pool, const float *x, int T, int E, void *out);
+    void (*rows_of_i8)(td_pool *pool, const void *in, int T, int E, float *x);
     void (*rope_append)(td_pool *pool, const td_rope_args *a);
     void (*attention)(td_pool *pool, void *scratch, const td_attn_args *a);
     void (*attn_merge)(td_pool *pool, const td_merge_args *a);

@@ -190,6 +190,16 @@ static void ops_sum_tree(td_pool *, const float *parts, size_t part_stride, int 
                  "sum of parts");
 }
 
+static void ops_rows_to_i8(td_pool *, const float *x, int T, int E, void *out)
+{
+    if (may_run()) launched(td_cuda_rows_to_i8(stream(), x, T, E, out), "rows as integers");
+}
+
+static void ops_rows_of_i8(td_pool *, const void *in, int T, int E, float *x)
+{
+    if (may_run()) launched(td_cuda_rows_of_i8(stream(), in, T, E, x), "rows of integers");
+}
+
 static void ops_rope_append(td_pool *, const td_rope_args *a)
 {
     if (may_run()) launched(td_cuda_rope_append(stream(), a), "rope");
@@ -307,6 +317,8 @@ static void fill_table(td_ops *t, td_operand_ops *o)
     t->embed_table = ops_embed_table;
     t->rmsnorm = ops_rmsnorm;
     t->sum_tree = ops_sum_tree;
+    t->rows_to_i8 = ops_rows_to_i8;
+    t->rows_of_i8 = ops_rows_of_i8;
     t->rope_append = ops_rope_append;
     t->silu_mul = ops_silu_mul;
     t->moe_logits = ops_moe_logits;

@@ -47,6 +47,8 @@ static td_status open_cuda(const td_conf *c, bool many, td_boot *b)
     td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
     TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB, %s", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20,
             mode.fast ? "fast" : "deterministic");
+    if (many && (!c->deterministic || strcmp(c->device_steps, "queued")))
+        TD_INFO("several ranks compute as with --deterministic, and queue each step as with --device-steps queued");
     return TD_OK;
 }
 
@@ -186,7 +188,7 @@ static td_status fall_back(const td_conf *c, const td_model_desc *d, const td_op
 static bool device_serves(const td_conf *c, const td_model_desc *d, const td_boot *b)
 {
     return (!d || td_model_fits(d, b->ops)) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
-           !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
+           (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
 /* Every rank, or none. */

@@ -98,7 +98,9 @@ def hand_off(name, pre, dec, **ranks):
         assert c.metric("tandem_handoffs_recomputed_total") == 0
         c.wait_clean()
         for w in c.workers:
-            assert c.log(w).count("device cuda:0: simt host emulation") == ranks.get(w[:-1], 1), c.log(w)
+            n = ranks.get(w[:-1], 1)
+            assert c.log(w).count("device cuda:0: simt host emulation") == n, c.log(w)
+            assert c.log(w).count("as with --device-steps queued") == (n if n > 1 else 0), c.log(w)
     ok(f"devices, {name}: {len(BODIES)} answers as of one rank, none computed again")
 
 
@@ -106,6 +108,8 @@ if shutil.which("mpirun"):
     with start({}, mixed=1) as c:
         alone = [full(c, b) for b in BODIES]
     hand_off("one rank to one rank", [], [])
+    hand_off("cp2 fully sharded to tp2 dp2 fully sharded", [*sizes(1, 1, 2), "--fully-sharded"],
+             [*sizes(2), "--data-parallel-size", "2", "--fully-sharded"], prefill=2, decode=4)
     hand_off("tp2 to pp2", sizes(2), sizes(1, 2), prefill=2, decode=2)
     hand_off("pp2 to tp2", sizes(1, 2), sizes(2), prefill=2, decode=2)
     hand_off("cp2 to tp2 pp2", sizes(1, 1, 2), sizes(2, 2), prefill=2, decode=4)

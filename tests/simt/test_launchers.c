@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_launchers.c - what kernels/cuda.h has beyond td_ops: the fused norm, outputs in bf16 and
- * f16, GELU, rows by index, pages to payload and back, page copies; refusals; the table's refusals and
+ * f16, GELU, rows by index, rows as 8-bit integers, pages to payload and back, page copies; refusals; the table's refusals and
  * errors. Device memory is poisoned and, in check mode, an output byte that no kernel wrote fails the
  * download. */
 #include "kernels/cuda.h"
+#include "kernels/row_i8.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
 
@@ -300,6 +301,34 @@ static void test_table_errors(void)
     dev_done();
 }
 
+/* Rows as integers: the bytes that this host makes of them, and the values of those. */
+static void test_rows_i8(void)
+{
+    static const int widths[] = {1, 3, 64, 127, 128, 129, 300, 1030};
+    enum { T = 11 };
+    for (size_t k = 0; k < TD_COUNT(widths); k++) {
+        const int E = widths[k];
+        const size_t n = (size_t)T * (size_t)E, bytes = T * td_quant_row_bytes(E);
+        float *x = floats(n), *want = floats(n), *got = floats(n);
+        char *codes = block_alloc(bytes), *there = block_alloc(bytes);
+        rnd_fill(x, n, k + 1, 1);
+        for (size_t i = 0; i < n; i++) x[i] *= i / (size_t)E == 4 ? 0 : powf(10, (float)(i / (size_t)E) * 8 - 40);
+        x[5 * E] = INFINITY, x[6 * E + E - 1] = NAN, x[7 * E] = 0.5f; /* and denormal ones in the first row */
+        td_quant_rows(team(1), x, T, E, codes);
+        td_dequant_rows(team(1), codes, T, E, want);
+        void *dcodes = dev_new(bytes);
+        float *dx = dev_put(x, n * 4), *dy = dev_new(n * 4);
+        T_EQ(td_cuda_rows_to_i8(dev()->stream[TD_STREAM_COMPUTE], dx, T, E, dcodes), 0);
+        T_EQ(td_cuda_rows_of_i8(dev()->stream[TD_STREAM_COMPUTE], dcodes, T, E, dy), 0);
+        T_OK(dev_get(there, dcodes, bytes) && dev_get(got, dy, n * 4), "%s", simt_last_error());
+        T_OK(!memcmp(codes, there, bytes), "width %d: other bytes", E);
+        for (size_t i = 0; i < n; i++)
+            T_OK(got[i] == want[i] || (isnan(got[i]) && isnan(want[i])), "width %d: %g, not %g", E, (double)got[i], (double)want[i]);
+        free(x), free(want), free(got), free(codes), free(there);
+        dev_done();
+    }
+}
+
 int main(void)
 {
     static const int widths[] = {1, 6, 64, 515, 2048, 4100};
@@ -309,6 +338,7 @@ int main(void)
         for (size_t k = 0; k < TD_COUNT(types); k++)
             test_act((td_act)a, 5, types[k]), test_act((td_act)a, 1200, types[k]);
     test_rows();
+    test_rows_i8();
     static const pool_case pools[] = {{TD_BF16, 16, 2, 64, 0},  {TD_F32, 1, 1, 16, 0},
                                       {TD_BF16, 5, 3, 20, 0},   {TD_F16, 16, 1, 6, 2},
                                       {TD_BF16, 64, 4, 128, 4}, {TD_BF16, 3, 1, 1, 2}};

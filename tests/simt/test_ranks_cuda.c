@@ -23,25 +23,29 @@ enum { N = 4, V = 509, LIMIT_S = 120 };
 typedef struct way {
     const char *model;
     td_grid grid;
+    bool quantized; /* beside the same ranks with other blocks and chunks: one rank has other bits */
 } way;
-static const way ways[] = {{"ranks-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
-                           {"ranks-tiny", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
-                           {"ranks-tiny", {.tp = 1, .pp = 2, .cp = 1, .dp = 1}},
-                           {"ranks-tiny", {.tp = 1, .pp = 1, .cp = 2, .dp = 1}},
-                           {"ranks-mqa", {.tp = 2, .pp = 2, .cp = 1, .dp = 1}},
-                           {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1, .ep = true}},
-                           {"fp8-blocks", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
-                           {"fp8-blocks", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
-                           {"fp8-rows", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
-                           {"ranks-tiny", {.tp = 1, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}},
-                           {"ranks-mqa", {.tp = 2, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}}, /* tied */
-                           {"fp8-blocks", {.tp = 1, .pp = 2, .cp = 1, .dp = 2, .fsdp = true}},
-                           {"moe-tiny", {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}},
-                           {"moe-tiny", {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .ep = true, .fsdp = true}}};
+static const way ways[] = {{.model = "ranks-tiny", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
+                           {.model = "ranks-tiny", .grid = {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
+                           {.model = "ranks-tiny", .grid = {.tp = 1, .pp = 2, .cp = 1, .dp = 1}},
+                           {.model = "ranks-tiny", .grid = {.tp = 1, .pp = 1, .cp = 2, .dp = 1}},
+                           {.model = "ranks-mqa", .grid = {.tp = 2, .pp = 2, .cp = 1, .dp = 1}},
+                           {.model = "moe-tiny", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1, .ep = true}},
+                           {.model = "fp8-blocks", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}},
+                           {.model = "fp8-blocks", .grid = {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
+                           {.model = "fp8-rows", .grid = {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
+                           {.model = "ranks-tiny", .grid = {.tp = 1, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}},
+                           {.model = "ranks-mqa", .grid = {.tp = 2, .pp = 1, .cp = 2, .dp = 1, .fsdp = true}}, /* tied */
+                           {.model = "fp8-blocks", .grid = {.tp = 1, .pp = 2, .cp = 1, .dp = 2, .fsdp = true}},
+                           {.model = "moe-tiny", .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}},
+                           {.model = "moe-tiny", .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .ep = true, .fsdp = true}},
+                           {"ranks-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true},
+                           {"ranks-mqa", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}, true},
+                           {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true}};
 
 static te_spec spec[N];
 static te_result want[N], got[N];
-static float want_logits[N * 8][V], got_logits[N * 8][V];
+static float want_logits[N * 8][V], got_logits[N * 8][V], exact_logits[N * 8][V];
 
 typedef struct job {
     te_result *to;
@@ -193,8 +197,16 @@ static int one_rank(int argc, char **argv)
     if (rank == 0) T_OK(tr_run(&o, run_all, &one), "one rank");
     o.grid = w->grid;
     if (o.grid.ep) o.grid.redundant = 2, o.engine.eplb_interval = 3;
-    o.depth = o.grid.pp, o.block_rows = 8, o.least_workspace = o.grid.cp > 1;
+    o.depth = o.grid.pp, o.quantized = w->quantized;
     tr_world = world;
+    if (w->quantized) {
+        memcpy(exact_logits, want_logits, sizeof exact_logits);
+        o.block_rows = 1 << 20, one.n_logits = 0, o.engine.max_prefill_chunk = 9;
+        T_OK(tr_run(&o, run_all, &one), "all ranks, no blocks");
+        o.engine.max_prefill_chunk = 0;
+        T_OK(rank != 0 || memcmp(exact_logits, want_logits, sizeof want_logits), "nothing became integers");
+    }
+    o.block_rows = 8, o.least_workspace = o.grid.cp > 1;
     T_OK(tr_run(&o, run_all, &many), "all ranks");
     for (int i = 0; rank == 0 && i < N; i++) te_same(&spec[i], &want[i], &got[i], "several ranks");
     if (rank == 0)
@@ -240,8 +252,8 @@ int main(int argc, char **argv)
             drop_codes();
             T_SKIP("%s", how == 77 ? "built without MPI" : "no mpirun");
         }
-        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
-             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", how);
+        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
+             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", ways[i].quantized ? ", quantized" : "", how);
     }
     drop_codes();
     return T_DONE();

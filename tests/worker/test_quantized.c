@@ -4,7 +4,7 @@
 #include "common/log.h"
 #include "tests/worker/support_engine.h"
 #include "tests/worker/support_ranks.h"
-#include "worker/model/quant.h"
+#include "kernels/row_i8.h"
 #include <unistd.h>
 
 enum { ROWS = 200, V = 512 };

@@ -268,13 +268,10 @@ bool td_model_fits(const td_model_desc *d, const td_ops *ops)
 static td_status check_ranks(const td_model_opts *o)
 {
     const td_ranks *r = o->ranks;
-    const char *what = NULL;
     if (!o->ops->dev) return TD_OK;
     if (o->attn_split && o->attn_split != TD_ATTN_SPLIT)
         return td_fail(TD_ENOSUP, "kernel family %s: attention splits of %d keys, only %d are possible", o->ops->family, o->attn_split, TD_ATTN_SPLIT);
     if (!r || td_grid_ranks(&r->grid) == 1) return TD_OK;
-    if (o->quantized) what = "quantized collectives";
-    if (what) return td_fail(TD_ENOSUP, "kernel family %s: %s are not supported", o->ops->family, what);
     if (r->dev != o->ops->dev) return td_fail(TD_EBADREQ, "the ranks' groups do not take this device's memory: td_ranks_device comes first");
     return TD_OK;
 }

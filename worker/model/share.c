@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/share.h"
 #include "common/check.h"
+#include "kernels/row_i8.h"
 #include "worker/devmem.h"
-#include "worker/model/quant.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -231,18 +231,18 @@ static td_status gather_quantized(td_model *m, const float *part, int T, bool bl
     float *mine, *got;
     TD_TRY(td_share_room(m, 1, (size_t)T * row / sizeof(float), &mine));
     TD_TRY(td_share_room(m, 2, tp * (size_t)*rows * row / sizeof(float), &got));
-    td_quant_rows(m->pool, part, T, m->desc.E, mine);
+    m->ops->rows_to_i8(m->pool, part, T, m->desc.E, mine);
     if (blocks) block_table(m, T, row, send, from);
     for (size_t i = 0; i < tp; i++) {
         recv[i] = (size_t)*rows * row;
         to[i] = i * recv[i];
     }
     if (blocks)
-        TD_TRY(td_coll_all_to_allv(m->ranks->tp, mine, send, from, got, recv, to));
+        TD_TRY(td_coll_all_to_allv(m->ranks->data.tp, mine, send, from, got, recv, to));
     else
-        TD_TRY(td_coll_all_gather(m->ranks->tp, mine, got, (size_t)T * row));
+        TD_TRY(td_coll_all_gather(m->ranks->data.tp, mine, got, (size_t)T * row));
     TD_TRY(td_share_room(m, 0, tp * (size_t)*rows * E, all));
-    td_dequant_rows(m->pool, got, (int)tp * *rows, m->desc.E, *all);
+    m->ops->rows_of_i8(m->pool, got, (int)tp * *rows, m->desc.E, *all);
     return TD_OK;
 }
 

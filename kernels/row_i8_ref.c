@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "worker/model/quant.h"
+/* kernels/row_i8_ref.c - see row_i8.h: of every family of this host. */
+#include "kernels/row_i8.h"
 #include "common/check.h"
+#include "kernels/family.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -68,4 +70,10 @@ void td_dequant_rows(td_pool *pool, const void *in, int T, int E, float *x)
 {
     job j = {x, (char *)(uintptr_t)in, T, E};
     td_pool_for(pool, (T + ITEM_ROWS - 1) / ITEM_ROWS, dequant_item, &j);
+}
+
+void td_row_i8_fill_ref(td_ops *t)
+{
+    t->rows_to_i8 = td_quant_rows;
+    t->rows_of_i8 = td_dequant_rows;
 }

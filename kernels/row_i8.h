@@ -1,4 +1,4 @@
-/* worker/model/quant.h - rows of floats as 8-bit integers on their way between tensor-parallel ranks (--quantized-collectives):
+/* kernels/row_i8.h - rows of floats as 8-bit integers on their way between tensor-parallel ranks (--quantized-collectives):
  * what the article's "quantized gradients" become in inference, where the sums that ranks exchange are of activations.
  *
  *   row of E floats -> [int8, padded to a multiple of 4][f32 scale of each TD_QUANT_GROUP]: 3.9 times fewer bytes
@@ -6,10 +6,12 @@
  * Rules:     1. scale = largest magnitude of the group / 127; q = x / scale, to the nearest, ties to even; 0 for a group of
  *               zeros. A group with an infinite or NaN value becomes NaN.
  *            2. A row's bytes depend on the row alone, not on how many rows travel or how they are cut into blocks.
+ *            3. Every family has the same bytes; a device's are its memory (td_ops.rows_to_i8, rows_of_i8), those of the
+ *               functions below this host's.
  * Threads:   run on the pool. */
 // SPDX-License-Identifier: Apache-2.0
-#ifndef TD_WORKER_MODEL_QUANT_H
-#define TD_WORKER_MODEL_QUANT_H
+#ifndef TD_KERNELS_ROW_I8_H
+#define TD_KERNELS_ROW_I8_H
 
 #include "common/pool.h"
 #include <stddef.h>
