@@ -4,6 +4,7 @@
  * source never overrides a stronger one. */
 #include "common/conf.h"
 #include "common/check.h"
+#include "common/log.h"
 #include <ctype.h>
 #include <errno.h>
 #include <float.h>
@@ -221,18 +222,24 @@ static const option *find(const char *name, size_t n, unsigned programs)
     return NULL;
 }
 
-static const char *nearest(const char *name, size_t n, unsigned programs)
+static const option *nearest_option(const char *name, size_t n, unsigned programs, int *best_d)
 {
-    const char *best = "help";
-    int best_d = distance(name, n, best, 4);
+    const option *best = NULL;
     for (size_t i = 0; i < TD_CONF_COUNT; i++) {
         if (!(options[i].programs & programs)) continue;
         int d = distance(name, n, options[i].name, strlen(options[i].name));
-        if (d >= best_d) continue;
-        best_d = d;
-        best = options[i].name;
+        if (best && d >= *best_d) continue;
+        *best_d = d;
+        best = &options[i];
     }
     return best;
+}
+
+static const char *nearest(const char *name, size_t n, unsigned programs)
+{
+    int d = 0;
+    const option *best = nearest_option(name, n, programs, &d);
+    return best && d < distance(name, n, "help", 4) ? best->name : "help";
 }
 
 static const struct { unsigned bit; const char *name, *arguments; } programs[] = {
@@ -353,6 +360,76 @@ static td_status take_argv(td_conf *c, unsigned program, int argc, char **argv, 
     return TD_OK;
 }
 
+extern char **environ;
+
+static bool in_env(const char *first, size_t n, const char *rest)
+{
+    for (char **e = environ; e && *e; e++)
+        if (!strncmp(*e, first, n) && !strncmp(*e + n, rest, strlen(rest)) && (*e)[n + strlen(rest)] == '=')
+            return true;
+    return false;
+}
+
+/* Kubernetes tells every container of the Services beside it: of one called tandem as TANDEM_SERVICE_HOST,
+ * TANDEM_SERVICE_PORT.., TANDEM_PORT (tcp://IP:PORT) and TANDEM_PORT_8000_TCP... Nobody meant those for us. */
+static bool service_link(const char *name, const char *value)
+{
+    for (const char *s = strchr(name, '_'); s; s = strchr(s + 1, '_')) {
+        bool of_service = !strncmp(s, "_SERVICE_HOST", 13) || !strncmp(s, "_SERVICE_PORT", 13);
+        bool of_port = !strncmp(s, "_PORT_", 6) && isdigit((unsigned char)s[6]);
+        bool port = !strcmp(s, "_PORT") && strstr(value, "://");
+        if ((of_service || of_port || port) && in_env(name, (size_t)(s - name), "_SERVICE_HOST")) return true;
+    }
+    return false;
+}
+
+static bool script_name(const char *name)
+{
+    static const char *const ours[] = {"TANDEM_BUILD", "TANDEM_BIN", "TANDEM_ROOT", "TANDEM_CONTROL_PORT",
+                                       "TANDEM_LAUNCH_DIR"};
+    for (size_t i = 0; i < TD_COUNT(ours); i++)
+        if (!strcmp(name, ours[i])) return true;
+    return !strncmp(name, "TANDEM_TEST_", 12);
+}
+
+/* A TANDEM_ name that is no option of any program: said, not refused, since others set variables too. False: it
+ * is one, or is known. */
+static bool unknown_env(const char *name, const char *value, td_log_level level)
+{
+    char text[NAME_MAX_BYTES], other[NAME_MAX_BYTES];
+    size_t n = TD_MIN(strlen(name + 7), sizeof text);
+    int d;
+    if (!*value || script_name(name) || service_link(name, value)) return false;
+    for (size_t i = 0; i < n; i++)
+        text[i] = name[7 + i] == '_' ? '-' : (char)tolower((unsigned char)name[7 + i]);
+    const option *o = nearest_option(text, n, ~0u, &d);
+    env_name(o, other);
+    if (!strcmp(name, other)) return false;
+    if (level >= TD_LOG_WARN)
+        TD_WARN("environment %.80s is no option and is ignored: did you mean %s?", name, other);
+    return true;
+}
+
+/* Each is said once: it is taken out of the environment, so that child processes do not say it again. */
+static void warn_of_env(const td_conf *c)
+{
+    td_log_level level = td_log_parse(c->log_level);
+    for (char **e = environ; e && *e;) {
+        const char *eq = strchr(*e, '=');
+        char name[256];
+        if (strncmp(*e, "TANDEM_", 7) || !eq || (size_t)(eq - *e) >= sizeof name) {
+            e++;
+            continue;
+        }
+        memcpy(name, *e, (size_t)(eq - *e));
+        name[eq - *e] = '\0';
+        if (unknown_env(name, eq + 1, level))
+            unsetenv(name); /* moves the later ones down */
+        else
+            e++;
+    }
+}
+
 static td_status take_env(td_conf *c, unsigned program)
 {
     for (size_t i = 0; i < TD_CONF_COUNT; i++) {
@@ -360,7 +437,7 @@ static td_status take_env(td_conf *c, unsigned program)
         char name[NAME_MAX_BYTES];
         env_name(&options[i], name);
         const char *value = getenv(name);
-        if (!value || !*value) continue;
+        if (!value || !*value || service_link(name, value)) continue;
         if (assign(c, &options[i], value, TD_CONF_ENV) == TD_OK) continue;
         return td_refuse(TD_EBADREQ, "environment %s: %s", name, td_reason());
     }
@@ -469,6 +546,7 @@ td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, con
     td_status s = take_argv(c, program, argc, argv, positional, max_positional, &count);
     if (s == TD_OK) s = take_env(c, program);
     if (s == TD_OK) s = take_file(c, program);
+    if (s == TD_OK) warn_of_env(c);
     if (s == TD_OK && n_positional) *n_positional = count;
     return s;
 }

@@ -7,7 +7,9 @@
  *               then the default.
  *            2. An unknown flag or key is an error that names the nearest known one. A file or environment
  *               may hold options of other programs (one file for a cluster); a flag may not. Every value is
- *               checked, wherever it came from.
+ *               checked, wherever it came from. A TANDEM_ variable that is no option gets a warning that names
+ *               the nearest one, and is unset, so that child processes do not repeat it; what Kubernetes sets
+ *               for Services (TANDEM_ROUTER_SERVICE_HOST, TANDEM_PORT=tcp://..) is nobody's option.
  *            3. Numbers take their unit from the list; bytes take K, M, G, T (powers of 1024); "auto" is
  *               stored as 0.
  *            4. Secret options that came from the environment or a file never go to a child's argv: it reads

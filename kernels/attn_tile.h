@@ -1,16 +1,18 @@
 /* kernels/attn_tile.h - paged attention for the x86 families; included once per instruction set by
  * attn_avx*.c.
  *
- * The includer defines:  NATIVE_DP  1: vdpbf16ps; 0: two fused multiply-adds with the same bits
- *                        NV_MAX     vectors per row in the inner product tile (rows x NV_MAX accumulators)
- *                        ATTN_FILL  name of the fill function
+ * The includer defines:  ATTN_FILL   name of the fill function
+ *                        ATTN_TILES  products on the tiles of AMX (attn_amx_tile.h); if not, in vectors (attn_dots.h):
+ *                        NATIVE_DP   1: vdpbf16ps; 0: two fused multiply-adds with the same bits
+ *                        NV_MAX      vectors per row in the inner product tile (rows x NV_MAX accumulators)
  * An item is (sequence, kv head, up to 512 rows); a row is one query head of one token. For each tile of 64
  * keys at an absolute multiple of 64 the item copies K as [D/2][64] pairs and V as [32][D] pairs into its
  * scratch, whatever the page size, and runs its rows over it four at a time.
  * Rules:   1. A row's arithmetic is the same in every company: scores are chains over D pairs, P V chains
- *             over key pairs in order, tiles in order, state in f32. 2. A masked key contributes an exact 0
- *             to the sum and to P V, so a tile that is all masked for a row leaves its bits alone, computed
- *             or skipped. 3. A masked key that is not finite never meets a row (guarded_row).
+ *             over key pairs in order, tiles in order, state in f32.
+ *          2. A masked key contributes an exact 0 to the sum and to P V, so a tile that is all masked for a row
+ *             leaves its bits alone, computed or skipped.
+ *          3. A masked key that is not finite never meets a row (guarded_row).
  *          4. Keys outside [first key of the item, last key] are zeros, never read.
  *          5. Keys are taken split by split (ops.h): each starts anew, and its (m, l, o) is merged into the total of
  *             those before. A part without keys is m = M_START, l = 0, o = 0, and merging it changes nothing.
@@ -21,19 +23,29 @@
 #include "kernels/x86.h"
 #include <math.h>
 
+#ifndef ATTN_TILES
+#define ATTN_TILES 0
+#endif
+#if ATTN_TILES
+#define PAIRED 1
+#else
+#define PAIRED NATIVE_DP
+#endif
 enum { TILE = TD_ATTN_TILE, PAIRS = TILE / 2, MR = 4, ROWS = TD_ATTN_ROWS, AHEAD = 2 /* tiles prefetched */ };
 /* Dwords of a pair of q or P: without vdpbf16ps both stay f32, rounded to bf16, and nothing of them is unpacked in the inner
  * loop. */
-enum { XD = NATIVE_DP ? 1 : 2 };
+enum { XD = PAIRED ? 1 : 2 };
+/* Rows that are multiplied together; buffers of MR rows' scores and P, of two such groups. */
+enum { GROUP = ATTN_TILES ? 32 : MR, BUFFERS = 2 * GROUP / MR };
 #define M_START -1e30f /* finite: a row that has seen only masked keys must not compute inf - inf */
 
 typedef struct space {
-    uint32_t *k, *v;   /* [D/2][64], [32][D]: pairs of bf16 */
+    uint32_t *k, *v;   /* [D/2][64], [32][D]: pairs of bf16; D of k and q padded */
     uint32_t *q;       /* [ROWS][D/2][XD] */
     float *o, *m, *l;  /* [ROWS][D], [ROWS], [ROWS]: of the split at hand */
     float *all_o, *all_m, *all_l; /* of the splits before it */
-    float *s;          /* [2][MR][64] scores: two groups of rows at a time */
-    uint32_t *p;       /* [2][MR][32][XD] */
+    float *s;          /* [BUFFERS][MR][64] scores */
+    uint32_t *p;       /* [BUFFERS][MR][32][XD] */
 } space;
 
 typedef struct attn_job {
@@ -54,114 +66,35 @@ typedef struct item {
     int g, group, row0, n_rows; /* rows of the sequence's (token, head) list */
     int key_lo, key_hi;         /* of all rows together */
     int split;
+    int *tiles;                 /* AMX: rows they are configured for, 0 at first */
     int pos[ROWS];              /* of each row */
 } item;
 
 static const uint16_t zero_row[TD_MAX_HEAD_DIM] __attribute__((aligned(64)));
 
+/* D of q and K: runs of 32 on tiles. */
+TD_INLINE size_t padded(int D)
+{
+    return ATTN_TILES ? ((size_t)D + 31) & ~(size_t)31 : (size_t)D;
+}
+
 static space carve(char *at, int D)
 {
     size_t d = (size_t)D, rows = (size_t)td_attn_rows(D);
     space s;
-    s.k = (uint32_t *)at, at += TILE * d * 2;
+    s.k = (uint32_t *)at, at += TILE * padded(D) * 2;
     s.v = (uint32_t *)at, at += TILE * d * 2;
     s.o = (float *)at, at += rows * d * 4;
     s.all_o = (float *)at, at += rows * d * 4;
-    s.q = (uint32_t *)at, at += rows * d * 2 * XD;
-    s.s = (float *)at, at += 2 * MR * TILE * 4;
-    s.p = (uint32_t *)at, at += 2 * MR * TILE * 2 * XD;
+    s.q = (uint32_t *)at, at += rows * padded(D) * 2 * XD;
+    s.s = (float *)at, at += BUFFERS * MR * TILE * 4;
+    s.p = (uint32_t *)at, at += BUFFERS * MR * TILE * 2 * XD;
     s.m = (float *)at, at += (rows + MR) * 4; /* softmax_rows reads four, of m and of l */
     s.l = (float *)at, at += (rows + MR) * 4;
     s.all_m = (float *)at, at += (rows + MR) * 4;
     s.all_l = (float *)at;
     return s;
 }
-
-/* ---- inner products: c[m] = c[m] * scale[m] (or 0) + sum over steps of pair a[m][k] . pairs b[k] ---- */
-
-typedef struct dots_arg {
-    const uint32_t *a; /* row m at a + m * lda, XD dwords per step */
-    size_t lda;
-    const uint32_t *b;
-    size_t ldb;
-    int steps;
-    float *c;
-    size_t ldc;
-    const float *scale; /* NULL: start at 0 */
-} dots_arg;
-
-TD_INLINE void dots(const dots_arg *t, const int rows, const int NV)
-{
-    vec s[MR][NV_MAX];
-    const uint32_t *a = t->a, *b = t->b;
-    TD_UNROLL for (int m = 0; m < rows; m++)
-        TD_UNROLL for (int v = 0; v < NV; v++)
-            s[m][v] = t->scale
-                          ? vec_mul(vec_load(t->c + (size_t)m * t->ldc + v * LANES), vec_set1(t->scale[m]))
-                          : vec_zero();
-    TD_ONCE for (int k = 0; k < t->steps; k++) {
-        veci w[NV_MAX];
-        TD_UNROLL for (int v = 0; v < NV; v++) w[v] = veci_load(b + v * LANES);
-#if NATIVE_DP
-        TD_UNROLL for (int m = 0; m < rows; m++) {
-            veci x = veci_set1(a[(size_t)m * t->lda]);
-            TD_UNROLL for (int v = 0; v < NV; v++)
-                s[m][v] = _mm512_dpbf16_ps(s[m][v], (__m512bh)w[v], (__m512bh)x);
-        }
-#else
-        const float *f = (const float *)a;
-        vec half[NV_MAX];
-        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_odd(w[v]);
-        TD_UNROLL for (int m = 0; m < rows; m++) {
-            vec x = vec_set1(f[(size_t)m * t->lda + 1]);
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
-        }
-        TD_UNROLL for (int v = 0; v < NV; v++) half[v] = vec_even(w[v]);
-        TD_UNROLL for (int m = 0; m < rows; m++) {
-            vec x = vec_set1(f[(size_t)m * t->lda]);
-            TD_UNROLL for (int v = 0; v < NV; v++) s[m][v] = vec_fma(half[v], x, s[m][v]);
-        }
-#endif
-        a += XD;
-        b += t->ldb;
-    }
-    TD_UNROLL for (int m = 0; m < rows; m++)
-        TD_UNROLL for (int v = 0; v < NV; v++) vec_store(t->c + (size_t)m * t->ldc + v * LANES, s[m][v]);
-}
-
-/* dots_wide: all columns (a multiple of 16), as many vectors at a time as the registers take. */
-#if NV_MAX == 2 /* 16 columns of AVX2 */
-TD_INLINE void all_columns(dots_arg t, int columns, const int rows)
-{
-    TD_ONCE for (; columns > 0; columns -= NV_MAX * LANES) {
-        dots(&t, rows, NV_MAX);
-        t.b += NV_MAX * LANES;
-        t.c += NV_MAX * LANES;
-    }
-}
-#define WIDE(rows) TD_NOINLINE void wide_##rows(const dots_arg *t, int n) { all_columns(*t, n, rows); }
-WIDE(1) WIDE(2) WIDE(3) WIDE(4)
-typedef void wide_fn(const dots_arg *t, int columns);
-static wide_fn *const wide_of[MR] = {wide_1, wide_2, wide_3, wide_4};
-TD_INLINE void dots_wide(dots_arg t, int rows, int columns) { wide_of[rows - 1](&t, columns); }
-#else
-#define DOTS(rows, NV) TD_NOINLINE void dots_##rows##_##NV(const dots_arg *t) { dots(t, rows, NV); }
-#define DOTS_ROWS(NV) DOTS(1, NV) DOTS(2, NV) DOTS(3, NV) DOTS(4, NV)
-#define DOTS_NAMES(NV) {dots_1_##NV, dots_2_##NV, dots_3_##NV, dots_4_##NV}
-typedef void dots_fn(const dots_arg *t);
-DOTS_ROWS(1) DOTS_ROWS(2) DOTS_ROWS(3) DOTS_ROWS(4)
-static dots_fn *const dots_of[NV_MAX][MR] = {DOTS_NAMES(1), DOTS_NAMES(2), DOTS_NAMES(3), DOTS_NAMES(4)};
-
-TD_INLINE void dots_wide(dots_arg t, int rows, int columns)
-{
-    for (int left = columns / LANES, n; left > 0; left -= n) {
-        n = left < NV_MAX ? left : NV_MAX;
-        dots_of[n - 1][rows - 1](&t);
-        t.b += n * LANES;
-        t.c += n * LANES;
-    }
-}
-#endif
 
 /* ---- one tile of keys and values into scratch ---- */
 
@@ -254,7 +187,7 @@ static bool v_special(const item *it)
 
 TD_INLINE void store_x_16(uint32_t *p, v16 v)
 {
-#if !NATIVE_DP
+#if !PAIRED
     v16_store((float *)p, v16_round_bf16(v));
 #else
     store_bf16_16((uint16_t *)p, v);
@@ -263,7 +196,7 @@ TD_INLINE void store_x_16(uint32_t *p, v16 v)
 
 TD_INLINE void store_exp2_32(uint32_t *p, v16 a, v16 b)
 {
-#if !NATIVE_DP
+#if !PAIRED
     v16_store((float *)p, v16_round_exp2(a));
     v16_store((float *)p + 16, v16_round_exp2(b));
 #else
@@ -319,72 +252,11 @@ TD_NOINLINE void softmax_rows(const space *sp, int buffer, int r, int n, const i
     for (int i = 0; i < n; i++) sp->m[r + i] = new_m[i], sp->l[r + i] = new_l[i];
 }
 
-/* q K of rows r .. r+n-1 and keys [0, hi) of the tile. */
-static void scores(const item *it, int buffer, int r, int n, int hi)
-{
-    const space *sp = &it->sp;
-    size_t D = (size_t)it->a->D;
-    dots_arg t = {sp->q + (size_t)r * D / 2 * XD,  D / 2 * XD, sp->k, TILE, (int)D / 2,
-                  sp->s + buffer * MR * TILE, TILE, NULL};
-    dots_wide(t, n, (hi + 15) / 16 * 16);
-}
-
-/* o = o alpha + P V of rows r .. r+n-1 and keys [lo, hi) of the tile. */
-static void values(const item *it, int buffer, int r, int n, int lo, int hi, const float *alpha)
-{
-    const space *sp = &it->sp;
-    size_t D = (size_t)it->a->D;
-    int pair = lo / 2;
-    const uint32_t *p = sp->p + (buffer * MR * PAIRS + pair) * XD;
-    dots_arg t = {p, PAIRS * XD, sp->v + (size_t)pair * D, D, (hi + 1) / 2 - pair, sp->o + (size_t)r * D, D, alpha};
-    dots_wide(t, n, (int)D);
-}
-
-/* Rows r .. r+n-1 over the tile; their valid keys span [lo, hi). */
-static void row_group(const item *it, int r, int n, int k0, int lo, int hi)
-{
-    int row_lo[MR] = {0}, row_hi[MR] = {0};
-    float alpha[MR];
-    for (int i = 0; i < n; i++) valid_keys(it, r + i, k0, &row_lo[i], &row_hi[i]);
-    scores(it, 0, r, n, hi);
-    softmax_rows(&it->sp, 0, r, n, row_lo, row_hi, false, alpha);
-    values(it, 0, r, n, lo, hi, alpha);
-}
-
-/* A tile whose every key is valid for every row. Three groups are under way at a time: what follows in the
- * instruction stream never waits for what stands right before it. */
-static void whole_tile(const item *it)
-{
-    float alpha[2][MR];
-    int groups = (it->n_rows + MR - 1) / MR;
-    for (int i = 0; i < groups + 2; i++) {
-        int r = i * MR, left = it->n_rows - r;
-        if (i < groups) scores(it, i & 1, r, left < MR ? left : MR, TILE);
-        r -= MR, left += MR;
-        if (i > 0 && i <= groups)
-            softmax_rows(&it->sp, ~i & 1, r, left < MR ? left : MR, NULL, NULL, true, alpha[~i & 1]);
-        r -= MR, left += MR;
-        if (i > 1) values(it, i & 1, r, left < MR ? left : MR, 0, TILE, alpha[i & 1]);
-    }
-}
-
-/* One row over a tile that holds a value which is not finite: 0 x NaN is NaN, so the masked halves of the
- * row's two border pairs are taken out for its time (whole pairs outside its range are never multiplied). */
-static void guarded_row(const item *it, int r, int k0, int lo, int hi)
-{
-    size_t D = (size_t)it->a->D;
-    uint32_t saved[2][TD_MAX_HEAD_DIM];
-    uint32_t *first = it->sp.v + (size_t)(lo / 2) * D, *last = it->sp.v + (size_t)(hi / 2) * D;
-    memcpy(saved[0], first, D * 4);
-    if (hi & 1) memcpy(saved[1], last, D * 4);
-    for (size_t d = 0; d < D; d++) {
-        if (lo & 1) first[d] &= 0xffff0000u;
-        if (hi & 1) last[d] &= 0x0000ffffu;
-    }
-    row_group(it, r, 1, k0, lo, hi);
-    if (hi & 1) memcpy(last, saved[1], D * 4);
-    memcpy(first, saved[0], D * 4);
-}
+#if ATTN_TILES
+#include "kernels/attn_amx_tile.h"
+#else
+#include "kernels/attn_dots.h"
+#endif
 
 static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE],
                      const uint16_t *const ahead[TILE])
@@ -399,8 +271,8 @@ static void run_tile(const item *it, int k0, const uint16_t *const rows[TILE],
     }
     /* Rows of one token share their keys, and the others are zeros. */
     bool bad = first_pos != last_pos && v_special(it);
-    for (int r = 0; r < it->n_rows; r += MR) {
-        int n = it->n_rows - r < MR ? it->n_rows - r : MR, lo, hi, first, last;
+    for (int r = 0; r < it->n_rows; r += GROUP) {
+        int n = it->n_rows - r < GROUP ? it->n_rows - r : GROUP, lo, hi, first, last;
         valid_keys(it, r, k0, &lo, &last);
         valid_keys(it, r + n - 1, k0, &first, &hi); /* later rows see later keys: [lo, hi) spans the group */
         if (lo >= hi) continue;
@@ -419,14 +291,17 @@ static void start_rows(item *it)
 {
     const td_attn_args *a = it->a;
     int D = a->D;
+    size_t width = padded(D);
     v16 scale = v16_set1(a->scale * 1.44269504f);
+    memset(it->sp.k + D / 2 * TILE, 0, (width - (size_t)D) * TILE * 2);
     for (int r = 0; r < it->n_rows; r++) {
         int at = it->row0 + r;
         it->pos[r] = it->seq->pos0 + at / it->group;
         const float *q = a->q + (size_t)(it->seq->row0 + at / it->group) * a->ldq +
                          (size_t)(it->g * it->group + at % it->group) * (size_t)D;
         for (int d = 0; d < D; d += 16)
-            store_x_16(it->sp.q + (r * D + d) / 2 * XD, v16_mul(v16_load(q + d), scale));
+            store_x_16(it->sp.q + ((size_t)r * width + (size_t)d) / 2 * XD, v16_mul(v16_load(q + d), scale));
+        if (width > (size_t)D) memset(it->sp.q + ((size_t)r * width + (size_t)D) / 2 * XD, 0, 32);
     }
 }
 
@@ -574,10 +449,15 @@ static void run_item(void *arg, int i, int member)
     }
     it.sp = carve(j->scratch + (size_t)member * j->member_bytes, a->D);
     it.split = j->split;
+    int tiles = 0;
+    it.tiles = &tiles;
     unsigned fp = td_fp_enter();
     start_rows(&it);
     run_tiles(&it);
     if (!a->part) finish_rows(&it);
+#if ATTN_TILES
+    td_tile_release();
+#endif
     td_fp_leave(fp);
 }
 

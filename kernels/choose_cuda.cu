@@ -136,7 +136,7 @@ static int unpack(void *stream, T *dst, const T *packed, int N, int K, int slice
 
 int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, int slices, bool codes)
 {
-    return codes ? unpack(stream, (uint8_t *)dst, (const uint8_t *)packed, N, K, 0, TD_CUDA_W_E4M3_ROW)
+    return codes ? unpack(stream, (uint8_t *)dst, (const uint8_t *)packed, N, K, slices, TD_CUDA_W_E4M3_ROW)
                  : unpack(stream, (uint16_t *)dst, (const uint16_t *)packed, N, K, slices, TD_CUDA_W_BF16);
 }
 
@@ -164,7 +164,7 @@ static td_cuda_lt_scaling scaling_of(const td_cuda_weight *w)
 {
     if (w->N % 4 || w->K % 16) return TD_CUDA_LT_PLAIN;
     if (w->type == TD_CUDA_W_E4M3_ROW) return TD_CUDA_LT_ROW_SCALES;
-    if (w->type != TD_CUDA_W_E4M3_BLOCK || w->K % 128) return TD_CUDA_LT_PLAIN;
+    if (w->type != TD_CUDA_W_E4M3_BLOCK || w->K % 128 || (w->scale_cols && w->scale_cols < 128)) return TD_CUDA_LT_PLAIN;
     return w->scale_rows && w->scale_rows < 128 ? TD_CUDA_LT_GROUP_SCALES : TD_CUDA_LT_BLOCK_SCALES;
 }
 

@@ -75,7 +75,7 @@ td_status td_cuda_choice_gemm(td_cuda_choice *c, void *stream, const td_cuda_gem
                               const td_cuda_codes *codes);
 td_status td_cuda_choice_attention(td_cuda_choice *c, void *stream, const td_cuda_attn_args *a);
 
-/* Device to device: the row-major [N, K] matrix that a packed one was made from; codes have no slices in their order. */
+/* Device to device: the row-major [N, K] matrix that a packed one was made from. */
 int td_cuda_gemm_unpack(void *stream, void *dst, const void *packed, int N, int K, int slices, bool codes);
 
 #ifdef __cplusplus

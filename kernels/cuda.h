@@ -2,15 +2,18 @@
  *
  * Rules:   1. Every function queues its work on `stream` (td_dev.stream[], a cudaStream_t) and returns 0 or a CUDA
  *             error code; 1 (invalid value) is a shape that the kernel does not take. td_cuda_status turns it into
- *         a td_status.  2. All pointers are device pointers unless a comment says host. Structures of
- *             kernels/ops.h given by pointer are host memory that holds device pointers; they are read before the
- *         call returns.  3. Row invariance (rule 1 of ops.h): launch shapes follow from the row's width, never
- *         from the number of rows.  4. Activations are f32 [T, width] with a leading dimension in elements. Where
- *             a function takes out_dtype its output may be bf16 or f16 instead, rounded to nearest even: the input
- *         of a matrix product.  5. No allocation, no synchronization; workspaces are the caller's, sized by the
- *         _bytes function.  6. A launch goes to the calling thread's current device, which has to be the stream's:
- *             td_cuda_use before a thread's first one. Every function of td_dev, and every operation of the table,
- *             does that itself.
+ *             a td_status.
+ *          2. All pointers are device pointers unless a comment says host. Structures of kernels/ops.h given by
+ *             pointer are host memory that holds device pointers; they are read before the call returns.
+ *          3. Row invariance (rule 1 of ops.h): launch shapes follow from the row's width, never from the number
+ *             of rows.
+ *          4. Activations are f32 [T, width] with a leading dimension in elements. Where a function takes
+ *             out_dtype its output may be bf16 or f16 instead, rounded to nearest even: the input of a matrix
+ *             product.
+ *          5. No allocation, no synchronization; workspaces are the caller's, sized by the _bytes function.
+ *          6. A launch goes to the calling thread's current device, which has to be the stream's: td_cuda_use
+ *             before a thread's first one. Every function of td_dev, and every operation of the table, does that
+ *             itself.
  * Errors:  no launcher logs; an error inside a kernel appears at the stream's next sync.
  * Threads: one per stream. Limits: D <= 256; E, F, V below 2^31; n_experts and top_k as in ops.h.
  * Matrix products: kernels/cuda_gemm.h. */

@@ -16,8 +16,9 @@
  *             that type.
  *          4. A NaN or infinity stays in its row of x. Every element of y [T, N] is written.
  * Types:   BF16, F16; E4M3_ROW: FP8 codes, scale[N] f32 multiplies a leaf's sum; E4M3_BLOCK:
- *          scale[N/scale_rows][K/128] f32 up, multiplies the sum of each 128 columns (f32). Codes become bf16
- *          exactly. Code 0x7f (NaN) reads as 480.
+ *          scale[N/scale_rows][K/scale_cols] f32 up, multiplies the sum of each 128 columns (f32); of slices of
+ *          64 k or 32 k columns (k odd) of each 64 or 32, so that a slice has one order of summation wherever in
+ *          the checkpoint's blocks it begins. Codes become bf16 exactly. Code 0x7f (NaN) reads as 480.
  * Workspace: td_cuda_gemm_ws_bytes(); its first TD_CUDA_GEMM_COUNTERS words must be zero before the first call
  *          and are zero after each. One call at a time per workspace (a stream's order is enough).
  * Threads: any. Errors: cudaError_t as int, 0 is success; shapes the kernels do not take are told by
@@ -50,7 +51,9 @@ typedef struct td_cuda_weight {
     const void *p;      /* packed, on the device, 256-byte aligned */
     const float *bias;  /* [N] on the device, or NULL */
     const float *scale; /* on the device; FP8 only */
-    int scale_rows;     /* E4M3_BLOCK: rows that share a scale, 16, 32, 64 or 128; 0: 128 */
+    /* E4M3_BLOCK: rows and columns that share a scale, 16, 32, 64 or 128; 0: 128. Columns: of slices at least the
+     * largest of 128, 64, 32 that divides one, without slices 128. */
+    int scale_rows, scale_cols;
 } td_cuda_weight;
 
 typedef struct td_cuda_gemm_args {

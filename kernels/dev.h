@@ -64,8 +64,7 @@ struct td_dev {
     void (*event_close)(td_dev *d, td_event *e);
     td_status (*record)(td_dev *d, td_stream_kind s, td_event *e);
     td_status (*wait)(td_dev *d, td_stream_kind s, td_event *e);  /* the stream waits, not the caller */
-    td_status (*done)(td_dev *d, td_event *e);                    /* OK, or AGAIN */
-    td_status (*elapsed_us)(td_dev *d, td_event *from, td_event *to, double *us); /* both done */
+    td_status (*elapsed_us)(td_dev *d, td_event *from, td_event *to, double *us); /* both past */
     td_status (*await)(td_dev *d, td_event *e);                   /* the caller waits for what was queued before the record */
     td_status (*sync)(td_dev *d, td_stream_kind s);               /* the caller waits for all that was queued */
     /* Host device: NULL, all four. */

@@ -128,13 +128,6 @@ static td_status dev_wait(td_dev *d, td_stream_kind s, td_event *e)
     return check(cudaStreamWaitEvent(stream_of(d, s), e->e, 0), "wait for an event");
 }
 
-static td_status dev_done(td_dev *d, td_event *e)
-{
-    td_cuda_use(d);
-    cudaError_t c = cudaEventQuery(e->e);
-    return c == cudaErrorNotReady ? TD_AGAIN : check(c, "kernel");
-}
-
 static td_status dev_elapsed(td_dev *d, td_event *from, td_event *to, double *us)
 {
     td_cuda_use(d);
@@ -240,7 +233,6 @@ static void fill_table(td_dev *d)
     d->event_close = dev_event_close;
     d->record = dev_record;
     d->wait = dev_wait;
-    d->done = dev_done;
     d->elapsed_us = dev_elapsed;
     d->await = dev_await;
     d->sync = dev_sync;

@@ -80,7 +80,7 @@ static td_status host_wait(td_dev *d, td_stream_kind s, td_event *e)
     return TD_OK;
 }
 
-static td_status host_done(td_dev *d, td_event *e)
+static td_status host_await(td_dev *d, td_event *e)
 {
     (void)d;
     (void)e;
@@ -121,9 +121,8 @@ static const td_dev host_table = {.kind = "host",
                                   .event_close = host_event_close,
                                   .record = host_record,
                                   .wait = host_wait,
-                                  .done = host_done,
                                   .elapsed_us = host_elapsed,
-                                  .await = host_done,
+                                  .await = host_await,
                                   .sync = host_sync,
                                   .close = host_close};
 

@@ -1,14 +1,15 @@
 /* kernels/family.h - internal: how ops.c assembles the families. A fill function overrides the entries of its
  * op. Every x86 family shares one packed layout. All but amx share one scratch layout and one arithmetic (the matrix law of
  * ops.h), so they share one numerics id as well: a mixed fleet of AVX2 and AVX-512 machines produces the same
- * tokens. amx has a law, and so an id, of its own; what is not a product of bf16 matrices it takes from the others. */
+ * tokens. amx has a law, and so an id, of its own; what is neither a product of bf16 matrices nor attention it
+ * takes from the others. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_FAMILY_H
 #define TD_KERNELS_FAMILY_H
 
 #include "kernels/ops.h"
 
-enum { TD_LAYOUT_ROWS = 0, TD_LAYOUT_PANEL32_BF16 = 1, TD_LAYOUT_FRAGMENT = 3 /* cuda_gemm.h */ };
+enum { TD_LAYOUT_ROWS = 0, TD_LAYOUT_PANEL32_BF16 = 1, TD_LAYOUT_FRAGMENT = 4 /* cuda_gemm.h */ };
 
 void td_gemm_fill_ref(td_ops *t);
 void td_attn_fill_ref(td_ops *t);
@@ -26,6 +27,7 @@ void td_gemm_fill_amx(td_ops *t);
 void td_attn_fill_avx2(td_ops *t);
 void td_attn_fill_avx512(td_ops *t);
 void td_attn_fill_avx512bf16(td_ops *t);
+void td_attn_fill_amx(td_ops *t);
 void td_norm_rope_fill_avx2(td_ops *t);
 void td_norm_rope_fill_avx512(td_ops *t);
 void td_act_fill_avx2(td_ops *t);

@@ -7,7 +7,7 @@
  * ordinary vectors.
  *
  * One block: panel after panel, the weights fetched a little ahead, as fast as memory gives them.
- * More blocks: the tiles take 128 bytes a cycle of A and B in turn, L2 gives 48, memory less than ten, so
+ * More blocks: the tiles take 64 bytes of A and B a cycle, L2 gives 48, memory four, so
  *   - a piece of a panel (256 k, 16 KiB) goes against up to four blocks while it is in L1;
  *   - A, as far as K goes at a time (a stretch), stays in L2. A long K has several: a group of panels passes over one
  *     stretch before the next, their sums wait meanwhile. Sums that leave tiles and come back lose nothing;
@@ -17,17 +17,11 @@
 #if defined(__x86_64__)
 #include "common/check.h"
 #include "kernels/amx.h"
-#include "kernels/amx_tile.h"
+#include "kernels/amx_block.h"
 #include "kernels/gemm_drive.h"
-#include "kernels/simd.h"
 
 enum {
-    TILE_ROWS = 16,
-    ROW_BYTES = 64, /* of a tile */
-    STEP_K = 32,
-    STEP_PAIRS = STEP_K / 2,
     STEP_BYTES = TD_PANEL * 4 * STEP_PAIRS, /* of a panel */
-    BLOCK_ROWS = 2 * TILE_ROWS,
     PART_ROWS = 256, /* packed x of 2048 k: half of an L2 of 2 MiB */
     BLOCKS = PART_ROWS / BLOCK_ROWS,
     PIECE_STEPS = 8,
@@ -38,15 +32,6 @@ enum {
     AHEAD = 12 << 10,   /* one block; as far as the other families on Intel: gemm_tile.h */
     FEW_AHEAD = 24 << 10 /* up to four: all pass over a piece before the next */
 };
-/* Literals: they become parts of instructions. */
-#define C00 0
-#define C01 1
-#define C10 2
-#define C11 3
-#define A0 4
-#define A1 5
-#define B0 6
-#define B1 7
 
 TD_INLINE int slices_of(const td_weight *w)
 {
@@ -80,7 +65,7 @@ static void pack(const td_gemm_job *j, int block, int step0, int step1)
     td_fp_leave(fp);
 }
 
-/* ---- one block of rows against one panel ---- */
+/* ---- what both ways share ---- */
 
 typedef struct block {
     int row, rows, upper; /* upper: of them in the first tile */
@@ -99,28 +84,7 @@ typedef struct area {
 
 static void configure(const block *b)
 {
-    int lower = b->rows - b->upper;
-    td_tile_config c = {.palette = 1};
-    for (int t = C00; t <= B1; t++) {
-        int rows = t == B0 || t == B1 ? STEP_PAIRS : t == C10 || t == C11 || t == A1 ? lower : b->upper;
-        c.rows[t] = (uint8_t)rows;
-        c.row_bytes[t] = rows ? ROW_BYTES : 0;
-    }
-    td_tile_configure(&c);
-}
-
-/* One step of all accumulators. low: from the first tile of A to the second. */
-TD_INLINE void step(const uint8_t *a, size_t low, const uint8_t *b, const bool two)
-{
-    td_tile_load(B0, b, TD_PANEL * 4);
-    td_tile_load(B1, b + ROW_BYTES, TD_PANEL * 4);
-    td_tile_load(A0, a, ROW_BYTES);
-    td_tile_dp(C00, A0, B0);
-    td_tile_dp(C01, A0, B1);
-    if (!two) return;
-    td_tile_load(A1, a + low, ROW_BYTES);
-    td_tile_dp(C10, A1, B0);
-    td_tile_dp(C11, A1, B1);
+    block_configure(b->upper, b->rows - b->upper);
 }
 
 /* Where the sum of slice i goes: above the subtrees of lower slices that wait. */
@@ -194,40 +158,22 @@ TD_INLINE void run(const td_gemm_job *j, const block *at, const uint8_t *a, cons
                    bool more, beside *w, sum *to)
 {
     const size_t low = (size_t)at->upper * ROW_BYTES, a_step = (size_t)at->rows * ROW_BYTES;
-    float *c0 = (*to)[0], *c1 = (*to)[at->upper];
-    if (more) {
-        td_tile_load(C00, c0, TD_PANEL * 4);
-        td_tile_load(C01, c0 + TILE_ROWS, TD_PANEL * 4);
-        if (two) {
-            td_tile_load(C10, c1, TD_PANEL * 4);
-            td_tile_load(C11, c1 + TILE_ROWS, TD_PANEL * 4);
-        }
-    } else {
-        td_tile_zero(C00);
-        td_tile_zero(C01);
-        if (two) {
-            td_tile_zero(C10);
-            td_tile_zero(C11);
-        }
-    }
+    float *c = (*to)[0];
+    if (more) block_load(c, TD_PANEL * 4, at->upper, two, true);
+    else block_zero(two);
     TD_ONCE for (int k = len / STEP_K; k; k--, a += a_step, b += STEP_BYTES)
     {
         fetch_some(w);
-        step(a, low, b, two);
+        block_step(a, ROW_BYTES, low, b, TD_PANEL * 4, two, true);
         if (w->row < w->rows) fold_rows(j, w, ROWS_A_STEP);
     }
     if (len % STEP_K) {
         uint8_t end[STEP_BYTES] __attribute__((aligned(64))) = {0};
         memcpy(end, b, (size_t)(len % STEP_K + 1) / 2 * TD_PANEL * 4);
-        step(a, low, end, two);
+        block_step(a, ROW_BYTES, low, end, TD_PANEL * 4, two, true);
     }
     if (w->row < w->rows) fold_rows(j, w, BLOCK_ROWS);
-    td_tile_store(C00, c0, TD_PANEL * 4);
-    td_tile_store(C01, c0 + TILE_ROWS, TD_PANEL * 4);
-    if (two) {
-        td_tile_store(C10, c1, TD_PANEL * 4);
-        td_tile_store(C11, c1 + TILE_ROWS, TD_PANEL * 4);
-    }
+    block_store(c, TD_PANEL * 4, at->upper, two, true);
 }
 
 static block block_of(const td_gemm_job *j, int b)
@@ -396,15 +342,12 @@ float td_amx_loop(long steps)
 {
     static const uint8_t zeros[TILE_ROWS * ROW_BYTES];
     float out[TILE_ROWS * TILE_ROWS];
-    configure(&(block){.rows = BLOCK_ROWS, .upper = TILE_ROWS});
+    block_configure(TILE_ROWS, TILE_ROWS);
     td_tile_load(A0, zeros, ROW_BYTES);
     td_tile_load(A1, zeros, ROW_BYTES);
     td_tile_load(B0, zeros, ROW_BYTES);
     td_tile_load(B1, zeros, ROW_BYTES);
-    td_tile_zero(C00);
-    td_tile_zero(C01);
-    td_tile_zero(C10);
-    td_tile_zero(C11);
+    block_zero(true);
     for (long i = 0; i < steps; i++) {
         td_tile_dp(C00, A0, B0);
         td_tile_dp(C01, A0, B1);

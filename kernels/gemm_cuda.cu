@@ -26,8 +26,8 @@ const char *td_cuda_gemm_refuses(int N, int K, int slices, td_cuda_wtype type)
     if (slices != 0 && slices != 1 && slices != 2 && slices != 4 && slices != 8)
         return "slices must be 0, 1, 2, 4 or 8";
     if (slices && K % slices) return "K must be a multiple of slices";
-    if (slices && type == TD_CUDA_W_E4M3_BLOCK && K / slices % 128)
-        return "K / slices must be a multiple of 128 under block scales";
+    if (slices && type == TD_CUDA_W_E4M3_BLOCK && !gemm_scale_unit(K / slices))
+        return "K / slices must be a multiple of 32 under block scales";
     return NULL;
 }
 
@@ -194,6 +194,12 @@ static bool x_aligned(const gemm_args &g, bool x_is_f32)
     return cols % 8 == 0 && g.ldx % (x_is_f32 ? 4 : 8) == 0 && ((size_t)g.x & 15) == 0;
 }
 
+/* Of 16, 32, 64, 128; 0: 128. */
+static int shift_of(int n)
+{
+    return n == 16 ? 4 : n == 32 ? 5 : n == 64 ? 6 : 7;
+}
+
 gemm_args gemm_args_of(const td_cuda_gemm_args *a)
 {
     const td_cuda_weight *w = a->w;
@@ -209,8 +215,10 @@ gemm_args gemm_args_of(const td_cuda_gemm_args *a)
     g.N = w->N;
     g.T = a->T;
     g.row_blocks = row_blocks_of(w->N);
-    g.scale_cols = (w->K + 127) / 128;
-    g.scale_shift = w->scale_rows == 16 ? 4 : w->scale_rows == 32 ? 5 : w->scale_rows == 64 ? 6 : 7;
+    g.scale_shift = shift_of(w->scale_rows);
+    g.scale_col_shift = shift_of(w->scale_cols);
+    g.scale_cols = (w->K + (1 << g.scale_col_shift) - 1) >> g.scale_col_shift;
+    g.scale_unit = w->slices ? gemm_scale_unit(w->K / w->slices) : 128;
     g.add = a->add;
     g.cut = g.x_cut = gemm_cut_of(w->K, w->slices, w->type);
     g.count = (unsigned *)a->ws;

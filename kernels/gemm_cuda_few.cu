@@ -74,7 +74,8 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
         if (c0 + u < c1) few_load_w<W, MT>(w[u], a, rb0, c0 + u, lane);
     td_grid_wait(); /* weights need nobody's result; x does */
     if (c0 == c1) return;
-    int x_end;
+    int w_end, x_end;
+    const int w_col = gemm_block_col(a.cut, c0 / 2, &w_end) - c0 * 32; /* likewise of the weight */
     const int x_col =
         gemm_block_col(a.x_cut, c0 / 2, &x_end) - c0 * 32; /* column of chunk 0, were it in this leaf */
 #pragma unroll
@@ -100,11 +101,10 @@ static TD_DEV void few_leaf(float (&acc)[MT][NT][4], const gemm_args &a, int rb0
             if (chunk + U < c1) few_load_w<W, MT>(w[u], a, rb0, chunk + U, lane);
             if (chunk + XU < c1) few_load_x<F32, NT>(x[u % XU], a, x_col + (chunk + XU) * 32, x_end, lane);
             if constexpr (W::BLOCK_SCALE) {
-                if ((chunk & 1) && gemm_scale_ends(a, chunk >> 1, c1 >> 1)) {
+                if (gemm_scale_ends(a, chunk, c1, w_col + chunk * 32, w_end)) {
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
-                        float s =
-                            rb0 + m < a.row_blocks ? gemm_block_scale(a, (rb0 + m) * 16, chunk >> 1) : 0.f;
+                        float s = rb0 + m < a.row_blocks ? gemm_block_scale(a, (rb0 + m) * 16, w_col + chunk * 32) : 0.f;
 #pragma unroll
                         for (int n = 0; n < NT; n++)
 #pragma unroll

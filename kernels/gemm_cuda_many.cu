@@ -46,39 +46,35 @@ static TD_DEV void many_load(unsigned char *stage, const gemm_args &a, int rb0, 
     }
 }
 
+/* Chunk c of the block that the stage holds. */
 template <class W, int TOKENS>
-static TD_DEV void many_block(float (&acc)[many_shape<W, TOKENS>::MT][many_shape<W, TOKENS>::NT][4],
-                              const unsigned char *stage, int wm, int wn, int lane)
+static TD_DEV void many_chunk(float (&acc)[many_shape<W, TOKENS>::MT][many_shape<W, TOKENS>::NT][4],
+                              const unsigned char *stage, int c, int wm, int wn, int lane)
 {
     typedef many_shape<W, TOKENS> S;
+    uint4 f[S::MT][W::V], x[S::NT];
 #pragma unroll
-    for (int c = 0; c < 2; c++) {
-        uint4 f[S::MT][W::V], x[S::NT];
+    for (int m = 0; m < S::MT; m++)
 #pragma unroll
-        for (int m = 0; m < S::MT; m++)
+        for (int i = 0; i < W::V; i++)
+            f[m][i] = *(const uint4 *)(stage + ((wm * S::MT + m) * 2 + c) * W::CHUNK_BYTES + i * 512 + lane * 16);
 #pragma unroll
-            for (int i = 0; i < W::V; i++)
-                f[m][i] = *(const uint4 *)(stage + ((wm * S::MT + m) * 2 + c) * W::CHUNK_BYTES + i * 512 +
-                                           lane * 16);
-#pragma unroll
-        for (int n = 0; n < S::NT; n++) {
-            int r = (wn * S::NT + n) * 8 + (lane >> 2);
-            x[n] =
-                *(const uint4 *)(stage + S::W_BYTES + r * 128 + ((c * 4 + (lane & 3)) ^ (r & 1) << 2) * 16);
-        }
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-            for (int m = 0; m < S::MT; m++) {
-                uint32_t fa[4];
-                W::step(f[m], j, fa);
-#pragma unroll
-                for (int n = 0; n < S::NT; n++) {
-                    const uint32_t b[2] = {j ? x[n].z : x[n].x, j ? x[n].w : x[n].y};
-                    W::op::mma(acc[m][n], fa, b);
-                }
-            }
+    for (int n = 0; n < S::NT; n++) {
+        int r = (wn * S::NT + n) * 8 + (lane >> 2);
+        x[n] = *(const uint4 *)(stage + S::W_BYTES + r * 128 + ((c * 4 + (lane & 3)) ^ (r & 1) << 2) * 16);
     }
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int m = 0; m < S::MT; m++) {
+            uint32_t fa[4];
+            W::step(f[m], j, fa);
+#pragma unroll
+            for (int n = 0; n < S::NT; n++) {
+                const uint32_t b[2] = {j ? x[n].z : x[n].x, j ? x[n].w : x[n].y};
+                W::op::mma(acc[m][n], fa, b);
+            }
+        }
 }
 
 /* grid: (tiles of tokens, tiles of 128 weights, 1), with groups (1, tiles of weights, tiles of groups' rows).
@@ -110,23 +106,27 @@ template <class W, int TOKENS> static __global__ void __launch_bounds__(256) gem
             if (block + STAGES - 1 < blocks)
                 many_load<W, TOKENS>(smem + ahead * S::STAGE, a, rb0, t0, block + STAGES - 1);
             td_cp_async_commit();
-            many_block<W, TOKENS>(acc, smem + stage * S::STAGE, wm, wn, lane);
-            stage = stage == STAGES - 1 ? 0 : stage + 1;
-            if constexpr (W::BLOCK_SCALE) {
-                if (!gemm_scale_ends(a, block, leaf_end)) continue;
 #pragma unroll
-                for (int m = 0; m < S::MT; m++) {
-                    const int rb = rb0 + wm * S::MT + m;
-                    const float s = rb < a.row_blocks ? gemm_block_scale(a, rb * 16, block) : 0.f;
+            for (int c = 0; c < 2; c++) {
+                many_chunk<W, TOKENS>(acc, smem + stage * S::STAGE, c, wm, wn, lane);
+                if constexpr (W::BLOCK_SCALE) {
+                    int end, col = gemm_block_col(a.cut, block, &end) + c * 32;
+                    if (!gemm_scale_ends(a, block * 2 + c, leaf_end * 2, col, end)) continue;
 #pragma unroll
-                    for (int n = 0; n < S::NT; n++)
+                    for (int m = 0; m < S::MT; m++) {
+                        const int rb = rb0 + wm * S::MT + m;
+                        const float s = rb < a.row_blocks ? gemm_block_scale(a, rb * 16, col) : 0.f;
 #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            sum[m][n][i] = fmaf(acc[m][n][i], s, sum[m][n][i]);
-                            acc[m][n][i] = 0.f;
-                        }
+                        for (int n = 0; n < S::NT; n++)
+#pragma unroll
+                            for (int i = 0; i < 4; i++) {
+                                sum[m][n][i] = fmaf(acc[m][n][i], s, sum[m][n][i]);
+                                acc[m][n][i] = 0.f;
+                            }
+                    }
                 }
             }
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
 #pragma unroll
         for (int m = 0; m < S::MT; m++)

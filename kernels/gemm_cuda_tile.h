@@ -18,6 +18,14 @@
 
 enum { GEMM_MAX_LEAVES = 8, GEMM_LEVELS = 3 };
 
+/* Slices of this width hold whole groups of columns that are multiplied by their scale together, wherever in a block of
+ * 128 x 128 they begin: the largest of 128, 64 and 32 that divides it. 0: there is none. So the order of a sum follows
+ * from the slice alone, not from which rank has it. */
+TD_HOSTDEV int gemm_scale_unit(int slice_cols)
+{
+    return slice_cols % 32 ? 0 : slice_cols % 64 ? 32 : slice_cols % 128 ? 64 : 128;
+}
+
 /* Where the columns of a packed row lie. */
 typedef struct gemm_cut {
     int K, n_blocks, leaves;
@@ -79,7 +87,9 @@ typedef struct gemm_args {
     float *y;
     size_t ldy;
     const float *bias, *scale;
-    int N, T, row_blocks, scale_cols, scale_shift; /* rows >> scale_shift, columns / 128: a block's scale */
+    int N, T, row_blocks;
+    int scale_cols, scale_shift, scale_col_shift; /* rows >> scale_shift, columns >> scale_col_shift: a block's scale */
+    int scale_unit; /* columns whose sum is multiplied by their scale at once: 128, 64 or 32 */
     bool add;
     gemm_cut cut;   /* of the weight */
     gemm_cut x_cut; /* of x: the same, or that of a copy that is padded like the weight */
@@ -176,18 +186,17 @@ template <bool BLOCKS> struct gemm_e4m3 {
     }
 };
 
-/* Scale of the row block that begins at row n and the 128 columns that end with (or hold) this block of 64.
- */
-static TD_DEV float gemm_block_scale(const gemm_args &a, int n, int block)
+/* Scale of the row block that begins at row n and of column `col`. */
+static TD_DEV float gemm_block_scale(const gemm_args &a, int n, int col)
 {
-    int end, col = gemm_block_col(a.cut, block, &end);
-    return a.scale[(size_t)(n >> a.scale_shift) * (size_t)a.scale_cols + (size_t)(col / 128)];
+    return a.scale[(size_t)(n >> a.scale_shift) * (size_t)a.scale_cols + (size_t)(col >> a.scale_col_shift)];
 }
-/* Does a group of 128 columns end with this block? */
-static TD_DEV bool gemm_scale_ends(const gemm_args &a, int block, int leaf_end)
+/* Do columns that are multiplied by their scale at once end with this chunk of 32? It begins at column col; from `end`
+ * on there is padding; leaf_end: in chunks. */
+static TD_DEV bool gemm_scale_ends(const gemm_args &a, int chunk, int leaf_end, int col, int end)
 {
-    int end, col = gemm_block_col(a.cut, block, &end);
-    return block + 1 == leaf_end || (col & 127) == 64;
+    if (a.scale_unit == 32) return col < end;
+    return (chunk & 1) && (a.scale_unit == 64 || chunk + 1 == leaf_end || (col & 127) == 96);
 }
 
 /* The binary tree over n (a power of two) sums. */

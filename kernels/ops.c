@@ -124,13 +124,14 @@ static void fill_avx512bf16(td_ops *t)
     td_attn_fill_avx512bf16(t);
 }
 
-/* Products of bf16 matrices on tiles; all else is the fastest other family's. */
+/* Products of bf16 matrices and attention on tiles; all else is the fastest other family's. */
 static void fill_amx(td_ops *t)
 {
     int i = n_available - 1;
     while (!pays(available[i])) i--;
     *t = *available[i];
     td_gemm_fill_amx(t);
+    td_attn_fill_amx(t);
 }
 
 /* ---- the matrix laws of ops.h ---- */

@@ -7,14 +7,16 @@
  * Rules:   1. Row invariance: a row's result never depends on which or how many rows share the call, on the
  *             number of threads, on the page size, or on how a prompt was cut into chunks. One order of
  *             summation over K per (N, K, dtype).
- *          2. NaN or infinity in a row stays in that row. 3. Every output element is written. 4. No
- *             allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
+ *          2. NaN or infinity in a row stays in that row.
+ *          3. Every output element is written.
+ *          4. No allocation inside: scratch comes from td_ops.scratch_bytes, given per thread team at open.
  * Matrix law of the x86 families (all but amx, bit for bit): inputs rounded to bf16 (RNE, denormals to zero),
  *   per output one chain over k pairs: acc = fma(x[2i], w[2i], fma(x[2i+1], w[2i+1], acc)), starting at 0,
  *   odd K padded with zero; denormals are flushed. Bias is added after the chain, then the residual if `add`.
  * Matrix law of amx: the same, but for the chain. Runs of 32 k, the last one padded with zeros; per run two chains,
  *   even = fma(x[2i], w[2i], even) and odd = fma(x[2i+1], w[2i+1], odd), both starting at 0, and then
- *   acc = acc + (even + odd), starting at 0.
+ *   acc = acc + (even + odd), starting at 0. Attention adds likewise: scores over runs of 32 d, P V over runs of 32 keys
+ *   of a tile of 64, onto what the tiles before have left.
  * Slices:  a weight with slices = S (td_slices_fit) has one such chain, starting at 0, for each of S equal runs
  *   of K (ref: one sum in double, rounded to f32); the S sums are added in f32 by the balanced tree
  *   ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), then the bias, then the residual. So a rank that holds slices

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /* kernels/ops_cuda_gemm.cu - the CUDA table's matrix products: packing, linear, experts, tied embeddings. */
-#include "kernels/cuda_gemm.h"
+#include "kernels/gemm_cuda_tile.h"
 #include "kernels/ops_cuda.h"
 #include <stdlib.h>
 
 namespace td_ops_cuda
 {
-enum { LAYOUT_FRAGMENT = 3 /* family.h */ };
+enum { LAYOUT_FRAGMENT = 4 /* family.h */ };
 static block ws = {nullptr, 0, true}; /* its counters are zero between calls */
 
 static td_dtype ops_packed_dtype(td_dtype from)
@@ -20,23 +20,28 @@ static td_cuda_wtype type_of(td_dtype packed)
     return packed == TD_F16 ? TD_CUDA_W_F16 : packed == TD_E4M3 ? TD_CUDA_W_E4M3_ROW : TD_CUDA_W_BF16;
 }
 
-/* Each slice begins at a block of its own, so that a rank that has some has them as one rank that has all. Not of
- * codes: how their scales lie is not known here, and blocks of those do not end with a padded slice. */
-static int packed_slices(td_cuda_wtype type, int slices)
+/* Each slice begins at a block of its own, so that a rank that has some has them as one rank that has all. Of codes
+ * only slices of whole chunks of 32 columns: narrower ones may cross a block of scales inside a chunk. */
+static bool slices_fit(bool codes, int K, int slices)
 {
-    return type == TD_CUDA_W_BF16 || type == TD_CUDA_W_F16 ? slices : 0;
+    return slices > 0 && (!codes || K / slices % 32 == 0);
+}
+
+static int packed_slices(td_cuda_wtype type, int K, int slices)
+{
+    return slices_fit(type == TD_CUDA_W_E4M3_ROW, K, slices) ? slices : 0;
 }
 
 static size_t ops_packed_bytes(int N, int K, int slices, td_dtype from)
 {
     const td_cuda_wtype type = type_of(ops_packed_dtype(from));
-    return td_cuda_gemm_packed_bytes(N, K, packed_slices(type, slices), type);
+    return td_cuda_gemm_packed_bytes(N, K, packed_slices(type, K, slices), type);
 }
 
 static void ops_pack(void *dst, const void *src, td_dtype from, int N, int K, int slices, int n0, int n1)
 {
     const td_cuda_wtype type = type_of(ops_packed_dtype(from));
-    td_cuda_gemm_pack_host(dst, src, from, N, K, packed_slices(type, slices), type, n0, n1);
+    td_cuda_gemm_pack_host(dst, src, from, N, K, packed_slices(type, K, slices), type, n0, n1);
 }
 
 static size_t ops_scratch_bytes(int, int, int, int)
@@ -44,30 +49,33 @@ static size_t ops_scratch_bytes(int, int, int, int)
     return padded(1); /* workspaces are the table's own */
 }
 
-/* Codes are packed without slices: the order is the same when slices are whole blocks of 64 columns (128 under block
- * scales). Other matrices of codes have bits of one rank alone: of several ranks their bits are others. */
 static td_cuda_weight device_weight(const td_weight *w)
 {
     td_cuda_weight d = {};
     d.N = w->N;
     d.K = w->K;
     d.type = type_of(w->dtype);
-    if (w->scale_rows > 1 || w->scale_cols < w->K) d.type = w->scale_rows ? TD_CUDA_W_E4M3_BLOCK : d.type;
-    const int unit = d.type == TD_CUDA_W_E4M3_BLOCK ? 128 : d.type == TD_CUDA_W_E4M3_ROW ? 64 : 1;
     /* 1 is one chain, as a rank of eight has it; 0 leaves the cut of K to the kernel */
-    d.slices = w->slices > 1 && w->K / w->slices % unit ? 0 : w->slices;
+    d.slices = packed_slices(d.type, w->K, w->slices);
+    if (w->scale_rows > 1 || w->scale_cols < w->K) d.type = w->scale_rows ? TD_CUDA_W_E4M3_BLOCK : d.type;
     d.p = w->p;
     d.bias = w->bias;
     d.scale = td_weight_scales(w);
     d.scale_rows = w->scale_rows;
+    d.scale_cols = w->scale_cols;
     return d;
 }
 
 static const char *ops_refuses(const td_weight *w)
 {
     const td_cuda_weight d = device_weight(w);
-    if (d.type == TD_CUDA_W_E4M3_BLOCK && (w->scale_rows < 16 || w->scale_cols < 128))
-        return "blocks of FP8 scales are joined or cut off a multiple of 16 rows or 128 columns";
+    const bool blocks = d.type == TD_CUDA_W_E4M3_BLOCK;
+    const int columns = blocks && d.slices ? gemm_scale_unit(w->K / d.slices) : 128;
+    /* Fewer than all slices: other ranks have the rest, and one rank that has all adds otherwise. */
+    if (w->dtype == TD_E4M3 && w->slices > 0 && w->slices < TD_MAX_SLICES && !d.slices)
+        return "tensor-parallel-size cuts FP8 codes into slices (an eighth of all columns) that are no multiple of 32 columns";
+    if (blocks && w->scale_rows < 16) return "blocks of FP8 scales are joined or cut off a multiple of 16 rows";
+    if (blocks && w->scale_cols < columns) return "blocks of FP8 scales are cut off a multiple of 128 columns";
     return td_cuda_gemm_refuses(d.N, d.K, d.slices, d.type);
 }
 

@@ -29,11 +29,12 @@ static inline size_t td_gemm_scratch_bytes(int T, int K)
 static inline int td_attn_rows(int D) { return D <= 128 ? TD_ATTN_ROWS : TD_ATTN_ROWS / 2; }
 
 /* One member's attention scratch: K and V tiles, q, scores, P (q and P as bf16 or f32, the latter for families that
- * emulate vdpbf16ps); outputs, maxima and sums of a split and of all. */
+ * emulate vdpbf16ps; scores and P of two groups of 4 rows, or of 32 on tiles, whose K and q are padded); outputs, maxima
+ * and sums of a split and of all. */
 static inline size_t td_attn_member_bytes(int D)
 {
     size_t d = (size_t)D, rows = (size_t)td_attn_rows(D), tile = TD_ATTN_TILE;
-    return 2 * tile * d * 2 + rows * d * 4 + 2 * rows * d * 4 + 2 * 4 * tile * (4 + 4) + 2 * rows * 8 + 1024;
+    return 2 * tile * (d + 16) * 2 + rows * d * 4 + 2 * rows * d * 4 + 2 * 32 * tile * (4 + 2) + 2 * rows * 8 + 1024;
 }
 
 td_dtype td_panel_dtype(td_dtype from);

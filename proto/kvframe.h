@@ -36,7 +36,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TD_KVF_MAGIC = 0x4656544bu /* "KTVF" */, TD_KVF_VERSION = 2, TD_KVF_FRAME_BYTES = 256 * 1024 };
+enum { TD_KVF_MAGIC = 0x4656544bu /* "KTVF" */, TD_KVF_VERSION = 3, TD_KVF_FRAME_BYTES = 256 * 1024 };
 #define TD_KVF_NO_TOKEN 0xffffffffu
 enum { TD_KVF_FRAME = 1, TD_KVF_COMMIT, TD_KVF_ABORT, TD_KVF_CREDIT, TD_KVF_ACK, TD_KVF_NACK };
 
@@ -59,11 +59,11 @@ typedef struct td_kvframe {
     uint64_t digest;         /* COMMIT */
     uint64_t payload_bytes;
     uint32_t payload_crc32c, head_crc32c;
-    int64_t sent_us;         /* COMMIT: microseconds from the first frame to the COMMIT at the sender */
+    /* COMMIT: microseconds from this source's first frame to the end of the prompt's computation; 0: it ended first */
+    int64_t hidden_us;
 } td_kvframe;
 
 typedef struct td_kvcommit {
-    int64_t exposed_us;      /* from the end of the prompt's computation to the COMMIT at the sender */
     uint32_t n_top;          /* of all first tokens together */
     uint32_t logprobs;       /* 1: td_kvfirst.logprob was asked for */
 } td_kvcommit;
@@ -76,7 +76,7 @@ static_assert(offsetof(td_kvframe, tok0) == 36, "kvframe layout");
 static_assert(offsetof(td_kvframe, digest) == 64, "kvframe layout");
 static_assert(offsetof(td_kvframe, payload_crc32c) == 80, "kvframe layout");
 static_assert(sizeof(td_kvframe) == 96, "kvframe layout");
-static_assert(sizeof(td_kvcommit) == 16 && sizeof(td_kvfirst) == 12 && sizeof(td_kvtop) == 8,
+static_assert(sizeof(td_kvcommit) == 8 && sizeof(td_kvfirst) == 12 && sizeof(td_kvtop) == 8,
               "kvframe layout");
 
 #endif

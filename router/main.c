@@ -163,8 +163,9 @@ static void on_drain(void *arg)
 static td_status check_tls(const td_conf *c)
 {
     if (!c->tls_cert[0] == !c->tls_key[0] && (c->tls_cert[0] || !c->tls_client_ca[0])) return TD_OK;
-    return td_refuse(TD_EBADREQ, "%s needs --tls-cert and --tls-key",
-                     c->tls_cert[0] ? "--tls-cert" : c->tls_key[0] ? "--tls-key" : "--tls-client-ca");
+    const char *given = c->tls_cert[0] ? "--tls-cert" : c->tls_key[0] ? "--tls-key" : "--tls-client-ca",
+               *missing = c->tls_cert[0] ? "--tls-key" : c->tls_key[0] ? "--tls-cert" : "--tls-cert and --tls-key";
+    return td_refuse(TD_EBADREQ, "%s needs %s too", given, missing);
 }
 
 static td_status open_all(router *r)

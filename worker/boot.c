@@ -122,15 +122,21 @@ static int flights(const td_conf *c, const td_ranks *ranks, const td_ops *ops)
     return stages + !strcmp(c->role, "prefill");
 }
 
-static td_status open_model(const td_conf *c, const char *dir, int max_logits, const td_ranks *ranks, td_boot *b)
+td_status td_boot_describe(const td_conf *c, const char *dir, td_model_desc *out)
+{
+    if (dir && dir[0]) return td_model_desc_read(dir, out);
+    if (!strcmp(c->load_format, "dummy")) return td_model_desc_shape(c->shape, out);
+    return td_refuse(TD_EBADREQ, "no model given: --model DIR, the folder with config.json (or --load-format dummy --shape NAME)");
+}
+
+static td_status open_model(const td_conf *c, const char *dir, const td_model_desc *d, int max_logits,
+                            const td_ranks *ranks, td_boot *b)
 {
     char cache[4096];
     int64_t said_us = td_now_us();
-    bool dummy = !strcmp(c->load_format, "dummy"), has_dir = dir && dir[0];
-    if (!dummy && !has_dir)
-        return td_refuse(TD_EBADREQ, "no model directory given (or --load-format dummy --shape NAME)");
-    td_model_opts o = {.dir = has_dir ? dir : NULL,
-                       .dummy_shape = dummy ? c->shape : NULL,
+    td_model_opts o = {.dir = dir && dir[0] ? dir : NULL,
+                       .desc = d,
+                       .dummy_shape = !strcmp(c->load_format, "dummy") ? c->shape : NULL,
                        .ops = b->ops,
                        .pool = b->pool,
                        .max_rows = c->max_num_batched_tokens,
@@ -169,23 +175,18 @@ static td_status open_model(const td_conf *c, const char *dir, int max_logits, c
 }
 
 /* With --ops auto a model that the fast families do not take is computed by ref. */
-static td_status fall_back(const td_conf *c, const char *dir, const td_ops **ops)
+static td_status fall_back(const td_conf *c, const td_model_desc *d, const td_ops **ops)
 {
-    td_model_desc d;
-    if (strcmp(c->ops, "auto") || c->numerics[0] || !dir || !dir[0]) return TD_OK;
-    TD_TRY(td_model_desc_read(dir, &d));
-    if (td_model_fits(&d, *ops)) return TD_OK;
-    TD_INFO("kernel family %s does not take head dimension %d: ref is used", (*ops)->family, d.D);
+    if (strcmp(c->ops, "auto") || c->numerics[0] || !d || td_model_fits(d, *ops)) return TD_OK;
+    TD_INFO("kernel family %s does not take head dimension %d: ref is used", (*ops)->family, d->D);
     return td_ops_open("ref", ops);
 }
 
 /* With --ops auto: a model that these kernels take, in a way that they can, and whose arithmetic nobody pinned to another's. */
-static bool device_serves(const td_conf *c, const char *dir, const td_boot *b)
+static bool device_serves(const td_conf *c, const td_model_desc *d, const td_boot *b)
 {
-    td_model_desc d;
-    td_status s = dir && dir[0] ? td_model_desc_read(dir, &d) : td_model_desc_shape(c->shape, &d);
-    return s == TD_OK && td_model_fits(&d, b->ops) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
-           !c->fully_sharded && !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
+    return (!d || td_model_fits(d, b->ops)) && (!c->numerics[0] || !strcmp(c->numerics, b->ops->numerics)) &&
+           !c->quantized_collectives && (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
 /* Every rank, or none. */
@@ -202,12 +203,12 @@ static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
 }
 
 /* td_refuse: some rank has no such device. */
-static td_status choose_device(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
+static td_status choose_device(const td_conf *c, const td_model_desc *d, td_ranks *ranks, td_boot *b)
 {
     bool told = !strcmp(c->ops, "cuda"), all;
     td_status s = open_cuda(c, ranks != NULL, b);
     if (s >= 0 && told) s = numerics_kept(c, b);
-    if (s >= 0 && !told && !device_serves(c, dir, b)) s = td_refuse(TD_ENOSUP, "not for this model");
+    if (s >= 0 && !told && !device_serves(c, d, b)) s = td_refuse(TD_ENOSUP, "not for this model");
     TD_TRY(all_can(ranks, s >= 0, &all));
     if (s >= 0 && !all) s = td_refuse(TD_ENOSUP, "another rank has no device that can serve");
     return s >= 0 && ranks ? td_ranks_device(ranks, b->dev) : s;
@@ -221,17 +222,18 @@ static td_status compute_alike(const td_ranks *ranks, const td_ops *ops)
     return td_ranks_agree(ranks->world, text);
 }
 
-static td_status choose_ops(const td_conf *c, const char *dir, td_ranks *ranks, td_boot *b)
+/* d: the model's; NULL: there is none. */
+static td_status choose_ops(const td_conf *c, const td_model_desc *d, td_ranks *ranks, td_boot *b)
 {
     td_ranks *many = ranks && td_grid_ranks(&ranks->grid) > 1 ? ranks : NULL;
-    if (!strcmp(c->ops, "cuda")) return choose_device(c, dir, many, b);
+    if (!strcmp(c->ops, "cuda")) return choose_device(c, d, many, b);
     if (!strcmp(c->ops, "auto")) {
-        if (choose_device(c, dir, many, b) >= 0) return TD_OK;
+        if (choose_device(c, d, many, b) >= 0) return TD_OK;
         TD_DEBUG_LOG("kernels of this CPU are used: %s", td_reason());
         close_device(b);
     }
     TD_TRY(choose_family(c, &b->ops));
-    TD_TRY(fall_back(c, dir, &b->ops));
+    TD_TRY(fall_back(c, d, &b->ops));
     return many ? compute_alike(many, b->ops) : TD_OK;
 }
 
@@ -248,11 +250,19 @@ void td_boot_numerics(const td_boot *b, char *out, size_t n)
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_ranks *ranks, td_boot *out)
 {
     td_boot b = {0};
-    td_status s = choose_ops(c, dir, ranks, &b);
+    td_model_desc *own = NULL;
+    const td_model_desc *d = ranks ? ranks->desc : NULL;
+    td_status s = TD_OK;
+    if (!d) {
+        d = own = td_xalloc(sizeof *own);
+        s = td_boot_describe(c, dir, own);
+    }
+    if (s >= 0) s = choose_ops(c, d, ranks, &b);
     if (s >= 0) {
         b.pool = td_pool_open(c->threads ? c->threads : td_boot_cores());
-        s = open_model(c, dir, max_logits, ranks, &b);
+        s = open_model(c, dir, d, max_logits, ranks, &b);
     }
+    free(own);
     if (s < 0) {
         td_boot_close(&b);
         return s;

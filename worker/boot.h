@@ -31,6 +31,8 @@ typedef struct td_boot {
 /* ranks: this rank's place, NULL: one rank; on devices it gets groups for their memory (td_ranks_device). Of several ranks all
  * open, and agree on the number of KV pages. */
 td_status td_boot_open(const td_conf *c, const char *dir, int max_logits, td_ranks *ranks, td_boot *out);
+/* The descriptor of the model that the options name: dir's config.json, or the dummy shape. */
+td_status td_boot_describe(const td_conf *c, const char *dir, td_model_desc *out);
 /* Device, kernel family and threads alone: no model. */
 td_status td_boot_ops(const td_conf *c, td_boot *out);
 /* The arithmetic's id as the handshake and page hashes carry it: the family's, and what else changes bits. */

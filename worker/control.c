@@ -25,6 +25,7 @@ struct td_control {
     const td_msg_hello *hello;
     link_state link;
     uint64_t router;             /* incarnation, of Welcome */
+    uint32_t silent;             /* connections in a row on which nobody answered */
     int64_t retry_us, backoff_us, heard_us, beat_us, hello_us, drain_until_us;
     bool beat_soon, drain_cancelled;
     uint64_t beat_seq, next_leg;
@@ -178,11 +179,20 @@ static void orphan_all(td_control *c)
 }
 
 /* why NULL: it left in order. */
+/* Said ever more rarely: at the first try, the second, fourth, eighth. */
+static void nobody_answers(td_control *c)
+{
+    c->silent++;
+    if (c->silent & (c->silent - 1)) return;
+    TD_WARN("no router answers at %s (try %u): is it running there, and are the keys of one pair?", c->o.router, c->silent);
+}
+
 static void link_lost(td_control *c, int64_t now, const char *why)
 {
     if (c->link == LINK_JOINED && !why) TD_INFO("the router said goodbye");
     else if (c->link == LINK_JOINED)
         TD_WARN("router lost (%s), %u legs cancelled", why, td_control_legs(c));
+    else if (why) nobody_answers(c);
     orphan_all(c);
     c->link = LINK_DOWN;
     c->router = 0;
@@ -348,6 +358,7 @@ static void on_welcome(td_control *c, const td_msg *m)
     if (c->link == LINK_JOINED && m->sender == c->router) return;
     if (c->link == LINK_JOINED) orphan_all(c);
     c->link = LINK_JOINED;
+    c->silent = 0;
     c->router = m->sender;
     c->backoff_us = BACKOFF_MIN_US;
     if (m->welcome.heartbeat_ms) c->o.beat_us = (int64_t)m->welcome.heartbeat_ms * 1000;

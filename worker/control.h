@@ -72,7 +72,7 @@ typedef struct td_control_io {
 
 typedef struct td_control_opts {
     uint64_t incarnation;
-    const char *name;
+    const char *router;          /* where it is, for the log */
     uint32_t max_legs;
     int64_t beat_us, dead_us, drain_us;
 } td_control_opts;

@@ -205,7 +205,7 @@ td_status td_control_thread_open(const td_control_thread_opts *o, td_control_thr
     td_loop_add_fd(&t->loop, t->fd);
     td_control_io io = {.arg = t, .connect = io_connect, .send = io_send, .command = io_command,
                         .beat = io_beat};
-    td_control_opts co = {.incarnation = o->incarnation, .max_legs = o->max_legs, .beat_us = BEAT_US,
+    td_control_opts co = {.incarnation = o->incarnation, .router = o->router, .max_legs = o->max_legs, .beat_us = BEAT_US,
                           .dead_us = DEAD_US, .drain_us = o->drain_us};
     t->c = td_control_open(&co, io);
     if (t->fd >= 0 && !pthread_create(&t->thread, NULL, run, t)) {

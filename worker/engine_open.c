@@ -166,11 +166,22 @@ static td_status too_few_pages(const td_engine_opts *o, int64_t pages, int64_t l
                    (long long)(((size_t)least * page >> 20) + 1), fits);
 }
 
+/* The kernel hands out memory that it does not have, and ends the process when it is used. */
+static td_status check_memory(const td_engine_opts *o, int64_t pages)
+{
+    int64_t page = (int64_t)bytes_per_page(o, td_model_descr(o->model)), all = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    if (o->ops->dev || all <= 0 || !page || pages <= all / page) return TD_OK;
+    return td_fail(TD_EFULL, "%lld KV pages of %d tokens take %.1f GiB, this machine has %.1f GiB", (long long)pages, o->page_size,
+                   (double)pages * (double)page / (1 << 30), (double)all / (1 << 30));
+}
+
 td_status td_engine_open(const td_engine_opts *o, td_engine **out)
 {
     const td_model_desc *d = td_model_descr(o->model);
     if (o->max_seqs < 1 || o->max_legs < 1 || o->max_batched_tokens < 1)
         return td_fail(TD_EBADREQ, "max_seqs, max_legs and max_batched_tokens must be at least 1");
+    if (o->max_model_len > d->max_positions)
+        return td_fail(TD_EBADREQ, "--max-model-len %d: the model has %d positions (max_position_embeddings)", o->max_model_len, d->max_positions);
     td_engine *e = td_xalloc(sizeof *e);
     e->o = *o;
     e->desc = d;
@@ -188,9 +199,12 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
             "page size %d does not divide the attention splits of %u keys that context parallel ranks keep",
             o->page_size, map.split);
     }
-    if (pages < TD_MAX(least, 3) || pages > INT32_MAX) {
+    td_status s = check_memory(o, pages);
+    if (s >= 0 && pages > INT32_MAX) s = td_fail(TD_EFULL, "%lld KV pages: at most %d can be counted", (long long)pages, INT32_MAX);
+    if (s >= 0 && pages < TD_MAX(least, 3)) s = too_few_pages(o, pages, TD_MAX(least, 3));
+    if (s < 0) {
         free(e);
-        return too_few_pages(o, pages, TD_MAX(least, 3));
+        return s;
     }
     e->max_len = (int)TD_MIN((int64_t)d->max_positions, td_engine_tokens_of(o, pages - 1));
     if (o->max_model_len > 0) e->max_len = TD_MIN(e->max_len, o->max_model_len);
@@ -207,7 +221,7 @@ td_status td_engine_open(const td_engine_opts *o, td_engine **out)
                         .copy = copy_page};
     k.kvmap = td_model_kvmap(o->model);
     memcpy(k.group, td_model_groups(o->model), sizeof k.group);
-    td_status s = open_replicas(e, k);
+    s = open_replicas(e, k);
     if (s < 0) {
         close_replicas(e);
         free(e);

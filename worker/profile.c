@@ -36,8 +36,9 @@ static void touch_part(void *arg, int i, int member)
     memset((uint8_t *)(uintptr_t)r->p + (size_t)i * r->part, i + 1, r->part);
 }
 
-td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out)
+td_status td_profile_read(td_pool *pool, td_profile_clock clock, size_t bytes, int passes, double *out)
 {
+    if (!clock) clock = td_spin_us;
     int parts = td_pool_size(pool) * PARTS_PER_THREAD;
     sink *s = td_xalloc(MAX_MEMBERS * sizeof *s);
     void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -51,9 +52,9 @@ td_status td_profile_read(td_pool *pool, size_t bytes, int passes, double *out)
     double best = 0;
     for (int i = 0; i < 2 * passes; i++) { /* as the hardware fetches, and with hints: the better one is the limit */
         r.fetch = i & 1;
-        int64_t t = td_spin_us();
+        int64_t t = clock();
         td_pool_for(pool, parts, read_part, &r);
-        t = td_spin_us() - t;
+        t = clock() - t;
         double v = (double)r.part * parts / (double)TD_MAX(t, 1) * 1e6;
         best = TD_MAX(best, v);
     }
@@ -79,15 +80,16 @@ static void multiply_part(void *arg, int i, int member)
     m->out[member].sum += td_peak_multiply(m->family, STEPS);
 }
 
-double td_profile_multiply(td_pool *pool, const td_ops *ops)
+double td_profile_multiply(td_pool *pool, td_profile_clock clock, const td_ops *ops)
 {
+    if (!clock) clock = td_spin_us;
     int parts = td_pool_size(pool) * 4;
     double best = 0;
     for (int i = 0; i < 5; i++) {
         multiply m = {ops->family, td_xalloc(MAX_MEMBERS * sizeof(sink))};
-        int64_t t = td_spin_us();
+        int64_t t = clock();
         td_pool_for(pool, parts, multiply_part, &m);
-        t = td_spin_us() - t;
+        t = clock() - t;
         double done = 0;
         for (int k = 0; k < MAX_MEMBERS; k++) done += m.out[k].sum;
         best = TD_MAX(best, done / (double)TD_MAX(t, 1) * 1e6);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/rank.h"
+#include "common/check.h"
 #include "common/log.h"
 #include "worker/kvpool.h"
 #include "worker/profile.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 td_grid td_rank_grid(const td_conf *c)
@@ -11,12 +13,6 @@ td_grid td_rank_grid(const td_conf *c)
     return (td_grid){.tp = c->tensor_parallel_size, .pp = c->pipeline_parallel_size, .cp = c->context_parallel_size,
                      .dp = c->data_parallel_size, .ep = c->expert_parallel, .fsdp = c->fully_sharded,
                      .redundant = c->expert_parallel ? (int)c->redundant_experts : 0};
-}
-
-static td_status describe(const td_conf *c, td_model_desc *d)
-{
-    bool dummy = c->load_format[0] == 'd';
-    return dummy && !c->model[0] ? td_model_desc_shape(c->shape, d) : td_model_desc_read(c->model, d);
 }
 
 /* What must be the same everywhere, one line each. */
@@ -65,20 +61,22 @@ static td_status measure_head(const td_conf *c, td_coll *world, const td_model_d
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
 {
     td_grid grid = td_rank_grid(c);
-    td_model_desc d;
-    td_coll *world;
-    TD_TRY(td_coll_mpi_open(argc, argv, &world));
-    td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
-    td_status s = describe(c, &d);
-    if (s >= 0) s = agree(c, world, &d);
-    if (s >= 0 && grid.pp > 1) s = measure_head(c, world, &d, &grid);
-    if (s >= 0) s = td_grid_check(&grid, &d);
+    td_model_desc *d = td_xalloc(sizeof *d);
+    td_coll *world = NULL;
+    td_status s = td_coll_mpi_open(argc, argv, &world);
+    if (s >= 0) td_coll_deadline(world, (int64_t)TD_RANK_MEET_MS * 1000);
+    if (s >= 0) s = td_boot_describe(c, c->model, d);
+    if (s >= 0) s = agree(c, world, d);
+    if (s >= 0 && grid.pp > 1) s = measure_head(c, world, d, &grid);
+    if (s >= 0) s = td_grid_check(&grid, d);
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
         /* All find the same fault, or this one alone, which the others must hear of. */
-        td_coll_abort(world, td_reason());
+        if (world) td_coll_abort(world, td_reason());
+        free(d);
         return s;
     }
+    out->desc = d;
     TD_INFO("rank %d of %d: tensor %d, pipeline %d, context %d, data %d", grid.rank = out->grid.rank, td_grid_ranks(&grid), out->at.tp,
             out->at.pp, out->at.cp, out->at.dp);
     td_ranks_deadline(out, 0); /* loading and steps take what they take: that the ranks are alive is told by beats */
@@ -89,6 +87,7 @@ void td_rank_close(td_ranks *r)
 {
     td_coll *world = r->world;
     if (!world) return;
+    free(r->desc);
     td_ranks_close(r);
     td_coll_close(world);
 }

@@ -32,7 +32,7 @@ td_status td_ranks_open(td_coll *world, const td_grid *grid, td_ranks *out)
         td_ranks_close(&r);
         return s;
     }
-    r.data.tp = r.tp, r.data.cp = r.cp, r.data.pp = r.pp, r.data.stage = r.stage;
+    r.data.tp = r.tp, r.data.cp = r.cp, r.data.pp = r.pp, r.data.stage = r.stage, r.data.shard = r.shard;
     *out = r;
     return TD_OK;
 }
@@ -52,7 +52,7 @@ static td_status all_or_none(td_coll *world, td_status mine)
 
 static void close_data(td_ranks *r)
 {
-    td_coll *all[] = {r->data.stage, r->data.pp, r->data.cp, r->data.tp};
+    td_coll *all[] = {r->data.shard, r->data.stage, r->data.pp, r->data.cp, r->data.tp};
     for (size_t i = 0; i < TD_COUNT(all) && r->dev; i++) td_coll_close(all[i]);
 }
 
@@ -67,6 +67,7 @@ static td_status by_nccl(td_ranks *r, struct td_dev *dev)
     if (s >= 0) s = td_coll_split(all, (c.dp * pp + c.pp) * tp + c.tp, c.cp, &r->data.cp);
     if (s >= 0) s = td_coll_split(all, (c.dp * cp + c.cp) * tp + c.tp, c.pp, &r->data.pp);
     if (s >= 0) s = td_coll_split(all, c.pp, (c.dp * cp + c.cp) * tp + c.tp, &r->data.stage);
+    if (s >= 0) s = td_coll_split(all, c.pp * tp + c.tp, c.dp * cp + c.cp, &r->data.shard);
     td_coll_close(all);
     return s;
 }
@@ -76,7 +77,8 @@ static td_status by_staging(td_ranks *r, struct td_dev *dev)
     TD_TRY(td_coll_staged_open(r->tp, dev, &r->data.tp));
     TD_TRY(td_coll_staged_open(r->cp, dev, &r->data.cp));
     TD_TRY(td_coll_staged_open(r->pp, dev, &r->data.pp));
-    return td_coll_staged_open(r->stage, dev, &r->data.stage);
+    TD_TRY(td_coll_staged_open(r->stage, dev, &r->data.stage));
+    return td_coll_staged_open(r->shard, dev, &r->data.shard);
 }
 
 td_status td_ranks_device(td_ranks *r, struct td_dev *dev)
@@ -105,7 +107,7 @@ void td_ranks_close(td_ranks *r)
 void td_ranks_deadline(td_ranks *r, int64_t timeout_us)
 {
     td_coll *all[] = {r->news, r->back,  r->shard,   r->stage,   r->pp,      r->cp,
-                      r->tp,   r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage};
+                      r->tp,   r->world, r->data.tp, r->data.cp, r->data.pp, r->data.stage, r->data.shard};
     for (size_t i = 0; i < TD_COUNT(all); i++)
         if (all[i]) td_coll_deadline(all[i], timeout_us);
 }

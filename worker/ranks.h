@@ -18,11 +18,12 @@ typedef struct td_ranks {
     td_coll *stage;        /* all of this pipeline stage: rank (dp * CP + cp) * TP + tp */
     td_coll *shard;        /* that hold the same weights: rank dp * CP + cp */
     struct {
-        td_coll *tp, *cp, *pp, *stage;
+        td_coll *tp, *cp, *pp, *stage, *shard;
     } data;             /* the same, for buffers where the kernels work */
     struct td_dev *dev; /* whose memory those are; NULL: this host's, and data are the groups above */
     td_coll *back,
         *news; /* as world: results to rank 0, and its ranks' news, beside whatever else is under way */
+    struct td_model_desc *desc; /* the model's, as td_rank_open read it; NULL: not read. td_rank_close frees it */
 } td_ranks;
 
 /* Collective over world. */

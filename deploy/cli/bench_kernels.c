@@ -194,8 +194,8 @@ static td_status attention_of(bench *b, const char *name, int n, int rows, int c
 static td_status limits(bench *b)
 {
     if (b->boot.dev) return td_cuda_probe(b->boot.dev, &b->read_s, &b->multiply_s);
-    b->multiply_s = td_profile_multiply(b->boot.pool, b->boot.ops);
-    return td_profile_read(b->boot.pool, (size_t)COLD_BYTES, 5, &b->read_s);
+    b->multiply_s = td_profile_multiply(b->boot.pool, NULL, b->boot.ops);
+    return td_profile_read(b->boot.pool, NULL, (size_t)COLD_BYTES, 5, &b->read_s);
 }
 
 static td_status open_rows(bench *b)

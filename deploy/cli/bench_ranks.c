@@ -27,9 +27,9 @@ static td_status measure(const td_boot *b, int n_ranks, bench_figures *f)
         f->multiply_s = TD_MAX(f->multiply_s, m);
         return TD_OK;
     }
-    TD_TRY(td_profile_read(b->pool, ((size_t)STREAM_MEGABYTES << 20) / (size_t)n_ranks, STREAM_PASSES, &v));
+    TD_TRY(td_profile_read(b->pool, NULL, ((size_t)STREAM_MEGABYTES << 20) / (size_t)n_ranks, STREAM_PASSES, &v));
     f->read_s = TD_MAX(f->read_s, v);
-    v = td_profile_multiply(b->pool, b->ops);
+    v = td_profile_multiply(b->pool, NULL, b->ops);
     f->multiply_s = TD_MAX(f->multiply_s, v);
     return TD_OK;
 }

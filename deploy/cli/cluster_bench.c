@@ -11,6 +11,7 @@
 #include "deploy/cli/cli.h"
 #include "deploy/cli/cluster_http.h"
 #include "deploy/cli/cluster_stats.h"
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,7 @@ typedef struct bench {
     request *req;
     uint32_t n;
     int shown_error;
+    FILE *table, *json; /* json: NULL: none */
 } bench;
 
 static uint32_t draw(const bench *b, uint32_t stream, uint32_t i)
@@ -77,7 +79,7 @@ static void on_end(void *arg, td_status s, int http, const char *body, size_t n)
     r->sample.event = r->event;
     if (s == TD_OK && http == 200) return;
     r->sample.failed = 1;
-    if (r->bench->shown_error++ == 0) fprintf(stderr, "first failure: status %d %.*s\n", http, (int)TD_MIN(n, 300), s == TD_OK ? body : td_reason());
+    if (r->bench->shown_error++ == 0) fprintf(stderr, "first failure: status %d %.*s\n", http, s == TD_OK ? (int)TD_MIN(n, 300) : 300, s == TD_OK ? body : td_reason());
 }
 
 static void send_request(bench *b, request *r, uint32_t index)
@@ -85,7 +87,9 @@ static void send_request(bench *b, request *r, uint32_t index)
     td_buf body;
     td_buf_init(&body, 64 << 20);
     uint32_t shared = (uint32_t)(b->conf->shared_prefix * r->input_len);
-    td_buf_fmt(&body, "{\"model\":\"%s\",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"return_token_ids\":true,\"ignore_eos\":true,", b->model);
+    td_buf_str(&body, "{\"model\":");
+    td_buf_json_str(&body, b->model, strlen(b->model));
+    td_buf_fmt(&body, ",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"return_token_ids\":true,\"ignore_eos\":true,");
     td_buf_fmt(&body, "\"temperature\":%g,\"seed\":%u,\"max_tokens\":%u,\"prompt\":[", b->conf->temperature, index, r->output_len);
     for (uint32_t i = 0; i < r->input_len; i++)
         td_buf_fmt(&body, "%s%u", i ? "," : "", b->pool[draw(b, i < shared ? 0 : index + 1, i) % b->n_pool]);
@@ -93,19 +97,6 @@ static void send_request(bench *b, request *r, uint32_t index)
     td_client_call call = {.on_event = on_event, .on_end = on_end, .arg = r};
     td_client_start(b->client, "/v1/completions", body.p, body.len, &call);
     td_buf_deinit(&body);
-}
-
-static td_status ask_json(bench *b, const char *path, const char *body, td_arena *a, td_json **root)
-{
-    td_buf out;
-    int http = 0;
-    td_buf_init(&out, 16 << 20);
-    td_status s = td_client_ask(b->client, path, body, body ? strlen(body) : 0, &http, &out);
-    if (s == TD_AGAIN) s = TD_EIO;
-    if (s == TD_OK && http != 200) s = td_refuse(TD_EIO, "%s: status %d", path, http);
-    if (s == TD_OK) s = td_json_parse(a, out.p, out.len, (td_json_limits){0}, root);
-    td_buf_deinit(&out);
-    return s;
 }
 
 /* Ids to make prompts from: what the tokenizer makes of a text; without a tokenizer, the first ids after the usual special ones. */
@@ -116,14 +107,17 @@ static td_status find_ids(bench *b)
     td_buf body;
     td_arena_init(&a, 16 << 20);
     td_buf_init(&body, 1 << 20);
-    td_status s = ask_json(b, "/v1/models", NULL, &a, &root);
+    td_status s = td_client_ask(b->client, "/v1/models", NULL, 0, &a, &root);
+    if (s == TD_AGAIN) s = TD_EIO;
     if (s == TD_OK) {
         snprintf(b->model, sizeof b->model, "%s",
                  b->conf->served_model_name[0] ? b->conf->served_model_name : td_json_str(td_json_at(td_json_get(root, "data"), 0), "id", ""));
-        td_buf_fmt(&body, "{\"model\":\"%s\",\"prompt\":\"", b->model);
+        td_buf_str(&body, "{\"model\":");
+        td_buf_json_str(&body, b->model, strlen(b->model));
+        td_buf_str(&body, ",\"prompt\":\"");
         for (int i = 0; i < 400; i++) td_buf_fmt(&body, " word%d the of and %c%c to in", i, 'a' + i % 26, 'A' + i / 26 % 26);
         td_buf_str(&body, "\"}");
-        if (ask_json(b, "/tokenize", body.p, &a, &root) == TD_OK)
+        if (td_client_ask(b->client, "/tokenize", body.p, body.len, &a, &root) == TD_OK)
             for (const td_json *id = td_json_get(root, "tokens") ? td_json_get(root, "tokens")->child : NULL; id && b->n_pool < MAX_POOL; id = id->next)
                 b->pool[b->n_pool++] = (uint32_t)id->i;
         for (uint32_t i = 5; !b->n_pool || (b->n_pool < 200 && i < 205 && b->n_pool == i - 5); i++) b->pool[b->n_pool++] = i;
@@ -196,9 +190,9 @@ static void run(bench *b)
     }
 }
 
-static void row(const char *name, const td_spread *s)
+static void row(FILE *to, const char *name, const td_spread *s)
 {
-    printf("  %-20s %9.2f %9.2f %9.2f %9.2f %9.2f   (%zu)\n", name, s->mean, s->p50, s->p90, s->p99, s->max, s->n);
+    fprintf(to, "  %-20s %9.2f %9.2f %9.2f %9.2f %9.2f   (%zu)\n", name, s->mean, s->p50, s->p90, s->p99, s->max, s->n);
 }
 
 static void json_spread(td_buf *b, const char *name, const td_spread *s)
@@ -206,20 +200,26 @@ static void json_spread(td_buf *b, const char *name, const td_spread *s)
     td_buf_fmt(b, "\"%s\":{\"n\":%zu,\"mean\":%.3f,\"p50\":%.3f,\"p90\":%.3f,\"p99\":%.3f,\"max\":%.3f},", name, s->n, s->mean, s->p50, s->p90, s->p99, s->max);
 }
 
-static void print_report(const bench *b, const td_report *r)
+static void print_table(const bench *b, const td_report *r)
 {
-    printf("\n%zu requests in %.2f s (%zu failed): %.2f req/s, %.1f output tok/s, %.1f total tok/s\n", r->n_ok, r->duration_s, r->n_failed, r->request_s,
-           r->output_tok_s, r->total_tok_s);
-    printf("  %-20s %9s %9s %9s %9s %9s\n", "milliseconds", "mean", "p50", "p90", "p99", "max");
-    row("TTFT", &r->ttft);
-    row("TPOT", &r->tpot);
-    row("ITL by event", &r->itl_event);
-    row("ITL by token", &r->itl_token);
-    row("E2E", &r->e2e);
+    FILE *to = b->table;
+    fprintf(to, "\n%zu requests in %.2f s (%zu failed): %.2f req/s, %.1f output tok/s, %.1f total tok/s\n", r->n_ok, r->duration_s, r->n_failed,
+            r->request_s, r->output_tok_s, r->total_tok_s);
+    if (!r->n_ok) return;
+    fprintf(to, "  %-20s %9s %9s %9s %9s %9s\n", "milliseconds", "mean", "p50", "p90", "p99", "max");
+    row(to, "TTFT", &r->ttft);
+    row(to, "TPOT", &r->tpot);
+    row(to, "ITL by event", &r->itl_event);
+    row(to, "ITL by token", &r->itl_token);
+    row(to, "E2E", &r->e2e);
     if (b->conf->ttft_ms > 0 || b->conf->tpot_ms > 0)
-        printf("  goodput %.2f req/s: %zu of %zu within TTFT %g ms, TPOT %g ms\n", r->goodput_s, r->n_good, r->n_ok, b->conf->ttft_ms, b->conf->tpot_ms);
-    if (!b->conf->json[0]) return;
+        fprintf(to, "  goodput %.2f req/s: %zu of %zu within TTFT %g ms, TPOT %g ms\n", r->goodput_s, r->n_good, r->n_ok, b->conf->ttft_ms, b->conf->tpot_ms);
+}
+
+static td_status write_json(const bench *b, const td_report *r)
+{
     td_buf j;
+    if (!b->json) return TD_OK;
     td_buf_init(&j, 1 << 20);
     td_buf_fmt(&j, "{\"requests\":%zu,\"failed\":%zu,\"good\":%zu,\"duration_s\":%.3f,\"request_s\":%.3f,\"output_tok_s\":%.2f,\"total_tok_s\":%.2f,\"goodput_s\":%.3f,",
                r->n_ok, r->n_failed, r->n_good, r->duration_s, r->request_s, r->output_tok_s, r->total_tok_s, r->goodput_s);
@@ -229,13 +229,18 @@ static void print_report(const bench *b, const td_report *r)
     json_spread(&j, "itl_token_ms", &r->itl_token);
     json_spread(&j, "e2e_ms", &r->e2e);
     td_buf_fmt(&j, "\"input_tokens\":%llu,\"output_tokens\":%llu}\n", (unsigned long long)r->prompt_tokens, (unsigned long long)r->output_tokens);
-    FILE *f = strcmp(b->conf->json, "-") ? fopen(b->conf->json, "w") : stdout;
-    if (!f) fprintf(stderr, "cannot write %s\n", b->conf->json);
-    else {
-        fputs(j.p, f);
-        if (f != stdout) fclose(f);
-    }
+    bool written = fputs(j.p, b->json) >= 0 && !fflush(b->json);
     td_buf_deinit(&j);
+    return written ? TD_OK : td_refuse(TD_EIO, "%s: %s", b->conf->json, strerror(errno));
+}
+
+/* JSON on stdout has it for itself. Opened before the load, not after it. */
+static td_status open_outputs(bench *b)
+{
+    bool to_stdout = !strcmp(b->conf->json, "-");
+    b->table = to_stdout ? stderr : stdout;
+    if (b->conf->json[0]) b->json = to_stdout ? stdout : fopen(b->conf->json, "we");
+    return b->conf->json[0] && !b->json ? td_refuse(TD_EIO, "%s: %s", b->conf->json, strerror(errno)) : TD_OK;
 }
 
 int cmd_bench_serve(int argc, char **argv)
@@ -251,7 +256,8 @@ int cmd_bench_serve(int argc, char **argv)
         return 2;
     }
     b.client = td_client_open(conf.url, conf.api_key, conf.tls_ca);
-    s = find_ids(&b);
+    s = open_outputs(&b);
+    if (s == TD_OK) s = find_ids(&b);
     if (s == TD_OK) {
         if (conf.trace[0]) s = plan_trace(&b);
         else plan_poisson(&b);
@@ -262,11 +268,12 @@ int cmd_bench_serve(int argc, char **argv)
         td_sample *all = td_xalloc(b.n * sizeof *all);
         for (uint32_t i = 0; i < b.n; i++) all[i] = b.req[i].sample;
         td_report_make(all, b.n, conf.ttft_ms, conf.tpot_ms, &r);
-        print_report(&b, &r);
+        print_table(&b, &r);
+        s = write_json(&b, &r);
         free(all);
-    } else {
-        fprintf(stderr, "tandem bench serve: %s\n", td_reason());
     }
+    if (s != TD_OK) fprintf(stderr, "tandem bench serve: %s\n", td_reason());
+    if (b.json && b.json != stdout) fclose(b.json);
     for (uint32_t i = 0; i < b.n; i++) free(b.req[i].event);
     free(b.req);
     td_client_close(b.client);

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_SERVER_US = 20 * 1000000 };
+enum { WAIT_SERVER_US = 20 * 1000000, TELL_US = 1000000 };
 
 typedef struct talk {
     td_client *client;
@@ -100,26 +100,24 @@ static void on_end(void *arg, td_status s, int http, const char *body, size_t n)
 /* The server's model name; waits for a server that is just starting. */
 static td_status find_model(talk *t)
 {
-    int64_t end = td_now_us() + WAIT_SERVER_US;
-    td_buf out;
-    int http = 0;
-    td_status s;
-    td_buf_init(&out, 1 << 20);
-    while ((s = td_client_ask(t->client, "/v1/models", NULL, 0, &http, &out)) == TD_AGAIN && td_now_us() < end && !interrupted) {
-        td_buf_reset(&out);
-        usleep(20000); /* nothing to wait on: the server has no socket yet */
-    }
-    if (s == TD_AGAIN) s = TD_EIO;
+    int64_t start = td_now_us();
+    bool told = false;
     td_arena a;
     td_json *root;
     td_arena_init(&a, 4 << 20);
-    if (s == TD_OK && (http != 200 || td_json_parse(&a, out.p ? out.p : "", out.len, (td_json_limits){0}, &root) < 0))
-        s = td_refuse(TD_EIO, "%s answered %d to /v1/models", t->conf->url, http);
+    td_status s;
+    while ((s = td_client_ask(t->client, "/v1/models", NULL, 0, &a, &root)) == TD_AGAIN && td_now_us() - start < WAIT_SERVER_US && !interrupted) {
+        if (!told && td_now_us() - start > TELL_US) {
+            fprintf(stderr, "waiting for a server: %s\n", td_reason());
+            told = true;
+        }
+        usleep(20000); /* nothing to wait on: the server has no socket yet */
+    }
+    if (s == TD_AGAIN) s = TD_EIO;
     if (s == TD_OK)
         snprintf(t->model, sizeof t->model, "%s",
                  t->conf->served_model_name[0] ? t->conf->served_model_name : td_json_str(td_json_at(td_json_get(root, "data"), 0), "id", ""));
     td_arena_deinit(&a);
-    td_buf_deinit(&out);
     return s;
 }
 
@@ -215,10 +213,17 @@ int cmd_chat(int argc, char **argv)
     if (s == TD_AGAIN) return 0;
     if (s < 0) {
         fprintf(stderr, "tandem chat: %s\n", td_reason());
+        td_conf_deinit(&conf);
+        return 2;
+    }
+    if (n && conf.source[TD_CONF_ID_url] == TD_CONF_FLAG) {
+        fprintf(stderr, "tandem chat: a folder or --url, not both\n");
+        td_conf_deinit(&conf);
         return 2;
     }
     if (n) {
         s = start_local(dir, &serve, &local, url, sizeof url);
+        if (s == TD_EBADREQ) status = 2;
         conf.url = url;
     }
     struct sigaction sa = {.sa_handler = on_int}; /* no SA_RESTART: fgets returns */

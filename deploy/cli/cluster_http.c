@@ -33,6 +33,7 @@ td_client *td_client_open(const char *base_url, const char *api_key, const char 
     c->ca = ca[0] ? td_xstrdup(ca) : NULL;
     size_t n = strlen(c->base);
     while (n && c->base[n - 1] == '/') c->base[--n] = 0;
+    if (n > 3 && !strcmp(c->base + n - 3, "/v1")) c->base[n - 3] = 0;
     c->headers = curl_slist_append(NULL, "Content-Type: application/json");
     c->headers = curl_slist_append(c->headers, "Expect:"); /* no 100-continue round trip before the body */
     if (api_key && api_key[0]) {
@@ -176,12 +177,19 @@ static void ask_end(void *arg, td_status s, int http, const char *body, size_t n
     td_buf_add(a->out, body, n);
 }
 
-td_status td_client_ask(td_client *c, const char *path, const char *body, size_t n, int *http_status, td_buf *out)
+td_status td_client_ask(td_client *c, const char *path, const char *body, size_t n, td_arena *a, td_json **root)
 {
-    ask a = {.out = out};
-    td_client_call plain = {.on_end = ask_end, .arg = &a};
-    TD_TRY(td_client_start(c, path, body, n, &plain));
-    while (!a.ended) td_client_turn(c, 1000);
-    *http_status = a.http;
-    return a.s;
+    td_buf out;
+    td_buf_init(&out, MAX_BODY);
+    ask k = {.out = &out};
+    td_client_call plain = {.on_end = ask_end, .arg = &k};
+    td_status s = td_client_start(c, path, body, n, &plain);
+    while (s == TD_OK && !k.ended) td_client_turn(c, 1000);
+    if (s == TD_OK) s = k.s;
+    if (s == TD_OK && td_json_parse(a, out.p ? out.p : "", out.len, (td_json_limits){0}, root) < 0)
+        s = td_refuse(TD_EIO, "%s%s: status %d, and no JSON: is that a server of this API?", c->base, path, k.http);
+    else if (s == TD_OK && k.http != 200)
+        s = td_refuse(TD_EIO, "%s%s: status %d: %s", c->base, path, k.http, td_json_str(td_json_get(*root, "error"), "message", "?"));
+    td_buf_deinit(&out);
+    return s;
 }

@@ -88,16 +88,6 @@ static td_status settle_shape(launcher *l)
     return TD_OK;
 }
 
-static td_status find_programs(launcher *l)
-{
-    ssize_t n = readlink("/proc/self/exe", l->bin_dir, sizeof l->bin_dir - 32);
-    if (n <= 0) return td_fail(TD_EIO, "cannot find this program's directory: %s", strerror(errno));
-    l->bin_dir[n] = 0;
-    char *slash = strrchr(l->bin_dir, '/');
-    if (slash) *slash = 0;
-    return TD_OK;
-}
-
 static bool remote(const td_conf *c)
 {
     return c->hosts[0] || c->hostfile[0] || c->rankfile[0];
@@ -361,7 +351,7 @@ static td_status prepare(launcher *l, int argc, char **argv)
     td_log_open("launch", td_log_parse(l->conf.log_level));
     l->label = l->worker.name[0] ? l->worker.name : l->worker.role;
     TD_TRY(settle_shape(l));
-    TD_TRY(find_programs(l));
+    TD_TRY(td_procs_programs(l->bin_dir, sizeof l->bin_dir));
     sigset_t set;
     sigemptyset(&set);
     const int sig[] = {SIGTERM, SIGINT, SIGUSR1, SIGCHLD};

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -63,17 +64,6 @@ static td_status signals_open(void)
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     signal(SIGPIPE, SIG_IGN);
-    return TD_OK;
-}
-
-/* Where our sibling programs are: beside this executable. */
-static td_status find_programs(td_local *l)
-{
-    ssize_t n = readlink("/proc/self/exe", l->bin_dir, sizeof l->bin_dir - 32);
-    if (n <= 0) return td_fail(TD_EIO, "cannot find this program's directory: %s", strerror(errno));
-    l->bin_dir[n] = 0;
-    char *slash = strrchr(l->bin_dir, '/');
-    if (slash) *slash = 0;
     return TD_OK;
 }
 
@@ -230,8 +220,22 @@ static td_status add_workers(td_local *l)
     return s;
 }
 
+/* Said once here, not by every child. */
+static td_status check_model(const td_conf *conf)
+{
+    struct stat st;
+    char path[4200];
+    if (!conf->model[0]) return TD_OK; /* dummy weights of a shape */
+    if (stat(conf->model, &st) < 0) return td_refuse(TD_EBADREQ, "%s: %s", conf->model, strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return td_refuse(TD_EBADREQ, "%s is no directory: a model is a folder with config.json", conf->model);
+    snprintf(path, sizeof path, "%s/config.json", conf->model);
+    if (access(path, R_OK) < 0) return td_refuse(TD_EBADREQ, "%s is no model: config.json: %s", conf->model, strerror(errno));
+    return TD_OK;
+}
+
 td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
 {
+    TD_TRY(check_model(conf));
     if (conf->prefill + conf->decode + conf->mixed == 0)
         return td_refuse(TD_EBADREQ, "no workers: --prefill, --decode and --mixed are all 0");
     td_local *l = td_xalloc(sizeof *l);
@@ -239,7 +243,7 @@ td_status td_local_start(const td_conf *conf, bool quiet, td_local **out)
     l->quiet = quiet;
     l->ready_fd[0] = l->ready_fd[1] = -1;
     l->kid = td_xalloc(sizeof *l->kid * (size_t)(1 + conf->prefill + conf->decode + conf->mixed));
-    td_status s = find_programs(l);
+    td_status s = td_procs_programs(l->bin_dir, sizeof l->bin_dir);
     if (s == TD_OK) s = signals_open();
     if (s == TD_OK && pipe2(l->ready_fd, O_CLOEXEC | O_NONBLOCK) < 0)
         s = td_fail(TD_EIO, "pipe: %s", strerror(errno));

@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
@@ -27,6 +28,16 @@ typedef struct proc { pid_t pid, parent; bool ours; } proc;
 void td_procs_adopt(void)
 {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
+}
+
+td_status td_procs_programs(char *dir, size_t n)
+{
+    ssize_t k = readlink("/proc/self/exe", dir, n - 32);
+    if (k <= 0) return td_fail(TD_EIO, "cannot find this program's directory: %s", strerror(errno));
+    dir[k] = 0;
+    char *slash = strrchr(dir, '/');
+    if (slash) *slash = 0;
+    return TD_OK;
 }
 
 /* State and parent; the name before them may hold anything, so they are read from its last parenthesis on. */

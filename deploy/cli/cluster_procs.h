@@ -9,6 +9,7 @@
 #ifndef TD_DEPLOY_CLI_CLUSTER_PROCS_H
 #define TD_DEPLOY_CLI_CLUSTER_PROCS_H
 
+#include "common/status.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,8 @@
 enum { TD_PROCS_MAX = 65536 };
 
 void td_procs_adopt(void);
+/* Where our sibling programs are: beside this executable. Leaves room in dir[n] for the name of one. */
+td_status td_procs_programs(char *dir, size_t n);
 /* As in /proc/PID/stat: 'R', 'S', 'D', 'T' (stopped), 'Z' (ended, not reaped); 0: no such process. */
 char td_procs_state(pid_t pid);
 /* SIGKILL to all descendants until there are none, at most wait_us long. False: some are left. */

@@ -57,7 +57,7 @@ static bool bad(td_api_error *e, const char *param, const char *what)
 static bool number(td_api_error *e, const char *name, double v, double lo, double hi, bool open_lo)
 {
     if (isfinite(v) && v >= lo && v <= hi && !(open_lo && v == lo)) return true;
-    return td_api_fail(e, 400, "invalid_value", name, "%s is %g; it must be %s %g and at most %g", name, v,
+    return td_api_fail(e, 400, "invalid_value", name, "%s is %.10g; it must be %s %.10g and at most %.10g", name, v,
                        open_lo ? "greater than" : "at least", lo, hi);
 }
 
@@ -65,6 +65,18 @@ static bool number(td_api_error *e, const char *name, double v, double lo, doubl
     do {                        \
         if (!(e)) return false; \
     } while (0)
+
+static bool at_most(td_api_error *e, const char *name, size_t n, size_t most)
+{
+    if (n <= most) return true;
+    return td_api_fail(e, 400, "invalid_value", name, "%s has %zu entries; at most %zu are allowed", name, n, most);
+}
+
+static bool known_id(td_api_error *e, const td_api_model *m, const char *name, uint32_t id)
+{
+    if (!m->vocab || id < m->vocab) return true;
+    return td_api_fail(e, 400, "invalid_value", name, "%s: token id %u is outside the vocabulary of %u", name, id, m->vocab);
+}
 
 static double or_else(double v, double d) { return isnan(v) ? d : v; }
 
@@ -94,7 +106,7 @@ static bool take_sampling(const td_api_model *m, const PB(SamplingParams) * p, t
     o->max_tokens_given = p->max_tokens__case != 0;
     uint32_t max = o->max_tokens_given ? p->max_tokens : o->kind == TD_ASK_CHAT ? INT32_MAX : 16;
     TRY(number(e, "max_tokens", max, 1, INT32_MAX, false));
-    if (o->max_tokens_given && p->min_tokens > max) return bad(e, "min_tokens", "more than max_tokens");
+    if (o->max_tokens_given) TRY(number(e, "min_tokens", p->min_tokens, 0, max, false));
     o->seed_given = p->seed__case != 0;
     o->include_stop = p->include_stop;
     o->s = (td_sampling){.temperature = (float)temperature,
@@ -111,24 +123,22 @@ static bool take_sampling(const td_api_model *m, const PB(SamplingParams) * p, t
                          .ignore_eos = p->ignore_eos,
                          .logprobs = -1,
                          .prompt_logprobs = -1};
-    if (p->n_stop > TD_MAX_STOP_STRINGS) return bad(e, "stop", "too many strings");
+    TRY(at_most(e, "stop", p->n_stop, TD_MAX_STOP_STRINGS));
     for (size_t i = 0; i < p->n_stop; i++)
         if (!p->stop[i][0] || strlen(p->stop[i]) > TD_ASK_STOP_BYTES)
-            return bad(e, "stop", "a string is empty or too long");
+            return td_api_fail(e, 400, "invalid_value", "stop", "stop: a string must have 1 to %d bytes", (int)TD_ASK_STOP_BYTES);
     o->stop = (const char *const *)p->stop;
     o->n_stop = (uint32_t)p->n_stop;
-    if (p->n_stop_token_ids > TD_MAX_STOP_IDS / 2) return bad(e, "stop_token_ids", "too many ids");
+    TRY(at_most(e, "stop_token_ids", p->n_stop_token_ids, TD_MAX_STOP_IDS / 2));
     for (size_t i = 0; i < p->n_stop_token_ids; i++)
-        if (m->vocab && p->stop_token_ids[i] >= m->vocab)
-            return bad(e, "stop_token_ids", "an id is outside the vocabulary");
+        TRY(known_id(e, m, "stop_token_ids", p->stop_token_ids[i]));
     o->s.stop_ids = p->stop_token_ids;
     o->s.n_stop_ids = (uint32_t)p->n_stop_token_ids;
-    if (p->n_logit_bias > TD_MAX_LOGIT_BIAS) return bad(e, "logit_bias", "too many entries");
+    TRY(at_most(e, "logit_bias", p->n_logit_bias, TD_MAX_LOGIT_BIAS));
     td_bias *b = td_arena_alloc(a, (p->n_logit_bias + 1) * sizeof *b);
     if (!b) return bad(e, "logit_bias", "too many entries");
     for (size_t i = 0; i < p->n_logit_bias; i++) {
-        if (m->vocab && p->logit_bias[i]->id >= m->vocab)
-            return bad(e, "logit_bias", "an id is outside the vocabulary");
+        TRY(known_id(e, m, "logit_bias", p->logit_bias[i]->id));
         TRY(number(e, "logit_bias", (double)p->logit_bias[i]->bias, -100, 100, false));
         b[i] = (td_bias){p->logit_bias[i]->id, p->logit_bias[i]->bias};
     }
@@ -148,6 +158,7 @@ static bool parse_json(td_arena *a, const char *text, const char *param, td_json
 static bool chat_messages(const PB(ChatInput) *in, td_arena *a, td_ask *o, td_api_error *e)
 {
     td_json *messages = NULL, *tools = NULL;
+    if (in->messages_json[0] && in->n_messages) return bad(e, "messages", "messages or messages_json, not both");
     if (in->messages_json[0]) {
         TRY(parse_json(a, in->messages_json, "messages_json", &messages, e));
     } else {

@@ -336,23 +336,25 @@ static void cancel_finished_choices(td_core *c, const td_request *r, const td_wo
     }
 }
 
-static void placed(td_core *c, td_request *r)
+/* Out of the queue, with what its workers are to be told. False: the request has failed. */
+static bool begin_attempt(td_core *c, td_request *r, td_msg_work *work)
 {
+    r->attempt++;
+    if (!fill_work(c, r, work)) {
+        core_fail(c, r, TD_WHY_INTERNAL, 0, "out of memory for the request's tokens");
+        return false;
+    }
     td_list_remove(&c->queue, r);
     r->queued = false;
     td_list_add(&c->running, r);
     if (!r->placed_us) r->placed_us = c->now_us;
+    return true;
 }
 
 static void place_alone(td_core *c, td_request *r, td_worker *w)
 {
     td_msg_work work;
-    r->attempt++;
-    if (!fill_work(c, r, &work)) {
-        core_fail(c, r, TD_WHY_INTERNAL, 0, "out of memory for the request's tokens");
-        return;
-    }
-    placed(c, r);
+    if (!begin_attempt(c, r, &work)) return;
     uint64_t tokens = (uint64_t)r->job->n_prompt + r->choice[0].n;
     r->decode =
         td_lease_open(r, &r->leases, w, TD_LEASE_ALONE, r->attempt, r->job->sampling.n, tokens, kv_need(r));
@@ -370,12 +372,7 @@ static void place_alone(td_core *c, td_request *r, td_worker *w)
 static void place_pair(td_core *c, td_request *r, td_worker *d, td_worker *p)
 {
     td_msg_work work;
-    r->attempt++;
-    if (!fill_work(c, r, &work)) {
-        core_fail(c, r, TD_WHY_INTERNAL, 0, "out of memory for the request's tokens");
-        return;
-    }
-    placed(c, r);
+    if (!begin_attempt(c, r, &work)) return;
     uint64_t tokens = (uint64_t)r->job->n_prompt + r->choice[0].n;
     r->decode =
         td_lease_open(r, &r->leases, d, TD_LEASE_DECODE, r->attempt, r->job->sampling.n, 0, kv_need(r));

@@ -175,10 +175,11 @@ bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, boo
     return true;
 }
 
-void td_fleet_shipped(td_worker *w, uint64_t bytes, int64_t us)
+void td_fleet_shipped(td_worker *w, uint64_t bytes, uint32_t frames, int64_t us)
 {
-    if (bytes < TD_FLEET_LINK_BYTES || us <= 0) return;
-    w->link[w->n_links++ % TD_FLEET_LINK_SAMPLES] = (double)bytes * 1e6 / (double)us;
+    uint64_t timed = frames ? bytes - bytes / frames : 0;
+    if (timed < TD_FLEET_LINK_BYTES || us <= 0) return;
+    w->link[w->n_links++ % TD_FLEET_LINK_SAMPLES] = (double)timed * 1e6 / (double)us;
 }
 
 double td_fleet_link(const td_worker *w)

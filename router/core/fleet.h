@@ -99,10 +99,11 @@ bool td_fleet_beat(td_fleet *f, td_worker *w, int64_t now_us, const td_msg_heart
 bool td_fleet_overdue(const td_fleet *f, const td_worker *w, int64_t now_us, bool *hung);
 /* How long a step may stand still: max(hang_us, 20 mean steps, 3 times the prompt chunk it may hold). */
 int64_t td_fleet_hang_us(const td_fleet *f, const td_worker *w);
-/* A shipment that this worker sent or received landed. */
-void td_fleet_shipped(td_worker *w, uint64_t bytes, int64_t us);
-/* bytes/s of its link, 0: not measured. A shipment may have waited for the compute, so each is a lower bound:
- * the best of the last TD_FLEET_LINK_SAMPLES. */
+/* A shipment that this worker sent or received landed, us after the arrival of its first frame: what came in that
+ * time is the other frames. */
+void td_fleet_shipped(td_worker *w, uint64_t bytes, uint32_t frames, int64_t us);
+/* bytes/s of its link, 0: not measured. A shipment may have waited for the compute: the best of the last
+ * TD_FLEET_LINK_SAMPLES. */
 double td_fleet_link(const td_worker *w);
 void td_fleet_lose(td_worker *w, td_worker_state to, int64_t now_us);
 

@@ -225,8 +225,8 @@ static void on_ship_report(td_core *c, td_worker *w, const td_msg *m)
         r->exposed_us = m->ship_report.exposed_us;
         r->kv_bytes += m->ship_report.bytes;
         td_worker *from = td_fleet_find(&c->fleet, r->prefill_worker); /* its lease may be closed by now */
-        td_fleet_shipped(w, m->ship_report.bytes, m->ship_report.transfer_us);
-        if (from) td_fleet_shipped(from, m->ship_report.bytes, m->ship_report.transfer_us);
+        td_fleet_shipped(w, m->ship_report.bytes, m->ship_report.frames, m->ship_report.transfer_us);
+        if (from) td_fleet_shipped(from, m->ship_report.bytes, m->ship_report.frames, m->ship_report.transfer_us);
     } else {
         c->counts.recomputed++;
         core_log(c, TD_LOG_WARN, "request %s: worker %s recomputes the prompt (%s)", r->job->name, w->name,

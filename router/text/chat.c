@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/check.h"
+#include "common/log.h"
 #include "router/text/chat.h"
 #include "router/text/files.h"
 #include "router/text/jinja.h"
@@ -278,6 +279,7 @@ static td_status compile(const char *source, size_t n, const char *file, td_jinj
 {
     char why[400];
     td_status st = td_jinja_compile(source, n, out);
+    if (st >= 0 && td_jinja_doubt(*out)) TD_WARN("%s: %s: messages that reach it will be refused", file, td_jinja_doubt(*out));
     if (st >= 0) return st;
     snprintf(why, sizeof why, "%s", td_reason());
     return td_fail(st, "%s: %s", file, why);
@@ -290,7 +292,7 @@ static td_status from_file(const char *dir, const char *name, td_jinja **out)
     size_t n;
     td_status st = td_files_read(dir, name, &source, &n);
     if (st != TD_OK) return st;
-    st = compile(source, n, dir ? name : "chat template file", out);
+    st = compile(source, n, name, out);
     free(source);
     return st;
 }

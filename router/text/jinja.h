@@ -10,6 +10,8 @@
  *            3. A template cannot exceed its limits: steps, depth of nesting and calls, bytes of output,
  *               bytes of arena.
  *            4. No model's name is known here.
+ *            5. Filters and tests that do not exist are refused where Jinja2 refuses them when it compiles: not
+ *               directly below an if. There, and of functions, td_jinja_doubt names the first one.
  * Errors:    all name the line. TD_ENOSUP a construct, filter, test or method we lack; TD_EPROTO syntax;
  *            TD_EBADREQ a run-time error of the template on these messages, raise_exception included
  *            (td_reason() is then exactly its text); TD_EFULL a limit.
@@ -35,6 +37,8 @@ typedef struct td_jinja_limits {
 
 td_status td_jinja_compile(const char *src, size_t n, td_jinja **out);
 void td_jinja_close(td_jinja *t);
+/* What messages that reach it will be refused for; NULL: nothing is known to be missing. */
+const char *td_jinja_doubt(const td_jinja *t);
 /* context: an object, its members are the template's variables. out receives the text after what it holds;
  * its max bounds it. */
 td_status td_jinja_render(const td_jinja *t, const td_json *context, td_arena *a, td_jinja_limits lim,

@@ -72,21 +72,25 @@ typedef enum {
 
 typedef struct td_jnode {
     uint8_t type, op, flag;      /* flag: N_MACRO bits 1 varargs, 2 kwargs, 4 caller are used in the body */
+    bool soft;                   /* directly below an if: Jinja2 does not look whether its filters exist */
     uint32_t line, sym, n;       /* sym: name; n: children in list */
     struct td_jnode *a, *b, *c;  /* by type, see jinja_parse.c */
     struct td_jnode *list, *body, *orelse, *next;
+    struct td_jnode *made;       /* all nodes of a template, as they were made: about the order of its text */
     td_jv value;                 /* N_CONST, N_TEXT; names of attributes, filters, tests as text */
     const td_jfn *fn;            /* N_FILTER, N_TEST; NULL: unknown */
 } td_jnode;
 
-typedef struct td_jsym { const char *name; uint32_t n; const td_jfn *global; } td_jsym;
+/* named: where it stands in the text, counted when all is parsed; called: of those, f in f(..) */
+typedef struct td_jsym { const char *name; uint32_t n; const td_jfn *global; uint32_t named, called; } td_jsym;
 
 struct td_jinja {
     td_arena arena;
-    td_jnode *body;
+    td_jnode *body, *nodes;      /* nodes: the first one made */
     td_jsym *sym;
     uint32_t n_sym, cap_sym;
     uint32_t s_loop, s_caller, s_varargs, s_kwargs;
+    char doubt[160];             /* td_jinja_doubt; "": none */
 };
 
 /* ---- lexer ---- */
@@ -103,6 +107,8 @@ typedef struct td_jtoken {
 } td_jtoken;
 td_status td_jinja_lex(td_arena *a, const char *src, size_t n, td_jtoken **out, uint32_t *count);
 td_status td_jinja_parse(td_jinja *t, const td_jtoken *tok, uint32_t n);
+/* Does what the tree names exist: jinja_check.c. */
+td_status td_jinja_check(td_jinja *t);
 td_status td_jinja_syntax(td_status st, uint32_t line, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -19,6 +19,8 @@ typedef struct parser {
     const td_jtoken *tok;
     uint32_t at, n;
     int depth, loops;
+    bool soft;       /* directly below an if */
+    td_jnode **made; /* where the next node is chained */
     uint8_t uses; /* varargs, kwargs, caller seen in the macro being parsed */
     td_status st;
 } parser;
@@ -50,6 +52,9 @@ static node *new_node(parser *p, td_jnode_type type)
     if (!x) return fail(p, TD_EFULL, "template too large");
     x->type = (uint8_t)type;
     x->line = cur(p)->line;
+    x->soft = p->soft;
+    *p->made = x;
+    p->made = &x->made;
     return x;
 }
 
@@ -95,7 +100,7 @@ static uint32_t intern(parser *p, const char *s, uint32_t n)
     }
     const char *copy = td_arena_strndup(&t->arena, s, n);
     if (!copy) return fail(p, TD_EFULL, "template too large"), 0;
-    t->sym[t->n_sym] = (td_jsym){copy, n, td_jinja_global(copy, n)};
+    t->sym[t->n_sym] = (td_jsym){.name = copy, .n = n, .global = td_jinja_global(copy, n)};
     return t->n_sym++;
 }
 
@@ -516,15 +521,18 @@ static node *or_test(parser *p) { return chain(p, and_test, here_or, N_OR); }
 static node *expression(parser *p)
 {
     if (!enter(p)) return NULL;
-    node *x = or_test(p);
+    node **from = p->made, *x = or_test(p);
+    bool conditional = false;
     while (p->st >= 0 && skip_name(p, "if")) {
         node *c = new_node(p, N_COND);
         if (!c) break;
+        conditional = true;
         c->a = or_test(p);
         c->b = x;
         if (skip_name(p, "else")) c->c = expression(p);
         x = c;
     }
+    for (node *of = conditional ? *from : NULL; of; of = of->made) of->soft = true;
     p->depth--;
     return x;
 }
@@ -541,12 +549,29 @@ static void close_tag(parser *p)
     next(p);
 }
 
+/* Returns what it was. */
+static bool soft_is(parser *p, bool soft)
+{
+    bool outer = p->soft;
+    p->soft = soft;
+    return outer;
+}
+
 /* The body of a tag up to one of the stop words, which is left current. */
-static node *tag_body(parser *p, const char *const *stops)
+static node *body(parser *p, const char *const *stops)
 {
     close_tag(p);
     node *b = body_until(p, stops);
     if (p->st >= 0 && cur(p)->type == T_EOF) fail(p, TD_EPROTO, "a block is not closed");
+    return b;
+}
+
+/* Of all tags but if: the body is a scope of its own. */
+static node *tag_body(parser *p, const char *const *stops)
+{
+    bool outer = soft_is(p, false);
+    node *b = body(p, stops);
+    p->soft = outer;
     return b;
 }
 
@@ -571,17 +596,18 @@ static node *if_statement(parser *p)
 {
     static const char *const stops[] = {"elif", "else", "endif", NULL}, *const last[] = {"endif", NULL};
     node *x = new_node(p, N_IF), **tail = x ? &x->list : NULL;
-    bool more = true;
+    bool more = true, outer = soft_is(p, true);
     while (p->st >= 0 && more) {
         bool orelse = is_name(p, "else");
         node *b = new_node(p, N_BRANCH);
         next(p);
         if (!b) break;
         if (!orelse) b->a = tuple(p, NO_CONDITIONAL, NULL, false);
-        b->body = tag_body(p, orelse ? last : stops);
+        b->body = body(p, orelse ? last : stops);
         append(x, &tail, b);
         more = !is_name(p, "endif");
     }
+    p->soft = outer;
     next(p);
     close_tag(p);
     return x;
@@ -596,7 +622,9 @@ static node *for_statement(parser *p)
     x->a = target(p, TARGET, "in");
     if (p->st >= 0 && !skip_name(p, "in")) return fail(p, TD_EPROTO, "'in' expected");
     x->b = tuple(p, NO_CONDITIONAL, "recursive", false);
+    bool outer = soft_is(p, false);
     if (skip_name(p, "if")) x->c = expression(p);
+    p->soft = outer;
     if (is_name(p, "recursive")) return fail(p, TD_ENOSUP, "recursive loops are not supported");
     p->loops++;
     x->body = tag_body(p, stops);
@@ -607,7 +635,14 @@ static node *for_statement(parser *p)
     return x;
 }
 
-static node *hole(parser *p) { return new_node(p, N_HOLE); }
+/* Of what the block holds. */
+static node *block_filter(parser *p, bool inline_start)
+{
+    bool outer = soft_is(p, false);
+    node *x = filter(p, new_node(p, N_HOLE), inline_start);
+    p->soft = outer;
+    return x;
+}
 
 static node *set_statement(parser *p)
 {
@@ -622,7 +657,7 @@ static node *set_statement(parser *p)
         return x;
     }
     x->type = N_SETBLOCK;
-    x->b = filter(p, hole(p), false);
+    x->b = block_filter(p, false);
     x->body = tag_body(p, stops);
     next(p);
     close_tag(p);
@@ -633,19 +668,20 @@ static node *set_statement(parser *p)
 static void signature(parser *p, node *macro)
 {
     node **tail = &macro->list;
-    bool defaults = false;
+    bool defaults = false, outer = soft_is(p, false);
     expect_op(p, O_LPAREN, "'(' expected");
     while (p->st >= 0 && !is_op(p, O_RPAREN)) {
         if (macro->n) expect_op(p, O_COMMA, "comma expected");
         if (cur(p)->type != T_NAME) fail(p, TD_EPROTO, "parameter name expected");
         node *x = p->st < 0 ? NULL : name_node(p);
-        if (!x) return;
+        if (!x) break;
         if (skip_op(p, O_ASSIGN)) {
             x->a = expression(p);
             defaults = true;
         } else if (defaults) fail(p, TD_EPROTO, "a parameter without a default follows one with");
         append(macro, &tail, x);
     }
+    p->soft = outer;
     expect_op(p, O_RPAREN, "')' expected");
 }
 
@@ -701,7 +737,7 @@ static node *filter_statement(parser *p)
     node *x = new_node(p, N_FILTERBLOCK);
     next(p);
     if (!x) return NULL;
-    x->b = filter(p, hole(p), true);
+    x->b = block_filter(p, true);
     x->body = tag_body(p, stops);
     next(p);
     close_tag(p);
@@ -832,7 +868,7 @@ static node *body_until(parser *p, const char *const *stops)
 
 td_status td_jinja_parse(td_jinja *t, const td_jtoken *tok, uint32_t n)
 {
-    parser p = {.t = t, .tok = tok, .n = n};
+    parser p = {.t = t, .tok = tok, .n = n, .made = &t->nodes};
     t->s_loop = intern(&p, "loop", 4);
     t->s_caller = intern(&p, "caller", 6);
     t->s_varargs = intern(&p, "varargs", 7);
@@ -853,10 +889,16 @@ td_status td_jinja_compile(const char *src, size_t n, td_jinja **out)
     td_status st = td_uc_valid(src, n, NULL) ? TD_OK : td_jinja_syntax(TD_EPROTO, 1, "not UTF-8");
     if (st >= 0) st = td_jinja_lex(&scratch, src, n, &tok, &count);
     if (st >= 0) st = td_jinja_parse(t, tok, count);
+    if (st >= 0) st = td_jinja_check(t);
     td_arena_deinit(&scratch);
     if (st < 0) td_jinja_close(t);
     else *out = t;
     return st;
+}
+
+const char *td_jinja_doubt(const td_jinja *t)
+{
+    return t->doubt[0] ? t->doubt : NULL;
 }
 
 void td_jinja_close(td_jinja *t)

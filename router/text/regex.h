@@ -2,8 +2,8 @@
  *
  * Patterns are written for Oniguruma (Ruby syntax) there. What differs is rewritten on opening: \s and \w
  * mean Oniguruma's sets, ^ and $ match at lines. A pattern PCRE2 does not take is TD_ENOSUP with its message.
- * Rules:     1. Text must be valid UTF-8. 2. Steps and heap of one match are bounded; over them is
- *               TD_EBADREQ.
+ * Rules:     1. Text must be valid UTF-8.
+ *            2. Steps and heap of one match are bounded; over them is TD_EBADREQ.
  * Threads:   a td_regex is const after opening; a td_match belongs to one thread.
  * Limits:    pattern 64 KiB, 20 million steps, 64 MiB heap a match. */
 // SPDX-License-Identifier: Apache-2.0

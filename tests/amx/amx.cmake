@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-# The amx family on emulated tiles: two objects that stand for kernels/amx.c and kernels/gemm_amx.c, in front of the libraries.
+# The amx family on emulated tiles: objects that stand for kernels/amx.c and kernels/*_amx.c, in front of the libraries.
 if(NOT CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
   return()
 endif()
-add_library(td_amx_emulated OBJECT tests/amx/emulated.c tests/amx/gemm_emulated.c)
+add_library(td_amx_emulated OBJECT tests/amx/emulated.c tests/amx/gemm_emulated.c
+            tests/amx/attn_emulated.c)
 target_include_directories(td_amx_emulated PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_options(td_amx_emulated PRIVATE ${TD_WARN} -O3)
-set_source_files_properties(tests/amx/gemm_emulated.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
+set_source_files_properties(tests/amx/gemm_emulated.c tests/amx/attn_emulated.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
 
 # td_amx_test(name source library [definitions]): a program with the family, whatever the CPU.
 function(td_amx_test name source library)
@@ -22,7 +23,7 @@ endfunction()
 td_amx_test(test_tile tests/amx/test_tile.c td_kernels)
 td_amx_test(test_choose tests/amx/test_choose.c td_engine)
 # Tests of all families, with this one alone.
-foreach(t kernels/test_gemm kernels/test_moe worker/test_forward)
+foreach(t kernels/test_gemm kernels/test_attn kernels/test_moe worker/test_forward)
   get_filename_component(n ${t} NAME)
   td_amx_test(${n} tests/${t}.c td_engine td_ops_family=td_amx_family)
 endforeach()

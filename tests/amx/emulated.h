@@ -1,10 +1,12 @@
 /* tests/amx/emulated.h - the tiles of Intel AMX in software, so that the amx family runs on any x86 machine with AVX2.
  *
- * emulated.c stands in for kernels/amx.c, and kernels/gemm_amx.c compiled with TD_AMX_EMULATED for itself: a program
- * that is linked to both objects (td_amx_emulated in amx.cmake) has the family `amx`, whatever its CPU. An instruction that
- * a CPU would refuse (tiles not configured, shapes that do not fit) ends the program with the reason.
+ * emulated.c stands in for kernels/amx.c, and kernels/gemm_amx.c and attn_amx.c compiled with TD_AMX_EMULATED for
+ * themselves: a program that is linked to these objects (td_amx_emulated in amx.cmake) has the family `amx`, whatever its
+ * CPU. An instruction that a CPU would refuse (tiles not configured, shapes that do not fit) ends the program with the
+ * reason.
  * Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TILERELEASE, TDPBF16PS; exception classes
- *         AMX-E1 to E6. Not checked against a CPU that has them. */
+ *         AMX-E1 to E6. A CPU that has them (Intel, Granite Rapids) makes the same bits: kernels/test_gemm holds both to
+ *         the matrix law, kernels/test_attn to one record. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_TESTS_AMX_EMULATED_H
 #define TD_TESTS_AMX_EMULATED_H

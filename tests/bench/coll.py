@@ -11,27 +11,21 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release")
+from common import BUILD, RESULTS, finish, output
+
 TOOL = os.path.join(BUILD, "tests", "bench_coll")
-MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"] # bound to cores, as mpirun does by itself
 
 p = argparse.ArgumentParser()
 p.add_argument("--runs", type=int, default=7)
-p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 
 
 def once(kind):
-    cmd = (MPIRUN if kind == "mpi" else []) + [TOOL, kind]
-    r = subprocess.run(["timeout", "120", *cmd], capture_output=True, text=True)
-    if r.returncode:
-        sys.exit(f"{' '.join(cmd)}: {r.returncode} {r.stderr[-500:]}")
-    return json.loads(r.stdout)
+    return json.loads(output((MPIRUN if kind == "mpi" else []) + [TOOL, kind], 120))
 
 
 runs = {"threads": [], "mpi": []}
@@ -49,10 +43,4 @@ for kind, rs in runs.items():
         "pingpong_of_mpi": round(statistics.median(r["pingpong"][1] / m for r, m in zip(rs, mpi_pingpong)), 2),
     }
 ok = all(min(report[k]["all_gather_1m_in_place_of_shm"], report[k]["all_gather_1m_of_shm_gather"]) >= 0.8 and report[k]["pingpong_of_mpi"] <= 1.5 for k in runs)
-report["goals_met"] = ok
-os.makedirs(a.out, exist_ok=True)
-with open(os.path.join(a.out, "coll.json"), "w") as f:
-    json.dump(report, f, indent=1)
-    f.write("\n")
-print(json.dumps(report, indent=1))
-sys.exit(not ok)
+finish(a.out, "coll.json", report, ok)

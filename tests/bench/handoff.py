@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 
+from common import RESULTS, save
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.cluster import BIN, DEMO, ROOT, Cluster, free_port  # noqa: E402
 
@@ -27,7 +29,7 @@ p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=7)
 p.add_argument("--dir", default=os.path.join(ROOT, "build", "bench", "1b"))
 p.add_argument("--only", choices=["start", "handoff", "grid"])
-p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 report = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --rounds %d" % a.rounds}
 
@@ -49,14 +51,10 @@ def first_byte(port):
             time.sleep(0.002)
 
 
-def save(name, new):
-    os.makedirs(a.out, exist_ok=True)
+def add(name, new):
     path = os.path.join(a.out, name)
     old = json.load(open(path)) if os.path.exists(path) else {}
-    old.update(new)
-    with open(path, "w") as f:
-        json.dump(old, f, indent=1)
-        f.write("\n")
+    save(a.out, name, {**old, **new})
 
 
 if a.only == "grid":
@@ -67,7 +65,7 @@ if a.only == "grid":
         grid[transport] = r
         print("{transport}: {ship_mb_s} MB/s of {raw_mb_s}: {ratio}; best of {rounds}: {ship_best_mb_s} of {raw_best_mb_s}: {best_ratio}; of placed {placed_mb_s}: {placed_ratio}; "
               "CPU {ship_cpu_ms} against {raw_cpu_ms} (placed {placed_cpu_ms}) ms, least {ship_least_cpu_ms} against {raw_least_cpu_ms} ({placed_least_cpu_ms}); exposed {exposed_ms} ms = {exposed_of_shipping} of shipping".format(**r))
-    save("ship_grid.json", grid)
+    add("ship_grid.json", grid)
     sys.exit(0)
 
 if a.only != "handoff":
@@ -105,4 +103,4 @@ if a.only != "start":
             report[f"handoff_{n}"] = {"disaggregated": med["dis"], "mixed": med["mix"], "second_token_extra_ms": round(extra_ms, 2), "of_ttft": round(share, 4), "exposed_of_transfer": round(exposed, 4)}
             print(f"{n} tokens: second token {med['dis']['second_token_ms']:.1f} ms disaggregated, {med['mix']['second_token_ms']:.1f} ms mixed: {extra_ms:+.1f} ms = {100 * share:.1f} % of TTFT; "
                   f"transfer {med['dis']['transfer_ms']:.1f} ms, exposed {med['dis']['transfer_exposed_ms']:.1f} ms = {100 * exposed:.1f} %")
-save("handoff.json", report)
+add("handoff.json", report)

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import BUILD, RESULTS, ROOT, save
+
 TOOLS = os.path.join(os.path.dirname(ROOT), "shared", "tools")
 p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=3)
 p.add_argument("--dir", default=os.path.join(ROOT, "build", "bench", "1b"))
-p.add_argument("--build", default=os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release"))
-p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+p.add_argument("--build", default=BUILD)
+p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 PY = os.path.join(ROOT, "build", "bench-venv", "bin", "python")
 
@@ -66,7 +67,4 @@ for test in ("pp512", "tg64", "tg64xB8"):
     report["tests"][test] = {"tandem_tok_s": round(m, 2), "llama_tok_s": round(t, 2), "ratio": round(ratio, 3), **{k: round(v, 3) for k, v in shares.items()},
                              "family": mine[0].get("family"), "tandem_all": [x["tok_s"] for x in mine], "llama_all": theirs}
     print(f"{test:10}{m:10.2f}{t:11.2f}{ratio:8.2f}   " + "  ".join(f"{shares.get(k, float('nan')):12.2f}" for k in ("of_bandwidth", "of_arithmetic", "of_roofline")))
-os.makedirs(a.out, exist_ok=True)
-with open(os.path.join(a.out, "peer.json"), "w") as f:
-    json.dump(report, f, indent=1)
-    f.write("\n")
+save(a.out, "peer.json", report)

@@ -21,14 +21,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release")
+from common import BUILD, MPIRUN, RESULTS, output, save
+
 TOOL = os.path.join(BUILD, "bin", "tandem")
-MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
 GOAL = 0.9
 
 p = argparse.ArgumentParser()
@@ -40,7 +37,7 @@ p.add_argument("--prompt", type=int, default=512)
 p.add_argument("--long", type=int, default=2048)
 p.add_argument("--only", default="tp,pp,chunks,fsdp")
 p.add_argument("--timeout", type=int, default=900)
-p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 
 TP, PP, FSDP = ["--tensor-parallel-size", "2"], ["--pipeline-parallel-size", "2"], ["--context-parallel-size", "2", "--fully-sharded"]
@@ -58,12 +55,9 @@ PAIRS = {
 
 
 def once(args, ranks):
-    cmd = ["timeout", str(a.timeout), *(MPIRUN if ranks > 1 else []), TOOL, "bench", "engine", "--load-format", "dummy", "--shape", a.shape,
+    cmd = [*(MPIRUN if ranks > 1 else []), TOOL, "bench", "engine", "--load-format", "dummy", "--shape", a.shape,
            "-t", str(2 // ranks), "-r", str(a.repeats), "--log-level", "warn", "--json", "-", *args]
-    r = subprocess.run(cmd, capture_output=True, text=True)
-    if r.returncode:
-        sys.exit(f"{' '.join(cmd)}: {r.returncode} {r.stderr[-500:]}")
-    return {j["test"]: j for j in map(json.loads, r.stdout.splitlines())}
+    return {j["test"]: j for j in map(json.loads, output(cmd, a.timeout).splitlines())}
 
 
 def tokens(test):
@@ -119,9 +113,6 @@ for what in a.only.split(","):
             entry[name]["gather_overlap"] = [r[1][tb].get("gather_overlap") for r in rounds]
         print("fsdp", whole, parts, entry["memory_within_goal"], [entry[t[0]]["gather_overlap"] for t in tests], flush=True)
     report[what] = entry
-    os.makedirs(a.out, exist_ok=True)
-    with open(path, "w") as f:
-        json.dump(report, f, indent=1)
-        f.write("\n")
+    save(a.out, "ranks.json", report)
 missed = [f"{w} {k}" for w in report for k, v in report[w].items() if isinstance(v, dict) and v.get("goal") and v["wall_best"] < v["goal"]]
 print("below the goal by the clock:", ", ".join(missed) or "none")

@@ -10,28 +10,21 @@ SPDX-License-Identifier: Apache-2.0
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.environ.get("TANDEM_BUILD") or os.path.join(ROOT, "build", "release")
+from common import BUILD, MPIRUN, RESULTS, finish, output
+
 TOOL = os.path.join(BUILD, "tests", "bench_shard")
-MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
 
 p = argparse.ArgumentParser()
 p.add_argument("--shape", default="0.5b")
 p.add_argument("--runs", type=int, default=3)
-p.add_argument("--out", default=os.path.join(ROOT, "tests", "bench", "results"))
+p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 
 
 def once(kind):
-    cmd = (MPIRUN if kind == "mpi" else []) + [TOOL, kind, a.shape]
-    r = subprocess.run(["timeout", "300", *cmd], capture_output=True, text=True)
-    if r.returncode:
-        sys.exit(f"{' '.join(cmd)}: {r.returncode} {r.stderr[-500:]}")
-    return json.loads(r.stdout)
+    return json.loads(output((MPIRUN if kind == "mpi" else []) + [TOOL, kind, a.shape], 300))
 
 
 report = {"date": time.strftime("%Y-%m-%d"), "command": f"python tests/bench/shard.py --shape {a.shape} --runs {a.runs}", "load": os.getloadavg()[0]}
@@ -52,10 +45,4 @@ for kind in ("threads", "mpi"):
                      "gather_alone_us": best["gather_alone_us"], "waited_us": best["waited_us"],
                      "overlap": round(max(0.0, 1 - best["waited_us"] / best["gather_alone_us"]), 2)}
     report[kind] = out
-report["goals_met"] = ok
-os.makedirs(a.out, exist_ok=True)
-with open(os.path.join(a.out, "shard.json"), "w") as f:
-    json.dump(report, f, indent=1)
-    f.write("\n")
-print(json.dumps(report, indent=1))
-sys.exit(not ok)
+finish(a.out, "shard.json", report, ok)

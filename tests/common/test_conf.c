@@ -2,6 +2,7 @@
 /* Precedence, every form of a flag, every error text, help, the config file, and what a child process is given. */
 #include "tests/t.h"
 #include "common/check.h"
+#include "common/log.h"
 #include "common/conf.h"
 #include <unistd.h>
 
@@ -191,6 +192,78 @@ static void test_sources(void)
     T_OK(strstr(refusal(TD_CONF_SERVE, line), "zero byte"));
 }
 
+/* What a parse with these flags writes to stderr. */
+static const char *warned(const char *line)
+{
+    static char text[4096];
+    char path[] = "/tmp/td-conf-XXXXXX";
+    int old = dup(2), f = mkstemp(path);
+    TD_CHECK(old >= 0 && f >= 0 && dup2(f, 2) == 2);
+    td_status s = parse(TD_CONF_SERVE, line);
+    ssize_t n = pread(f, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    TD_CHECK(dup2(old, 2) == 2);
+    close(old), close(f), unlink(path);
+    T_OK(s == TD_OK, "%s", td_reason());
+    const char *at = strstr(text, " W ");
+    return at ? at : text;
+}
+
+static void test_unknown_environment(void)
+{
+    td_log_open("test", TD_LOG_INFO);
+    /* nothing to say of options, of other programs' too, of what our scripts take, of what is empty */
+    static const char *const quiet[] = {"TANDEM_MAX_NUM_SEQS=10", "TANDEM_URL=http://h", "TANDEM_BUILD=x",
+                                        "TANDEM_TEST_SEED=1",     "TANDEM_WRONG=",       "TANDEMX=1"};
+    for (size_t i = 0; i < TD_COUNT(quiet); i++) TD_CHECK(!putenv((char *)(uintptr_t)quiet[i]));
+    T_STR(warned(""), "");
+    setenv("TANDEM_MAX_NUM_SEQ", "10", 1);
+    T_STR(warned(""), " W test environment TANDEM_MAX_NUM_SEQ is no option and is ignored: did you mean "
+                      "TANDEM_MAX_NUM_SEQS?\n");
+    T_OK(!getenv("TANDEM_MAX_NUM_SEQ"), "a child would say it again");
+    T_STR(warned(""), "");
+    setenv("TANDEM_PROT", "1", 1);
+    T_STR(warned("--log-level error"), "");
+    setenv("TANDEM_PROT", "1", 1);
+    setenv("TANDEM_KV_PAGE", "1", 1);
+    const char *two = warned("--log-level warn");
+    T_OK(strstr(two, "TANDEM_PROT is no option") && strstr(two, "did you mean TANDEM_PORT?") &&
+             strstr(two, "did you mean TANDEM_KV_PAGES?"),
+         "%s", two);
+    char name[300];
+    snprintf(name, sizeof name, "TANDEM_%0200d", 1);
+    setenv(name, "1", 1);
+    T_OK(strstr(warned(""), "TANDEM_000"), "%s", name);
+    /* Services called tandem and tandem-router */
+    static const char *const links[] = {"TANDEM_SERVICE_HOST=10.96.0.7",
+                                        "TANDEM_SERVICE_PORT=8000",
+                                        "TANDEM_SERVICE_PORT_HTTP=8000",
+                                        "TANDEM_PORT=tcp://10.96.0.7:8000",
+                                        "TANDEM_PORT_8000_TCP=tcp://10.96.0.7:8000",
+                                        "TANDEM_PORT_8000_TCP_ADDR=10.96.0.7",
+                                        "TANDEM_ROUTER_SERVICE_HOST=10.96.0.8",
+                                        "TANDEM_ROUTER_SERVICE_PORT=8000",
+                                        "TANDEM_ROUTER_PORT=tcp://10.96.0.8:8000",
+                                        "TANDEM_ROUTER_PORT_8000_TCP_PROTO=tcp",
+                                        "TANDEM_GRPC_SERVICE_HOST=10.96.0.9",
+                                        "TANDEM_GRPC_PORT=tcp://10.96.0.9:8001"};
+    for (size_t i = 0; i < TD_COUNT(links); i++) TD_CHECK(!putenv((char *)(uintptr_t)links[i]));
+    T_STR(warned(""), "");
+    T_OK(conf.port == 8000 && conf.grpc_port == 8001, "%d, %d", (int)conf.port, (int)conf.grpc_port);
+    setenv("TANDEM_PORT", "8123", 1); /* of the container: it wins over the Service's there */
+    T_STR(warned(""), "");
+    T_EQ(conf.port, 8123);
+    unsetenv("TANDEM_ROUTER_SERVICE_HOST"); /* then these are no Service's */
+    const char *of_none = warned("");
+    T_OK(strstr(of_none, "TANDEM_ROUTER_SERVICE_PORT is no option") &&
+             strstr(of_none, "TANDEM_ROUTER_PORT is no option"),
+         "%s", of_none);
+    for (size_t i = 0; i < TD_COUNT(quiet); i++)
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(quiet[i], "="), quiet[i]), unsetenv(name);
+    for (size_t i = 0; i < TD_COUNT(links); i++)
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(links[i], "="), links[i]), unsetenv(name);
+}
+
 static void test_child(void)
 {
     td_arena a;
@@ -284,6 +357,7 @@ int main(void)
     test_forms();
     test_refusals();
     test_sources();
+    test_unknown_environment();
     test_child();
     test_help();
     td_conf_deinit(&conf);

@@ -71,6 +71,11 @@ r = run(*QUICKSTART, "--page-size", "24", status=2, seconds=300)
 assert "page-size: '24' is not a power of two" in r.stderr and ANSWER not in r.stdout
 ok("quickstart with a bad option: what serve says, its status")
 
+for words, why in ((["bench"], "tandem: what of 'bench'"), (["bench", "foo"], "tandem: no command 'bench foo'"), (["foo"], "tandem: no command 'foo'")):
+    r = run(TANDEM, *words, status=2)
+    assert r.stderr.startswith(why + "\n") and "tandem bench serve " in r.stderr, r.stderr
+ok("tandem with half a command: what there is")
+
 # Options of serve: flag before environment before file; the ready line says what they came to.
 with tempfile.TemporaryDirectory() as d:
     conf = os.path.join(d, "tandem.conf")
@@ -105,8 +110,30 @@ with tempfile.TemporaryDirectory() as d:
     assert "line 1: unknown option 'max-num-seqz': did you mean max-num-seqs?" in r.stderr
     r = run(TANDEM, "serve", DEMO, env={"TANDEM_PORT": "x"}, status=2)
     assert "TANDEM_PORT: port: 'x' is not a whole number" in r.stderr
-    r = run(TANDEM, "serve", "/nowhere", "--port", "0", "--grpc-port", "0", status=1)
-    assert "/nowhere" in r.stderr, r.stderr
+    for command in ("serve", "chat"):
+        for folder, why in (("/nowhere", "No such file or directory"), (conf, "is no directory"), (d, "config.json: No such file")):
+            r = run(TANDEM, command, folder, *(["-p", ASK] if command == "chat" else []), status=2)
+            assert r.stderr.startswith(f"tandem {command}: {folder}") and why in r.stderr, r.stderr
+            assert r.stderr.count("\n") == 1, "one line, not one of every child: " + r.stderr
+    r = run(TANDEM, "serve", DEMO, "--max-model-len", str(want + 1), "--port", "0", "--grpc-port", "0", status=1)
+    assert f"--max-model-len {want + 1}: the model has {want} positions" in r.stderr, r.stderr
+    r = run(TANDEM, "serve", DEMO, "--tls-key", "x", "--port", "0", "--grpc-port", "0", status=1)
+    assert "--tls-key needs --tls-cert too" in r.stderr, r.stderr
+    with open(conf, "w") as f:
+        f.write("a\n{{ messages | nofilter }}")
+    r = run(TANDEM, "serve", DEMO, "--chat-template", conf, "--port", "0", "--grpc-port", "0", status=1)
+    assert f"{conf}: chat template line 2: no filter named 'nofilter'" in r.stderr, r.stderr
+    # an unknown variable is said once, by serve, and not by its children; a Service's variables are nobody's
+    os.environ.update(TANDEM_MAX_NUM_SEQ="4", TANDEM_SERVICE_HOST="10.96.0.7", TANDEM_PORT="tcp://10.96.0.7:8000",
+                      TANDEM_ROUTER_SERVICE_HOST="10.96.0.8", TANDEM_ROUTER_PORT_8000_TCP="tcp://10.96.0.8:8000")
+    try:
+        with Serve("--mixed", "1") as c:
+            ready(c)
+            said = [line for line in c.log("serve").splitlines() if "TANDEM_" in line]
+            assert len(said) == 1 and "TANDEM_MAX_NUM_SEQ is no option and is ignored: did you mean TANDEM_MAX_NUM_SEQS?" in said[0], said
+    finally:
+        for name in ("MAX_NUM_SEQ", "SERVICE_HOST", "PORT", "ROUTER_SERVICE_HOST", "ROUTER_PORT_8000_TCP"):
+            del os.environ["TANDEM_" + name]
 ok("serve: file, environment, flag; the ready line; refusals")
 
 # A child that dies is started again; SIGTERM lets a stream end; kill -9 of serve leaves nobody.
@@ -148,6 +175,11 @@ with Cluster(prefill=0, decode=0, mixed=1) as c:
     prompts = [int(n) for n in re.findall(r"tokens +(\d+) prompt", said)]
     assert prompts[0] < prompts[1] > prompts[2] and said.count("\n> ") >= 1, (prompts, said)
     answered(said[said.index("> ", said.rindex("prompt (", 0, said.rindex("queue"))):], shipped=False)
+    answered(run(TANDEM, "chat", "--url", c.url("/v1/"), "-p", ASK, "--temperature", "0").stdout, shipped=False)
+    r = run(TANDEM, "chat", DEMO, "--url", c.url(""), "-p", ASK, status=2)
+    assert "a folder or --url, not both" in r.stderr, r.stderr
+    r = run(TANDEM, "chat", "--url", c.url("/nothing"), "-p", ASK, status=1)
+    assert "/nothing/v1/models: status 404: there is nothing at this path" in r.stderr, r.stderr
     r = run(TANDEM, "chat", "--url", c.url(""), "-p", ASK, "--served-model-name", "other", status=1)
     assert "error 404" in r.stderr, r.stderr
     ok("chat with a URL: one question, a conversation, an error")
@@ -173,7 +205,22 @@ with Cluster(prefill=0, decode=0, mixed=1) as c:
     b = json.load(open(out))
     assert (b["requests"], b["input_tokens"], b["output_tokens"]) == (4, 10 + 11 + 12 + 13, 2 + 3 + 4 + 5), b
     c.wait_clean()
-    ok("bench serve: a Poisson load with a shared prefix, a trace")
+    r = run(TANDEM, "bench", "serve", "--url", c.url("/v1"), "--json", "-", *"--num-prompts 2 --input-len 5 --output-len 2".split())
+    assert json.loads(r.stdout)["requests"] == 2 and "TTFT" in r.stderr, "the table is not JSON"
+    r = run(TANDEM, "bench", "serve", "--url", c.url(""), "--json", "/nowhere/x", status=1)
+    assert "/nowhere/x: No such file or directory" in r.stderr and "requests in" not in r.stdout, "found before the load"
+    r = run(TANDEM, "bench", "serve", "--url", c.url(""), *"--num-prompts 2 --input-len 5000".split(), status=1)
+    assert "context_length_exceeded" in r.stderr and "0 requests in" in r.stdout and "TTFT" not in r.stdout, r.stdout
+    c.wait_clean()
+    ok("bench serve: a Poisson load with a shared prefix, a trace; JSON alone on stdout; what goes wrong is said")
+
+# Nobody listens: chat says what it is waiting for, while it waits.
+nobody = f"http://127.0.0.1:{free_port()}"
+p = subprocess.Popen([TANDEM, "chat", "--url", nobody, "-p", ASK], stderr=subprocess.PIPE, text=True)
+line = p.stderr.readline()
+p.send_signal(signal.SIGINT)
+assert line.startswith(f"waiting for a server: {nobody}: ") and p.wait(patience(60)) == 1, line
+ok("chat without a server: what it waits for")
 
 r = run(TANDEM, "bench", "engine", DEMO, *"-p 16 -n 4 -B 1,3 -t 1 -r 1 --json -".split(), *CACHE)
 lines = [json.loads(line) for line in r.stdout.splitlines()]

@@ -1,13 +1,15 @@
 """A worker whose kernels run on the emulated device (tests/simt), as a process of a cluster: its tokens are the same twice and
-alone, a device that fails ends the worker and its requests go on elsewhere with the same text, and a worker that cannot start
+alone, groups of ranks with a device each hand pages to groups of another shape and page size with the text of one rank, a device
+that fails ends the worker and its requests go on elsewhere with the same text, and a worker that cannot start
 says why in one line.
 SPDX-License-Identifier: Apache-2.0
 """
 import os
+import shutil
 import time
 
 from support import cluster
-from support.cluster import BUILD, Cluster, questions, skip
+from support.cluster import BIN, BUILD, Cluster, questions, skip
 from support.report import done, ok
 
 WORKER = os.path.join(BUILD, "simt", "simt_tandem_worker")
@@ -25,6 +27,13 @@ class OnShim(Cluster):
     def _spawn(self, label, argv):
         if argv[0] == "tandem-worker":
             argv = [WORKER, *argv[1:]]  # os.path.join keeps an absolute path
+        elif argv[0] == "tandem":  # the launcher takes the worker beside itself
+            there = os.path.join(self.dir, "bin")
+            if not os.path.exists(there):
+                os.mkdir(there)
+                shutil.copy(os.path.join(BIN, "tandem"), there)
+                os.symlink(WORKER, os.path.join(there, "tandem-worker"))
+            argv = [os.path.join(there, "tandem"), *argv[1:]]
         before = dict(os.environ)
         os.environ.update(self.env)
         try:
@@ -54,6 +63,52 @@ with start({}, mixed=1) as c:
     c.wait_clean()
     assert "device cuda:0: simt host emulation" in c.log(c.workers[0]) and "deterministic" in c.log(c.workers[0])
     ok(f"the same {len(want)} tokens twice")
+
+
+
+# ---- groups of devices: pages of one shape to ranks of another ----
+
+
+def full(c, body):
+    ch = c.complete(ignore_eos=True, logprobs=2, **body)["choices"][0]
+    lp = ch["logprobs"]
+    return ch["token_ids"], ch["text"], lp["token_logprobs"], lp["top_logprobs"]
+
+
+def sizes(tp=1, pp=1, cp=1):
+    return ["--tensor-parallel-size", str(tp), "--pipeline-parallel-size", str(pp), "--context-parallel-size", str(cp)]
+
+
+# Shorter than a page, longer than a chunk, several chunks
+BODIES = [
+    dict(prompt=[5 + (7 * i + k * k) % 300 for k in range(n)], max_tokens=4, temperature=0.9 * (i % 2), seed=100 + i)
+    for i, n in enumerate((5, 40, 97))
+]
+
+
+def hand_off(name, pre, dec, **ranks):
+    with start({}, mixed=0, ready=False, ranks=ranks) as c:
+        c.role_extra = {"prefill": [*pre, "--page-size", "16", "--max-prefill-chunk", "32"], "decode": [*dec, "--page-size", "8"]}
+        c.start_worker("prefill")
+        c.start_worker("decode")
+        c.wait_ready()
+        got = [full(c, b) for b in BODIES]
+        assert got == alone, f"{name}: {[i for i in range(len(got)) if got[i] != alone[i]]} differ: {got}, one rank: {alone}"
+        assert c.metric("tandem_handoffs_landed_total") == len(BODIES), c.metric("tandem_handoffs_landed_total")
+        assert c.metric("tandem_handoffs_recomputed_total") == 0
+        c.wait_clean()
+        for w in c.workers:
+            assert c.log(w).count("device cuda:0: simt host emulation") == ranks.get(w[:-1], 1), c.log(w)
+    ok(f"devices, {name}: {len(BODIES)} answers as of one rank, none computed again")
+
+
+if shutil.which("mpirun"):
+    with start({}, mixed=1) as c:
+        alone = [full(c, b) for b in BODIES]
+    hand_off("one rank to one rank", [], [])
+    hand_off("tp2 to pp2", sizes(2), sizes(1, 2), prefill=2, decode=2)
+    hand_off("pp2 to tp2", sizes(1, 2), sizes(2), prefill=2, decode=2)
+    hand_off("cp2 to tp2 pp2", sizes(1, 1, 2), sizes(2, 2), prefill=2, decode=4)
 
 # A launch fails in the middle of the request, and so does all that follows: the worker ends, another one goes on.
 with start({"SIMT_FAIL_AFTER": "150"}, mixed=1) as c:

@@ -95,6 +95,18 @@ with Cluster() as c:
     raw = channel.unary_unary("/tandem.v1.Inference/Complete", request_serializer=lambda b: b,
                               response_deserializer=lambda b: b)
     fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: raw(b"\xff\xff\xff\xff"))
+    # each says what was given and what is allowed
+    chat = pb.ChatInput(messages=[pb.ChatMessage(role="user", content="x")], messages_json="[]")
+    for request, why in (
+        (dict(sampling=pb.SamplingParams(max_tokens=4000000000)), "max_tokens is 4000000000; it must be at least 1 and at most 2147483647"),
+        (dict(sampling=pb.SamplingParams(max_tokens=3, min_tokens=5)), "min_tokens is 5; it must be at least 0 and at most 3"),
+        (dict(sampling=pb.SamplingParams(stop=["x"] * 40)), "stop has 40 entries; at most 16 are allowed"),
+        (dict(sampling=pb.SamplingParams(stop=[""])), "stop: a string must have 1 to 256 bytes"),
+        (dict(sampling=pb.SamplingParams(stop_token_ids=[99999])), "stop_token_ids: token id 99999 is outside the vocabulary of 941"),
+        (dict(sampling=pb.SamplingParams(logit_bias=[pb.LogitBias(id=99999)])), "logit_bias: token id 99999 is outside the vocabulary of 941"),
+        (dict(text=None, chat=chat), "messages: messages or messages_json, not both")):
+        said = fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: stub.Complete(pb.GenerateRequest(**{"model": "demo", "text": "x", **request})))
+        assert said == why, (said, why)
     fails(
         grpc.StatusCode.UNIMPLEMENTED, lambda: channel.unary_unary(
             "/tandem.v1.Inference/Nothing", request_serializer=lambda b: b, response_deserializer=lambda b: b)

@@ -27,6 +27,7 @@ with Cluster(router_extra=["--api-key", "sk-test"]) as c:
     for key in ("queue_ms", "prefill_ms", "transfer_ms", "transfer_exposed_ms", "ttft_ms", "second_token_ms",
                 "kv_bytes_shipped"):
         assert key in t, t
+    assert 0 <= t["transfer_exposed_ms"] <= t["transfer_ms"], t # a part of it
     assert t["kv_bytes_shipped"] > 0 and t["ttft_ms"] > 0 and set(t["itl_ms"]) == {"mean", "p99"}, t
     ok("chat with usage and timings")
 

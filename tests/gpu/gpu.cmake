@@ -19,7 +19,8 @@ foreach(n selftest selftest_sm90a ceiling)
 endforeach()
 set(gpu_support tests/simt/support_staged.c tests/gpu/simt_none.c ${CMAKE_BINARY_DIR}/cuda/selftest.o
   ${CMAKE_BINARY_DIR}/cuda/selftest_sm90a.o)
-set(gpu_shared tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c tests/kernels/test_attn.c)
+set(gpu_shared tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c tests/kernels/test_attn.c
+  tests/kernels/test_errors.c tests/kernels/test_confined.c)
 file(GLOB gpu_own CONFIGURE_DEPENDS tests/simt/test_*.c tests/gpu/test_*.c)
 if(NOT TARGET td_ship)
   list(FILTER gpu_own EXCLUDE REGEX "test_ship_cuda")

@@ -4,20 +4,33 @@
  * max(bytes / read stream, flops / the family's multiply-add loop), the two limits being measured right before the group
  * (the machine's bandwidth changes by the minute). One thread: processor time, which others on the machine do not
  * touch. */
-#include "tests/kernels/bench_probe.h"
 #include "tests/kernels/case_attn.h"
 #include "tests/kernels/case_gemm.h"
 #include "tests/kernels/case_sample.h"
 #include "tests/kernels/support.h"
+#include "worker/profile.h"
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <time.h>
 
-static probe limits;
+static struct { double gb_s, gf_s; } limits;
 static td_pool *pool;
 static double budget_s = 0.3; /* per case */
 static const char *only = ""; /* part of a case's name */
+
+static double seconds(clockid_t of)
+{
+    struct timespec t;
+    clock_gettime(of, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double now_s(void) { return seconds(CLOCK_MONOTONIC); }
+/* One member: this process's processor time. */
+static double clock_s(void) { return seconds(td_pool_size(pool) > 1 ? CLOCK_MONOTONIC : CLOCK_PROCESS_CPUTIME_ID); }
+static int64_t clock_us(void) { return (int64_t)(clock_s() * 1e6); }
 
 static void *huge_alloc(size_t bytes)
 {
@@ -39,18 +52,20 @@ static void line(const char *name, double best_s, double bytes, double flops)
 
 static void group(const char *what, const td_ops *o)
 {
-    limits = probe_run(pool, o->family);
+    TD_CHECK(td_profile_read(pool, clock_us, (size_t)1 << 30, 4, &limits.gb_s) == TD_OK);
+    limits.gb_s *= 1e-9;
+    limits.gf_s = td_profile_multiply(pool, clock_us, o) * 1e-9;
     printf("-- %s (read %.1f GB/s, multiply-adds %.0f GF/s)\n", what, limits.gb_s, limits.gf_s);
 }
 
 /* Best time of fn(arg, i) over at least 3 and at most budget_s of calls. */
 static double best_of(void (*fn)(void *, int), void *arg)
 {
-    double best = 1e9, until = probe_now() + budget_s;
-    for (int i = 0; i < 3 || (probe_now() < until && i < 4000); i++) {
-        double t = probe_clock(pool);
+    double best = 1e9, until = now_s() + budget_s;
+    for (int i = 0; i < 3 || (now_s() < until && i < 4000); i++) {
+        double t = clock_s();
         fn(arg, i);
-        t = probe_clock(pool) - t;
+        t = clock_s() - t;
         if (t < best) best = t;
     }
     return best;
@@ -114,12 +129,12 @@ static void bench_slices(const td_ops *o)
             int n = 0;
             b.c = (gemm_case){2048, c ? 8192 : 2048};
             b.copies = (int)(POOL_BYTES / o->packed_bytes(b.c.N, b.c.K, b.slices, TD_BF16));
-            for (double until = probe_now() + (b.M > 8 ? 40 : 10) * budget_s; n < 8 || (n < CALLS && probe_now() < until); n++)
+            for (double until = now_s() + (b.M > 8 ? 40 : 10) * budget_s; n < 8 || (n < CALLS && now_s() < until); n++)
                 for (int s = 0; s < 2; s++) {
                     b.slices = s ? 8 : 1;
-                    double from = probe_clock(pool);
+                    double from = clock_s();
                     gemm_call(&b, 2 * n + s);
-                    t[s][n] = probe_clock(pool) - from;
+                    t[s][n] = clock_s() - from;
                 }
             for (int s = 0; s < 2; s++) qsort(t[s], (size_t)n, sizeof t[s][0], by_value);
             printf("N=%d K=%d M=%-3d  one chain: least %8.1f quartile %8.1f us   8 slices: %+5.2f %% %+5.2f %%\n",
@@ -326,7 +341,7 @@ static void pin_member(void *arg, int i, int member)
     CPU_SET((unsigned)member, &set);
     if (!done && !pthread_setaffinity_np(pthread_self(), sizeof set, &set)) atomic_fetch_add(pinned, 1);
     done = true;
-    for (int64_t until = (int64_t)(probe_now() * 1e6) + 2000; (int64_t)(probe_now() * 1e6) < until;) {}
+    for (int64_t until = (int64_t)(now_s() * 1e6) + 2000; (int64_t)(now_s() * 1e6) < until;) {}
 }
 
 int main(int argc, char **argv)

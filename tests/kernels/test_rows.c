@@ -190,6 +190,28 @@ static void embed_table(const td_ops *o)
     free(w), free(out);
 }
 
+/* Whole pages of one slot, in the order asked for, most of them often (more than a table takes at once); nothing behind them. */
+static void gather_pages(const td_ops *o)
+{
+    enum { SLOTS = 3, PAGES = 9, N = 1030 };
+    int32_t pages[N];
+    td_kv kv = {.dtype = o->kv_dtype, .n_pages = PAGES, .P = 3, .G = 1, .D = 16};
+    size_t page = td_kv_page_bytes(&kv), bytes = SLOTS * PAGES * page;
+    uint8_t *out = block_alloc((N + 1) * page);
+    kv.base = block_alloc(bytes);
+    for (size_t i = 0; i < bytes; i++) kv.base[i] = (uint8_t)(i * 2654435761u >> 13);
+    for (int i = 0; i < N; i++) pages[i] = (i * 7 + i / 9) % PAGES;
+    for (int slot = 0; slot < SLOTS; slot++) {
+        int bad = 0;
+        memset(out, 0xff, (N + 1) * page);
+        o->gather_pages(team(2), &kv, slot, pages, N, out);
+        for (int i = 0; i < N; i++) bad += memcmp(out + (size_t)i * page, td_kv_page(&kv, slot, pages[i]), page) != 0;
+        for (size_t i = 0; i < page; i++) bad += out[N * page + i] != 0xff;
+        T_OK(!bad, "%s slot %d: %d pages", o->family, slot, bad);
+    }
+    free(out), free(kv.base);
+}
+
 /* Only ids below 0 are replaced, each by its own sample; a draw without a token gives 0. */
 static void fill_ids(const td_ops *o)
 {
@@ -253,6 +275,7 @@ int main(void)
         for (size_t i = 0; i < TD_COUNT(ropes); i++) rope(o, ropes[i], i % 2 ? 16 : 1 << i, key++);
         embed_table(o);
         fill_ids(o);
+        gather_pages(o);
     }
     for (int i = 0; i < 64; i++) free(kept[i]);
     return T_DONE();

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of the tree: layers, include cycles, foreign headers in their place, licence lines, top-level entries, size.
+"""The shape of the tree: layers, include cycles, foreign headers in their place, what device files may hold, licence lines,
+top-level entries, size.
 
 check(root) returns one line per violation. main() first plants every kind of violation in a temporary tree and requires that
 each is reported exactly once there (a lint that cannot fail proves nothing), then checks the real tree.
@@ -138,6 +139,20 @@ def check_code(root, path, text, known, graph):
     return bad
 
 
+def check_device(path, text):
+    """What the shim needs of a .cu file: PTX behind a name that has an emulation (headers), kernels of the file's own, launches
+    by td_launch."""
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    bad = []
+    if re.search(r"\basm\b", code):
+        bad.append(f"{path}: PTX outside the wrappers of td_cuda.h and sm90a.h")
+    if len(re.findall(r"\b__global__\b", code)) != len(re.findall(r"\bstatic __global__\b", code)):
+        bad.append(f"{path}: a kernel that is not static __global__")
+    if "<<<" in code:
+        bad.append(f"{path}: a launch not by td_launch")
+    return bad
+
+
 def check(root):
     files = files_of(root)
     known, graph, bad = set(files), {}, []
@@ -156,6 +171,8 @@ def check(root):
             bad.append(f"{path}:{text.count(chr(10), 0, m.start()) + 1}: the word {m.group()}")
         if path.endswith(CODE):
             bad += check_code(root, path, text, known, graph)
+        if path.startswith("kernels/") and path.endswith(".cu"):
+            bad += check_device(path, text)
     return bad + find_cycles(graph)
 
 
@@ -168,7 +185,7 @@ CLEAN = {
     "common/wire/w.c": SPDX + '#include "common/a.h"\n#include <zmq.h>\n#include <sodium.h>\n#include "control.pb-c.h"\n',
     "common/wire/w.h": SPDX, "proto/kvframe.h": SPDX,
     "kernels/k.h": SPDX + '#include "common/a.h"\n',
-    "kernels/k_cuda.cu": SPDX + '#include <cuda_runtime.h>\n#include "kernels/k.h"\n',
+    "kernels/k_cuda.cu": SPDX + '#include <cuda_runtime.h>\n#include "kernels/k.h"\n// asm, <<<\nstatic __global__ void k() {}\n',
     "worker/e.h": SPDX + '#include "kernels/k.h"\n#include "proto/kvframe.h"\n',
     "worker/ship/s.c": SPDX + '#include "worker/e.h"\n#include "common/wire/w.h"\n',
     "worker/coll/m.c": SPDX + "#include <mpi.h>\n",
@@ -201,6 +218,9 @@ PLANTED = {
     "unfinished script": ({"deploy/v.sh": "# FIX" + "ME\n"}, "v.sh:1: the word"),
     "top level": ({"scripts/v.py": ""}, "not an allowed top-level entry"),
     "top-level file": ({"notes.txt": ""}, "not an allowed top-level entry"),
+    "PTX in a kernel": ({"kernels/v.cu": SPDX + 'void f() { asm volatile("bar.sync 0;"); }\n'}, "PTX outside the wrappers"),
+    "a kernel for others": ({"kernels/v.cu": SPDX + "__global__ void k() {}\n"}, "not static __global__"),
+    "chevrons": ({"kernels/v.cu": SPDX + "void f() { k<<<1, 32>>>(); }\n"}, "a launch not by td_launch"),
     "size": ({"tests/big.bin": "\0" * (MAX_TRACKED + 1)}, "larger than 40 MiB"),
 }
 for header, place in (("zmq.h", "worker/ship/v.c"), ("sodium.h", "router/core/v.c"), ("mpi.h", "worker/v.c"), ("nccl.h", "kernels/v.c"),

@@ -716,7 +716,7 @@ static void link_of_a_shipment(void)
     say_reserved(&h, 2, id, 1);
     say_tokens(&h, 1, id, 1, 0, seven, 1, TD_FINISH_NONE);
     say_ended(&h, 1, id, 1, TD_OK, "");
-    td_msg m = support_landed((td_req_key){id, 1}, 1 << 20, 1000);
+    td_msg m = support_landed((td_req_key){id, 1}, 2 << 20, 1000);
     say(&h, 2, &m);
     for (uint64_t i = 1; i <= 2; i++)
         T_NEAR(td_fleet_link(td_fleet_find(td_core_fleet(h.c), i)), 1048576e3, 1);

@@ -184,15 +184,17 @@ static void link_is_measured(void)
 static void link_samples(void)
 {
     td_worker x = {0};
-    td_fleet_shipped(&x, TD_FLEET_LINK_BYTES - 1, 1);
-    td_fleet_shipped(&x, 1 << 20, 0);
+    td_fleet_shipped(&x, 2 * TD_FLEET_LINK_BYTES - 2, 2, 1);
+    td_fleet_shipped(&x, 1 << 20, 4, 0);
+    td_fleet_shipped(&x, 1 << 20, 1, 10); /* the time runs from the arrival of the first frame: nothing came in it */
+    td_fleet_shipped(&x, 1 << 20, 0, 10);
     T_NEAR(td_fleet_link(&x), 0, 0);
-    td_fleet_shipped(&x, 1000000, 1000);
-    td_fleet_shipped(&x, 1000000, 4000); /* waited for the compute */
+    td_fleet_shipped(&x, 1250000, 5, 1000);
+    td_fleet_shipped(&x, 1250000, 5, 4000); /* waited for the compute */
     T_NEAR(td_fleet_link(&x), 1e9, 1);
-    for (int i = 0; i < TD_FLEET_LINK_SAMPLES - 2; i++) td_fleet_shipped(&x, 1000000, 5000);
+    for (int i = 0; i < TD_FLEET_LINK_SAMPLES - 2; i++) td_fleet_shipped(&x, 1250000, 5, 5000);
     T_NEAR(td_fleet_link(&x), 1e9, 1);
-    td_fleet_shipped(&x, 1000000, 5000); /* the fast one is forgotten: the link has become slower */
+    td_fleet_shipped(&x, 1250000, 5, 5000); /* the fast one is forgotten: the link has become slower */
     T_NEAR(td_fleet_link(&x), 2.5e8, 1);
 }
 

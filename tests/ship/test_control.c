@@ -4,6 +4,7 @@
 #include "common/log.h"
 #include "tests/t.h"
 #include "worker/control.h"
+#include <unistd.h>
 
 typedef struct {
     td_msg_type type;
@@ -105,7 +106,7 @@ static void open_machine(void)
     now = 1000000;
     c = td_control_open(
         &(td_control_opts){.incarnation = 42,
-                           .name = "w",
+                           .router = "ipc:///nowhere",
                            .max_legs = 3,
                            .beat_us = 250000,
                            .dead_us = 3000000,
@@ -329,9 +330,56 @@ static void test_goodbye(void)
     td_control_close(c);
 }
 
+/* What a machine without a router logs from now to now + us. */
+static const char *logged(int64_t us)
+{
+    static char text[1 << 14];
+    char path[] = "/tmp/td-control-XXXXXX";
+    int old = dup(2), f = mkstemp(path);
+    TD_CHECK(old >= 0 && f >= 0 && dup2(f, 2) == 2);
+    for (int64_t end = now + us; now < end; now = TD_MAX(now + 1000, TD_MIN(td_control_deadline(c), end))) {
+        td_control_tick(c, now);
+        clear();
+    }
+    ssize_t n = pread(f, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    TD_CHECK(dup2(old, 2) == 2);
+    close(old), close(f), unlink(path);
+    return text;
+}
+
+static int times(const char *text, const char *what)
+{
+    int n = 0;
+    for (const char *p = text; (p = strstr(p, what)); p++) n++;
+    return n;
+}
+
+/* Nobody there: said when the first connection is given up, and ever more rarely; a Welcome ends it. */
+static void test_silence(void)
+{
+    const char *line = "no router answers at ipc:///nowhere (try ", *text;
+    td_log_open("test", TD_LOG_WARN);
+    open_machine();
+    td_control_loaded(c, now, &hello);
+    T_STR(logged(2900000), "");
+    text = logged(200000);
+    T_OK(times(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
+    text = logged(600000000); /* about 80 tries of 8 s */
+    T_OK(times(text, line) == 6 && strstr(text, "(try 2)") && strstr(text, "(try 64)"), "%s", text);
+    say(7, (td_msg){.type = TD_MSG_WELCOME, .welcome = {.heartbeat_ms = 250}});
+    text = logged(3100000); /* lost again: at first it is only that */
+    T_OK(!times(text, line) && times(text, "router lost") == 1, "%s", text);
+    text = logged(3500000);
+    T_OK(times(text, line) == 1 && strstr(text, "(try 1)"), "%s", text);
+    td_control_close(c);
+    td_log_open("test", TD_LOG_ERROR - 1);
+}
+
 int main(void)
 {
     td_log_open("test", TD_LOG_ERROR - 1);
+    test_silence();
     test_join();
     test_legs();
     test_loss();

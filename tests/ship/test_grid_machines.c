@@ -507,9 +507,9 @@ static void test_book_of_replicas(void)
     td_ship_group_begin(g, 9, false, 2); /* what cannot be read has not landed */
     r.n_first = 2;
     td_ship_group_peer(g, &r, b.p);
-    expect(g, TD_SHIP_RECALL, false, "rank 4: COMMIT of 44 bytes with 2 first tokens, 2 alternatives", 0);
+    expect(g, TD_SHIP_RECALL, false, "rank 4: COMMIT of 36 bytes with 2 first tokens, 2 alternatives", 0);
     peer(g, 5, TD_SHIP_LANDED, 9, false, "");
-    expect(g, TD_SHIP_LOST, false, "rank 4: COMMIT of 44 bytes with 2 first tokens, 2 alternatives", 3);
+    expect(g, TD_SHIP_LOST, false, "rank 4: COMMIT of 36 bytes with 2 first tokens, 2 alternatives", 3);
     td_ship_group_begin(g, 9, true, 1); /* recalled after the second rank's failure */
     peer(g, 3, TD_SHIP_SENT, 9, false, "no credits");
     expect(g, TD_SHIP_RECALL, false, "rank 3: no credits", 0);

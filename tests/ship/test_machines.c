@@ -495,9 +495,59 @@ static void test_receiver_fuzz(int rounds)
     td_buf_deinit(&b);
 }
 
+/* Two frames at 1000 and 3000, COMMIT at 5000: how long that took, and how much of it after the prompt's computation, which ended
+ * `hidden` after the first frame by the sender's clock. */
+static void expect_exposed(int64_t hidden, int64_t exposed)
+{
+    td_model_desc d;
+    kv_desc(&d, 2, 1, 8, 0, 1);
+    static uint8_t pay[4096];
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){
+        .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = TIMEOUT});
+    T_EQ(td_receiver_add(r, 0, 5, 4, 12, 0, NULL), TD_OK);
+    int64_t now = 1000, transfer_us = -1, exposed_us = -1;
+    td_kvframe commit;
+    td_frame_init(&commit, TD_KVF_COMMIT, 5, 77);
+    for (uint32_t i = 0; i < 2; i++, now += 2000) {
+        td_kvframe f = frame_of(&d, i, (int)i, 1, 4, 8, pay);
+        commit.digest ^= td_frame_digest(&f);
+        T_OK(kv_receive(r, now, &f, pay).taken);
+    }
+    commit.index = 2;
+    commit.n_src = 1;
+    commit.hidden_us = hidden;
+    td_frame_seal(&commit, NULL, 0);
+    td_epoch *e = kv_receive(r, now, &commit, NULL).epoch;
+    T_OK(e && e->state == TD_EPOCH_LANDED, "%s", e && e->why ? e->why : "?");
+    td_receiver_times(e, now, &transfer_us, &exposed_us);
+    T_EQ(transfer_us, 4000);
+    T_OK(exposed_us == exposed, "hidden %lld: exposed %lld", (long long)hidden, (long long)exposed_us);
+    td_receiver_free(r, NULL);
+}
+
+static void test_times(void)
+{
+    expect_exposed(3500, 500);
+    expect_exposed(0, 4000); /* the prompt was computed before anything left: all of the transfer, and no more */
+    expect_exposed(4000, 0);
+    expect_exposed(INT64_MAX, 0); /* a lie stays within the transfer */
+    expect_exposed(INT64_MIN, 4000);
+
+    td_model_desc d;
+    kv_desc(&d, 2, 1, 8, 0, 1);
+    td_receiver *r = td_receiver_open(&(td_receiver_opts){
+        .desc = &d, .kv_dtype = TD_BF16, .incarnation = 77, .max_epochs = 1, .timeout_us = TIMEOUT});
+    T_EQ(td_receiver_add(r, 0, 5, 12, 12, 0, NULL), TD_OK);
+    int64_t transfer_us = -1, exposed_us = -1;
+    td_receiver_times(td_receiver_find(r, 5), 9000, &transfer_us, &exposed_us);
+    T_OK(transfer_us == 0 && exposed_us == 0, "no frame, no transfer: %lld, %lld", (long long)transfer_us, (long long)exposed_us);
+    td_receiver_free(r, NULL);
+}
+
 int main(int argc, char **argv)
 {
     test_refusals();
+    test_times();
     test_commit();
     test_header();
     test_credits();

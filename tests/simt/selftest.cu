@@ -95,19 +95,22 @@ static __global__ void copy(float *out, const float *in, int n, int keep)
     for (int k = threadIdx.x; k < n; k += blockDim.x) out[k] = s[n - 1 - k];
 }
 
-static __global__ void last_block(int *out)
+template <int BUG> static __global__ void last_block(int *out)
 {
     __shared__ int last;
-    out[1 + blockIdx.x] = (int)blockIdx.x;
+    out[2 + blockIdx.x * 64 + threadIdx.x] = (int)blockIdx.x;
     __threadfence();
+    if (BUG != HAND_NO_BARRIER) __syncthreads();
+    if (threadIdx.x == 0) last = blockIdx.x == 3;
+    if (threadIdx.x == 0 && !(BUG == HAND_NO_ATOMIC && blockIdx.x == 1))
+        last = atomicAdd(&out[0], 1) == (int)gridDim.x - 1 || BUG == HAND_NO_ATOMIC;
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&out[0], 1) == (int)gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    TD_ACQUIRE_ALL();
+    if (!last || (BUG == HAND_NO_ATOMIC && blockIdx.x != 3)) return;
+    if (BUG != HAND_UNSEEN) TD_ACQUIRE_ALL();
+    if (threadIdx.x) return;
     int a = 0;
-    for (unsigned i = 0; i < gridDim.x; i++) a += out[1 + i];
-    out[20] = a;
+    for (unsigned i = 0; i < gridDim.x * 64; i++) a += out[2 + i];
+    out[1] = a;
 }
 
 template <int BUG> static __global__ void row_sum(float *out, const float *x)
@@ -129,7 +132,9 @@ template <int BUG> static __global__ void row_sum(float *out, const float *x)
         count[warp + 1] = 0;
     else if (lane == 0)
         count[warp] = 0;
-    if (BUG != BUG_NO_SYNCWARP) __syncwarp();
+    if (BUG == BUG_SHUFFLE_FOR_SYNC)
+        (void)__shfl_xor_sync(0xffffffffu, lane, 1); /* all are here, but nothing that they wrote is */
+    else if (BUG != BUG_NO_SYNCWARP) __syncwarp();
     float v = part[warp * 33 + (lane ^ 1)];
     if (BUG == BUG_MASK_SHORT)
         for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0x0000ffffu, v, o);
@@ -185,6 +190,30 @@ static int run_early(int bug, cudaStream_t st, float *out, float *tmp, const flo
     if constexpr (BUG + 1 < EARLY_N) return run_early<BUG + 1>(bug, st, out, tmp, in, scale);
     return cudaErrorInvalidValue;
 }
+template <int BUG> static __global__ void narrow(unsigned char *out, const unsigned char *in)
+{
+    __shared__ __align__(16) unsigned words[64];
+    unsigned char *bytes = (unsigned char *)words;
+    const int t = threadIdx.x, far = (t + 128) % 256;
+    if (BUG != NARROW_UNWRITTEN && t < 64) words[t] = 0;
+    __syncthreads();
+    if (BUG == NARROW_OVER_WORD && words[far / 4] == 12345) out[0] = 0;
+    if (!(BUG == NARROW_UNWRITTEN && t == 77)) bytes[t] = in[blockIdx.x * 256 + t];
+    if (BUG == NARROW_TWICE && t == 200) bytes[77] = 0;
+    if (BUG != NARROW_NO_BARRIER) __syncthreads();
+    const unsigned w = words[far / 4] >> (far % 4 * 8);
+    if (!(BUG == NARROW_OUT && far == 77)) out[blockIdx.x * 256 + far] = (unsigned char)(w + 1);
+}
+template <int BUG> static int run_narrow(int bug, unsigned char *out, const unsigned char *in)
+{
+    if (bug == BUG) return td_launch(narrow<BUG>, 2, 256, 0, 0, out, in);
+    if constexpr (BUG + 1 < NARROW_N) return run_narrow<BUG + 1>(bug, out, in);
+    return cudaErrorInvalidValue;
+}
+extern "C" int simt_run_narrow(int bug, unsigned char *out, const unsigned char *in)
+{
+    return run_narrow<0>(bug, out, in);
+}
 extern "C" int simt_run_early(int bug, void *stream, float *out, float *tmp, const float *in,
                               const float *scale)
 {
@@ -214,9 +243,15 @@ extern "C" int simt_run_copy(float *out, const float *in, int n, int keep)
 {
     return td_launch(copy, 1, 64, (size_t)n * 4, 0, out, in, n, keep);
 }
-extern "C" int simt_run_last_block(int *out)
+template <int BUG> static int run_last_block(int bug, int *out)
 {
-    return td_launch(last_block, 4, 1, 0, 0, out);
+    if (bug == BUG) return td_launch(last_block<BUG>, 4, 64, 0, 0, out);
+    if constexpr (BUG + 1 < HAND_N) return run_last_block<BUG + 1>(bug, out);
+    return cudaErrorInvalidValue;
+}
+extern "C" int simt_run_last_block(int bug, int *out)
+{
+    return run_last_block<0>(bug, out);
 }
 
 template <int BUG> static int run_bugs(int bug, float *out, const float *x, int rows)

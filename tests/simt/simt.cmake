@@ -49,7 +49,9 @@ file(GLOB simt_tests CONFIGURE_DEPENDS tests/simt/test_*.c tests/simt/test_*.cpp
 list(APPEND simt_tests tests/gpu/test_hopper.c) # small cases; `all`: as on a device
 file(GLOB simt_support CONFIGURE_DEPENDS tests/simt/support_*.c)
 # Tests of the CPU families that take the CUDA table as one more family (support_staged.h).
-set(simt_shared tests/kernels/test_rows.c tests/kernels/test_sample.c tests/kernels/test_moe.c)
+set(simt_shared tests/kernels/test_errors.c tests/kernels/test_confined.c tests/kernels/test_rows.c tests/kernels/test_sample.c
+  tests/kernels/test_moe.c tests/kernels/test_gemm.c tests/kernels/test_attn.c)
+set(simt_plain tests/kernels/test_gemm.c tests/kernels/test_attn.c) # each access is looked at in test_gemm_cuda.c, test_attn_cuda.c
 if(NOT TARGET td_ship)
   list(FILTER simt_tests EXCLUDE REGEX "test_ship_cuda")
 endif()
@@ -58,6 +60,9 @@ foreach(t ${simt_tests} ${simt_shared})
   foreach(m ${simt_modes})
     string(REGEX REPLACE ":.*" "" area ${m})
     string(REGEX REPLACE ".*:" "" lib ${m})
+    if(t IN_LIST simt_plain AND NOT area STREQUAL "simt")
+      continue()
+    endif()
     add_executable(${area}_${n} ${t} ${simt_support})
     target_compile_options(${area}_${n} PRIVATE -Wall -Wextra)
     target_include_directories(${area}_${n} PRIVATE ${CMAKE_SOURCE_DIR})
@@ -69,10 +74,7 @@ foreach(t ${simt_tests} ${simt_shared})
       target_link_libraries(${area}_${n} PRIVATE ${lib} td_ship) # the shim's td_dev_open_cuda wins
     endif()
     if(t IN_LIST simt_shared)
-      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_DRAWS=1000 TEST_LARGE_V=8501 TEST_PARTS_V=600)
-      if(area STREQUAL "simt_check") # each byte of each message is looked at; all vocabularies and rows are in the plain run
-        target_compile_definitions(${area}_${n} PRIVATE TEST_PARTS_EVERY=2 TEST_ROWS_EVERY=6)
-      endif()
+      target_compile_definitions(${area}_${n} PRIVATE td_ops_family=td_staged_family TEST_X86_LAW=0 TEST_PARTS=0 TEST_DRAWS=1000 TEST_LARGE_V=8501 TEST_PARTS_V=600)
     endif()
     target_link_libraries(${area}_${n} PRIVATE ${lib} td_engine td_kernels) # in this order: the library's td_dev_open_cuda wins
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
@@ -84,7 +86,7 @@ foreach(t ${simt_tests} ${simt_shared})
     endif()
   endforeach()
   # The other skewed schedule: warps and lanes descending. Not for the long ones, whose kernels the others run as well.
-  if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot|ranks")
+  if(NOT n MATCHES "forward|sample|moe|engine|stage|choose|boot|ranks" AND NOT t IN_LIST simt_plain)
     add_test(NAME simt_reverse/${n} COMMAND simt_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(simt_reverse/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200 ENVIRONMENT SIMT_ORDER=1)
   endif()

@@ -56,11 +56,18 @@ struct Rec {
 }; // key: 0 none, 1+block*1024+thread, ~0 host
 struct Cell {
     Rec w, r[2];
-}; // per byte, CHECK mode only
+};
+constexpr uint16_t SPLIT = 1 << 15; // fl of a word's w
+// CHECK mode only. A cell for each word of four bytes, which have seen the same accesses; one for each byte once they
+// have not (SPLIT). Most accesses are of whole words: a fourth of the work, and of the memory.
+struct Cells {
+    Cell *word, *byte;
+    size_t n;
+};
 struct Alloc {
     char *p;
     size_t n;
-    Cell *cells;
+    Cells cells;
     int id;
     bool shared, freed;
     size_t map;
@@ -74,6 +81,7 @@ static auto &g_byid = *new std::vector<Alloc *>(1);
 static Alloc g_tls;
 static std::map<const void *, int> g_smem_attr;
 static struct Block {
+    pthread_t thread; // that runs it: what others do meanwhile is a host's
     void (*fn)(void *);
     void *arg;
     size_t argsz;
@@ -82,7 +90,8 @@ static struct Block {
     int red[3], bline;
     const char *bfile;
     uint32_t ready[32], alive[32], wwait[32];
-    unsigned bep, block_bep, launch_bep, acq_bep;
+    unsigned bep, block_bep, launch_bep;
+    bool acquired; // this block: what others released may be read
     bool running;
     Alloc *dyn;
     unsigned rng;
@@ -356,7 +365,7 @@ static bool try_release(unsigned w, uint32_t mask)
     for (uint32_t m = need; m; m &= m - 1) {
         Fiber *f = L + __builtin_ctz(m);
         f->where = 0;
-        f->wep = wep + 1;
+        if (a->kind == SYNC || a->kind == CALL) f->wep = wep + 1; // shuffles, votes, mma order no memory
     }
     B.wwait[w] &= ~need;
     B.ready[w] |= need;
@@ -447,7 +456,9 @@ static void run_op(unsigned w, uint32_t need)
     if (k == MMABF || k == MMAF16) { // g = lane/4, t = lane%4
         stats.mma++;
         auto up = k == MMABF ? bf2f : h2f;
-        float A[16][16], Bt[8][16], C[16][8];
+        typedef double wide __attribute__((vector_size(32))); // products are exact in double, sums in one order
+        double A[16][16], C[16][8];
+        alignas(32) double Bk[16][8];
         for (unsigned l = 0; l < 32; l++) {
             unsigned g = l >> 2, t = l & 3;
             const uint32_t *r = L[l].in;
@@ -456,16 +467,20 @@ static void run_op(unsigned w, uint32_t need)
                     A[g + (i & 1) * 8][2 * t + h + (i >> 1) * 8] = up((uint16_t)(r[i] >> (16 * h)));
             for (unsigned i = 0; i < 2; i++)
                 for (unsigned h = 0; h < 2; h++)
-                    Bt[g][2 * t + h + i * 8] = up((uint16_t)(r[4 + i] >> (16 * h)));
+                    Bk[2 * t + h + i * 8][g] = up((uint16_t)(r[4 + i] >> (16 * h)));
             for (unsigned i = 0; i < 4; i++) C[g + (i >> 1) * 8][2 * t + (i & 1)] = bits<float>(r[6 + i]);
         }
-        for (unsigned i = 0; i < 16; i++)
-            for (unsigned j = 0; j < 8; j++) {
-                double s = C[i][j];
-                for (unsigned q = 0; q < 16; q++) s += (double)A[i][q] * Bt[j][q];
-                if (opt.wrong & 1 && i == 3 && j == 5) s += 1;
-                L[j / 2 + i % 8 * 4].out[(i >> 3) * 2 + (j & 1)] = bits<uint32_t>((float)s);
+        for (unsigned i = 0; i < 16; i++) {
+            wide s[2];
+            memcpy(s, C[i], sizeof s);
+            for (unsigned q = 0; q < 16; q++) {
+                s[0] += A[i][q] * *(const wide *)Bk[q];
+                s[1] += A[i][q] * *(const wide *)(Bk[q] + 4);
             }
+            if (opt.wrong & 1 && i == 3) s[1][1] += 1;
+            for (unsigned j = 0; j < 8; j++)
+                L[j / 2 + i % 8 * 4].out[(i >> 3) * 2 + (j & 1)] = bits<uint32_t>((float)s[j / 4][j % 4]);
+        }
         return;
     }
     unsigned nm = (k == LDM1 || k == LDM1T) ? 1 : (k == LDM2 || k == LDM2T) ? 2 : 4;
@@ -569,10 +584,129 @@ static std::string describe(uintptr_t a)
     return s + (r.pc >> 31 ? symbol(at_line(r.pc & 0x7fffffff))
                            : symbol(r.pc ? (char *)g_img_lo + r.pc : nullptr));
 }
+#ifdef SIMT_CHECK
+static Cells cells_new(size_t n)
+{
+    const size_t words = n / 4 + 2; // an end on either side may be part of a word
+    auto map = [](size_t bytes) {
+        return (Cell *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    };
+    return {map(words * sizeof(Cell)), map(words * 4 * sizeof(Cell)), words};
+}
+static void cells_free(Cells *c)
+{
+    if (c->word) munmap(c->word, c->n * sizeof(Cell));
+    if (c->byte) munmap(c->byte, c->n * 4 * sizeof(Cell));
+    *c = Cells{};
+}
+// CHECK mode: of each block of a launch its last atomic on global memory: what the block had written before a barrier that
+// is before it, and what that thread wrote, is released by it.
+static auto &g_release = *new std::vector<Rec>;
+static bool released(const Rec &r)
+{
+    const size_t block = (r.key - 1) >> 10;
+    return block < g_release.size() && (r.bep < g_release[block].bep || r.key == g_release[block].key);
+}
+static bool forgotten(const Cell &c, unsigned base)
+{
+    return c.w.bep < base && c.r[0].bep < base && c.r[1].bep < base;
+}
+// cell_at, of a word that is SPLIT or has to be.
+static unsigned byte_at(const Alloc *A, Cell *w, Cell *b, uintptr_t a, bool whole, Cell **cell)
+{
+    if (whole && A->shared && forgotten(b[0], B.block_bep) && forgotten(b[1], B.block_bep) &&
+        forgotten(b[2], B.block_bep) && forgotten(b[3], B.block_bep)) {
+        *w = Cell{}; // by an earlier block
+        *cell = w;
+        return 4;
+    }
+    if (!(w->w.fl & SPLIT)) {
+        for (int k = 0; k < 4; k++) b[k] = *w;
+        w->w.fl |= SPLIT;
+    }
+    *cell = b + (a & 3);
+    return 1;
+}
+// The cell of the byte at `a`, and of how many bytes from there on (1 or 4, at most `left`).
+static inline __attribute__((always_inline)) unsigned cell_at(const Alloc *A, uintptr_t a, unsigned left, Cell **cell)
+{
+    const size_t i = (a - ((uintptr_t)A->p & ~(uintptr_t)3)) / 4;
+    Cell *const w = A->cells.word + i;
+    const bool whole = !(a & 3) && left >= 4;
+    if (!whole || (w->w.fl & SPLIT)) return byte_at(A, w, A->cells.byte + i * 4, a, whole, cell);
+    *cell = w;
+    return 4;
+}
+namespace
+{
+// One access, of one thread.
+struct Access {
+    const Alloc *A;
+    Rec me;
+    unsigned base; // what is older does not count
+    bool w, early;
+    int fl;
+    const void *pc;
+    bool clash(const Rec &r) const
+    {
+        if (!r.key || r.key == me.key || r.key == ~0u || r.bep < base || ((r.fl & me.fl) & ATOMIC))
+            return false;
+        if ((r.key - 1) >> 10 != B.bnum) return !(B.acquired && released(r));
+        if (r.bep < B.bep) return false;
+        const unsigned warp = ((r.key - 1) & 1023) >> 5;
+        return !(warp == cur->warp && r.wep < me.wep) && r.wep >= cur->seen[warp];
+    }
+    const char *where() const
+    {
+        return A->shared ? "shared" : "global";
+    }
+    void on(Cell *c, uintptr_t at) const;
+};
+inline void Access::on(Cell *c, uintptr_t at) const
+{
+    if (early && c->w.key && c->w.key != ~0u && c->w.bep >= B.chain_bep && c->w.bep < B.launch_bep)
+        fail("read before td_grid_wait at %s of what a launch before this one wrote: %s", symbol(pc).c_str(),
+             describe(at).c_str());
+    if (c->w.key == me.key && c->w.bep == me.bep && c->w.wep == me.wep && !w && !(c->w.fl & INFLIGHT)) return;
+    if (clash(c->w))
+        fail("RACE on %s memory (%s, byte %zu): %s at %s; no barrier since %s by %s", where(),
+             w ? "write-write" : "read after write", (size_t)(at - (uintptr_t)A->p), w ? "write" : "read",
+             symbol(pc).c_str(), "write", who(c->w).c_str());
+    if (w) {
+        for (auto &r : c->r)
+            if (clash(r))
+                fail("RACE on %s memory (write after read, byte %zu): write at %s; no barrier since read by %s",
+                     where(), (size_t)(at - (uintptr_t)A->p), symbol(pc).c_str(), who(r).c_str());
+        if (!(fl & ATOMIC)) {
+            c->w = me;
+            return;
+        }
+    }
+    if (opt.uninit && (!c->w.key || (A->shared && c->w.bep < base)))
+        fail("UNINITIALISED read of %s memory at %s: %s", where(), symbol(pc).c_str(),
+             A == &g_tls ? "static __shared__" : describe(at).c_str());
+    if ((c->w.fl & INFLIGHT) && c->w.bep >= base)
+        fail((c->w.fl & ASYNC) ? "read of what a bulk copy still brings at %s"
+                               : "read of cp.async data before cp.async.wait at %s",
+             symbol(pc).c_str());
+    if ((fl & ASYNC) && A->shared && !(c->w.fl & ASYNC) && g_f[(c->w.key - 1) & 1023].fenced <= c->w.wep)
+        fail("wgmma at %s reads what was stored without fence.proxy.async: by %s", symbol(pc).c_str(),
+             who(c->w).c_str());
+    if (w) {
+        c->w = me;
+        return;
+    }
+    Rec *s = c->r[0].key == me.key || c->r[0].bep < base || !c->r[0].key    ? &c->r[0]
+             : c->r[1].key == me.key || !c->r[1].key || c->r[1].bep < B.bep ? &c->r[1]
+             : c->r[0].bep < B.bep || !clash(c->r[0])                       ? &c->r[0]
+             : !clash(c->r[1])                                              ? &c->r[1]
+                                                                            : nullptr;
+    if (s) *s = me;
+}
+} // namespace
 static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
 {
-#ifdef SIMT_CHECK
-    if (!B.running) return;
+    if (!B.running || !pthread_equal(B.thread, pthread_self())) return;
     stats.hooks++;
     Alloc *A = find(a);
     if (!A) {
@@ -589,81 +723,34 @@ static void hook(uintptr_t a, unsigned n, bool w, int fl, const void *pc)
         (A->shared && A != &g_tls && A != B.dyn))
         fail("OUT OF BOUNDS %s of %u bytes at %s: %s", w ? "write" : "read", n, symbol(pc).c_str(),
              describe(a + n > (uintptr_t)A->p + A->n ? a + n - 1 : a).c_str());
-    Rec me{1 + B.bnum * 1024 + cur->idx, B.bep,
-           (uintptr_t)pc >> 63 ? 0x80000000u | (uint32_t)(uintptr_t)pc
-           : pc                ? (uint32_t)((char *)pc - g_img_lo)
-                               : 0,
-           (uint16_t)cur->wep, (uint16_t)fl};
-    Cell *c = A->cells + (a - (uintptr_t)A->p);
-    unsigned base = A->shared ? B.block_bep : B.launch_bep;
-    const char *sp = A->shared ? "shared" : "global";
-    auto clash = [&](const Rec &r) {
-        if (!r.key || r.key == me.key || r.key == ~0u || r.bep < base || ((r.fl & me.fl) & ATOMIC))
-            return false;
-        if ((r.key - 1) >> 10 != B.bnum) return r.bep >= B.acq_bep;
-        if (r.bep < B.bep) return false;
-        const unsigned warp = ((r.key - 1) & 1023) >> 5;
-        return !(warp == cur->warp && r.wep < me.wep) && r.wep >= cur->seen[warp];
-    };
-    const bool early = B.overlaps && !cur->waited && !A->shared;
-    if (early && w) fail("write of global memory before td_grid_wait at %s", symbol(pc).c_str());
-    for (unsigned i = 0; i < n; i++, c++) {
-        if (early && c->w.key && c->w.key != ~0u && c->w.bep >= B.chain_bep && c->w.bep < B.launch_bep)
-            fail("read before td_grid_wait at %s of what a launch before this one wrote: %s",
-                 symbol(pc).c_str(), describe(a + i).c_str());
-        if (c->w.key == me.key && c->w.bep == me.bep && c->w.wep == me.wep && !w && !(c->w.fl & INFLIGHT))
-            continue;
-        if (clash(c->w))
-            fail("RACE on %s memory (%s, byte %zu): %s at %s; no barrier since %s by %s", sp,
-                 w ? "write-write" : "read after write", (size_t)(c - A->cells), w ? "write" : "read",
-                 symbol(pc).c_str(), "write", who(c->w).c_str());
-        if (w) {
-            for (auto &r : c->r)
-                if (clash(r))
-                    fail("RACE on %s memory (write after read, byte %zu): write at %s; no barrier since read "
-                         "by %s",
-                         sp, (size_t)(c - A->cells), symbol(pc).c_str(), who(r).c_str());
-            if (!(fl & ATOMIC)) {
-                c->w = me;
-                continue;
-            }
-        }
-        if (true) {
-            if (opt.uninit && (!c->w.key || (A->shared && c->w.bep < base)))
-                fail("UNINITIALISED read of %s memory at %s: %s", sp, symbol(pc).c_str(),
-                     A == &g_tls ? "static __shared__" : describe(a + i).c_str());
-            if ((c->w.fl & INFLIGHT) && c->w.bep >= base)
-                fail((c->w.fl & ASYNC) ? "read of what a bulk copy still brings at %s"
-                                       : "read of cp.async data before cp.async.wait at %s",
-                     symbol(pc).c_str());
-            if ((fl & ASYNC) && A->shared && !(c->w.fl & ASYNC) &&
-                g_f[(c->w.key - 1) & 1023].fenced <= c->w.wep)
-                fail("wgmma at %s reads what was stored without fence.proxy.async: by %s", symbol(pc).c_str(),
-                     who(c->w).c_str());
-            if (w) {
-                c->w = me;
-                continue;
-            }
-            Rec *s = c->r[0].key == me.key || c->r[0].bep < base || !c->r[0].key    ? &c->r[0]
-                     : c->r[1].key == me.key || !c->r[1].key || c->r[1].bep < B.bep ? &c->r[1]
-                     : c->r[0].bep < B.bep || !clash(c->r[0])                       ? &c->r[0]
-                     : !clash(c->r[1])                                              ? &c->r[1]
-                                                                                    : nullptr;
-            if (s) *s = me;
-        }
+    const Rec me{1 + B.bnum * 1024 + cur->idx, B.bep,
+                 (uintptr_t)pc >> 63 ? 0x80000000u | (uint32_t)(uintptr_t)pc
+                 : pc                ? (uint32_t)((char *)pc - g_img_lo)
+                                     : 0,
+                 (uint16_t)cur->wep, (uint16_t)fl};
+    const Access x{A,  me, A->shared ? B.block_bep : B.launch_bep, w, B.overlaps && !cur->waited && !A->shared,
+                   fl, pc};
+    if (x.early && w) fail("write of global memory before td_grid_wait at %s", symbol(pc).c_str());
+    for (unsigned i = 0; i < n;) {
+        Cell *c;
+        const unsigned step = cell_at(A, a + i, n - i, &c);
+        x.on(c, a + i);
+        i += step;
     }
-#else
-    (void)a;
-    (void)n;
-    (void)w;
-    (void)fl;
-    (void)pc;
-#endif
 }
+#else
+static void hook(uintptr_t, unsigned, bool, int, const void *) {}
+#endif
 void hook_atomic(const void *p, unsigned n, void *pc)
 {
     if ((uintptr_t)p & (n - 1)) fail("misaligned atomic");
     hook((uintptr_t)p, n, true, ATOMIC, pc);
+#ifdef SIMT_CHECK
+    const Alloc *A = B.running ? find((uintptr_t)p) : nullptr;
+    if (!A || A->shared) return;
+    if (g_release.size() <= B.bnum) g_release.resize(B.bnum + 1);
+    g_release[B.bnum] = Rec{1 + B.bnum * 1024 + cur->idx, B.bep, 0, 0, 0};
+#endif
 }
 void touch(const void *p, unsigned n, bool write, int flags, int line)
 {
@@ -692,7 +779,7 @@ void grid_wait()
 }
 void acquire_all()
 {
-    B.acq_bep = ~0u;
+    B.acquired = true;
 }
 // ---- allocator
 static void arena_init()
@@ -712,7 +799,7 @@ static Alloc *new_alloc(size_t n, bool shared)
     char *base = g_arena + g_top + 4096;
     mprotect(base, pages * 4096, PROT_READ | PROT_WRITE);
     Alloc *A =
-        new Alloc{base + pages * 4096 - r, n, nullptr, (int)g_byid.size(), shared, false, pages * 4096};
+        new Alloc{base + pages * 4096 - r, n, {}, (int)g_byid.size(), shared, false, pages * 4096};
     g_byid.push_back(A);
     g_page.resize((g_top >> 12) + pages + 2);
     for (size_t i = 0; i < pages; i++) g_page[(g_top >> 12) + 1 + i] = A->id;
@@ -722,8 +809,7 @@ static Alloc *new_alloc(size_t n, bool shared)
     g_allocs[(uintptr_t)A->p] = A;
     g_live.push_back(A);
 #ifdef SIMT_CHECK
-    A->cells = (Cell *)mmap(nullptr, (n + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    A->cells = cells_new(n);
 #endif
 #ifdef SIMT_ASAN
     ASAN_POISON_MEMORY_REGION(base, pages * 4096);
@@ -883,11 +969,13 @@ static int find_image(struct dl_phdr_info *i, size_t, void *fn)
     char *p = t ? t + tf : nullptr;
     size_t n = t ? tn - tf : 0;
     if (p != g_tls.p || n != g_tls.n) {
-        g_tls = Alloc{p, n, nullptr, 0, true, false, n};
 #ifdef SIMT_CHECK
-        if (n)
-            g_tls.cells = (Cell *)mmap(nullptr, n * sizeof(Cell), PROT_READ | PROT_WRITE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        Cells old = g_tls.cells;
+#endif
+        g_tls = Alloc{p, n, {}, 0, true, false, n};
+#ifdef SIMT_CHECK
+        cells_free(&old);
+        if (n) g_tls.cells = cells_new(n);
 #endif
     }
 #else
@@ -980,7 +1068,9 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
     blockDim = b;
     stats.launches++;
     B.launch_bep = ++B.bep;
-    B.acq_bep = 0;
+#ifdef SIMT_CHECK
+    g_release.clear();
+#endif
     B.overlaps = overlaps;
     if (!overlaps || g_chain_cut) B.chain_bep = B.launch_bep;
     g_chain_cut = false;
@@ -993,6 +1083,7 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         uint64_t k = opt.order & 1 ? nb - 1 - q : q;
         B.bnum = (unsigned)k;
         B.block_bep = ++B.bep;
+        B.acquired = false;
         stats.blocks++;
         stats.threads += n;
         blockIdx = {(unsigned)(k % g.x), (unsigned)(k / g.x % g.y), (unsigned)(k / g.x / g.y)};
@@ -1022,6 +1113,7 @@ static int launch_raw(dim3 g, dim3 b, size_t smem, void (*fn)(void *), void *arg
         cur = &g_main;
         g_main.warp = 0;
         g_main.lane = opt.order == 1 ? 0 : 31;
+        B.thread = pthread_self();
         B.running = true;
         go(pick());
         B.running = false;
@@ -1083,6 +1175,28 @@ int simt_device_of(cudaStream_t s)
 }
 namespace simt
 {
+/* There is one emulated device and one set of fibers: threads that use them come one after another. Recursive, because a
+ * recording's launch runs what the others run. */
+static pthread_mutex_t g_turn;
+static const bool g_turn_made = [] {
+    pthread_mutexattr_t a;
+    pthread_mutexattr_init(&a);
+    pthread_mutexattr_settype(&a, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&g_turn, &a);
+    pthread_mutexattr_destroy(&a);
+    return true;
+}();
+struct Turn {
+    Turn()
+    {
+        (void)g_turn_made;
+        pthread_mutex_lock(&g_turn);
+    }
+    ~Turn()
+    {
+        pthread_mutex_unlock(&g_turn);
+    }
+};
 static bool overlaps_of(const cudaLaunchConfig_t *c)
 {
     for (unsigned i = 0; i < c->numAttrs; i++)
@@ -1092,6 +1206,7 @@ static bool overlaps_of(const cudaLaunchConfig_t *c)
 }
 int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t argsz, const void *kernel)
 {
+    Turn turn;
     const dim3 g = c->gridDim, b = c->blockDim;
     const size_t smem = c->dynamicSmemBytes;
     const bool overlaps = overlaps_of(c);
@@ -1117,8 +1232,14 @@ int launch(const cudaLaunchConfig_t *c, void (*fn)(void *), void *arg, size_t ar
 #ifdef SIMT_CHECK
 static void host_written(const void *p, size_t n)
 {
-    if (Alloc *A = owner(p))
-        for (size_t i = 0; i < n; i++) A->cells[(const char *)p - A->p + i] = Cell{Rec{~0u, 0, 0, 0, 0}, {}};
+    const Alloc *A = owner(p);
+    for (size_t i = 0; A && i < n;) {
+        const uintptr_t a = (uintptr_t)p + i, word = (a - ((uintptr_t)A->p & ~(uintptr_t)3)) / 4;
+        if (!(a & 3) && n - i >= 4) A->cells.word[word] = Cell{};
+        Cell *c;
+        i += cell_at(A, a, n - i < 4 ? 1 : 4, &c);
+        *c = Cell{Rec{~0u, 0, 0, 0, 0}, {}};
+    }
 }
 #endif
 } // namespace simt
@@ -1166,6 +1287,7 @@ cudaError_t simt_malloc(void **p, size_t n)
 {
     static const bool told = simt_of_env("SIMT_HIDE", &simt::opt.hide);
     (void)told;
+    simt::Turn turn;
     if (auto e = simt_refused_while_recorded("cudaMalloc")) return e;
     if (simt_live + n > simt_memory()) return cudaErrorMemoryAllocation;
     auto *A = simt::new_alloc(n, false);
@@ -1177,6 +1299,7 @@ cudaError_t simt_malloc(void **p, size_t n)
 }
 cudaError_t cudaFree(void *p)
 {
+    simt::Turn turn;
     if (!p) return cudaSuccess;
     if (auto e = simt_refused_while_recorded("cudaFree")) return e;
     auto it = simt::g_allocs.find((uintptr_t)p);
@@ -1189,8 +1312,9 @@ cudaError_t cudaFree(void *p)
     char *b = (char *)((uintptr_t)A->p & ~(uintptr_t)4095);
     madvise(b, A->map, MADV_DONTNEED);
     mprotect(b, A->map, PROT_NONE);
-    if (A->cells) munmap(A->cells, (A->n + 1) * sizeof(simt::Cell));
-    A->cells = nullptr;
+#ifdef SIMT_CHECK
+    simt::cells_free(&A->cells);
+#endif
     return cudaSuccess;
 }
 static cudaError_t simt_range(const void *p, size_t n, const char *what)
@@ -1206,6 +1330,7 @@ static cudaError_t simt_range(const void *p, size_t n, const char *what)
 }
 cudaError_t cudaMemset(void *d, int v, size_t n)
 {
+    simt::Turn turn;
     if (!n) return cudaSuccess;
     if (auto e = simt_range(d, n, "cudaMemset")) return e;
     simt::g_chain_cut = true;
@@ -1218,6 +1343,7 @@ cudaError_t cudaMemset(void *d, int v, size_t n)
 }
 cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
 {
+    simt::Turn turn;
     if (!n) return cudaSuccess;
     if (k == cudaMemcpyHostToDevice || k == cudaMemcpyDeviceToDevice)
         if (auto e = simt_range(d, n, "cudaMemcpy to device")) return e;
@@ -1231,11 +1357,13 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
     if (k == cudaMemcpyDeviceToHost) {
         simt::Alloc *A = simt::owner(s);
         size_t bad = 0, at = 0;
-        for (size_t i = n; i-- > 0;)
-            if (!A->cells[(const char *)s - A->p + i].w.key) {
-                bad++;
-                at = i;
-            }
+        for (size_t i = 0; i < n;) {
+            simt::Cell *c;
+            const unsigned step = simt::cell_at(A, (uintptr_t)s + i, n - i < 4 ? 1 : 4, &c);
+            if (!c->w.key && !bad) at = i;
+            if (!c->w.key) bad += step;
+            i += step;
+        }
         if (bad) {
             memcpy(d, s, n);
             return simt::api_fail(cudaErrorInvalidValue,
@@ -1251,12 +1379,14 @@ cudaError_t cudaMemcpy(void *d, const void *s, size_t n, cudaMemcpyKind k)
 }
 cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind k, cudaStream_t stream)
 {
+    simt::Turn turn;
     if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemcpy(d, s, n, k);
     stream->graph->nodes.push_back([=] { return (int)cudaMemcpy(d, s, n, k); });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t stream)
 {
+    simt::Turn turn;
     if (!simt::g_recorded || stream != simt::g_recorded) return cudaMemset(d, v, n);
     stream->graph->nodes.push_back([=] { return (int)cudaMemset(d, v, n); });
     return cudaSuccess;
@@ -1275,6 +1405,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {
+    simt::Turn turn;
     if (!s || simt::g_recorded) return cudaErrorStreamCaptureUnsupported;
     s->graph = new simt_graph;
     simt::g_recorded = s;
@@ -1284,6 +1415,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 {
+    simt::Turn turn;
     *g = nullptr;
     if (!s || simt::g_recorded != s) return cudaErrorInvalidValue;
     simt::g_recorded = nullptr;
@@ -1305,6 +1437,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
 {
+    simt::Turn turn;
     if (auto x = simt_refused_while_recorded("cudaGraphLaunch")) return x;
     simt::g_chain_cut = true;
     for (auto &n : e->nodes)
@@ -1347,6 +1480,7 @@ const char *cudaGetErrorString(cudaError_t e)
 }
 cudaError_t simt_set_smem(const void *fn, int v)
 {
+    simt::Turn turn;
     if (v < 0 || v > simt::opt.shared * 1024) return cudaErrorInvalidValue;
     simt::g_smem_attr[fn] = v;
     return cudaSuccess;
@@ -1362,7 +1496,7 @@ namespace simt
 {
 static void aligned(void *p, unsigned n, const void *pc)
 {
-    if (((uintptr_t)p & (n - 1)) && B.running)
+    if (((uintptr_t)p & (n - 1)) && B.running && pthread_equal(B.thread, pthread_self()))
         fail("MISALIGNED %u-byte access at %s (address %p)", n, symbol(pc).c_str(), p);
 }
 } // namespace simt

@@ -2,19 +2,22 @@
  * name, and what a launcher asks of the driver for a tensor map. Written from the text of the PTX ISA 9.0,
  * not from the kernels; runtime in simt_sm90a.cpp, where each part names its section.
  *
- * Model:   What is asynchronous happens as late as the ISA allows, and what must not be looked at meanwhile
- * is poisoned. Bulk copies: the destination is poisoned at once and filled when no thread can go on (option
- * "eager": at once), in the order of asking, backwards or at random as "order" says. wgmma: at the wait that
- * covers it, by each warp for itself (warps of a warpgroup drift as on a device); until then its accumulator,
- * and A's registers, hold poison, and whoever changes them is told. Matrices in shared memory are read then.
- * Seen:    waits, arrivals, bytes, commits, fences that are missing; wrong parity; descriptors with bits that
- * mean nothing; warps of a warpgroup that issue different things; registers that setmaxnreg cannot give;
- * bytes over an mbarrier; copies that outlive their block. Check mode: the order of accesses by mbarriers and
- * named barriers, fence.proxy.async. Stricter than the ISA: stores are fenced by the thread that made them;
- * every wait that completes products calls for a wgmma.fence before the next one. Not covered: clusters and
- * multicast, other types and shapes than the wrappers', tensor maps of other than two dimensions; a wait that
- * is a whole turn late (parity repeats). Plants:  option "plant": the instruction of that kind does what it
- * would if the kernel had the mistake. */
+ * Model:   What is asynchronous happens as late as the ISA allows, and what must not be looked at meanwhile is
+ *          poisoned.
+ *          Bulk copies: the destination is poisoned at once and filled when no thread can go on (option "eager":
+ *          at once), in the order of asking, backwards or at random as "order" says.
+ *          wgmma: at the wait that covers it, by each warp for itself (warps of a warpgroup drift as on a
+ *          device); until then its accumulator, and A's registers, hold poison, and whoever changes them is
+ *          told. Matrices in shared memory are read then.
+ * Seen:    - waits, arrivals, bytes, commits, fences that are missing; wrong parity
+ *          - descriptors with bits that mean nothing; warps of a warpgroup that issue different things
+ *          - registers that setmaxnreg cannot give; bytes over an mbarrier; copies that outlive their block
+ *          - check mode: the order of accesses by mbarriers and named barriers, fence.proxy.async
+ * Stricter than the ISA: stores are fenced by the thread that made them; every wait that completes products calls
+ *          for a wgmma.fence before the next one.
+ * Not covered: clusters and multicast; other types and shapes than the wrappers'; tensor maps of other than two
+ *          dimensions; a wait that is a whole turn late (parity repeats).
+ * Plants:  option "plant": the instruction of that kind does what it would if the kernel had the mistake. */
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

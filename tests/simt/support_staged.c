@@ -97,6 +97,35 @@ static void attention(td_pool *pool, void *scratch, const td_attn_args *a)
     dev_done();
 }
 
+static void attn_merge(td_pool *pool, const td_merge_args *a)
+{
+    size_t unit = (size_t)a->T * (size_t)a->H * (size_t)(a->D + 2) * 4, bytes = span(a->T, a->ldo, (size_t)(a->H * a->D), 4);
+    const float *part[TD_MAX_SLICES];
+    td_merge_args d = *a;
+    TD_CHECK(a->ranks <= TD_MAX_SLICES);
+    for (int r = 0; r < a->ranks; r++) part[r] = give(a->part[r], unit * (size_t)a->n_parts);
+    d.part = part;
+    d.before = give(a->before, unit);
+    d.state = a->state ? dev_new(unit) : NULL;
+    d.out = a->state ? NULL : give(a->out, bytes);
+    cuda->attn_merge(pool, &d);
+    if (a->state) fetch(a->state, d.state, unit);
+    else fetch(a->out, d.out, bytes);
+    dev_done();
+}
+
+/* The page numbers stay on the host (ops.h). */
+static void gather_pages(td_pool *pool, const td_kv *kv, int slot, const int32_t *pages, int n, void *out)
+{
+    td_kv d = *kv;
+    size_t page = td_kv_page_bytes(kv), bytes = (size_t)n * page;
+    d.base = give(kv->base, (size_t)(slot + 1) * (size_t)kv->n_pages * page);
+    void *o = give(out, bytes);
+    cuda->gather_pages(pool, &d, slot, pages, n, o);
+    fetch(out, o, bytes);
+    dev_done();
+}
+
 static void embed_table(td_pool *pool, const td_table *w, const int32_t *ids, int T, float *out, size_t ldo)
 {
     size_t bytes = span(T, ldo, (size_t)w->K, 4);
@@ -309,6 +338,8 @@ static const td_ops *open_staged(void)
     staged.linear = linear;
     staged.linear_grouped = linear_grouped;
     staged.attention = attention;
+    staged.attn_merge = attn_merge;
+    staged.gather_pages = gather_pages;
     staged.embed_packed = embed_packed;
     staged.embed_table = embed_table;
     staged.rmsnorm = rmsnorm;

@@ -7,6 +7,7 @@
 #include "kernels/cuda.h"
 #include "kernels/cuda_lt.h"
 #include "tests/simt/simt_c.h"
+#include "tests/said.h"
 #include "tests/simt/support.h"
 
 static const td_ops *table;
@@ -51,6 +52,13 @@ static void test_modes(void)
 
 /* ---- the check ---- */
 
+static const char *numerics_wanted;
+static void open_planted(void)
+{
+    if (open_as(true, true, TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A, TD_OK)) expect_numerics(numerics_wanted);
+}
+
+/* Each candidate that computes wrongly is dropped, with one line. */
 static void test_planted(void)
 {
     static const struct {
@@ -63,8 +71,13 @@ static void test_planted(void)
     arch(90);
     for (size_t i = 0; i < TD_COUNT(cases); i++) {
         (void)simt_set_option("wrong", cases[i].wrong);
-        if (open_as(true, true, TD_CUDA_GEMM_SM90A | TD_CUDA_ATTN_SM90A, TD_OK))
-            expect_numerics(cases[i].numerics);
+        numerics_wanted = cases[i].numerics;
+        td_log_open("test", TD_LOG_WARN);
+        const char *text = said(open_planted);
+        td_log_open("test", TD_LOG_ERROR);
+        int lines = times_said(text, "computes otherwise than the portable kernel on"), planted = 0;
+        for (int bit = 2; bit <= 16; bit *= 2) planted += (cases[i].wrong & bit) != 0;
+        T_OK(lines == planted && times_said(text, "\n") == planted, "%d planted: %s", planted, text);
     }
     (void)simt_set_option("wrong", 4); /* nobody looks at what was not asked for */
     if (open_as(true, true, 0, TD_OK)) expect_numerics("cuda-fast-sm90-lt120901-f8-bf16");

@@ -84,7 +84,7 @@ static void test_ways(const char *name, bool all)
 /* ---- waits ---- */
 
 static td_dev real;
-static long n_waits, n_blocks, n_asks;
+static long n_waits, n_blocks;
 static long n_records, past; /* records so far; the last one that somebody has waited for, and so all before it */
 static struct {
     td_event *e;
@@ -125,14 +125,10 @@ static td_status count_event(td_dev *d, td_event **out)
 {
     return n_blocks++, real.event_open(d, out);
 }
-static td_status count_done(td_dev *d, td_event *e)
-{
-    return n_asks++, real.done(d, e);
-}
 
-/* Nothing but the read of its tokens waits in a step of decode rows, nothing is allocated, and nobody asks whether an
- * event is past, as who waits in a loop would. With three in flight a block is written again when the transfer before
- * the last step but one is past, which the last read of tokens does not tell: that await is counted, and is short. */
+/* Nothing but the read of its tokens waits in a step of decode rows, and nothing is allocated. With three in flight a
+ * block is written again when the transfer before the last step but one is past, which the last read of tokens does
+ * not tell: that await is counted, and is short. */
 static void test_waits(int depth)
 {
     enum { LEGS = 3, WARM = 8, STEPS = 16 };
@@ -145,7 +141,7 @@ static void test_waits(int depth)
     real = *dev();
     memset(record, 0, sizeof record);
     n_records = past = 0;
-    dev()->sync = count_sync, dev()->await = count_await, dev()->done = count_done, dev()->record = count_record;
+    dev()->sync = count_sync, dev()->await = count_await, dev()->record = count_record;
     dev()->alloc = count_alloc, dev()->alloc_host = count_alloc_host, dev()->event_open = count_event;
     for (uint32_t i = 0; i < LEGS; i++) {
         s[i] = te_make(i + 1, 10 + 15 * i, 60, ti_V);
@@ -156,7 +152,7 @@ static void test_waits(int depth)
     }
     for (int i = 0; i < WARM; i++) T_EQ(td_engine_turn(e, &o), TD_OK);
     td_engine_stats_get(e, &before);
-    n_waits = n_blocks = n_asks = 0;
+    n_waits = n_blocks = 0;
     for (int i = 0; i < STEPS; i++) {
         T_EQ(td_engine_turn(e, &o), TD_OK);
         T_EQ(o.n_tokens, 4);
@@ -165,9 +161,8 @@ static void test_waits(int depth)
     T_EQ(after.steps - before.steps, STEPS);
     T_EQ(n_waits, depth < 3 ? STEPS : 2 * STEPS);
     T_EQ(n_blocks, 0);
-    T_EQ(n_asks, 0);
     for (uint32_t i = 0; i < LEGS; i++) T_EQ(td_engine_cancel(e, i + 1), TD_OK);
-    dev()->sync = real.sync, dev()->await = real.await, dev()->done = real.done, dev()->record = real.record;
+    dev()->sync = real.sync, dev()->await = real.await, dev()->record = real.record;
     dev()->alloc = real.alloc, dev()->alloc_host = real.alloc_host, dev()->event_open = real.event_open;
     ti_close(e);
     td_model_close(ti_model);

@@ -29,6 +29,8 @@ static const gemm_case cases[] = {
     {40, 1100, 0, TD_CUDA_W_E4M3_BLOCK, true, 0},
     {150, 300, 0, TD_CUDA_W_E4M3_BLOCK, false, 64},
     {140, 328, 0, TD_CUDA_W_E4M3_BLOCK, true, 16},
+    {140, 768, 8, TD_CUDA_W_E4M3_BLOCK, true, 32}, /* slices of 96: a scale for every 32 columns */
+    {40, 512, 8, TD_CUDA_W_E4M3_BLOCK, false, 0},  /* of 64 */
 };
 enum { MAX_ROWS = 140 };
 
@@ -394,7 +396,7 @@ static void test_refused(void)
     T_OK(td_cuda_gemm_refuses(0, 8, 0, TD_CUDA_W_BF16));
     T_OK(td_cuda_gemm_refuses(8, 8, 3, TD_CUDA_W_BF16));
     T_OK(td_cuda_gemm_refuses(8, 12, 8, TD_CUDA_W_BF16));
-    T_OK(td_cuda_gemm_refuses(8, 512, 8, TD_CUDA_W_E4M3_BLOCK));
+    T_OK(td_cuda_gemm_refuses(8, 384, 8, TD_CUDA_W_E4M3_BLOCK));
     T_OK(td_cuda_gemm_refuses(8, 8, 0, TD_CUDA_W_TYPES));
 }
 

@@ -162,6 +162,36 @@ static const int32_t *rows_of(int32_t *rows, const int32_t *pages, int P, int to
     return dev_put(rows, n * sizeof *rows);
 }
 
+/* Pages out to a pool of another size and back to other places: as swapped and resumed. Nothing else of either changes. */
+static void test_swap(const td_kv *kv, const uint8_t *host, size_t bytes, int slots)
+{
+    enum { OTHER = 4 };
+    static const int32_t out[] = {8, 0, 3}, there[] = {2, 1, 3}, back[] = {4, 6, 1};
+    td_kv other = *kv;
+    size_t page = td_kv_page_bytes(kv), n = (size_t)slots * OTHER * page;
+    uint8_t *far = block_alloc(n), *far_before = block_alloc(n), *now = block_alloc(bytes);
+    other.n_pages = OTHER;
+    memset(far_before, 0x77, n);
+    other.base = dev_put(far_before, n);
+    const int32_t *d_there = dev_put(there, sizeof there);
+    T_EQ(td_cuda_kv_copy(stream(), &other, d_there, kv, dev_put(out, sizeof out), 3, slots), 0);
+    T_EQ(td_cuda_kv_copy(stream(), kv, dev_put(back, sizeof back), &other, d_there, 3, slots), 0);
+    T_OK(dev_get(far, other.base, n) && dev_get(now, kv->base, bytes), "%s", simt_last_error());
+    int bad = 0;
+    for (int s = 0; s < slots; s++) {
+        bad += memcmp(far + at(&other, s, 0, 0, 0), far_before, page) != 0;
+        for (int i = 0; i < kv->n_pages; i++) {
+            int k = 0, of = i;
+            for (; k < 3; k++)
+                if (back[k] == i) of = out[k];
+            bad += memcmp(now + at(kv, s, i, 0, 0), host + at(kv, s, of, 0, 0), page) != 0;
+        }
+        for (int k = 0; k < 3; k++) bad += memcmp(far + at(&other, s, there[k], 0, 0), host + at(kv, s, out[k], 0, 0), page) != 0;
+    }
+    T_OK(!bad, "P=%d G=%d D=%d: %d pages", kv->P, kv->G, kv->D, bad);
+    free(far), free(far_before), free(now);
+}
+
 static void test_pages(pool_case c)
 {
     enum { PAGES = 11, SLOTS = 3, MAX = 400 };
@@ -204,6 +234,7 @@ static void test_pages(pool_case c)
             int of = i == 5 ? 7 : i == 0 ? 2 : i;
             T_OK(!memcmp(host + at(&kv, s, i, 0, 0), back + at(&kv, s, of, 0, 0), page));
         }
+    test_swap(&kv, host, bytes, SLOTS);
     dev_done();
     free(host), free(back), free(want), free(got);
 }

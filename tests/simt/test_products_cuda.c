@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_products_cuda.c - products of the CUDA table in the device's memory: the experts' in one call
  * are those of one call each, bit for bit, and neither waits for the device nor brings anything back; their lists
- * follow the weights. Slices of K on one rank or several, of any width: the same bits. Whole models whose operations
+ * follow the weights. Slices of K on one rank or several, of any width: the same bits (of codes:
+ * of whole chunks of 32 columns, others are refused). Whole models whose operations
  * write operands of products (td_operand_ops) against the same without: the same bits. */
+#include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
 #include "tests/worker/support_step.h"
+#include "worker/ranks.h"
 
 static const td_ops *cuda;
 
@@ -123,52 +126,142 @@ static void test_experts(const expert_case *c)
     dev_done();
 }
 
-/* Columns [k0, k0 + K) of stored [N, all], in slices, packed by the table. */
-static td_weight make_columns(const uint16_t *stored, td_dtype type, int N, int all, int k0, int K, int slices)
+/* A stored matrix [N, all]: values, or codes with scales of rows or of blocks of 128 columns by `rows` rows. */
+typedef struct stored {
+    td_dtype type;
+    int N, all, scale_rows; /* codes: 1 or 32 */
+    char *p;
+    float *scale; /* [ceil(N / scale_rows)][ceil(all / 128), or 1] */
+} stored;
+
+enum { SCALE_COLS = 128 };
+
+/* The scales of columns [k0, k0 + K), as the loader cuts them: of the largest power of two up to 128 that k0 allows. */
+static void put_scales(const stored *m, int k0, int K, td_weight *w, float *to)
 {
-    size_t bytes = cuda->packed_bytes(N, K, slices, type);
-    uint16_t *part = block_alloc((size_t)N * (size_t)K * 2);
-    char *packed = block_alloc(bytes);
-    for (int n = 0; n < N; n++)
-        memcpy(part + (size_t)n * (size_t)K, stored + (size_t)n * (size_t)all + k0, (size_t)K * 2);
-    cuda->pack(packed, part, type, N, K, slices, 0, N);
-    td_weight w = {.N = N, .K = K, .dtype = type, .slices = slices, .p = dev_put(packed, bytes)};
+    const int cols = (m->all + SCALE_COLS - 1) / SCALE_COLS;
+    for (int n = 0; n < m->N; n += m->scale_rows)
+        for (int k = 0; k < K; k += w->scale_cols)
+            *to++ = m->scale_rows == 1 ? m->scale[n] : m->scale[n / m->scale_rows * cols + (k0 + k) / SCALE_COLS];
+}
+
+/* Columns [k0, k0 + K) in slices, packed by the table. */
+static td_weight make_columns(const stored *m, int k0, int K, int slices)
+{
+    const size_t each = td_dtype_bytes(m->type), N = (size_t)m->N, at = (cuda->packed_bytes(m->N, K, slices, m->type) + 63) / 64 * 64;
+    td_weight w = {.N = m->N, .K = K, .dtype = m->type, .slices = slices};
+    if (m->scale) {
+        w.scale_rows = m->scale_rows, w.scale_cols = m->scale_rows == 1 ? K : SCALE_COLS, w.scale_at = at;
+        while (m->scale_rows > 1 && k0 % w.scale_cols) w.scale_cols /= 2;
+    }
+    const size_t bytes = at + td_weight_scale_count(&w) * 4;
+    char *part = block_alloc(N * (size_t)K * each), *packed = block_alloc(bytes);
+    for (size_t n = 0; n < N; n++)
+        memcpy(part + n * (size_t)K * each, m->p + (n * (size_t)m->all + (size_t)k0) * each, (size_t)K * each);
+    cuda->pack(packed, part, m->type, m->N, K, slices, 0, m->N);
+    if (m->scale) put_scales(m, k0, K, &w, (float *)(void *)(packed + at));
+    T_OK(!cuda->refuses(&w), "%d columns in %d slices: %s", K, slices, cuda->refuses(&w));
+    w.p = dev_put(packed, bytes);
     free(part), free(packed);
     return w;
 }
 
-/* Eight slices of any width on one rank, or some each on several and the tree over their parts: the same bits. */
-static void test_slices(td_dtype type, int width)
+/* The first row of a product against double, beside its largest value. */
+static double off_by(const stored *m, const float *x, const float *y)
 {
-    enum { N = 40, T = 21, S = 8 };
+    const int cols = (m->all + SCALE_COLS - 1) / SCALE_COLS;
+    double worst = 0, largest = 0;
+    float v;
+    for (int n = 0; n < m->N; n++) {
+        double sum = 0;
+        for (int k = 0; k < m->all; k++) {
+            double s = !m->scale             ? 1
+                       : m->scale_rows == 1 ? (double)m->scale[n]
+                                            : (double)m->scale[n / m->scale_rows * cols + k / SCALE_COLS];
+            td_convert(&v, TD_F32, m->p + ((size_t)n * (size_t)m->all + (size_t)k) * td_dtype_bytes(m->type), m->type, 1);
+            sum += (double)v * s * (double)x[k];
+        }
+        worst = fmax(worst, fabs(sum - (double)y[n])), largest = fmax(largest, fabs(sum));
+    }
+    return worst / largest;
+}
+
+/* The row-major copy of codes (choose_cuda.h). */
+static void check_copy(const stored *m, const td_weight *w)
+{
+    const size_t bytes = (size_t)m->N * (size_t)m->all;
+    if (!m->scale) return;
+    uint8_t *got = block_alloc(bytes);
+    void *rows = dev_new(bytes);
+    T_EQ(td_cuda_gemm_unpack(dev()->stream[TD_STREAM_COMPUTE], rows, w->p, m->N, m->all, w->slices, true), 0);
+    T_OK(dev_get(got, rows, bytes) && !memcmp(got, m->p, bytes), "slices of %d columns: %s", m->all / w->slices, simt_last_error());
+    free(got);
+}
+
+/* Eight slices of any width on one rank, or some each on several and the tree over their parts: the same bits.
+ * scale_rows: of codes. */
+static void test_slices(td_dtype type, int width, int scale_rows)
+{
+    enum { N = 40, T = 69, S = 8 };
     const int K = S * width;
-    const size_t in = (size_t)T * (size_t)K, size = (size_t)N * T * 4;
-    float *v = floats((size_t)N * (size_t)K), *x = floats(in), *want = floats(N * T), *got = floats(N * T);
-    uint16_t *stored = block_alloc((size_t)N * (size_t)K * 2);
-    rnd_fill(v, (size_t)N * (size_t)K, 5, 1), rnd_fill(x, in, 6, 1);
-    td_convert(stored, type, v, TD_F32, (size_t)N * (size_t)K);
-    td_weight whole = make_columns(stored, type, N, K, 0, K, S);
+    const size_t in = (size_t)T * (size_t)K, size = (size_t)N * T * 4, all = (size_t)N * (size_t)K;
+    float *v = floats(all), *x = floats(in), *want = floats(N * T), *got = floats(N * T), *scale = floats((size_t)N * (size_t)K);
+    stored m = {type, N, K, scale_rows, block_alloc(all * 4), scale_rows ? scale : NULL};
+    rnd_fill(v, all, 5, 1), rnd_fill(x, in, 6, 1), rnd_fill(scale, all, 7, 1);
+    td_convert(m.p, type, v, TD_F32, all);
+    td_weight whole = make_columns(&m, 0, K, S);
     const float *dx = dev_put(x, in * 4);
     float *y = dev_new(size), *parts = dev_new(S * size);
-    static const int rows[] = {T, 5};
-    for (size_t i = 0; i < TD_COUNT(rows); i++) {
+    static const int rows[] = {T, 21, 5};
+    for (size_t i = simt_checks() ? 1 : 0; i < TD_COUNT(rows); i++) {
         const size_t bytes = (size_t)N * (size_t)rows[i] * 4;
         cuda->linear(NULL, NULL, &whole, dx, (size_t)K, rows[i], y, N, false);
         T_OK(dev_get(want, y, bytes));
+        check_copy(&m, &whole);
+        T_OK(off_by(&m, x, want) < 0.01, "slices of %d, type %d, scales of %d rows: off by %g", width, (int)type, scale_rows,
+             off_by(&m, x, want));
         for (int ranks = 2; ranks <= S; ranks *= 2) {
             const int k = K / ranks;
             for (int r = 0; r < ranks; r++) {
-                td_weight w = make_columns(stored, type, N, K, r * k, k, S / ranks);
+                td_weight w = make_columns(&m, r * k, k, S / ranks);
                 cuda->linear(NULL, NULL, &w, dx + r * k, (size_t)K, rows[i], parts + (size_t)r * N * T, N, false);
             }
             cuda->sum_tree(NULL, parts, N * T, ranks, rows[i], N, N, NULL, y, N, false);
             T_OK(dev_get(got, y, bytes) && td_cuda_ops_status() == TD_OK, "%s", td_reason());
-            T_OK(!memcmp(got, want, bytes), "slices of %d, type %d, %d rows on %d ranks", width, (int)type, rows[i],
-                 ranks);
+            T_OK(!memcmp(got, want, bytes), "slices of %d, type %d, scales of %d rows, %d rows on %d ranks", width, (int)type,
+                 scale_rows, rows[i], ranks);
         }
     }
-    free(v), free(x), free(want), free(got), free(stored);
+    free(v), free(x), free(want), free(got), free(scale), free(m.p);
     dev_done();
+}
+
+/* Slices of codes that are no whole chunks of 32 columns: one rank takes them as one sum, several are refused. */
+static void test_narrow_slices(void)
+{
+    td_weight w = {.N = 32, .K = 8 * 80, .slices = 8, .dtype = TD_E4M3, .scale_rows = 32, .scale_cols = 128, .p = "", .scale_at = 64};
+    T_OK(!cuda->refuses(&w), "%s", cuda->refuses(&w));
+    for (int blocks = 0; blocks < 2; blocks++) {
+        w.K = 4 * 80, w.slices = 4;
+        w.scale_rows = blocks ? 32 : 1, w.scale_cols = blocks ? 64 : w.K;
+        T_OK(cuda->refuses(&w) && strstr(cuda->refuses(&w), "multiple of 32 columns"), "%s", cuda->refuses(&w));
+    }
+    w.slices = 0, w.scale_rows = 32, w.scale_cols = 64; /* no tree: its numerics id says so (worker/boot.c) */
+    T_OK(cuda->refuses(&w) && strstr(cuda->refuses(&w), "multiple of 128 columns"));
+
+    static const char *const dirs[] = {"tests/golden/quantized/fp8-block", "tests/golden/quantized/fp8-row"};
+    for (int i = 0; i < 2; i++) { /* slices of 16 and 40 columns */
+        td_model_desc *d = malloc(sizeof *d);
+        td_model *m = NULL;
+        td_ranks ranks = {.grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, .dev = dev()};
+        td_model_opts o = {.dir = dirs[i], .ops = cuda, .pool = team(1), .max_rows = 8, .max_logits = 8, .ranks = &ranks};
+        T_OK(td_model_desc_read(dirs[i], d) == TD_OK && td_grid_check(&ranks.grid, d) == TD_OK, "%s", td_reason());
+        T_OK(td_model_open(&o, &m) == TD_ENOSUP && strstr(td_reason(), "o_proj") && strstr(td_reason(), "tensor-parallel-size") &&
+                 strstr(td_reason(), "multiple of 32 columns"),
+             "%s: %s", dirs[i], td_reason());
+        td_model_close(m);
+        free(d);
+    }
 }
 
 static void test_limits(void)
@@ -328,9 +421,16 @@ int main(void)
     if (td_cuda_ops_open(dev(), &cuda) != TD_OK) return 1;
     for (size_t i = 0; i < TD_COUNT(cases); i++) test_experts(&cases[i]);
     test_limits();
-    test_slices(TD_BF16, 16);
-    test_slices(TD_F16, 18);
-    test_slices(TD_BF16, 76);
+    test_slices(TD_BF16, 16, 0);
+    test_slices(TD_F16, 18, 0);
+    test_slices(TD_BF16, 76, 0);
+    static const int widths[] = {32, 64, 96, 128, 160, 192};
+    for (size_t i = 0; i < TD_COUNT(widths); i++) {
+        if (simt_checks() && i != 2) continue;
+        test_slices(TD_E4M3, widths[i], 1);
+        test_slices(TD_E4M3, widths[i], 32);
+    }
+    test_narrow_slices();
     for (size_t i = 0; i < TD_COUNT(models); i++) {
         char dir[100];
         snprintf(dir, sizeof dir, "tests/golden/%s", models[i]);

@@ -21,38 +21,13 @@ static int serial;
 static atomic_int locked;
 static td_dev real;
 
-/* The shim runs one thread's work at a time; each ship has a thread of its own. */
-static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
-#define ALONE(call) \
-    pthread_mutex_lock(&one); \
-    td_status st = call; \
-    pthread_mutex_unlock(&one); \
-    return st
-static td_status my_upload(td_dev *v, td_stream_kind s, void *to, const void *from, size_t n) { ALONE(real.upload(v, s, to, from, n)); }
-static td_status my_download(td_dev *v, td_stream_kind s, void *to, const void *from, size_t n) { ALONE(real.download(v, s, to, from, n)); }
-static td_status my_pack(td_dev *v, td_stream_kind s, const td_kv_rows *r, void *p) { ALONE(real.pack(v, s, r, p)); }
-static td_status my_unpack(td_dev *v, td_stream_kind s, const td_kv_rows *r, const void *p) { ALONE(real.unpack(v, s, r, p)); }
-static td_status my_record(td_dev *v, td_stream_kind s, td_event *e) { ALONE(real.record(v, s, e)); }
-static td_status my_wait(td_dev *v, td_stream_kind s, td_event *e) { ALONE(real.wait(v, s, e)); }
-static td_status my_await(td_dev *v, td_event *e) { ALONE(real.await(v, e)); }
-static td_status my_sync(td_dev *v, td_stream_kind s) { ALONE(real.sync(v, s)); }
-static td_status my_alloc(td_dev *v, size_t n, void **out) { ALONE(real.alloc(v, n, out)); }
-static td_status my_alloc_host(td_dev *v, size_t n, void **out) { locked++; ALONE(real.alloc_host(v, n, out)); }
-
-static void my_free_host(td_dev *v, void *p)
-{
-    pthread_mutex_lock(&one);
-    locked--;
-    real.free_host(v, p);
-    pthread_mutex_unlock(&one);
-}
+static td_status my_alloc_host(td_dev *v, size_t n, void **out) { locked++; return real.alloc_host(v, n, out); }
+static void my_free_host(td_dev *v, void *p) { locked--; real.free_host(v, p); }
 
 static void guard(td_dev *v)
 {
     real = *v;
-    v->upload = my_upload, v->download = my_download, v->pack = my_pack, v->unpack = my_unpack, v->record = my_record;
-    v->wait = my_wait, v->await = my_await, v->sync = my_sync, v->alloc = my_alloc, v->alloc_host = my_alloc_host;
-    v->free_host = my_free_host;
+    v->alloc_host = my_alloc_host, v->free_host = my_free_host;
 }
 
 typedef struct end { td_ship_grid grid; grid_rank rank[DSTS]; td_kv host[DSTS][TD_MAX_GROUPS]; td_ship *ship[DSTS]; uint32_t n; bool on_dev; } end;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tool_render: reads lines of JSON from stdin, answers each with one line; for the Python tests.
  *   {"template": s, "context": {..}, "immutable": bool, "now": n, "steps": n} -> {"text": s} | {"error": s,
- *   "status": s} {"model": dir, "override": file or null, "messages": [..], "tools": .., "extra": {..},
+ *   "status": s}
+ *   {"compile": s} -> {"doubt": s, "": none} | {"error": s, "status": s}
+ *   {"model": dir, "override": file or null, "messages": [..], "tools": .., "extra": {..},
  *   "prompt": bool}
  *                                                  -> {"text": s, "ids": [..], "parts": b, "objects": b} */
 #include "router/text/chat.h"
@@ -15,6 +17,21 @@ static void error(td_buf *out, td_status st)
     td_buf_str(out, "{\"error\": ");
     td_buf_json_str(out, td_reason(), strlen(td_reason()));
     td_buf_fmt(out, ", \"status\": \"%s\"}", td_status_name(st));
+}
+
+static void compile(const td_json *src, td_buf *out)
+{
+    td_jinja *t;
+    td_status st = td_jinja_compile(src->s, src->n, &t);
+    if (st < 0) {
+        error(out, st);
+        return;
+    }
+    const char *doubt = td_jinja_doubt(t) ? td_jinja_doubt(t) : "";
+    td_buf_str(out, "{\"doubt\": ");
+    td_buf_json_str(out, doubt, strlen(doubt));
+    td_buf_str(out, "}");
+    td_jinja_close(t);
 }
 
 static void render(const td_json *q, td_arena *a, td_buf *out)
@@ -100,6 +117,7 @@ int main(void)
         if (td_json_parse(&a, line, (size_t)k, (td_json_limits){.max_depth = 500}, &q) < 0)
             error(&out, TD_EPROTO);
         else if (td_json_get(q, "model")) chat_question(q, &a, &out);
+        else if (td_json_get(q, "compile")) compile(td_json_get(q, "compile"), &out);
         else render(q, &a, &out);
         printf("%s\n", out.p);
         fflush(stdout);

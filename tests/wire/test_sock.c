@@ -244,6 +244,11 @@ static void test_curve(void)
 
 static void test_local(void)
 {
+    T_OK(td_curve_required("router", "ipc:///x", NULL, false) == TD_OK && td_curve_required("router", "tcp://10.0.0.1:5", NULL, true) == TD_OK);
+    T_EQ(td_curve_required("router", "tcp://10.0.0.1:5", NULL, false), TD_EBADREQ);
+    T_OK(strstr(td_reason(), "--router tcp://10.0.0.1:5 leaves this machine"), "%s", td_reason());
+    T_EQ(td_curve_required("router", "10.0.0.1:5", NULL, true), TD_EBADREQ);
+    T_OK(strstr(td_reason(), "--router 10.0.0.1:5 is no endpoint: tcp://HOST:PORT or ipc://PATH"), "%s", td_reason());
     T_OK(td_endpoint_is_local("ipc:///tmp/x") && td_endpoint_is_local("tcp://127.0.0.1:5") &&
          td_endpoint_is_local("tcp://[::1]:5"));
     T_OK(td_endpoint_is_local("tcp://localhost:*") && !td_endpoint_is_local("tcp://0.0.0.0:5") &&

@@ -47,9 +47,8 @@ static uint32_t rows_before(uint64_t key, uint32_t position)
     return n;
 }
 
-static td_engine *open_with(td_engine_opts o)
+static td_engine_opts filled(td_engine_opts o)
 {
-    td_engine *e = NULL;
     o.model = model, o.ops = ops, o.pool = threads;
     o.hash_key = (td_hkey){3, 4};
     if (!o.page_size) o.page_size = 16;
@@ -58,6 +57,13 @@ static td_engine *open_with(td_engine_opts o)
     if (!o.max_legs) o.max_legs = 64;
     if (!o.kv_pages) o.kv_pages = 1000;
     if (!o.max_model_len) o.max_model_len = 400;
+    return o;
+}
+
+static td_engine *open_with(td_engine_opts o)
+{
+    td_engine *e = NULL;
+    o = filled(o);
     current = o;
     if (td_engine_open(&o, &e) < 0) {
         T_OK(0, "%s", td_reason());
@@ -563,6 +569,26 @@ static void test_many_draws(void)
     close_idle(e);
 }
 
+static void refused(td_engine_opts o, td_status want, const char *why)
+{
+    td_engine *e = NULL;
+    o = filled(o);
+    T_EQ(td_engine_open(&o, &e), want);
+    T_OK(!e && strstr(td_reason(), why), "%s", td_reason());
+}
+
+/* What could only end badly later. */
+static void test_impossible(void)
+{
+    int most = td_model_descr(model)->max_positions;
+    char why[64];
+    snprintf(why, sizeof why, "--max-model-len %d: the model has %d positions", most + 1, most);
+    refused((td_engine_opts){.max_model_len = most + 1, .kv_pages = most}, TD_EBADREQ, why);
+    refused((td_engine_opts){.kv_pages = 2, .max_model_len = 20}, TD_EFULL, "at least");
+    refused((td_engine_opts){.kv_pages = INT32_MAX}, TD_EFULL, "GiB, this machine has ");
+    refused((td_engine_opts){.kv_memory_bytes = (int64_t)1 << 44, .kv_pages = -1}, TD_EFULL, "GiB, this machine has ");
+}
+
 int main(void)
 {
     td_log_open("test", TD_LOG_ERROR);
@@ -583,6 +609,7 @@ int main(void)
         test_ends();
         test_bad_values();
         test_many_draws();
+        test_impossible();
         T_EQ(model->bad_reads, 0);
         free(model);
     }

@@ -6,7 +6,8 @@
  * collective uses the channel of its lane; all point-to-point messages share CHANNEL_P2P, so that a started
  * send is met by an ordinary recv. `kind` is equal at both ends when all members call the same operation.
  *
- * Rules:   1. start never waits for a peer. 2. wait returns when the buffers of its lane are free and filled.
+ * Rules:   1. start never waits for a peer.
+ *          2. wait returns when the buffers of its lane are free and filled.
  *          3. A back end that fails breaks itself: health() then answers the same status for ever.
  * Limits:  on CHANNEL_P2P at most TD_COLL_MAX_PENDING + 1 exchanges are in flight, on others one. */
 // SPDX-License-Identifier: Apache-2.0

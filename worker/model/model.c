@@ -24,13 +24,12 @@ static td_h128 mix(td_h128 a, td_h128 b)
 
 static td_status read_desc(const td_model_opts *o, td_model_desc *d)
 {
-    if (!o->dummy_shape || o->dir) {
-        if (!o->dir) return td_fail(TD_EBADREQ, "no model folder given");
-        TD_TRY(td_model_desc_read(o->dir, d));
-        if (o->dummy_shape) d->digest = mix(d->digest, (td_h128){0x64756d6d79ull, 0});
-        return TD_OK;
-    }
-    return td_model_desc_shape(o->dummy_shape, d);
+    if (!o->dummy_shape && !o->dir) return td_fail(TD_EBADREQ, "no model folder given");
+    if (o->desc) *d = *o->desc;
+    else if (o->dir) TD_TRY(td_model_desc_read(o->dir, d));
+    else TD_TRY(td_model_desc_shape(o->dummy_shape, d));
+    if (o->dummy_shape && o->dir) d->digest = mix(d->digest, (td_h128){0x64756d6d79ull, 0});
+    return TD_OK;
 }
 
 /* The dtype of a checkpoint is what its weights are, whatever config.json says. */
@@ -274,7 +273,6 @@ static td_status check_ranks(const td_model_opts *o)
     if (o->attn_split && o->attn_split != TD_ATTN_SPLIT)
         return td_fail(TD_ENOSUP, "kernel family %s: attention splits of %d keys, only %d are possible", o->ops->family, o->attn_split, TD_ATTN_SPLIT);
     if (!r || td_grid_ranks(&r->grid) == 1) return TD_OK;
-    if (r->grid.fsdp) what = "fully sharded weights";
     if (o->quantized) what = "quantized collectives";
     if (what) return td_fail(TD_ENOSUP, "kernel family %s: %s are not supported", o->ops->family, what);
     if (r->dev != o->ops->dev) return td_fail(TD_EBADREQ, "the ranks' groups do not take this device's memory: td_ranks_device comes first");

@@ -95,6 +95,7 @@ typedef enum { TD_CP_AUTO, TD_CP_PASS_Q, TD_CP_PASS_KV } td_cp_mode;
 typedef struct td_model td_model;
 typedef struct td_model_opts {
     const char *dir;                /* NULL with dummy */
+    const td_model_desc *desc;      /* dir's or the dummy shape's, if the caller has read it; NULL: it is read here */
     const char *dummy_shape;        /* random weights: this shape, or dir's config if given */
     const td_ops *ops;
     td_pool *pool;                  /* borrowed */

@@ -31,7 +31,7 @@ typedef struct td_share {
     int32_t *want;                  /* [n_want]: own rows (0: own0) whose logits are wanted, ascending */
     int n_want;
     td_logit_place *place;          /* [n_logits] of the step */
-    int32_t *in_order;              /* 0, 1, .. max_rows - 1, where the kernels work; several CP ranks */
+    int32_t *in_order;              /* 0, 1, .. max_rows - 1, where the kernels work; several CP ranks, or fully sharded */
 } td_share;
 
 /* Attention over several CP ranks (context.h). */
@@ -61,6 +61,7 @@ typedef struct td_shard {
     int32_t *counts;                /* [shards][2]: rows that each rank embeds, and wants logits of */
     int rows[2], at;                /* of each rank in one exchange, likewise; the first of those at hand */
     int *v0;                        /* [shards + 1]: first vocabulary row of each */
+    int32_t *all_ids, *pick;        /* [shards][max_rows] each: of an exchange at the model's ends */
     double us_per_byte;             /* of a gather alone */
     int64_t copied_us;              /* by this rank, for gathers that were waited for already */
     td_shard_stats stats;

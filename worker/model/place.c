@@ -2,6 +2,7 @@
 #include "worker/model/place.h"
 #include "common/check.h"
 #include "worker/model/model_int.h"
+#include "worker/model/shard.h"
 #include <string.h>
 
 /* Of all rows. */
@@ -118,7 +119,7 @@ td_status td_place_open(td_model *m)
     if (!m->place.dev) return TD_OK;
     on_host(m, m->scratch.cs, m->scratch.q_scale, &most);
     size_t bytes = put_all(m, NULL, rows, rows, rows, &most);
-    size_t more = TD_MAX(td_model_tp(m) > 1 ? rows : 0, td_moe_numbers(m)) * sizeof(int32_t);
+    size_t more = TD_MAX(TD_MAX(td_model_tp(m) > 1 ? rows : 0, td_shard_numbers(m)), td_moe_numbers(m)) * sizeof(int32_t);
     for (int i = 0; i < 2; i++) {
         TD_TRY(block_open(m->place.dev, bytes, &m->place.step[i]));
         if (more) TD_TRY(block_open(m->place.dev, TD_MAX(more, (size_t)TD_DEVMEM_PART), &m->place.more[i]));

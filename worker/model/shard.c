@@ -4,11 +4,16 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/devmem.h"
 #include "worker/model/share.h"
 #include <stdlib.h>
 #include <string.h>
 
-static td_coll *group(const td_model *m) { return m->ranks->shard; }
+/* Of what lies where the kernels work; of numbers of this host. */
+static td_coll *group(const td_model *m) { return m->ranks->data.shard; }
+static td_coll *host_group(const td_model *m) { return m->ranks->shard; }
+/* This rank's parts of all units. */
+static const uint8_t *image(const td_model *m) { return m->ops->dev ? m->device_image : m->image.data; }
 static size_t part_bytes(const td_model *m, int layer) { return m->shard.unit[layer].bytes / (size_t)m->local.shards; }
 
 /* ---- layers ---- */
@@ -18,7 +23,7 @@ static td_status start(td_model *m, int layer, int buffer)
     td_shard *s = &m->shard;
     s->layer[buffer] = layer;
     s->pending[buffer] = true;
-    return td_coll_all_gather_start(group(m), buffer, m->image.data + s->unit[layer].part, s->buffer[buffer], part_bytes(m, layer));
+    return td_coll_all_gather_start(group(m), buffer, image(m) + s->unit[layer].part, s->buffer[buffer], part_bytes(m, layer));
 }
 
 static td_status finish(td_model *m, int buffer)
@@ -98,7 +103,7 @@ static td_status open_rows(td_model *m)
     embed = TD_MIN(embed, (size_t)m->max_rows), head = TD_MIN(head, (size_t)m->max_logits);
     s->rows[0] = (int)embed, s->rows[1] = (int)head;
     float *p;
-    TD_TRY(td_share_room(m, 0, n * TD_MAX(TD_MAX(embed, head) * E, 2 * embed) + 1, &p));
+    TD_TRY(td_share_room(m, 0, n * head * E + 1, &p));
     TD_TRY(td_share_room(m, 1, n * TD_MAX(embed * E, head * own) + 1, &p));
     return td_share_room(m, 2, TD_MAX(embed * E, head * V) + 1, &p);
 }
@@ -134,9 +139,12 @@ td_status td_shard_open(td_model *m, const td_plan *plan)
     for (int i = 0; i < m->desc.L; i++) s->buffer_bytes = TD_MAX(s->buffer_bytes, s->unit[i].bytes);
     for (int i = 0; i < 2; i++) {
         s->layer[i] = -1;
-        s->buffer[i] = aligned_alloc(64, TD_MAX(s->buffer_bytes, (size_t)64));
-        if (!s->buffer[i]) return td_fail(TD_EFULL, "no memory for a layer of %zu bytes", s->buffer_bytes);
+        void *p;
+        TD_TRY(td_devmem_alloc(m->ops->dev, TD_MAX(s->buffer_bytes, (size_t)64), "a layer that is put together", &p));
+        s->buffer[i] = p;
     }
+    s->all_ids = td_xalloc((size_t)n * (size_t)m->max_rows * sizeof *s->all_ids);
+    s->pick = td_xalloc(td_shard_numbers(m) * sizeof *s->pick);
     s->table = td_xalloc(4 * (size_t)n * sizeof *s->table);
     s->counts = td_xalloc(2 * (size_t)n * sizeof *s->counts);
     s->v0 = td_xalloc(((size_t)n + 1) * sizeof *s->v0);
@@ -155,12 +163,12 @@ void td_shard_close(td_model *m)
     td_shard *s = &m->shard;
     for (int i = 0; i < 2; i++) {
         if (s->unit) (void)finish(m, i); /* every rank has started it */
-        free(s->buffer[i]);
+        td_devmem_free(m->ops->dev, s->buffer[i]);
     }
-    if (s->stats.gathers && !m->ranks->grid.rank)
+    if (s->stats.gathers && !m->ranks->grid.rank && !m->ops->dev) /* a device's queue waits, not this thread */
         TD_INFO("fully sharded: %llu layers of %.1f MB gathered, %.0f %% of it beside other work", (unsigned long long)s->stats.gathers,
                 (double)s->stats.bytes / (double)s->stats.gathers / 1e6, 100 * td_model_shard_overlap(m));
-    free(s->unit), free(s->fix), free(s->table), free(s->counts), free(s->v0);
+    free(s->unit), free(s->fix), free(s->table), free(s->counts), free(s->v0), free(s->all_ids), free(s->pick);
 }
 
 td_shard_stats td_model_shard_stats(const td_model *m)
@@ -207,7 +215,7 @@ td_status td_shard_begin(td_model *m, int n_embed, int n_head)
     int32_t mine[2] = {n_embed, n_head};
     if (!m->shard.unit) return TD_OK;
     m->shard.at = 0;
-    return td_coll_all_gather(group(m), mine, m->shard.counts, sizeof mine);
+    return td_coll_all_gather(host_group(m), mine, m->shard.counts, sizeof mine);
 }
 
 bool td_shard_wants(const td_model *m)
@@ -234,22 +242,50 @@ static int owner_of(const td_model *m, int32_t id)
     return r;
 }
 
-static void embed_own(td_model *m, const int32_t *ids, int n, float *out)
+size_t td_shard_numbers(const td_model *m)
 {
-    if (m->weights.table.p) m->ops->embed_table(m->pool, &m->weights.table, ids, n, out, (size_t)m->desc.E);
-    else m->ops->embed_packed(m->pool, &m->weights.head, ids, n, out, (size_t)m->desc.E);
+    return m->local.shards > 1 ? (size_t)m->local.shards * (size_t)m->max_rows : 0;
+}
+
+/* ids: of this host. */
+static td_status embed_own(td_model *m, const int32_t *ids, int n, float *out)
+{
+    const void *there;
+    TD_TRY(td_place_put(m, ids, (size_t)n * sizeof *ids, &there));
+    if (m->weights.table.p) m->ops->embed_table(m->pool, &m->weights.table, there, n, out, (size_t)m->desc.E);
+    else m->ops->embed_packed(m->pool, &m->weights.head, there, n, out, (size_t)m->desc.E);
+    return TD_OK;
+}
+
+/* out [T, E] from the rows that came, each rank's in the order of the ids; zeros where another TP rank has the id. */
+static td_status put_rows(td_model *m, const int32_t *ids, int T, const size_t *recv, const float *got, float *out)
+{
+    int32_t next[TD_MAX_RANKS], *pick = m->shard.pick;
+    size_t E = (size_t)m->desc.E, row = E * sizeof *got, n = 0;
+    const void *there;
+    for (int r = 0; r < m->local.shards; r++) {
+        next[r] = (int32_t)n;
+        n += recv[r] / row;
+    }
+    for (int t = 0; t < T; t++) {
+        int r = owner_of(m, ids[t]);
+        pick[t] = r < 0 ? -1 : next[r]++;
+    }
+    td_table rows = {(int)n, m->desc.E, TD_F32, got};
+    TD_TRY(td_place_put(m, pick, (size_t)T * sizeof *pick, &there));
+    if (T > 0) m->ops->embed_table(m->pool, &rows, there, T, out, E);
+    return TD_OK;
 }
 
 static td_status embed_rows(td_model *m, const int32_t *ids, int T, float *out)
 {
-    size_t all_rows = rows_of_all(m, 0), E = (size_t)m->desc.E, row = E * sizeof(float);
+    size_t E = (size_t)m->desc.E, row = E * sizeof(float);
     size_t *send = column(m, 0), *from = column(m, 1), *recv = column(m, 2), *to = column(m, 3);
     int n = m->local.shards, me = m->local.shard, n_own = 0;
-    float *numbers, *rows, *got;
-    TD_TRY(td_share_room(m, 0, 2 * all_rows + 1, &numbers));
-    int32_t *all = (int32_t *)(void *)numbers, *own = all + all_rows;
+    int32_t *all = m->shard.all_ids, *own = m->shard.pick;
+    float *rows, *got;
     row_blocks(m, 0, sizeof *ids, recv, to);
-    TD_TRY(td_coll_all_gatherv(group(m), ids, all, recv, to));
+    TD_TRY(td_coll_all_gatherv(host_group(m), ids, all, recv, to));
     const int32_t *id = all;
     for (int r = 0; r < n; r++) {
         from[r] = (size_t)n_own * row;
@@ -263,15 +299,9 @@ static td_status embed_rows(td_model *m, const int32_t *ids, int T, float *out)
     for (int r = 0; r < n; r++) to[r] = r ? to[r - 1] + recv[r - 1] : 0;
     TD_TRY(td_share_room(m, 1, (size_t)n_own * E + 1, &rows));
     TD_TRY(td_share_room(m, 2, (size_t)T * E + 1, &got));
-    embed_own(m, own, n_own, rows);
+    TD_TRY(embed_own(m, own, n_own, rows));
     TD_TRY(td_coll_all_to_allv(group(m), rows, send, from, got, recv, to));
-    for (int t = 0; t < T; t++) { /* each rank's rows come in the order of the ids */
-        int r = owner_of(m, ids[t]);
-        if (r < 0) continue;
-        memcpy(out + (size_t)t * E, (const char *)got + to[r], row);
-        to[r] += row;
-    }
-    return TD_OK;
+    return put_rows(m, ids, T, recv, got, out);
 }
 
 td_status td_shard_embed(td_model *m, const int32_t *ids, int T, float *out)
@@ -311,7 +341,7 @@ static td_status head_rows(td_model *m, const float *h, int T, float *out)
         size_t columns = (size_t)(m->shard.v0[r + 1] - m->shard.v0[r]);
         const float *block = got + to[r] / sizeof(float);
         float *at = out + m->shard.v0[r] - m->local.v0;
-        for (int t = 0; t < T; t++) memcpy(at + (size_t)t * V, block + (size_t)t * columns, columns * sizeof *at);
+        td_share_unpack(m, block, T, (int)columns, at, V);
     }
     return TD_OK;
 }

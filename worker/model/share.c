@@ -28,6 +28,11 @@ void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, 
     if (T > 0) m->ops->take_rows(m->pool, from, ld, m->share.in_order, T, width, to, (size_t)width);
 }
 
+void td_share_unpack(td_model *m, const float *from, int T, int width, float *to, size_t ld)
+{
+    if (T > 0 && width > 0) m->ops->take_rows(m->pool, from, (size_t)width, m->share.in_order, T, width, to, ld);
+}
+
 /* ---- rows ---- */
 
 /* Rows of sums that are exchanged together, each rank giving all parts to all: more are cut. */
@@ -78,7 +83,7 @@ td_status td_share_open(td_model *m)
     s->seq = td_xalloc(G * T * sizeof *s->seq);
     s->of_seq = td_xalloc(T * sizeof *s->of_seq);
     if (td_model_tp(m) > 1) TD_TRY(open_sums(m));
-    return td_model_cp(m) > 1 ? open_order(m) : TD_OK;
+    return td_model_cp(m) > 1 || m->local.shards > 1 ? open_order(m) : TD_OK;
 }
 
 void td_share_close(td_model *m)

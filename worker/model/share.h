@@ -32,6 +32,9 @@ td_status td_share_room(td_model *m, int i, size_t n_floats, float **out);
 /* Columns of T rows -> [T, width]. */
 void td_share_pack(td_model *m, const float *from, size_t ld, int T, int width, float *to);
 
+/* [T, width] -> columns of T rows that lie ld apart. */
+void td_share_unpack(td_model *m, const float *from, int T, int width, float *to, size_t ld);
+
 /* The step's rows in shared order, who owns them. Fills m->share from the step. */
 void td_share_rows(td_model *m, const td_step *step, const td_kv *kv);
 

@@ -75,7 +75,7 @@ uint64_t td_frame_digest(const td_kvframe *f)
 
 void td_commit_write(td_buf *b, const td_commit *c)
 {
-    td_kvcommit h = {.exposed_us = c->exposed_us, .logprobs = c->logprobs};
+    td_kvcommit h = {.logprobs = c->logprobs};
     for (uint32_t i = 0; i < c->n_first; i++) h.n_top += c->first[i].n_top;
     td_buf_add(b, &h, sizeof h);
     for (uint32_t i = 0; i < c->n_first; i++) {
@@ -121,7 +121,6 @@ td_status td_commit_read(td_arena *a, const void *p, size_t n, uint32_t n_first,
         }
     }
     if (used != h.n_top) return td_refuse(TD_EPROTO, "COMMIT: %u alternatives, %u used", h.n_top, used);
-    *out = (td_commit){.n_first = n_first, .logprobs = h.logprobs != 0, .exposed_us = h.exposed_us,
-                       .first = first};
+    *out = (td_commit){.n_first = n_first, .logprobs = h.logprobs != 0, .first = first};
     return TD_OK;
 }

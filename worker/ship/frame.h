@@ -27,7 +27,6 @@ typedef struct td_first {
 typedef struct td_commit {
     uint32_t n_first;
     bool logprobs;
-    int64_t exposed_us;
     const td_first *first;
 } td_commit;
 

@@ -246,6 +246,7 @@ static td_recv_action on_frame(td_receiver *r, td_epoch *e, int64_t now, const t
     cover(r, e, &rect, f->n_held, true);
     mark_seen(s, f->index);
     if (e->first_us < 0) e->first_us = now;
+    if (!s->frames) s->first_us = now;
     e->frames++;
     s->frames++;
     e->bytes += f->payload_bytes;
@@ -277,8 +278,8 @@ static td_recv_action on_commit(td_receiver *r, td_epoch *e, int64_t now, const 
     s->committed = true;
     s->commit_frames = f->index;
     s->commit_digest = f->digest;
-    e->commit_us = e->progress_us = now;
-    e->sender_us = TD_MAX(e->sender_us, f->sent_us);
+    e->progress_us = now;
+    if (s->frames) e->prompt_us = TD_MAX(e->prompt_us, s->first_us + TD_MIN(f->hidden_us, now - s->first_us));
     if (first || !e->commit) {
         free(e->commit);
         e->n_first = first || r->o.rank ? f->n_first : e->n_first;
@@ -318,6 +319,13 @@ td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvfr
         return (td_recv_action){.epoch = e};
     default: return (td_recv_action){.bad = true}; /* CREDIT, ACK, NACK are for senders */
     }
+}
+
+void td_receiver_times(const td_epoch *e, int64_t now_us, int64_t *transfer_us, int64_t *exposed_us)
+{
+    bool any = e->first_us >= 0;
+    *transfer_us = any ? now_us - e->first_us : 0;
+    *exposed_us = any ? now_us - TD_MAX(e->first_us, e->prompt_us) : 0;
 }
 
 td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us)

@@ -49,6 +49,7 @@ typedef struct td_epoch_src {
     uint64_t *seen;                 /* bit per frame index */
     uint32_t seen_words, frames, commit_frames;
     uint64_t digest, commit_digest;
+    int64_t first_us;               /* once frames > 0 */
     bool committed;
 } td_epoch_src;
 
@@ -65,7 +66,8 @@ typedef struct td_epoch {
     uint32_t n_src_seen, n_src, commits; /* n_src: as the first COMMIT says; 0: none came */
     uint32_t frames, n_first, max_frames;
     uint64_t bytes;
-    int64_t progress_us, first_us, commit_us, sender_us; /* sender_us: COMMIT's sent_us */
+    int64_t progress_us;
+    int64_t first_us, prompt_us;    /* the first frame came (-1: none did); the prompt was computed; by our clock */
     bool over;                      /* ABORT said: the request is over */
     uint8_t *commit;                /* COMMIT's payload, kept until LANDED */
     size_t commit_bytes;
@@ -98,6 +100,9 @@ td_epoch *td_receiver_place(td_receiver *r, const td_kvframe *f, td_rect *rect);
 td_recv_action td_receiver_message(td_receiver *r, int64_t now_us, const td_kvframe *f, const void *payload,
                                    uint32_t crc);
 td_epoch *td_receiver_find(td_receiver *r, uint64_t epoch);
+/* Of an epoch that has landed now: from its first frame on, and the part of that after the end of the prompt's
+ * computation. A source's clock is set against ours by its first frame. 0 <= exposed <= transfer. */
+void td_receiver_times(const td_epoch *e, int64_t now_us, int64_t *transfer_us, int64_t *exposed_us);
 /* Next epoch whose deadline has passed (it is FAILED now; settle and close it); NULL: none. */
 td_epoch *td_receiver_tick(td_receiver *r, int64_t now_us);
 int64_t td_receiver_deadline(const td_receiver *r);

@@ -119,8 +119,7 @@ static void settle(td_ship *s, td_epoch *e, int64_t now, int but)
     ev->bytes = e->bytes;
     ev->frames = e->frames;
     if (!why) {
-        ev->transfer_us = e->first_us < 0 ? 0 : now - e->first_us;
-        ev->exposed_us = TD_MAX(ev->commit.exposed_us, (int64_t)0) + (e->commits ? now - e->commit_us : 0);
+        td_receiver_times(e, now, &ev->transfer_us, &ev->exposed_us);
         td_trace_event(s->o.trace, "landed", ",\"epoch\":%llu,\"frames\":%u,\"bytes\":%llu",
                        (unsigned long long)e->id, e->frames, (unsigned long long)e->bytes);
     } else {

@@ -287,11 +287,7 @@ static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t 
         if (!x->commit_at_us) x->commit_at_us = now + s->fault.n * 1000;
         if (now < x->commit_at_us) return TD_AGAIN;
     }
-    td_kvcommit h;
-    memcpy(&h, x->commit.p, sizeof h);
-    h.exposed_us = TD_MAX(td_now_us() - x->prompt_end_us, (int64_t)0); /* now is when this turn began */
-    memcpy(x->commit.p, &h, sizeof h);
-    a->head.sent_us = x->m.first_us < 0 ? 0 : now - x->m.first_us;
+    a->head.hidden_us = x->m.first_us < 0 ? 0 : TD_MAX(x->prompt_end_us - x->m.first_us, (int64_t)0);
     td_frame_seal(&a->head, x->commit.p, x->commit.len);
     *posted = (td_send_event){.type = TD_SEND_POSTED};
     td_part part[2] = {{&a->head, sizeof a->head}, {x->commit.p, x->commit.len}};
