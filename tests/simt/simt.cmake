@@ -80,7 +80,8 @@ foreach(t ${simt_tests} ${simt_shared})
     set_target_properties(${area}_${n} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests LINKER_LANGUAGE CXX)
     add_test(NAME ${area}/${n} COMMAND ${area}_${n} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(${area}/${n} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200)
-    if(area STREQUAL "simt") # a host access to device memory ends the test
+    # A host access to device memory ends the test. Not where it takes minutes (a call for each block of memory and launch).
+    if(area STREQUAL "simt" AND NOT n MATCHES "forward|sample|moe|rows|products")
       set_tests_properties(${area}/${n} PROPERTIES ENVIRONMENT SIMT_HIDE=1)
     endif()
   endforeach()
