@@ -31,6 +31,7 @@ static bool always(void)
 
 static void fill_ref(td_ops *t)
 {
+    t->full_rows = 64;
     td_gemm_fill_ref(t);
     td_attn_fill_ref(t);
     td_norm_rope_fill_ref(t);
@@ -131,6 +132,7 @@ static void fill_amx(td_ops *t)
     int i = n_available - 1;
     while (!pays(available[i])) i--;
     *t = *available[i];
+    t->full_rows = 256;
     td_gemm_fill_amx(t);
     td_attn_fill_amx(t);
 }

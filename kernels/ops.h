@@ -241,6 +241,8 @@ typedef struct td_ops {
     td_dtype weight_dtype; /* of packed weights; ref: "as stored" (bf16, f16 or f32 kept) */
     td_dtype kv_dtype;     /* of pages */
     int layout; /* id of the packed order: images are shared among families of one layout */
+    int full_rows; /* rows of a product below which reading its weights costs more than a few percent: who cuts prompts
+                    * into steps does not cut them shorter */
 
     /* Packing. src is [N, K] row-major of dtype `from`; rows [n0, n1) are packed (n0 a multiple of 32) so
      * that threads and shards can share the work; dst is the whole matrix; slices: as the td_weight will have them,

@@ -312,6 +312,7 @@ static void fill_table(td_ops *t, td_operand_ops *o)
     t->reserve = ops_reserve;
     t->take_rows = ops_take_rows;
     t->family = "cuda";
+    t->full_rows = 256; /* by arithmetic: flops over bytes of an H200, 170 to 220 */
     t->numerics = ctx.kernels.numerics; /* as it is at any time */
     t->kv_dtype = TD_BF16;
     t->embed_table = ops_embed_table;

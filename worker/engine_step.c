@@ -340,7 +340,7 @@ static void plan_replica(td_engine *e, td_engine_flight *f, uint32_t replica)
     td_sched_plan(e->sched, n,
                   (td_sched_caps){(uint32_t)e->o.max_batched_tokens, (uint32_t)e->o.max_prefill_chunk,
                                   (uint32_t)e->max_logits,
-                                  td_sched_pipe_rows(prompt_rows_left(e, replica), (int)lanes(e))});
+                                  td_sched_pipe_rows(prompt_rows_left(e, replica), (int)lanes(e), (uint32_t)e->o.ops->full_rows)});
     for (uint32_t i = 0; i < n; i++)
         if (e->sched[i].rows) plan_item(e, f, &e->sched[i], &e->cand[i]);
 }

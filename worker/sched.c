@@ -26,9 +26,9 @@ uint32_t td_sched_plan(td_sched_item *item, uint32_t n, td_sched_caps caps)
     return left;
 }
 
-uint32_t td_sched_pipe_rows(uint64_t wanted, int stages)
+uint32_t td_sched_pipe_rows(uint64_t wanted, int stages, uint32_t least)
 {
     if (stages < 2) return 0;
     uint64_t rows = wanted / (TD_SCHED_PIPE_STEPS * (uint64_t)(stages - 1));
-    return (uint32_t)TD_MIN(TD_MAX(rows, (uint64_t)TD_SCHED_PIPE_ROWS), (uint64_t)UINT32_MAX);
+    return (uint32_t)TD_MIN(TD_MAX(rows, (uint64_t)least), (uint64_t)UINT32_MAX);
 }

@@ -29,9 +29,10 @@ typedef struct td_sched_caps { uint32_t max_rows, max_chunk, max_logits, max_pro
 /* Rows left of the budget afterwards. */
 uint32_t td_sched_plan(td_sched_item *item, uint32_t n, td_sched_caps caps);
 
-/* max_prompt_rows for `wanted` prompt rows in `stages` stages: a 32nd of a stage's wait each, at least TD_SCHED_PIPE_ROWS,
- * below which the matrix products lose more than the wait costs (2 % from 128 rows to 64). */
-enum { TD_SCHED_PIPE_ROWS = 64, TD_SCHED_PIPE_STEPS = 32 };
-uint32_t td_sched_pipe_rows(uint64_t wanted, int stages);
+/* max_prompt_rows for `wanted` prompt rows in `stages` stages: a 32nd of a stage's wait each, at least `least`, below
+ * which the matrix products lose more than the wait costs (td_ops.full_rows; 2 % from 128 rows to 64 in vectors, half from
+ * 256 to 64 on tiles). */
+enum { TD_SCHED_PIPE_STEPS = 32 };
+uint32_t td_sched_pipe_rows(uint64_t wanted, int stages, uint32_t least);
 
 #endif

@@ -182,10 +182,7 @@ static void test_refused(void)
     td_model *m = NULL;
     T_EQ(td_model_open(&o, &m), TD_EBADREQ); /* groups for the device's memory were not opened */
     T_OK(strstr(td_reason(), "td_ranks_device"), "%s", td_reason());
-    o.quantized = true;
-    T_EQ(td_model_open(&o, &m), TD_ENOSUP);
-    T_OK(strstr(td_reason(), "cuda") && strstr(td_reason(), "quantized"), "%s", td_reason());
-    o.quantized = false, o.ranks = NULL, o.attn_split = 128;
+    o.ranks = NULL, o.attn_split = 128;
     T_EQ(td_model_open(&o, &m), TD_ENOSUP);
     T_OK(strstr(td_reason(), "128 keys"), "%s", td_reason());
     if (!open_named("llama-gqa")) return;

@@ -108,12 +108,13 @@ static void named_cases(void)
 
 static void pipe_rows(void)
 {
-    T_EQ(td_sched_pipe_rows(1 << 20, 1), 0); /* one stage waits for nobody */
-    T_EQ(td_sched_pipe_rows(2048, 2), 64);
-    T_EQ(td_sched_pipe_rows(1, 2), 64);
-    T_EQ(td_sched_pipe_rows(65536, 2), 2048);
-    T_EQ(td_sched_pipe_rows(65536, 5), 512);
-    T_EQ(td_sched_pipe_rows(UINT64_MAX, 2), UINT32_MAX);
+    T_EQ(td_sched_pipe_rows(1 << 20, 1, 64), 0); /* one stage waits for nobody */
+    T_EQ(td_sched_pipe_rows(2048, 2, 64), 64);
+    T_EQ(td_sched_pipe_rows(1, 2, 64), 64);
+    T_EQ(td_sched_pipe_rows(2048, 2, 256), 256);
+    T_EQ(td_sched_pipe_rows(65536, 2, 64), 2048);
+    T_EQ(td_sched_pipe_rows(65536, 5, 64), 512);
+    T_EQ(td_sched_pipe_rows(UINT64_MAX, 2, 64), UINT32_MAX);
 }
 
 int main(void)
