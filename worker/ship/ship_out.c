@@ -328,7 +328,7 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
         td_send_event posted = {.type = TD_SEND_POSTED};
         td_status st = TD_OK;
         if (a.type == TD_SEND_DO_ABORT) post_abort(x, &a);
-        else if (!td_sock_writable(x->to->sock)) st = TD_AGAIN;
+        else if (!td_sock_writable(x->to->sock)) td_loop_want_room(&s->loop, x->to->sock), st = TD_AGAIN;
         else if (td_fault_due(TD_FAULT_SHIP_FRAME, x->key)) td_fault_pause(), st = TD_AGAIN;
         else if (a.type == TD_SEND_DO_COMMIT) st = post_commit(s, x, &a, now, &posted);
         else st = post_frame(s, x, &a, &posted);
@@ -347,6 +347,7 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
 bool ship_out_pump(td_ship *s, int64_t now)
 {
     bool more = false;
+    td_loop_want_none(&s->loop);
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
         td_send_event e = {.type = TD_SEND_TICK};
@@ -480,7 +481,7 @@ int64_t ship_out_deadline(const td_ship *s, int64_t now)
         due = TD_MIN(due, td_sender_deadline(&x->m));
         bool ready = x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) ||
                                                          (!x->m.n && x->m.commit_ready));
-        /* not writable yet: the socket's wake-up may have been eaten */
+        /* what is held up by anything but room (that ends the sleep: td_loop_want_room), such as a fault */
         if (ready) due = TD_MIN(due, now + RETRY_US);
     }
     return due;
