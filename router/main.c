@@ -101,6 +101,7 @@ static td_status open_net(router *r, unsigned i)
                      .port = i ? r->port : r->conf.port,
                      .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
                      .max_body_bytes = (size_t)r->conf.max_body_bytes,
+                     .drain_us = TD_MAX((int64_t)r->conf.drain_s * 1000000, 1),
                      .reuse_port = r->conf.net_threads > 1,
                      .tls_cert_file = given(r->conf.tls_cert),
                      .tls_key_file = given(r->conf.tls_key),
@@ -216,7 +217,10 @@ int main(int argc, char **argv)
     }
     td_log_open("router", td_log_parse(r.conf.log_level));
     r.api.conf = &r.conf;
-    if (open_all(&r) != TD_OK) {
+    td_fail_quietly(true); /* the line below says it */
+    s = open_all(&r);
+    td_fail_quietly(false);
+    if (s != TD_OK) {
         fprintf(stderr, "tandem-router: %s\n", td_reason());
         return 1;
     }

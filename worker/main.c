@@ -4,6 +4,7 @@
  * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or
  * SIGINT ends at once (1). */
 #include "common/buf.h"
+#include "common/build.h"
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -82,7 +83,7 @@ static void fill_hello(worker *w)
     const td_model_desc *d = td_engine_descr(w->engine);
     const td_conf *c = &w->conf;
     td_msg_hello *h = &w->hello;
-    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION,
+    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = td_build(),
                         .kernels = w->boot.ops->family,
                         .page_size = (uint32_t)c->page_size, .role = role_of(c->role),
                         .max_seqs = (uint32_t)c->max_num_seqs, .has_bulk_key = w->has_curve,
@@ -181,7 +182,10 @@ static int run(worker *w)
                                  .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs),
                                  .drain_us = (int64_t)w->conf.drain_s * 1000000, .done_fd = w->done_fd};
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
-    if (load(w) == TD_OK) return wait_end(w);
+    td_fail_quietly(true); /* the line below says it */
+    td_status s = load(w);
+    td_fail_quietly(false);
+    if (s == TD_OK) return wait_end(w);
     TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
     if (w->many) td_coll_abort(w->ranks.world, td_reason());
     return 1;
