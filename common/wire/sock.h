@@ -33,6 +33,7 @@ typedef struct td_sock_opts {
     int hwm;                     /* messages queued per peer and direction. Control 10000, bulk 64 */
     const td_curve *curve;
     int linger_ms;               /* how long close lets queued messages leave; 0: not at all */
+    int send_buffer;             /* bytes, of tcp; 0: the system's choice, which follows the link. A bound caps it */
 } td_sock_opts;
 
 td_zctx *td_zctx_open(void);
