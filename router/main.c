@@ -175,7 +175,7 @@ static td_status open_all(router *r)
     TD_TRY(open_signals(r));
     TD_TRY(td_api_model_open(&r->api.model, &r->conf));
     r->wake_fd = td_wake_open();
-    if (r->wake_fd < 0) return TD_EIO;
+    if (r->wake_fd < 0) return td_fail(TD_EIO, "eventfd: %s", strerror(errno));
     TD_TRY(open_control(r));
     TD_TRY(open_core(r));
     r->api.text = td_textpool_open(r->conf.text_threads, TD_API_TEXT_JOBS);
@@ -217,13 +217,12 @@ int main(int argc, char **argv)
     }
     td_log_open("router", td_log_parse(r.conf.log_level));
     r.api.conf = &r.conf;
-    td_fail_quietly(true); /* the line below says it */
-    s = open_all(&r);
-    td_fail_quietly(false);
-    if (s != TD_OK) {
-        fprintf(stderr, "tandem-router: %s\n", td_reason());
+    td_fail_hold(true);
+    if (open_all(&r) != TD_OK) {
+        TD_ERROR("cannot start: %s", td_reason_take());
         return 1;
     }
+    td_fail_hold(false);
     char line[64];
     snprintf(line, sizeof line, "listening %d %d\n", r.port, r.grpc_port);
     tell(&r, line);

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 
@@ -115,14 +116,32 @@ with tempfile.TemporaryDirectory() as d:
             r = run(TANDEM, command, folder, *(["-p", ASK] if command == "chat" else []), status=2)
             assert r.stderr.startswith(f"tandem {command}: {folder}") and why in r.stderr, r.stderr
             assert r.stderr.count("\n") == 1, "one line, not one of every child: " + r.stderr
-    r = run(TANDEM, "serve", DEMO, "--max-model-len", str(want + 1), "--port", "0", "--grpc-port", "0", status=1)
-    assert f"--max-model-len {want + 1}: the model has {want} positions" in r.stderr, r.stderr
-    r = run(TANDEM, "serve", DEMO, "--tls-key", "x", "--port", "0", "--grpc-port", "0", status=1)
-    assert "--tls-key needs --tls-cert too" in r.stderr, r.stderr
+    # A worker, the router or the model that is refused: the reason once, on the line that tells of the end.
+    SOLE = ["--prefill", "0", "--decode", "0", "--mixed", "1", "--port", "0", "--grpc-port", "0"]
+
+    def refused(line, *argv, folder=DEMO):
+        r = run(TANDEM, "serve", folder, *SOLE, *argv, status=1)
+        assert r.stderr.count(line) == 1, (line, r.stderr)
+        return r.stderr
+
+    refused(f" E worker worker mixed-1 cannot start: --max-model-len {want + 1}: the model has {want} positions",
+            "--max-model-len", str(want + 1))
+    refused(f"--max-model-len {want + 1}: the model has", "--max-model-len", str(want + 1))
+    refused("no kernel family of this CPU computes as cpu-avx", "--numerics", "cpu-avx")
+    refused("--tls-key needs --tls-cert too", "--tls-key", "x")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(f"cannot listen on 127.0.0.1 port {port}: Address already in use", "--port", str(port))
+    with open(os.path.join(DEMO, "config.json")) as f:
+        foreign = {**json.load(f), "architectures": ["FooForCausalLM"], "model_type": "foo"}
+    with open(os.path.join(d, "config.json"), "w") as f:
+        json.dump(foreign, f)
+    text = refused(f"tandem serve: {d}: config.json: architecture FooForCausalLM is not supported", folder=d)
+    assert text.count("\n") == 1, text
     with open(conf, "w") as f:
         f.write("a\n{{ messages | nofilter }}")
     r = run(TANDEM, "serve", DEMO, "--chat-template", conf, "--port", "0", "--grpc-port", "0", status=1)
-    assert f"{conf}: chat template line 2: no filter named 'nofilter'" in r.stderr, r.stderr
+    assert r.stderr.count(f"{conf}: chat template line 2: no filter named 'nofilter'") == 1, r.stderr
     # an unknown variable is said once, by serve, and not by its children; a Service's variables are nobody's
     os.environ.update(TANDEM_MAX_NUM_SEQ="4", TANDEM_SERVICE_HOST="10.96.0.7", TANDEM_PORT="tcp://10.96.0.7:8000",
                       TANDEM_ROUTER_SERVICE_HOST="10.96.0.8", TANDEM_ROUTER_PORT_8000_TCP="tcp://10.96.0.8:8000")
