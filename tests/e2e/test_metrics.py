@@ -94,6 +94,9 @@ with Cluster(prefill=1, decode=1) as c:
                           ("request_queue_time_seconds", "queue_ms"), ("request_prefill_time_seconds", "prefill_ms")):
             want = sum(a["timings"][key] for a in answers) / 1e3
             assert abs(total(p + name + "_sum") - want) < 2e-6 * len(answers) + 1e-6 * want, (p, name, total(p + name + "_sum"), want)
+    seconds = {n: total(f"vllm:{n}_seconds_sum") for n in ("e2e_request_latency", "request_queue_time", "request_inference_time")}
+    waited, worked = seconds["request_queue_time"], seconds["request_inference_time"]
+    assert abs(seconds["e2e_request_latency"] - waited - worked) < 1e-6 < waited, seconds
     assert total("vllm:prompt_tokens_cached_total") == total("tandem_cached_prompt_tokens_total") == sum(cached)
     assert total("vllm:request_success_total", 'finished_reason="length"') == 1 + 1 + 3
     assert total("vllm:request_success_total", 'finished_reason="stop"') == 1
