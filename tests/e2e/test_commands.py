@@ -72,6 +72,39 @@ r = run(*QUICKSTART, "--page-size", "24", status=2, seconds=300)
 assert "page-size: '24' is not a power of two" in r.stderr and ANSWER not in r.stdout
 ok("quickstart with a bad option: what serve says, its status")
 
+# Without --once it goes on serving; Ctrl-C, which reaches every process of the terminal, lets a stream end.
+LONG = max(questions(), key=lambda q: len(q["answer_ids"]))
+c, port = Cluster.__new__(Cluster), free_port()  # for its calls
+c.port, c.name = port, "demo"
+log = tempfile.TemporaryFile("w+")
+p = subprocess.Popen([*QUICKSTART[:1], "--port", str(port), "--grpc-port", str(free_port()), *CACHE], cwd=ROOT, text=True,
+                     stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+head = []
+for line in p.stdout:
+    head.append(line)
+    if line.startswith("serving on"):
+        break
+assert line.startswith(f"serving on http://127.0.0.1:{port} until Ctrl-C"), head
+answered("".join(head), shipped=True)
+body = dict(prompt=LONG["prompt_ids"], max_tokens=400, temperature=0, ignore_eos=True, return_token_ids=True)
+got = 0
+for i, (_, ev) in enumerate(c.stream("/v1/completions", body)):
+    assert "error" not in ev, ev
+    got += sum(len(ch.get("token_ids") or []) for ch in ev["choices"])
+    if i == 2:
+        os.killpg(p.pid, signal.SIGINT)
+assert got == 400, got
+assert p.wait(patience(30)) == 130
+log.seek(0)
+told = log.read()
+assert 0 < told.index(" router stopped") < told.index(" worker signal "), "it drains, it is not told twice: " + told
+try:
+    socket.create_connection(("127.0.0.1", port), 5)
+    raise AssertionError("still serving")
+except ConnectionRefusedError:
+    pass
+ok("quickstart goes on serving; Ctrl-C lets a running stream end, then nothing is left")
+
 for words, why in ((["bench"], "tandem: what of 'bench'"), (["bench", "foo"], "tandem: no command 'bench foo'"), (["foo"], "tandem: no command 'foo'")):
     r = run(TANDEM, *words, status=2)
     assert r.stderr.startswith(why + "\n") and "tandem bench serve " in r.stderr, r.stderr
