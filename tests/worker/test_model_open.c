@@ -511,6 +511,35 @@ static void test_image_prune(void)
     clear_dir(cache);
 }
 
+/* What a person is told of a long load: ascending, to the end. */
+typedef struct told { int calls; double last; bool ascending, named; } told;
+static void tell(void *arg, const char *what, double fraction)
+{
+    told *t = arg;
+    t->ascending = t->ascending && fraction >= t->last && fraction <= 1;
+    t->named = t->named && !strcmp(what, "packing weights");
+    t->last = fraction;
+    t->calls++;
+}
+
+static void test_progress(const td_ops *ops)
+{
+    char cache[128];
+    snprintf(cache, sizeof cache, "%s/told", dir);
+    for (int again = 0; again < 2; again++) {
+        told t = {.ascending = true, .named = true};
+        td_model *m = NULL;
+        td_model_opts o = {.dir = "tests/golden/models/llama-bias", .ops = ops, .pool = pool, .max_rows = 16, .max_logits = 4,
+                           .cache_dir = cache, .progress = tell, .arg = &t};
+        T_OK(td_model_open(&o, &m) == TD_OK, "%s", td_reason());
+        bool packs = !again || !strcmp(ops->family, "ref"); /* ref keeps no image */
+        T_OK(packs ? t.calls > 4 && t.last == 1 && t.ascending && t.named : t.calls == 0, "%s: %d calls, the last at %g", ops->family,
+             t.calls, t.last);
+        td_model_close(m);
+    }
+    clear_dir(cache);
+}
+
 static void test_model_image(const td_ops *ops)
 {
     const char *golden = "tests/golden/models/llama-bias";
@@ -686,6 +715,7 @@ int main(void)
     for (int i = 0; td_ops_family(i); i++) {
         test_dummy(td_ops_family(i));
         test_model_image(td_ops_family(i));
+        test_progress(td_ops_family(i));
     }
     test_image();
     test_image_unusable();
