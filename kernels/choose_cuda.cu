@@ -211,8 +211,19 @@ int td_cuda_choice_copy(void *stream, const td_cuda_weight *w, void *to)
                           scaling_of(w), w->N, w->K / 128, shift, n);
 }
 
+static void without_copies(td_cuda_choice *c, bool here, size_t bytes, size_t left)
+{
+    char why[120] = "there is no room for row-major copies on another rank";
+    if (!c->copied) td_cuda_choice_drop(c, TD_CUDA_LT | TD_CUDA_LT_E4M3);
+    if (!here)
+        snprintf(why, sizeof why,
+                 "row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free",
+                 bytes >> 20, left >> 20);
+    TD_WARN("%s: cuBLASLt is not used, kernels compute as %s", why, c->numerics);
+}
+
 td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, const void **rows, int n,
-                                void **block)
+                                const td_ops_agree *ranks, void **block)
 {
     td_dev *d = c->dev;
     size_t bytes = 0, left = 0;
@@ -221,12 +232,11 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, cons
     for (int i = 0; i < n; i++)
         if (copied(c, &w[i])) bytes += td_cuda_choice_copy_bytes(&w[i]);
     TD_TRY(d->free_bytes(d, &left));
-    if (bytes > left / TD_CUDA_COPY_SHARE) {
-        if (!c->copied) td_cuda_choice_drop(c, TD_CUDA_LT | TD_CUDA_LT_E4M3);
-        TD_WARN("row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free: "
-                "cuBLASLt is "
-                "not used, kernels compute as %s",
-                bytes >> 20, left >> 20, c->numerics);
+    const bool here = bytes <= left / TD_CUDA_COPY_SHARE;
+    bool all = here;
+    if (ranks) TD_TRY(ranks->all(ranks->arg, here, &all));
+    if (!all) {
+        without_copies(c, here, bytes, left);
         return TD_OK;
     }
     char *at;
