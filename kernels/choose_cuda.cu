@@ -39,9 +39,24 @@ static void name_numerics(td_cuda_choice *c)
         snprintf(c->numerics, sizeof c->numerics, "%s", TD_CUDA_NUMERICS);
 }
 
+static void close_lt(td_cuda_choice *c)
+{
+    void *blocks[] = {c->lt_ws, c->x16};
+    td_cuda_lt_close(c->lt);
+    for (void *p : blocks)
+        if (p) c->dev->free(c->dev, p);
+    c->lt = nullptr;
+    c->lt_ws = c->x16 = nullptr;
+    c->x16_bytes = 0;
+}
+
+/* What only cuBLASLt works in is given back with it: who has no room for copies is short of memory. */
 void td_cuda_choice_drop(td_cuda_choice *c, unsigned bits)
 {
+    const unsigned lt = TD_CUDA_LT | TD_CUDA_LT_E4M3;
+    const bool last = c->may & lt && !(c->may & ~bits & lt);
     c->may &= ~bits;
+    if (last) close_lt(c);
     name_numerics(c);
 }
 
@@ -72,10 +87,8 @@ td_status td_cuda_choice_open(td_dev *dev, bool fast, unsigned also, td_cuda_cho
 void td_cuda_choice_close(td_cuda_choice *c)
 {
     if (!c->dev) return;
-    td_cuda_lt_close(c->lt);
-    void *blocks[] = {c->lt_ws, c->x16, c->redo};
-    for (void *p : blocks)
-        if (p) c->dev->free(c->dev, p);
+    close_lt(c);
+    if (c->redo) c->dev->free(c->dev, c->redo);
     *c = td_cuda_choice{};
 }
 

@@ -18,7 +18,8 @@
  * Copies:  td_cuda_choice_copies: row-major beside the packed ones, all of a model's or none, and only if they take
  *          at most half of what is free then, on every rank of a worker; else one line, and the model is computed by the
  *          portable kernels.
- * Ownership: memory of the check is given back, copies are the caller's; x16, redo, ws are the choice's until close.
+ * Ownership: memory of the check is given back, copies are the caller's; x16 and cuBLASLt's workspace are the choice's until cuBLASLt
+ *          is dropped, before the first step, redo until close.
  * Threads: one. Errors: EDEVICE, EFULL; ENOSUP: a portable kernel computes otherwise than the host. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CHOOSE_CUDA_H

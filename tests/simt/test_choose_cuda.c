@@ -313,13 +313,23 @@ static void test_codes(int N, int rows, int cols, bool bias)
     free(m), free(x), free(value), free(y), free(z);
 }
 
-/* Copies that would take more than half of what is free are not made, and the table says that it computes
- * without them. */
+static td_status another_has_none(void *arg, bool mine, bool *out)
+{
+    *(bool *)arg = mine;
+    *out = false;
+    return TD_OK;
+}
+
+/* Copies that would take more than half of what is free are not made, nor are those that another rank has no room for; the table
+ * says that it computes without them, and gives back what only cuBLASLt works in. */
 static void test_memory(void)
 {
     matrix *m = td_xalloc(sizeof *m);
     td_weight *w[600];
     void *block = dev();
+    size_t before = 0, after = 0;
+    bool here = false;
+    const td_ops_agree ranks = {another_has_none, &here};
     if (!emulated || !open_as(true, false, 0, TD_OK)) return;
     matrix_make(m, 200, 328, 1, TD_BF16, false);
     for (size_t i = 0; i < TD_COUNT(w); i++) w[i] = &m->w;
@@ -327,6 +337,14 @@ static void test_memory(void)
     T_EQ(table->beside(w, TD_COUNT(w), NULL, &block), TD_OK);
     (void)simt_set_option("memory", 4096);
     T_OK(!block && !m->w.rows, "copies were made");
+    expect_numerics(TD_CUDA_NUMERICS);
+    dev_done();
+    if (!open_as(true, false, 0, TD_OK)) return;
+    dev()->free_bytes(dev(), &before);
+    T_EQ(table->beside(w, 1, &ranks, &block), TD_OK);
+    dev()->free_bytes(dev(), &after);
+    T_OK(here && !block && !m->w.rows && after >= before + TD_CUDA_LT_WS_BYTES, "another rank has no room: %zu bytes more are free",
+         after - before);
     expect_numerics(TD_CUDA_NUMERICS);
     dev_done();
     free(m);
