@@ -313,18 +313,18 @@ static int box_of(int P)
     return P >= 8 && KEYS % P == 0 ? P : 0;
 }
 
-/* The driver's function, asked for once; NULL: it has none. */
+/* The driver's function, asked for once (every thread would find the same one); NULL: it has none. */
 static PFN_cuTensorMapEncodeTiled_v12000 encoder()
 {
-    static const PFN_cuTensorMapEncodeTiled_v12000 found = []() {
-        void *entry = NULL;
-        cudaDriverEntryPointQueryResult how;
-        cudaError_t e =
-            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &how);
-        return e == cudaSuccess && how == cudaDriverEntryPointSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)entry
-                                                                      : nullptr;
-    }();
-    return found;
+    static void *found;
+    void *entry = NULL;
+    cudaDriverEntryPointQueryResult how;
+    if (!found &&
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &how) ==
+            cudaSuccess &&
+        how == cudaDriverEntryPointSuccess)
+        found = entry;
+    return (PFN_cuTensorMapEncodeTiled_v12000)found;
 }
 
 int td_cuda_attention_hopper(void *stream, const td_cuda_attn_args *a, int32_t *redo, int max_blocks)
