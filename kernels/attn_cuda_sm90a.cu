@@ -58,7 +58,7 @@ static TD_DEV void hopper_bring(unsigned char *to, const CUtensorMap *map, const
 {
     typedef hopper_shape<D> S;
     if (lane == 0) sm90_expect(full, S::TILE_BYTES);
-    __syncwarp();
+    __syncwarp(); /* bytes may come before they are expected, by the ISA: nothing here rests on that */
     const int32_t *pages = a.pages + b.s.page0;
     for (int i = lane; i < KEYS / box * S::SUBS; i += 32) {
         const int r = i / S::SUBS * box, sub = i % S::SUBS, key = tile * KEYS + r;

@@ -69,7 +69,7 @@ def test_all():
     expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt120901-bf16"}, "fast id")
     expect(sorted(r["deterministic_cost"]) == sorted(tests), "cost of the deterministic mode")
     for text in ("simt host emulation", "ok   golden llama-gqa", "engine fast", "deterministic mode, pp70", "goal at most 1.15", "0 failed",
-                 "idle between steps of ranks-tiny x2", "device idle between steps", "from the command to a first token"):
+                 "check of the kernels before use", "idle between steps of ranks-tiny x2", "device idle between steps", "from the command to a first token"):
         expect(text in out, f"the table has no {text}: {out[-3000:]}")
 
 
@@ -163,6 +163,8 @@ def test_parts():
     m = load()
     between = {"between": "steps of x", "us": 11, "goal_us_at_most": 10}
     expect("missed" in m.bench_row(between) and "reached" in m.bench_row({**between, "us": 9}), "time between steps")
+    took = {"took": "x", "ms": 201, "goal_ms_at_most": 200}
+    expect("missed" in m.bench_row(took) and "reached" in m.bench_row({**took, "ms": 199}), "time that something took")
     slow = {"mode": "fast", "test": "tg32xB256@128", "idle_us": 12.0, "first_token_s": 4.0}
     expect(sorted(m.parts.limits(slow)) == ["first_token_s", "idle_us"] and not m.parts.limits({**slow, "mode": "deterministic"}), "limits")
     row = {"case": "x", "us": 1, "gb_s": 1, "tflop_s": 1, "share": 0.5}
