@@ -101,6 +101,7 @@ static td_status open_net(router *r, unsigned i)
                      .port = i ? r->port : r->conf.port,
                      .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
                      .max_body_bytes = (size_t)r->conf.max_body_bytes,
+                     .drain_us = TD_MAX((int64_t)r->conf.drain_s * 1000000, 1),
                      .reuse_port = r->conf.net_threads > 1,
                      .tls_cert_file = given(r->conf.tls_cert),
                      .tls_key_file = given(r->conf.tls_key),

@@ -4,6 +4,7 @@
  * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or
  * SIGINT ends at once (1). */
 #include "common/buf.h"
+#include "common/build.h"
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -82,7 +83,7 @@ static void fill_hello(worker *w)
     const td_model_desc *d = td_engine_descr(w->engine);
     const td_conf *c = &w->conf;
     td_msg_hello *h = &w->hello;
-    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION,
+    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = td_build(),
                         .kernels = w->boot.ops->family,
                         .page_size = (uint32_t)c->page_size, .role = role_of(c->role),
                         .max_seqs = (uint32_t)c->max_num_seqs, .has_bulk_key = w->has_curve,

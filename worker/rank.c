@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/rank.h"
+#include "common/build.h"
 #include "common/check.h"
 #include "common/log.h"
 #include "worker/kvpool.h"
@@ -20,12 +21,12 @@ static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
 {
     char text[4096];
     snprintf(text, sizeof text,
-             "build: %s\nmodel: %s\nconfig.json: %016llx\nrole: %s\nload-format: %s\nshape: %s\nops: %s\nnumerics: %s\n"
+             "build: %s\nmodel: %s, %d layers, config.json %016llx\nrole: %s\nload-format: %s\nshape: %s\nops: %s\nnumerics: %s\n"
              "tensor-parallel-size: %d\npipeline-parallel-size: %d\ncontext-parallel-size: %d\ndata-parallel-size: %d\n"
              "expert-parallel: %d\nredundant-experts: %d\nfully-sharded: %d\nquantized-collectives: %d\nattention-split: %d\npage-size: %d\n"
              "kv-pages: %lld\nkv-memory: %lld\nmax-model-len: %lld\nmax-num-batched-tokens: %d\nmax-num-seqs: %d\n"
              "max-prefill-chunk: %d\nseed: %llu\n",
-             TD_VERSION, c->model, (unsigned long long)d->digest.lo, c->role, c->load_format, c->shape, c->ops, c->numerics,
+             td_build(), d->arch, d->L, (unsigned long long)d->digest.lo, c->role, c->load_format, c->shape, c->ops, c->numerics,
              (int)c->tensor_parallel_size, (int)c->pipeline_parallel_size, (int)c->context_parallel_size,
              (int)c->data_parallel_size, c->expert_parallel, (int)c->redundant_experts, c->fully_sharded, c->quantized_collectives, (int)c->attention_split,
              (int)c->page_size, (long long)c->kv_pages, (long long)c->kv_memory, (long long)c->max_model_len,

@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 160, DRAIN_US = 30 * 1000000, KILL_US = 3 * 1000000 };
+enum { MAX_ARGS = 160, STOP_SPARE_US = 2 * 1000000, KILL_US = 3 * 1000000 };
 
 typedef struct child {
     const char *role; /* "router", "prefill", "decode", "mixed" */
@@ -353,7 +353,7 @@ static bool signal_kids(td_local *l, int sig, bool routers, bool workers)
 void td_local_stop(td_local *l)
 {
     if (!l) return;
-    int64_t end = td_now_us() + DRAIN_US;
+    int64_t end = td_now_us() + (int64_t)l->conf->drain_s * 1000000 + STOP_SPARE_US;
     int asked = stop_asked;
     signal_kids(l, SIGTERM, true, false);
     while (signal_kids(l, 0, true, false) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);

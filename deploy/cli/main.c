@@ -1,6 +1,7 @@
 /* tandem - the command: finds the subcommand and hands over. */
 // SPDX-License-Identifier: Apache-2.0
 #include "deploy/cli/cli.h"
+#include "common/build.h"
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,7 +38,7 @@ int main(int argc, char **argv)
 {
     if (argc < 2) return usage(stderr, 2);
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return usage(stdout, 0);
-    if (!strcmp(argv[1], "--version")) return printf("tandem %s\n", TD_VERSION) < 0;
+    if (!strcmp(argv[1], "--version")) return printf("tandem %s\n", td_build()) < 0;
     bool group = false;
     for (int i = 0; i < N_COMMANDS; i++) {
         const struct command *c = &commands[i];

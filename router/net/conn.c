@@ -327,7 +327,8 @@ void conn_sweep(td_conn *c, int64_t now)
 
 void conn_drain(td_conn *c)
 {
+    bool came_late = c->opened_us > c->n->drain_start_us && c->n->listen_fd[0] >= 0;
     if (c->proto == PROTO_H2) h2_drain(c);
-    else if (!c->xs && !c->since_us && !c->in.len) c->closing = true;
+    else if (!came_late && !c->xs && !c->since_us && !c->in.len) c->closing = true;
     conn_touch(c);
 }

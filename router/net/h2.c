@@ -353,7 +353,7 @@ void h2_drain(td_conn *c)
     if (!c->h2_notice) {
         c->h2_notice = true;
         nghttp2_submit_shutdown_notice(c->h2);
-    } else if (!c->h2_goaway && td_now_us() - c->n->drain_start_us >= SETTLE_US) {
+    } else if (!c->h2_goaway && td_now_us() - TD_MAX(c->n->drain_start_us, c->opened_us) >= SETTLE_US) {
         c->h2_goaway = true;
         nghttp2_submit_goaway(c->h2, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->h2),
                               NGHTTP2_NO_ERROR, NULL, 0);

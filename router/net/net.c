@@ -228,8 +228,18 @@ static void net_turn(td_net *n)
     }
 }
 
-/* Idle connections go at once, running answers may finish. HTTP/2 needs two GOAWAYs: the first warns, the
- * second names the last stream; between them a round trip, so that no request in flight is refused. */
+/* An answer that began before the drain is under way. */
+static bool awaited(const td_net *n)
+{
+    for (const td_conn *c = n->conns; c; c = c->next)
+        for (const td_exchange *x = c->xs; x; x = x->next)
+            if (x->created_us <= n->drain_start_us) return true;
+    return false;
+}
+
+/* Idle connections go at once, running answers may finish; as long as they run, who comes is told that the server
+ * leaves (what balances load asks /readyz) instead of finding the port closed. HTTP/2 needs two GOAWAYs: the first
+ * warns, the second names the last stream; between them a round trip, so that no request in flight is refused. */
 static bool drained(td_net *n)
 {
     int64_t now = td_now_us();
@@ -237,8 +247,8 @@ static bool drained(td_net *n)
         n->draining = true;
         n->drain_start_us = now;
         n->drain_end_us = now + n->o.drain_us;
-        listen_close(n);
     }
+    if (n->listen_fd[0] >= 0 && !awaited(n)) listen_close(n);
     for (td_conn *c = n->conns; c; c = c->next) conn_drain(c);
     net_turn(n);
     return !n->conns || now >= n->drain_end_us;

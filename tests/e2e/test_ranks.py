@@ -359,16 +359,15 @@ def deaths():
 # ---- ranks that do not belong together ----
 
 
-def mpirun(*ranks, seconds=10):
-    """Each rank with its own arguments. (status, output); fails when it takes longer."""
+def mpirun(*ranks, seconds=10, programs=None):
+    """Each rank with its own arguments and, where given, program. (status, output); fails when it takes longer."""
     cmd = [
         "mpirun", "--oversubscribe", "--bind-to", "none",
         *(["--allow-run-as-root"] if os.geteuid() == 0 else [])
     ]
     for i, args in enumerate(ranks):
         cmd += [":"] * (i > 0) + [
-            "-n", "1",
-            os.path.join(BIN, "tandem-worker"), "--threads", "1", "--router", "ipc:///nowhere/control",
+            "-n", "1", (programs or {}).get(i, WORKER), "--threads", "1", "--router", "ipc:///nowhere/control",
             "--no-pack-cache", *args
         ]
     start = time.monotonic()
@@ -381,8 +380,42 @@ def mpirun(*ranks, seconds=10):
     return r.returncode, r.stdout + r.stderr
 
 
-def refused(name, ranks, *words):
-    rc, out = mpirun(*ranks)
+WORKER = os.path.join(BIN, "tandem-worker")
+
+
+def build_of(program):
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def other_build(path):
+    """The same program with another build id."""
+    with open(WORKER, "rb") as f:
+        data = bytearray(f.read())
+    at = data.index(bytes.fromhex(build_of(WORKER).split("-")[1]))
+    data[at] ^= 0x40
+    with open(path, "wb") as f:
+        f.write(data)
+    os.chmod(path, 0o755)
+    return path
+
+
+def other_weights(path):
+    """The same configuration and names, other contents."""
+    shutil.copytree(DEMO, path)
+    for name in os.listdir(path):
+        if not name.endswith(".safetensors"):
+            continue
+        with open(os.path.join(path, name), "r+b") as f:
+            data = bytearray(f.read())
+            head = 8 + int.from_bytes(data[:8], "little")
+            data[head::512] = bytes(x ^ 1 for x in data[head::512])
+            f.seek(0)
+            f.write(data)
+    return path
+
+
+def refused(name, ranks, *words, programs=None):
+    rc, out = mpirun(*ranks, programs=programs)
     assert rc not in (0, 124, 137), (name, rc, out[-2000:])
     for w in words:
         assert w in out, (name, w, out[-2000:])
@@ -398,8 +431,11 @@ def starts():
             text = f.read()
         with open(os.path.join(other, "config.json"), "w") as f:
             f.write(text.replace("10000.0", "20000.0"))
-        refused("another model", [tp2, ["--model", other, *sizes(2)]], "rank 1", "model")
-        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size")
+        refused("another model", [tp2, ["--model", other, *sizes(2)]], "rank 1", "model: LlamaForCausalLM, 6 layers, config.json ")
+        refused("other weights", [tp2, ["--model", other_weights(os.path.join(d, "weights")), *sizes(2)]], "rank 1", "weights: ")
+        copy = other_build(os.path.join(d, "worker"))
+        refused("another build", [tp2, tp2], "rank 1", f'"build: {build_of(WORKER)}"', f'"build: {build_of(copy)}"', programs={1: copy})
+        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", '"tensor-parallel-size: 2"', '"tensor-parallel-size: 1"')
         refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
         refused("another kernel family", [tp2, [*tp2, "--ops", "ref"]], "rank 1", "ref")
         refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64",
@@ -413,7 +449,7 @@ def starts():
                 [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
         refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2,
                 "fully-sharded")
-    r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=patience(20))
+    r = subprocess.run([WORKER, *tp2], capture_output=True, text=True, timeout=patience(20))
     assert r.returncode and "1 ranks were started for tensor 2" in r.stderr, r
     ok("refused at start: two ranks without mpirun")
     for args, words in ((["--decode-ranks", "3", "--decode-parallel",

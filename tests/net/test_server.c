@@ -463,13 +463,23 @@ static void test_drain(td_net_opts o)
     int64_t begin = td_now_us();
     td_net_stop(T.net);
     T_OK(get(idle, NULL) == 0 && T.jobs_live > 0, "idle connections close while others are waited for");
+    int late = dial(); /* who comes meanwhile is answered, once */
+    put(late, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+    get(late, NULL);
+    T_OK(has("HTTP/1.1 200") && has("Connection: close"), "%s", got);
     get(busy, NULL);
     T_OK(has("ticked") && has("Connection: close"), "%s", got);
     toy_close(&T);
     T_OK(td_now_us() - begin > 900000, "grace %lld", (long long)(td_now_us() - begin));
     T_EQ(T.lost, 1);
     T_EQ(T.jobs_live, 0);
-    close(idle), close(busy), close(stuck);
+    close(idle), close(busy), close(stuck), close(late);
+    /* no answer is under way: the port closes at once */
+    o.drain_us = 60000000;
+    toy_open(&T, o);
+    begin = td_now_us();
+    toy_close(&T);
+    T_OK(td_now_us() - begin < 30000000, "it waits for nobody");
 }
 
 int main(void)

@@ -2,10 +2,13 @@
 /* tests/ship/test_cluster.c - two whole workers and a scripted router in one process: what the client gets does not depend on how it was
  * computed, whatever is damaged or cancelled, and every page comes back. */
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log.h"
+#include "common/wire/loop.h"
 #include "tests/ship/support_kv.h"
 #include "tests/ship/support_worker.h"
 #include "tests/t.h"
+#include "worker/ship/frame.h"
 #include <unistd.h>
 
 #ifdef TD_DEBUG /* sanitizers: computing a prompt takes several times as long */
@@ -264,6 +267,41 @@ static void test_bad_requests(sw_worker *a, sw_worker *b)
     both_clean(a, b, "bad requests");
 }
 
+/* The request is over before the link has room for a word: the leg ends at once, and the receiver is told when there
+ * is room. */
+static void test_late_abort(sw_worker *a)
+{
+    static request q;
+    char at_sock[64];
+    snprintf(at_sock, sizeof at_sock, "ipc:///tmp/td-late-%d", (int)getpid());
+    make(&q, 12, 1, 1, 1, 0);
+    td_msg m = {.type = TD_MSG_START};
+    m.start.work = q.w;
+    m.start.has_sink = true;
+    m.start.sink = (td_msg_sink){.endpoint = at_sock, .epoch = 4711, .incarnation = B, .credits = 4};
+    sw_send(&r, A, &m);
+    at x = {A, q.w.key};
+    T_OK(sw_until(&r, PATIENCE, is_ended, &x));
+    T_OK(sw_clean(a, 3000), "a leg waits for its ABORT");
+    td_sock *late;
+    td_sock_opts o = {.max_message_bytes = 8 << 20, .hwm = 16};
+    T_OK(td_sock_bind_router(z, at_sock, &o, NULL, 0, &late) == TD_OK);
+    td_loop loop;
+    td_loop_init(&loop);
+    td_loop_add_sock(&loop, late);
+    td_kvframe f = {0};
+    td_part id, part[2];
+    for (int64_t until = td_now_us() + PATIENCE * 1000ll; f.type != TD_KVF_ABORT && td_now_us() < until;) {
+        int n;
+        if (td_sock_recv(late, &id, part, &n) != TD_OK) {
+            sw_pump(&r, 0); /* the router's beats go on */
+            td_loop_wait(&loop, 50000);
+        } else T_OK(td_frame_parse(part[0].p, part[0].n, n > 1 ? part[1].n : 0, &f) == TD_OK);
+    }
+    T_OK(f.type == TD_KVF_ABORT && f.epoch == 4711 && f.incarnation == B && f.index == 0);
+    td_sock_close(late);
+}
+
 static void test_cancel(sw_worker *a, sw_worker *b)
 {
     static request q;
@@ -489,6 +527,7 @@ int main(void)
     T_OK(wait_ready(A) && wait_ready(B));
     test_equal(&a, &b);
     test_bad_requests(&a, &b);
+    test_late_abort(&a);
     test_cancel(&a, &b);
     sw_close(&a);
     sw_close(&b);

@@ -410,9 +410,22 @@ static void test_credits(void)
     T_EQ(s.state, TD_SENDER_SENDING);
     T_EQ(td_sender_step(&s, 1901, &tick).type, TD_SEND_DO_ABORT);
     T_OK(s.state == TD_SENDER_FAILED && !td_sender_done(&s) && !strcmp(s.reason, "no credits in time"));
-    T_EQ(td_sender_step(&s, 1901, &posted).type, TD_SEND_NOTHING);
-    T_OK(td_sender_done(&s));
+    T_EQ(td_sender_step(&s, 1950, &tick).type, TD_SEND_DO_ABORT); /* the link had no room */
+    T_EQ(td_sender_deadline(&s), 2901);
+    T_EQ(td_sender_step(&s, 1960, &posted).type, TD_SEND_NOTHING);
+    T_OK(td_sender_done(&s) && td_sender_deadline(&s) == INT64_MAX);
     td_sender_deinit(&s, NULL);
+    /* an ABORT that never leaves: until the deadline, or until the peer is gone */
+    td_send_event cancel = {.type = TD_SEND_CANCEL, .reason = "over"}, gone = {.type = TD_SEND_GONE, .reason = "x"};
+    for (int how = 0; how < 2; how++) {
+        td_sender_init(&s, &(td_sender_opts){.credits = 2, .max_frames = 4, .timeout_us = 1000});
+        T_EQ(td_sender_step(&s, 900, &rect).type, TD_SEND_DO_FRAME);
+        T_EQ(td_sender_step(&s, 1000, &cancel).type, TD_SEND_DO_ABORT); /* its own clock, not the frame's */
+        T_EQ(td_sender_step(&s, 1999, &tick).type, TD_SEND_DO_ABORT);
+        T_EQ(td_sender_step(&s, how ? 1999 : 2000, how ? &gone : &tick).type, TD_SEND_NOTHING);
+        T_OK(td_sender_done(&s) && !strcmp(s.reason, "over"));
+        td_sender_deinit(&s, NULL);
+    }
     td_sender_init(&s, &(td_sender_opts){.credits = 2, .max_frames = 2, .timeout_us = 1000});
     (void)td_sender_step(&s, 0, &many); /* more than were given out: clamped */
     T_EQ(s.credits, 2);

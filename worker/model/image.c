@@ -5,6 +5,7 @@
 #include "common/crc.h"
 #include "common/log.h"
 #include "worker/model/file.h"
+#include "worker/model/huge.h"
 #include "worker/model/prune.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -167,6 +168,12 @@ static void populate(td_pool *pool, void *map, size_t bytes)
     td_pool_for(pool, (int)((bytes + POPULATE_BYTES - 1) / POPULATE_BYTES), populate_one, &j);
 }
 
+static void repair(td_pool *pool, void *map, size_t bytes)
+{
+    size_t copied = td_huge_repair(pool, map, bytes, 0);
+    if (copied) TD_DEBUG_LOG("%zu MiB of packed weights were in small pages and are this process's own now", copied >> 20);
+}
+
 /* ---- opening, continued ---- */
 
 /* Remember that every byte was good in this boot. Best effort: without it the next start verifies again. */
@@ -202,6 +209,7 @@ static verdict try_open(td_image *im, const char *path, const td_image_key *key,
     }
     if (verified) mark_verified(path);
     populate(pool, map, n);
+    repair(pool, map, n);
     *im = (td_image){(const uint8_t *)map + data_offset(bytes), bytes, map, n, true, false, -1};
     return IMAGE_OK;
 }
@@ -258,6 +266,7 @@ static td_status make_file(td_image *im, const char *path, const td_image_key *k
     write_image(map, key, bytes, pool, fill, arg);
     st = td_file_finish(f, tmp, path, true);
     (void)mprotect(map, n, PROT_READ);
+    repair(pool, map, n);
     /* The bytes are good even if the rename failed: keep the map either way. */
     *im = (td_image){map + data_offset(bytes), bytes, map, n, st == TD_OK, true, -1};
     return TD_OK;

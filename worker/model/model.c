@@ -138,12 +138,22 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     return TD_OK;
 }
 
+/* Ranks on several hosts read their own disks: one path may hold other weights of the same configuration. */
+static td_status same_weights(const td_model *m)
+{
+    char text[64];
+    if (!m->ranks || td_grid_ranks(&m->ranks->grid) < 2) return TD_OK;
+    snprintf(text, sizeof text, "weights: %016llx%016llx\n", (unsigned long long)m->desc.digest.hi, (unsigned long long)m->desc.digest.lo);
+    return td_ranks_agree(m->ranks->world, text);
+}
+
 static td_status load_weights(td_model *m, const td_model_opts *o)
 {
     td_plan plan;
     if (!o->dummy_shape) {
         TD_TRY(td_safetensors_open_dir(o->dir, &m->files));
         m->desc.digest = mix(m->desc.digest, td_safetensors_digest(m->files));
+        TD_TRY(same_weights(m));
     }
     settle_dtype(&m->desc, m->files);
     TD_TRY(td_plan_open(&plan, &m->desc, &m->local, m->ops, m->files, &m->weights));

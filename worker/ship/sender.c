@@ -23,6 +23,7 @@ static void fail(td_sender *s, bool tell, uint32_t abort_index, const char *reas
     s->state = TD_SENDER_FAILED;
     s->abort_due = tell;
     s->abort_index = abort_index;
+    s->stuck_us = -1;
     snprintf(s->reason, sizeof s->reason, "%s", reason ? reason : "");
 }
 
@@ -95,7 +96,10 @@ static void handle(td_sender *s, int64_t now, const td_send_event *e)
         posted(s, now, e);
         return;
     }
-    if (!live) return;
+    if (!live) {
+        if (e->type == TD_SEND_GONE) s->abort_due = false;
+        return;
+    }
     switch (e->type) {
     case TD_SEND_RECT:
         TD_CHECK(!s->commit_ready);
@@ -124,16 +128,19 @@ static void handle(td_sender *s, int64_t now, const td_send_event *e)
 td_send_action td_sender_step(td_sender *s, int64_t now_us, const td_send_event *e)
 {
     handle(s, now_us, e);
-    bool waiting = s->state == TD_SENDER_COMMITTED || (s->state == TD_SENDER_SENDING &&
-                                                       (s->n || s->commit_ready));
+    bool waiting = s->abort_due || s->state == TD_SENDER_COMMITTED ||
+                   (s->state == TD_SENDER_SENDING && (s->n || s->commit_ready));
     if (!waiting) s->stuck_us = -1;
     else if (s->stuck_us < 0) s->stuck_us = now_us;
     else if (now_us - s->stuck_us >= s->o.timeout_us) {
-        fail(s, true, 1,
-             s->state == TD_SENDER_COMMITTED ? "no acknowledgement in time"
-             : s->credits                    ? "the receiver could not be reached in time"
-                                             : "no credits in time");
-        s->stuck_us = -1;
+        if (s->abort_due) s->abort_due = false; /* the receiver's own deadline has to do */
+        else {
+            fail(s, true, 1,
+                 s->state == TD_SENDER_COMMITTED ? "no acknowledgement in time"
+                 : s->credits                    ? "the receiver could not be reached in time"
+                                                 : "no credits in time");
+            s->stuck_us = now_us;
+        }
     }
     return next_action(s);
 }

@@ -11,8 +11,10 @@
  *
  * Rules:   1. At most `credits` frames are posted and not returned by CREDIT.
  *          2. Every state has a deadline: SENDING, while something is ready to go and does not (no credits, no
- *             room); COMMITTED, until ACK. Waiting for the model to compute is no fault.
- *          3. After FAILED by deadline, or CANCEL, one ABORT is offered; the caller may drop it.
+ *             room); COMMITTED, until ACK; FAILED, until its ABORT has left. Waiting for the model to compute is
+ *             no fault.
+ *          3. After FAILED by deadline, or CANCEL, one ABORT is offered until it is POSTED, the peer is GONE, or
+ *             the deadline has passed: frames before it may have filled the link.
  *          4. ACKED and FAILED are final.
  * Ownership: rectangles carry `ref`, an opaque word of the caller; td_sender_deinit hands the unposted ones
  *            back through drop.

@@ -72,7 +72,7 @@ typedef struct handoff {
 typedef struct sending {
     struct sending *next;
     uint64_t key;
-    handoff *of;
+    handoff *of;                 /* NULL: decided; only its ABORT has not left yet */
     dest *to;
     td_sender m;
     td_token_set tokens;         /* that the destination holds */
@@ -145,6 +145,7 @@ struct td_ship {
     stack *buffers;
     td_stage stage;              /* how pages are read and written */
     sending *sendings;
+    uint32_t n_concluded;        /* of them without a handoff */
     handoff *handoffs;
     atomic_uint_fast64_t frames_sent, frames_received, bytes_sent, bytes_received, frames_bad;
     atomic_uint epochs_open;

@@ -190,13 +190,24 @@ static void handoff_fail(handoff *h, const char *reason)
     snprintf(h->reason, sizeof h->reason, "%.*s", (int)sizeof h->reason - 1, reason);
 }
 
-/* To one rank. The others of a hand-off that failed are given up by the next pump. */
-static void finish(td_ship *s, sending *x, int64_t now)
+/* To one rank: decided. The others of a hand-off that failed are given up by the next pump. Nothing of the request
+ * is held any more; an ABORT that found no room in its socket stays behind until it leaves (more than max_keys of
+ * them do not wait). */
+static void conclude(td_ship *s, sending *x)
 {
     handoff *h = x->of;
+    x->of = NULL;
     h->frames += x->m.index;
     h->bytes += x->m.bytes;
     if (x->m.state != TD_SENDER_ACKED) handoff_fail(h, x->m.reason);
+    forget_begun(s, x);
+    td_sender_deinit(&x->m, drop_ref);
+    if (++s->n_concluded > s->o.max_keys) x->m.abort_due = false;
+    if (!--h->left) handoff_end(s, h);
+}
+
+static void release(td_ship *s, sending *x, int64_t now)
+{
     if (x->to) {
         x->to->users--;
         x->to->idle_us = now;
@@ -204,11 +215,9 @@ static void finish(td_ship *s, sending *x, int64_t now)
     sending **p = &s->sendings;
     while (*p != x) p = &(*p)->next;
     *p = x->next;
-    forget_begun(s, x);
-    td_sender_deinit(&x->m, drop_ref);
     td_buf_deinit(&x->commit);
     free(x);
-    if (!--h->left) handoff_end(s, h);
+    s->n_concluded--;
 }
 
 static td_stage_rect stage_rect(const td_codec_side *side, const td_rect *r, const rect_ref *ref,
@@ -294,12 +303,11 @@ static td_status post_commit(td_ship *s, sending *x, td_send_action *a, int64_t 
     return td_sock_send(x->to->sock, NULL, 0, part, 2);
 }
 
-static void post_abort(sending *x, td_send_action *a)
+static td_status post_abort(sending *x, td_send_action *a)
 {
     td_frame_seal(&a->head, NULL, 0);
     td_part part = {&a->head, sizeof a->head};
-    if (x->to && td_sock_send(x->to->sock, NULL, 0, &part, 1) < 0)
-        TD_DEBUG_LOG("an ABORT did not leave: %s", td_reason());
+    return x->to ? td_sock_send(x->to->sock, NULL, 0, &part, 1) : td_refuse(TD_EGONE, "never connected");
 }
 
 static void sent(td_ship *s, const sending *x, const td_send_action *a, size_t bytes)
@@ -327,7 +335,7 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
     while (a.type != TD_SEND_NOTHING && n < FRAMES_PER_TURN) {
         td_send_event posted = {.type = TD_SEND_POSTED};
         td_status st = TD_OK;
-        if (a.type == TD_SEND_DO_ABORT) post_abort(x, &a);
+        if (a.type == TD_SEND_DO_ABORT) st = post_abort(x, &a);
         else if (!td_sock_writable(x->to->sock)) st = TD_AGAIN;
         else if (td_fault_due(TD_FAULT_SHIP_FRAME, x->key)) td_fault_pause(), st = TD_AGAIN;
         else if (a.type == TD_SEND_DO_COMMIT) st = post_commit(s, x, &a, now, &posted);
@@ -340,7 +348,8 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
         n++;
     }
     bool more = a.type != TD_SEND_NOTHING && n == FRAMES_PER_TURN;
-    if (td_sender_done(&x->m)) finish(s, x, now);
+    if (x->of && x->m.state >= TD_SENDER_ACKED) conclude(s, x);
+    if (td_sender_done(&x->m)) release(s, x, now);
     return more;
 }
 
@@ -351,6 +360,10 @@ bool ship_out_pump(td_ship *s, int64_t now)
         next = x->next;
         td_send_event e = {.type = TD_SEND_TICK};
         handoff *h = x->of;
+        if (!h) {
+            more |= pump(s, x, now, e);
+            continue;
+        }
         if (h->failed) e = (td_send_event){.type = TD_SEND_CANCEL, .n = !h->over, .reason = h->reason};
         bool alone = h->left == 1, failed = h->failed;
         more |= pump(s, x, now, e);
@@ -432,7 +445,7 @@ void ship_out_command(td_ship *s, int64_t now, cmd *c)
     }
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
-        if (x->key != c->key) continue;
+        if (x->key != c->key || !x->of) continue;
         if (c->type == CMD_SEND_COMMIT) on_commit(s, now, c, x);
         else
             (void)pump(s, x, now,
@@ -478,8 +491,8 @@ int64_t ship_out_deadline(const td_ship *s, int64_t now)
     int64_t due = INT64_MAX;
     for (const sending *x = s->sendings; x; x = x->next) {
         due = TD_MIN(due, td_sender_deadline(&x->m));
-        bool ready = x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) ||
-                                                         (!x->m.n && x->m.commit_ready));
+        bool ready = x->m.abort_due || (x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) ||
+                                                                            (!x->m.n && x->m.commit_ready)));
         /* not writable yet: the socket's wake-up may have been eaten */
         if (ready) due = TD_MIN(due, now + RETRY_US);
     }
