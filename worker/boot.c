@@ -190,19 +190,6 @@ static bool device_serves(const td_conf *c, const td_model_desc *d, const td_boo
            (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
-/* Every rank, or none. */
-static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
-{
-    *all = mine;
-    if (!ranks) return TD_OK;
-    int n = td_coll_size(ranks->world);
-    bool *each = td_xalloc((size_t)n * sizeof *each);
-    td_status s = td_coll_all_gather(ranks->world, &mine, each, sizeof mine);
-    for (int i = 0; i < n; i++) *all &= each[i];
-    free(each);
-    return s;
-}
-
 /* Of the kernels that one rank may choose beside the portable ones those that all may: a check may have dropped some. Where
  * devices or versions of cuBLASLt differ, and so the names of their arithmetic, none. */
 static td_status same_kernels(const td_ranks *ranks, const td_ops *ops)
@@ -230,7 +217,8 @@ static td_status choose_device(const td_conf *c, const td_model_desc *d, td_rank
     td_status s = open_cuda(c, ranks, b);
     if (s >= 0 && told) s = numerics_kept(c, b);
     if (s >= 0 && !told && !device_serves(c, d, b)) s = td_refuse(TD_ENOSUP, "not for this model");
-    TD_TRY(all_can(ranks, s >= 0, &all));
+    all = s >= 0;
+    if (ranks) TD_TRY(td_ranks_all(ranks->world, s >= 0, &all)); /* every rank, or none */
     if (s >= 0 && !all) s = td_refuse(TD_ENOSUP, "another rank has no device that can serve");
     if (s >= 0 && ranks) s = same_kernels(ranks, b->ops);
     if (s >= 0 && told) s = numerics_kept(c, b);

@@ -84,17 +84,9 @@ static td_status weights_fit(td_dev *dev, size_t bytes)
                    dev->total_bytes >> 20, (dev->total_bytes - left + bytes) >> 20);
 }
 
-/* Every rank of the worker says yes. */
 static td_status all_ranks(void *arg, bool mine, bool *out)
 {
-    const td_model *m = arg;
-    int n = td_grid_ranks(&m->ranks->grid);
-    bool *each = td_xalloc((size_t)n * sizeof *each);
-    td_status s = td_coll_all_gather(m->ranks->world, &mine, each, sizeof mine);
-    *out = mine;
-    for (int i = 0; i < n; i++) *out &= each[i];
-    free(each);
-    return s;
+    return td_ranks_all(((const td_model *)arg)->ranks->world, mine, out);
 }
 
 /* Of sharded weights a rank has no layer for longer than it takes to compute it. */
