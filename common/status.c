@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 static _Thread_local char reason[512];
+static _Thread_local bool quiet;
 
 const char *td_status_name(td_status s)
 {
@@ -33,8 +34,13 @@ td_status td_fail(td_status s, const char *fmt, ...)
     va_start(ap, fmt);
     remember(fmt, ap);
     va_end(ap);
-    td_log(TD_LOG_WARN, "%s: %s", td_status_name(s), reason);
+    td_log(quiet ? TD_LOG_DEBUG : TD_LOG_WARN, "%s: %s", td_status_name(s), reason);
     return s;
+}
+
+void td_fail_quietly(bool on)
+{
+    quiet = on;
 }
 
 td_status td_refuse(td_status s, const char *fmt, ...)

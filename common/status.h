@@ -8,6 +8,8 @@
 #ifndef TD_COMMON_STATUS_H
 #define TD_COMMON_STATUS_H
 
+#include <stdbool.h>
+
 #define TD_STATUS_MAP(X)                                            \
     X(OK,       0, "ok")                                            \
     X(AGAIN,    1, "not ready: call again after the next event")    \
@@ -30,6 +32,8 @@ const char *td_status_name(td_status s); /* "EFULL"; static storage */
 
 /* Log the cause once at warning level, remember it for td_reason(), return s. */
 td_status td_fail(td_status s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* On this thread td_fail leaves its line to a caller who will report td_reason() (it stays at level debug); off at first. */
+void td_fail_quietly(bool on);
 /* Like td_fail, without the log line: for errors that belong to one request, not to the operator. */
 td_status td_refuse(td_status s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Text of this thread's last td_fail/td_refuse; at most 511 bytes; valid until the next one. */

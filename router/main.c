@@ -217,7 +217,10 @@ int main(int argc, char **argv)
     }
     td_log_open("router", td_log_parse(r.conf.log_level));
     r.api.conf = &r.conf;
-    if (open_all(&r) != TD_OK) {
+    td_fail_quietly(true); /* the line below says it */
+    s = open_all(&r);
+    td_fail_quietly(false);
+    if (s != TD_OK) {
         fprintf(stderr, "tandem-router: %s\n", td_reason());
         return 1;
     }

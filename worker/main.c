@@ -182,7 +182,10 @@ static int run(worker *w)
                                  .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs),
                                  .drain_us = (int64_t)w->conf.drain_s * 1000000, .done_fd = w->done_fd};
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
-    if (load(w) == TD_OK) return wait_end(w);
+    td_fail_quietly(true); /* the line below says it */
+    td_status s = load(w);
+    td_fail_quietly(false);
+    if (s == TD_OK) return wait_end(w);
     TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
     if (w->many) td_coll_abort(w->ranks.world, td_reason());
     return 1;

@@ -112,7 +112,7 @@ void td_image_prune(const char *dir, uint64_t limit, uint64_t want, const char *
     int d = limit ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (d < 0) return;
     images l = list(d);
-    qsort(l.at, l.n, sizeof *l.at, by_time);
+    if (l.n) qsort(l.at, l.n, sizeof *l.at, by_time);
     for (size_t i = 0; i < l.n && l.bytes + want > limit; i++) {
         if (!may_go(&l.at[i], keep) || !remove_free(d, l.at[i].name)) continue;
         remove_lock_file(d, l.at[i].name);
