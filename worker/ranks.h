@@ -40,5 +40,7 @@ td_status td_ranks_compute(td_coll *world, int (*fn)(void *arg), void *arg, int6
 /* Every rank says the same bytes of `text`, or all get EPROTO naming the first rank that differs, and both
  * values. Lines "name: value". Collective. */
 td_status td_ranks_agree(td_coll *world, const char *text);
+/* Whether every rank says yes. Collective. */
+td_status td_ranks_all(td_coll *world, bool mine, bool *all);
 
 #endif

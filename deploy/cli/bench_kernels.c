@@ -119,7 +119,7 @@ static td_status open_product(bench *b, product *p, int N, int K, uint8_t **bloc
         w[i] = &p->w[i];
     }
     free(packed);
-    return s == TD_OK && o->beside ? o->beside(w, p->n, beside) : s;
+    return s == TD_OK && o->beside ? o->beside(w, p->n, NULL, beside) : s;
 }
 
 static td_status products_of(bench *b, const char *name, int N, int K)
