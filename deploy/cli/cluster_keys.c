@@ -12,9 +12,9 @@ int cmd_keys(int argc, char **argv)
     if (help || argc != 2 || argv[1][0] == '-') {
         fprintf(help ? stdout : stderr,
                 "usage: tandem keys FILE\n\n"
-                "Makes the secret key of a cluster and writes it to FILE, which must not exist (mode 0600). The router and every\n"
-                "worker of the cluster get the same file (--curve-secret-file FILE): what goes between them is encrypted, and who\n"
-                "has another key is refused.\n");
+                "Makes the secret key of a cluster and writes it to FILE, which must not exist (mode 0600). The\n"
+                "router and every worker of the cluster get the same file (--curve-secret-file FILE): what goes\n"
+                "between them is encrypted, and who has another key is refused.\n");
         return help ? 0 : 2;
     }
     td_curve key;
