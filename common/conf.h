@@ -134,7 +134,10 @@ enum {
     X(INT, ship_timeout_ms, "ship-timeout-ms", 0, "30000", 10, 3600000, "ms", TD_C_BACK, \
       "a hand-off without progress for this long is given up and recomputed") \
     X(INT, drain_s, "drain-s", 0, "30", 0, 86400, "s", TD_C_CLUSTER, \
-      "after SIGTERM, how long running requests may take (then: a worker's go back to the router, a router's end)") \
+      "after SIGTERM, requests still running after this are ended; a worker hands them back to its router") \
+    X(INT, drain_listen_s, "drain-listen-s", 0, "0", 0, 86400, "s", TD_C_FRONT, \
+      "after SIGTERM the ports stay open for this long even if nothing runs, answering 503 until load balancers " \
+      "have noticed; at most drain-s") \
     X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
       "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \

@@ -32,12 +32,15 @@ const char *td_status_name(td_status s); /* "EFULL"; static storage */
 
 /* Log the cause once at warning level, remember it for td_reason(), return s. */
 td_status td_fail(td_status s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* On this thread td_fail leaves its line to a caller who will report td_reason() (it stays at level debug); off at first. */
-void td_fail_quietly(bool on);
 /* Like td_fail, without the log line: for errors that belong to one request, not to the operator. */
 td_status td_refuse(td_status s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Text of this thread's last td_fail/td_refuse; at most 511 bytes; valid until the next one. */
 const char *td_reason(void);
+/* While a program starts, a failure mostly ends it, with a last line of its own that says why. So that the
+ * reason is there once, td_fail of this thread holds its line back until the thread's next line or failure,
+ * and whoever says the reason takes it, which drops the held line. Turning it off writes what is held. */
+void td_fail_hold(bool on);
+const char *td_reason_take(void);
 
 /* Propagate an error when nothing has to be released. TD_AGAIN passes through. */
 #define TD_TRY(expr)                                    \

@@ -175,19 +175,23 @@ static void block_signals(worker *w)
 static int run(worker *w)
 {
     w->done_fd = td_wake_open();
-    if (w->signal_fd < 0 || w->done_fd < 0 || prepare(w) < 0) return 2;
+    td_status s = w->signal_fd < 0 || w->done_fd < 0 ? td_refuse(TD_EIO, "no file descriptors") : prepare(w);
+    if (s < 0) {
+        TD_ERROR("cannot start: %s", td_reason_take());
+        return 2;
+    }
     w->z = td_zctx_open();
     td_control_thread_opts co = {.z = w->z, .router = w->conf.router,
                                  .curve = w->has_curve ? &w->curve : NULL, .incarnation = w->incarnation,
                                  .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs),
                                  .drain_us = (int64_t)w->conf.drain_s * 1000000, .done_fd = w->done_fd};
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
-    td_fail_quietly(true); /* the line below says it */
-    td_status s = load(w);
-    td_fail_quietly(false);
-    if (s == TD_OK) return wait_end(w);
-    TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
-    if (w->many) td_coll_abort(w->ranks.world, td_reason());
+    if (load(w) == TD_OK) {
+        td_fail_hold(false);
+        return wait_end(w);
+    }
+    if (w->many) td_coll_abort(w->ranks.world, td_reason_take());
+    TD_ERROR("worker %s cannot start: %s", w->name, td_reason_take());
     return 1;
 }
 
@@ -216,6 +220,7 @@ static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
     *rc = 1;
     if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
     if (w->ranks.grid.rank == 0) return false;
+    td_fail_hold(false);
     *rc = td_rank_ship_serve(&w->conf, &w->ranks) < 0;
     if (!*rc) td_rank_close(&w->ranks);
     return true;
@@ -236,11 +241,13 @@ int main(int argc, char **argv)
     }
     td_log_open("worker", td_log_parse(w.conf.log_level));
     int rc = 0;
+    td_fail_hold(true);
     if (other_rank(&w, &argc, &argv, &rc)) {
         td_conf_deinit(&w.conf);
         return rc;
     }
     rc = run(&w);
+    td_fail_hold(false);
     stop(&w);
     return rc;
 }

@@ -73,7 +73,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
         /* All find the same fault, or this one alone, which the others must hear of. */
-        if (world) td_coll_abort(world, td_reason());
+        if (world) td_coll_abort(world, td_reason_take());
         free(d);
         return s;
     }

@@ -10,16 +10,11 @@ SPDX-License-Identifier: Apache-2.0
 """
 import json
 import os
-import signal
 import socket
 import threading
 import time
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from support.cluster import Cluster, Error, questions
-from support.machine import patience
 from support.report import done, ok
 
 POINTS = {
@@ -168,39 +163,4 @@ for state, (role, point) in POINTS.items():
             break
     assert over <= 0, f"{state}: pages came back {over:.1f} ms too late, three times: {text}"
     ok(f"{state}: the client left; pages back: {text}")
-
-
-def drain():
-    """SIGTERM while an answer is under way: it is finished; who comes meanwhile hears that the server leaves."""
-    with Held("decode", "decode-step", router_extra=["--drain-s", "120"]) as c:
-        r = Client(c)
-        c.wait_held("DECODING")
-        c.kill("router", signal.SIGTERM)
-
-        def status(path, body=None):
-            try:
-                c.post(path, body) if body else c.get(path)
-                return 200, "", ""
-            except Error as e:
-                return e.status, e.error.get("code") if e.error else "", str(e)
-
-        c.until("it drains", 20, lambda: status("/readyz")[0] == 503)
-        assert status("/livez")[0] == 200
-        got = status("/v1/completions", {"model": c.name, "prompt": [5, 6], "max_tokens": 2})
-        assert got[:2] == (503, "draining"), got
-        with grpc.insecure_channel(f"127.0.0.1:{c.grpc_port}") as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=patience(20))
-            assert check.status == health_pb2.HealthCheckResponse.NOT_SERVING, check
-        c.release()
-        assert r.result() == WANT and r.error is None, (r.error, r.ids)
-        assert c.procs["router"].wait(patience(30)) == 0
-        try:
-            c.get("/livez")
-            raise AssertionError("the port is open after the end")
-        except OSError:
-            pass
-    ok("SIGTERM: the answer is finished, /readyz and new requests say 503, then the port closes")
-
-
-drain()
 done()
