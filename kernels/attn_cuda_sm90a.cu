@@ -163,7 +163,8 @@ static TD_DEV hopper_seen hopper_seen_by(const attn_args &a, const hopper_block 
 }
 /* NaN or infinity in this thread's part of a tile of V that some row of the warpgroup sees in part: its threads
  * share the tile, so they look or do not look together. */
-template <int D> static TD_DEV bool hopper_odd(const unsigned char *v, const hopper_seen &all, int key0, int t)
+template <int D>
+static TD_DEV bool hopper_odd(const unsigned char *v, const hopper_seen &all, int key0, int t)
 {
     if (key0 + KEYS - 1 <= all.pos_min && key0 >= all.first_max) return false;
     bool odd = false;
@@ -340,9 +341,9 @@ int td_cuda_attention_hopper(void *stream, const td_cuda_attn_args *a, int32_t *
                          (cuuint64_t)kv->n_pages * 2 * (cuuint64_t)kv->G * (cuuint64_t)kv->P};
     cuuint64_t stride[1] = {(cuuint64_t)a->D * 2};
     cuuint32_t shape[2] = {64, (cuuint32_t)box}, step[2] = {1, 1};
-    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, td_kv_page(kv, a->slot, 0), dim, stride, shape, step,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, td_kv_page(kv, a->slot, 0), dim, stride, shape,
+               step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         return (int)cudaErrorInvalidValue;
     attn_args r = attn_args_of(a);
     long long blocks = attn_most_blocks(a);

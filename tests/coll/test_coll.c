@@ -58,11 +58,13 @@ static sem_t over;
 static void wait_for(int ranks)
 {
     for (; ranks > 0; ranks--)
-        while (sem_wait(&over)) {}
+        while (sem_wait(&over)) {
+        }
 }
 
 static _Thread_local int downloads, syncs;
-static _Thread_local td_status (*real_download)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+static _Thread_local td_status (*real_download)(td_dev *d, td_stream_kind s, void *dst, const void *src,
+                                                size_t bytes);
 static _Thread_local td_status (*real_sync)(td_dev *d, td_stream_kind s);
 
 static td_status count_download(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
@@ -93,7 +95,8 @@ static void staged_once(td_coll *host, td_dev *dev, coll_tally *t)
         downloads = syncs = 0;
         memset(all + me * BYTES, 10 * k + me, BYTES);
         C_IS(t, td_coll_all_gather(s, all + me * BYTES, all, BYTES), TD_OK);
-        for (int i = 0; i < n; i++) C_OK(t, all[i * BYTES] == 10 * k + i && all[i * BYTES + BYTES - 1] == 10 * k + i);
+        for (int i = 0; i < n; i++)
+            C_OK(t, all[i * BYTES] == 10 * k + i && all[i * BYTES + BYTES - 1] == 10 * k + i);
         C_OK(t, downloads == (n > 1) && syncs == (n > 1));
     }
     td_coll_close(s), td_coll_close(c);
@@ -183,7 +186,7 @@ static void late(td_coll *c, coll_tally *t)
         C_IS(t, td_coll_all_gather(c, "abc", b, 4), TD_ETIME);
         int64_t took = td_spin_us() - start;
         C_OK(t, took < 30000000);
-        C_OK(t, me != 1 || took >= 30000); /* the others may have come when it was over */
+        C_OK(t, me != 1 || took >= 30000);      /* the others may have come when it was over */
         C_OK(t, thread_cpu_us() - cpu < 20000); /* it slept (50 us of spinning, two switches, a log line) */
         sem_post(&over);
     }

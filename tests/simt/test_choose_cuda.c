@@ -6,8 +6,8 @@
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_lt.h"
-#include "tests/simt/simt_c.h"
 #include "tests/said.h"
+#include "tests/simt/simt_c.h"
 #include "tests/simt/support.h"
 
 static const td_ops *table;
@@ -144,12 +144,8 @@ static void test_copies(void)
         int N, K, slices;
         td_dtype t;
         bool copied;
-    } cases[] = {{16, 64, 1, TD_BF16, true},
-                 {200, 328, 1, TD_BF16, true},
-                 {40, 72, 1, TD_F16, true},
-                 {40, 320, 8, TD_BF16, true},
-                 {33, 64, 1, TD_BF16, false},
-                 {16, 36, 1, TD_BF16, false}};
+    } cases[] = {{16, 64, 1, TD_BF16, true},  {200, 328, 1, TD_BF16, true}, {40, 72, 1, TD_F16, true},
+                 {40, 320, 8, TD_BF16, true}, {33, 64, 1, TD_BF16, false},  {16, 36, 1, TD_BF16, false}};
     enum { N_CASES = TD_COUNT(cases) };
     matrix *m = td_xalloc(N_CASES * sizeof *m);
     td_weight *w[N_CASES];
@@ -343,8 +339,8 @@ static void test_memory(void)
     dev()->free_bytes(dev(), &before);
     T_EQ(table->beside(w, 1, &ranks, &block), TD_OK);
     dev()->free_bytes(dev(), &after);
-    T_OK(here && !block && !m->w.rows && after >= before + TD_CUDA_LT_WS_BYTES, "another rank has no room: %zu bytes more are free",
-         after - before);
+    T_OK(here && !block && !m->w.rows && after >= before + TD_CUDA_LT_WS_BYTES,
+         "another rank has no room: %zu bytes more are free", after - before);
     expect_numerics(TD_CUDA_NUMERICS);
     dev_done();
     free(m);

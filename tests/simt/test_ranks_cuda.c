@@ -142,9 +142,10 @@ static void make_checkpoint(const char *dir)
     static const struct {
         const char *name;
         int N, K;
-    } all[] = {{"input_layernorm", E, 0},        {"self_attn.q_proj", H * D, E}, {"self_attn.k_proj", G * D, E},
-               {"self_attn.v_proj", G * D, E},   {"self_attn.o_proj", E, H * D}, {"post_attention_layernorm", E, 0},
-               {"mlp.gate_proj", F, E},          {"mlp.up_proj", F, E},          {"mlp.down_proj", E, F}};
+    } all[] = {
+        {"input_layernorm", E, 0},      {"self_attn.q_proj", H * D, E}, {"self_attn.k_proj", G * D, E},
+        {"self_attn.v_proj", G * D, E}, {"self_attn.o_proj", E, H * D}, {"post_attention_layernorm", E, 0},
+        {"mlp.gate_proj", F, E},        {"mlp.up_proj", F, E},          {"mlp.down_proj", E, F}};
     tf_set *s = calloc(1, sizeof *s);
     char name[200], config[600];
     add_random(s, "model.embed_tokens.weight", V, E, 1);
@@ -156,7 +157,8 @@ static void make_checkpoint(const char *dir)
             add_random(s, name, all[i].N, all[i].K, 0.1f);
         }
     snprintf(config, sizeof config,
-             "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":%d,\"hidden_size\":%d,\"intermediate_size\":%d,"
+             "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":%d,\"hidden_size\":%d,\"intermediate_"
+             "size\":%d,"
              "\"num_hidden_layers\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,\"head_dim\":%d,"
              "\"max_position_embeddings\":1024}",
              (int)V, (int)E, (int)F, (int)L, (int)H, (int)G, (int)D);
@@ -209,14 +211,16 @@ static void same_as(job *to, job *as, bool leads, const char *what)
 {
     for (int i = 0; leads && i < N; i++) te_same(&spec[i], &as->to[i], &to->to[i], what);
     if (leads)
-        T_OK(to->n_logits == as->n_logits && !memcmp(to->logits, as->logits, sizeof want_logits), "logits: %s", what);
+        T_OK(to->n_logits == as->n_logits && !memcmp(to->logits, as->logits, sizeof want_logits),
+             "logits: %s", what);
 }
 
 static const td_ops *open_fast(void)
 {
     const td_cuda_mode mode = {.fast = true};
     const td_ops *ops = NULL;
-    T_OK(td_cuda_ops_open_as(dev(), &mode, &ops) == TD_OK && strcmp(ops->numerics, TD_CUDA_NUMERICS), "%s", td_reason());
+    T_OK(td_cuda_ops_open_as(dev(), &mode, &ops) == TD_OK && strcmp(ops->numerics, TD_CUDA_NUMERICS), "%s",
+         td_reason());
     return ops;
 }
 
@@ -238,7 +242,8 @@ static void run_fast(tr_opts *o, job *one, int rank)
     many.n_logits = 0;
     T_OK(tr_run(o, run_all, &many), "fast again");
     same_as(&many, &first, rank == 0, "a second run");
-    double off = distance(got_logits[0], one->logits[0], n), most_off = strncmp(o->shape ? o->shape : "fp8", "fp8", 3) ? 0.02 : 0.1;
+    double off = distance(got_logits[0], one->logits[0], n),
+           most_off = strncmp(o->shape ? o->shape : "fp8", "fp8", 3) ? 0.02 : 0.1;
     bool other = off > 0;
     for (int i = 0; i < N; i++) other |= !te_same_choice(&got[i], 0, &one->to[i], 0);
     if (rank == 0) T_OK(other && off < most_off, "logits are off by %g of their size", off);
@@ -311,8 +316,9 @@ static int one_rank(int argc, char **argv)
         cuda->replay->stats(&before);
         T_OK(tr_run(&o, run_all, &many), "all ranks");
         cuda->replay->stats(&after);
-        T_OK((after.runs > before.runs) == is_replayed(&w->grid) && after.failed == before.failed, "%d steps replayed, %d failed",
-             (int)(after.runs - before.runs), (int)(after.failed - before.failed));
+        T_OK((after.runs > before.runs) == is_replayed(&w->grid) && after.failed == before.failed,
+             "%d steps replayed, %d failed", (int)(after.runs - before.runs),
+             (int)(after.failed - before.failed));
         same_as(&many, &one, rank == 0, "several ranks");
     }
     td_cuda_ops_close();
@@ -351,15 +357,16 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < TD_COUNT(ways); i++) {
         const td_grid *g = &ways[i].grid;
         if (only >= 0 && (int)i != only) continue;
-        if (simt_checks() ? i != 0 && i != 4 && !(g->fsdp && g->tp == 2) : ways[i].more && !all && only < 0) continue;
+        if (simt_checks() ? i != 0 && i != 4 && !(g->fsdp && g->tp == 2) : ways[i].more && !all && only < 0)
+            continue;
         int how = run_way(argv[0], i);
         if (how == 77 || how == 127) {
             drop_codes();
             T_SKIP("%s", how == 77 ? "built without MPI" : "no mpirun");
         }
-        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
-             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", ways[i].quantized ? ", quantized" : "",
-             ways[i].fast ? ", fast" : "", how);
+        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s%s%s: exit %d", ways[i].model,
+             g->tp, g->pp, g->cp, g->dp, g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "",
+             ways[i].quantized ? ", quantized" : "", ways[i].fast ? ", fast" : "", how);
     }
     drop_codes();
     return T_DONE();

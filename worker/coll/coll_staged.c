@@ -69,7 +69,8 @@ static td_status end_start(td_coll *c, int lane)
     char *at = s->host;
     for (int i = 0; i < l->n_send; i++) {
         bool there = again(l->send, i);
-        in->send[i] = (td_coll_part){.peer = l->send[i].peer, .bytes = l->send[i].bytes, .from = there ? in->send[i - 1].from : at};
+        in->send[i] = (td_coll_part){
+            .peer = l->send[i].peer, .bytes = l->send[i].bytes, .from = there ? in->send[i - 1].from : at};
         if (there) continue;
         TD_TRY(d->download(d, TD_STREAM_COMPUTE, at, l->send[i].from, l->send[i].bytes));
         at += padded(l->send[i].bytes);
