@@ -131,6 +131,14 @@ td_status td_boot_describe(const td_conf *c, const char *dir, td_model_desc *out
     return td_refuse(TD_EBADREQ, "no model given: --model DIR, the folder with config.json (or --load-format dummy --shape NAME)");
 }
 
+/* config.json was compared before anything was loaded; each host has files of its own. */
+static td_status same_weights(const td_ranks *ranks, const td_model_desc *d)
+{
+    char text[64];
+    snprintf(text, sizeof text, "weights: %016llx\n", (unsigned long long)d->digest.lo);
+    return td_ranks_agree(ranks->world, text);
+}
+
 static td_status open_model(const td_conf *c, const char *dir, const td_model_desc *d, int max_logits,
                             const td_ranks *ranks, td_boot *b)
 {
@@ -156,6 +164,7 @@ static td_status open_model(const td_conf *c, const char *dir, const td_model_de
     b->quantized = o.quantized;
     b->attn_split = o.attn_split;
     TD_TRY(td_model_open(&o, &b->model));
+    if (ranks) TD_TRY(same_weights(ranks, td_model_descr(b->model)));
     if (b->dev) TD_TRY(numerics_kept(c, b));
     b->opts = (td_engine_opts){.model = b->model,
                                .ops = b->ops,

@@ -203,12 +203,13 @@ static void stop(worker *w)
     td_conf_deinit(&w->conf);
 }
 
-/* A process of a worker of several ranks. Other ranks than 0 end here. */
+/* A process of a worker of several ranks. Other ranks than 0 end here, and who was to be one and does not know it. */
 static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
 {
     td_grid g = td_rank_grid(&w->conf);
     w->many = td_grid_ranks(&g) > 1;
-    if (!w->many) return false;
+    *rc = 2;
+    if (!w->many) return td_rank_alone(&w->conf) < 0;
     *rc = 1;
     if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
     if (w->ranks.grid.rank == 0) return false;

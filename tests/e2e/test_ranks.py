@@ -359,16 +359,44 @@ def deaths():
 # ---- ranks that do not belong together ----
 
 
+WORKER = os.path.join(BIN, "tandem-worker")
+
+
+def other_build(path):
+    """A copy of the worker with another build id: what a build of other sources would have. (its id, the worker's)"""
+    with open(WORKER, "rb") as f:
+        data = bytearray(f.read())
+    at = data.index(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0") + 16
+    old = data[at:at + 20].hex()
+    data[at + 19] ^= 1
+    with open(path, "wb") as f:
+        f.write(data)
+    os.chmod(path, 0o755)
+    return data[at:at + 20].hex(), old
+
+
+def changed(name, folder, change):
+    """A model of the same name in a folder of its own, in which one file differs."""
+    shutil.copytree(DEMO, os.path.join(folder, "m"))
+    path = os.path.join(folder, "m", name)
+    with open(path, "rb") as f:
+        data = change(f.read())
+    with open(path, "wb") as f:
+        f.write(data)
+    return folder
+
+
 def mpirun(*ranks, seconds=10):
-    """Each rank with its own arguments. (status, output); fails when it takes longer."""
+    """Each rank with its own arguments, (program, folder, arguments) where those differ too. (status, output); fails when it
+    takes longer."""
     cmd = [
         "mpirun", "--oversubscribe", "--bind-to", "none",
         *(["--allow-run-as-root"] if os.geteuid() == 0 else [])
     ]
     for i, args in enumerate(ranks):
+        program, folder, args = args if isinstance(args, tuple) else (WORKER, os.getcwd(), args)
         cmd += [":"] * (i > 0) + [
-            "-n", "1",
-            os.path.join(BIN, "tandem-worker"), "--threads", "1", "--router", "ipc:///nowhere/control",
+            "-n", "1", "-wdir", folder, program, "--threads", "1", "--router", "ipc:///nowhere/control",
             "--no-pack-cache", *args
         ]
     start = time.monotonic()
@@ -392,14 +420,20 @@ def refused(name, ranks, *words):
 def starts():
     tp2 = ["--model", DEMO, *sizes(2)]
     with tempfile.TemporaryDirectory() as d:
-        other = os.path.join(d, "other")
-        shutil.copytree(DEMO, other)
-        with open(os.path.join(other, "config.json")) as f:
-            text = f.read()
-        with open(os.path.join(other, "config.json"), "w") as f:
-            f.write(text.replace("10000.0", "20000.0"))
-        refused("another model", [tp2, ["--model", other, *sizes(2)]], "rank 1", "model")
-        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size")
+        build = os.path.join(d, "tandem-worker")
+        refused("another build", [tp2, (build, d, tp2)], "rank 1", "build: ", *other_build(build))
+        same = changed("config.json", os.path.join(d, "same"), lambda x: x)
+        local = ["--model", "m", *sizes(2)]
+        for what, file, change, word in (("config.json", "config.json", lambda x: x.replace(b"10000.0", b"20000.0"), "config.json: "),
+                                         ("weights", "model.safetensors", lambda x: x[:-1] + bytes([x[-1] ^ 1]), "weights: ")):
+            other = changed(file, os.path.join(d, what), change)
+            refused(f"a model of the same name with other {what}", [(WORKER, same, local), (WORKER, other, local)], "rank 1", word)
+        refused("another model", [tp2, ["--model", same + "/m", *sizes(2)]], "rank 1", f"model: {DEMO}", f"model: {same}/m")
+        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size: 2", "tensor-parallel-size: 1")
+        refused("a rank without sizes", [tp2, ["--model", DEMO]], "rank 1 of 2", "tensor 1")
+        refused("ranks without sizes", [["--model", DEMO]] * 2, "rank 1 of 2", "tensor 1")
+        refused("another option", [tp2, [*tp2, "--no-prefix-cache"]], "rank 1", "prefix-cache: false")
+        refused("another time to wait", [tp2, [*tp2, "--rank-timeout-ms", "3000"]], "rank 1", "rank-timeout-ms: 3000", "2500")
         refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
         refused("another kernel family", [tp2, [*tp2, "--ops", "ref"]], "rank 1", "ref")
         refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64",
