@@ -117,7 +117,7 @@ static void all_grids(const char *shape, bool experts)
                     dp = ranks / tp / pp / cp;
                 bool ep = mode & 1, fsdp = mode & 2;
                 if (tp * pp * cp * dp != ranks || pp > 4 || ep > experts || (fsdp && cp * dp == 1))
-                    continue; /* 4 layers */
+                    continue; /* 4 layers: eight_stages() */
                 if (dp > 1 && !experts && (cut + mode) % 4)
                     continue; /* replicas meet where there are experts: there all */
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
@@ -138,6 +138,27 @@ static void all_grids(const char *shape, bool experts)
                 check(o, what, false);
                 count++;
             }
+}
+
+/* Eight stages, which need more layers than the shapes of all_grids have. */
+static void eight_stages(void)
+{
+    static const tr_config of[] = {{9, 2, 256, 0}, {8, 1, 128, 0}, {11, 2, 128, 8}};
+    for (size_t i = 0; i < TD_COUNT(of); i++) {
+        char dir[32];
+        tr_make_dir(dir, of[i]);
+        tr_opts o = base_opts("tiny"); /* random weights; the sizes are dir's */
+        o.dir = dir;
+        o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        check(o, "one rank of many layers", true);
+        for (int extra = 0; extra < 2; extra++) {
+            o.grid.pp = 8, o.depth = 8 + extra;
+            o.grid.ep = of[i].experts && extra; /* all experts of a stage on its rank */
+            check(o, of[i].experts ? "eight stages, experts" : "eight stages", false);
+            o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        }
+        tr_drop_dir(dir);
+    }
 }
 
 /* One grid of each kind, with everything that exchanges something. */
@@ -321,6 +342,7 @@ int main(int argc, char **argv)
         all_grids("ranks-tiny", false);
         all_grids("ranks-mqa", false); /* one kv head */
         all_grids("moe-tiny", true);
+        eight_stages();
     }
     for (int i = 0; i < N; i++) te_result_free(&want[i]), te_result_free(&got[i]);
     free(want_logits.row), free(got_logits.row);
