@@ -5,6 +5,7 @@
 #include "tests/t.h"
 #include "worker/grid.h"
 #include "worker/kvmap.h"
+#include "worker/profile.h"
 #include <string.h>
 
 static td_model_desc shape(const char *name)
@@ -101,6 +102,25 @@ static void test_deal(void)
         }
 }
 
+/* The output matrix's share is measured, not worked out: 64 times the rows take longer by much more than any other work on
+ * the machine could hide, and such a last stage gets fewer layers. */
+static void test_measured(void)
+{
+    td_model_desc few = shape("0.5b"), many = few;
+    const td_ops *ops;
+    T_OK(td_ops_open("auto", &ops) == TD_OK);
+    td_pool *pool = td_pool_open(1);
+    few.V = few.V / 64;
+    int low = td_profile_head_cost(pool, ops, &few, 1), high = td_profile_head_cost(pool, ops, &many, 1);
+    T_OK(low >= 1 && high > 4 * low, "%d tenths of a layer, with 64 times the rows %d", low, high);
+    td_grid a = {.tp = 1, .pp = 2, .cp = 1, .dp = 1, .head_cost = low}, b = a;
+    b.head_cost = high;
+    T_OK(td_grid_check(&a, &few) == TD_OK && td_grid_check(&b, &many) == TD_OK);
+    T_OK(many.L - b.layer0[1] < few.L - a.layer0[1], "the last stage: %d layers beside a small matrix, %d beside a large one",
+         few.L - a.layer0[1], many.L - b.layer0[1]);
+    td_pool_close(pool);
+}
+
 static void test_kvmap(void)
 {
     for (uint32_t R = 1; R <= 5; R++)
@@ -126,6 +146,7 @@ int main(void)
     test_cover("tiny");
     test_refused();
     test_deal();
+    test_measured();
     test_kvmap();
     return T_DONE();
 }
