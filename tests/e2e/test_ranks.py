@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 from support.cluster import (BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids,
                              sanitized, skip)
@@ -305,6 +306,17 @@ def alive(pids):
     return [x for x in pids if os.path.exists(f"/proc/{x}")]
 
 
+NO_WORKER_S = 3  # how long the router keeps a request while there is no worker (no_worker_us)
+
+
+def seconds_away(c, name):
+    """From the worker's loss to its return, as the router logged them."""
+    said = re.findall(rf"^(\S+)Z \w router worker {name}(?:: \w+ -> (READY)| (lost) )", c.log("serve"), re.M)
+    at = {ready or lost: datetime.fromisoformat(t) for t, ready, lost in said}
+    assert len(said) == 3 and said[1][2] and said[2][1], said
+    return (at["READY"] - at["lost"]).total_seconds()
+
+
 def death(sig, rank, n_workers):
     """A rank of the worker that runs the request: gone in 5 s with the other, the text complete, all back."""
     with Gate() as gate, Serve("--mixed", str(n_workers), "--mixed-ranks", "2", "--threads", "2") as c:
@@ -320,12 +332,20 @@ def death(sig, rank, n_workers):
             os.kill(hit[rank], sig)
             hit["watch"] = Gone([hit[0], hit[1]])
 
-        assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
+        refusal = None
+        try:
+            assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
+        except Error as e:  # it was the only one, and not back in time
+            assert n_workers == 1 and "no worker is left" in str(e), e
+            refusal = e
         pids = [hit[0], hit[1]]
         took = hit["watch"].after(5)
         again = c.until("its ranks are back", 20, lambda: new_ranks(c, hit["name"], pids))
         c.until("the worker is back", 30, lambda: len(alive_workers(c)) == n_workers)
         assert new_ranks(c, hit["name"], pids) == again, "started more than once"
+        if refusal:
+            away = seconds_away(c, hit["name"])
+            assert away >= NO_WORKER_S, f"the worker was back after {away:.1f} s, and yet: {refusal}"
         assert stream_ids(c) == want
         c.wait_clean()
         everything = rank_pids(c.procs["serve"].pid, flat=True)
