@@ -86,7 +86,26 @@ def wrong_files():
     ok("wrong files are refused")
 
 
+def binds():
+    """Where the router listens for workers: a name is for the others, so there everywhere."""
+    with tempfile.TemporaryDirectory() as d:
+        with open(os.path.join(d, "mpirun"), "w") as f:
+            f.write('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        os.chmod(f.name, 0o755)
+        env = dict(os.environ, TANDEM_BUILD=BUILD, PATH=d + ":" + os.environ["PATH"], TANDEM_CONTROL_PORT="5")
+        for host, at in ("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("10.1.2.3:1", "10.1.2.3"), ("head", "*"), ("a1", "*"):
+            with open(os.path.join(d, "job.conf"), "w") as f:
+                f.write(f"router {host}\ndecode n1:4,n2:4 --bulk-bind tcp://*:*\n")
+            words = subprocess.run([os.path.join(FILES, "cluster"), f.name, DEMO], capture_output=True, text=True, env=env,
+                                   timeout=patience(20)).stdout.split("\n")
+            assert words[words.index("--router-bind") + 1] == f"tcp://{at}:5", (host, words)
+            assert words[words.index("--router") + 1] == f"tcp://{host.split(':')[0]}:5", (host, words)
+            assert "tcp://*:*" in words, words  # no name of a file here in its place
+    ok("the router listens where its host's name leads")
+
+
 wrong_files()
+binds()
 BODY = [
     dict(prompt=q["prompt_ids"], max_tokens=40, temperature=0.7, seed=i)
     for i, q in enumerate(questions()[::40])
