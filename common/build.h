@@ -1,13 +1,11 @@
-/* common/build.h - which build this program is: the version, and what the linker made of everything in it (the build id of
- * ELF), so that two builds of one version are told apart and two copies of one build are not.
+/* common/build.h - which program this is: the version, and the identity that the linker computed from its contents (the GNU build id
+ * note), so that two builds of one version are told apart.
  *
- * Threads: any. Errors: none; a program without a build id has its version alone. */
+ * Threads: any. Never NULL, at most 63 bytes: "0.1.0-3f9c02d1a4b7", or the version alone where the program has no such note. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_COMMON_BUILD_H
 #define TD_COMMON_BUILD_H
 
-#include <stddef.h>
-
-void td_build_name(char *out, size_t cap); /* "0.1.0 7d01da60..." */
+const char *td_build(void);
 
 #endif

@@ -2,6 +2,7 @@
 /* common/conf.c - a table made from TD_CONF_MAP and a few functions that walk it. Flags are read first (so
  * that --help and their errors do not depend on the environment), then the environment, then the file; a
  * source never overrides a stronger one. */
+#include "common/build.h"
 #include "common/conf.h"
 #include "common/check.h"
 #include "common/log.h"
@@ -540,7 +541,7 @@ td_status td_conf_parse(td_conf *c, unsigned program, int argc, char **argv, con
         bool help = !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
         if (!help && strcmp(argv[i], "--version")) continue;
         if (help) print_help(program);
-        else printf("tandem %s\n", TD_VERSION);
+        else printf("tandem %s\n", td_build());
         return TD_AGAIN;
     }
     td_status s = take_argv(c, program, argc, argv, positional, max_positional, &count);

@@ -57,7 +57,7 @@ enum {
     X(STR, config, "config", 0, "", 0, 4096, "file", TD_C_ALL | TD_CONF_PLACE, "read options from this file") \
     X(CHOICE, log_level, "log-level", 0, "info", 0, 0, "error|warn|info|debug|trace", TD_C_ALL | TD_CONF_PLACE, \
       "what to log") \
-    X(STR, model, "model", 0, "", 0, 4096, "directory", TD_C_ENGINE | TD_CONF_ROUTER, \
+    X(STR, model, "model", 0, "", 0, 4096, "directory", TD_C_ENGINE | TD_CONF_ROUTER | TD_CONF_PLACE, \
       "model directory (config.json, tokenizer.json, *.safetensors)") \
     X(STR, served_model_name, "served-model-name", 0, "", 0, 255, "name", TD_C_CLUSTER | TD_C_CLIENT, \
       "model name in the API (default: the directory's name)") \
@@ -134,8 +134,11 @@ enum {
       "how other workers reach bulk-bind (default: as bound, with this host's name for a wildcard)") \
     X(INT, ship_timeout_ms, "ship-timeout-ms", 0, "30000", 10, 3600000, "ms", TD_C_BACK, \
       "a hand-off without progress for this long is given up and recomputed") \
-    X(INT, drain_s, "drain-s", 0, "30", 0, 86400, "s", TD_CONF_WORKER, \
-      "after SIGTERM, requests still running after this are handed back to the router") \
+    X(INT, drain_s, "drain-s", 0, "30", 0, 86400, "s", TD_C_CLUSTER, \
+      "after SIGTERM, requests still running after this are ended; a worker hands them back to its router") \
+    X(INT, drain_listen_s, "drain-listen-s", 0, "0", 0, 86400, "s", TD_C_FRONT, \
+      "after SIGTERM the ports stay open for this long even if nothing runs, answering 503 until load balancers " \
+      "have noticed; at most drain-s") \
     X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER | TD_CONF_PLACE, \
       "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \

@@ -4,8 +4,10 @@
 #include "common/log.h"
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static _Thread_local char reason[512];
+static _Thread_local bool holds;
 
 const char *td_status_name(td_status s)
 {
@@ -24,6 +26,7 @@ static void remember(const char *fmt, va_list ap)
 {
     char text[sizeof reason];
     vsnprintf(text, sizeof text, fmt, ap);
+    if (holds) td_log_release(!reason[0] || !strstr(text, reason)); /* wrapped: the outer one says it all */
     snprintf(reason, sizeof reason, "%s", text);
 }
 
@@ -33,7 +36,7 @@ td_status td_fail(td_status s, const char *fmt, ...)
     va_start(ap, fmt);
     remember(fmt, ap);
     va_end(ap);
-    td_log(TD_LOG_WARN, "%s: %s", td_status_name(s), reason);
+    (holds ? td_log_hold : td_log)(TD_LOG_WARN, "%s: %s", td_status_name(s), reason);
     return s;
 }
 
@@ -48,5 +51,17 @@ td_status td_refuse(td_status s, const char *fmt, ...)
 
 const char *td_reason(void)
 {
+    return reason;
+}
+
+void td_fail_hold(bool on)
+{
+    holds = on;
+    if (!on) td_log_release(true);
+}
+
+const char *td_reason_take(void)
+{
+    td_log_release(false);
     return reason;
 }

@@ -8,6 +8,8 @@
 #ifndef TD_COMMON_STATUS_H
 #define TD_COMMON_STATUS_H
 
+#include <stdbool.h>
+
 #define TD_STATUS_MAP(X)                                            \
     X(OK,       0, "ok")                                            \
     X(AGAIN,    1, "not ready: call again after the next event")    \
@@ -34,6 +36,11 @@ td_status td_fail(td_status s, const char *fmt, ...) __attribute__((format(print
 td_status td_refuse(td_status s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Text of this thread's last td_fail/td_refuse; at most 511 bytes; valid until the next one. */
 const char *td_reason(void);
+/* While a program starts, a failure mostly ends it, with a last line of its own that says why. So that the
+ * reason is there once, td_fail of this thread holds its line back until the thread's next line or failure,
+ * and whoever says the reason takes it, which drops the held line. Turning it off writes what is held. */
+void td_fail_hold(bool on);
+const char *td_reason_take(void);
 
 /* Propagate an error when nothing has to be released. TD_AGAIN passes through. */
 #define TD_TRY(expr)                                    \

@@ -58,7 +58,7 @@ static TD_DEV void hopper_bring(unsigned char *to, const CUtensorMap *map, const
 {
     typedef hopper_shape<D> S;
     if (lane == 0) sm90_expect(full, S::TILE_BYTES);
-    __syncwarp();
+    __syncwarp(); /* bytes may come before they are expected, by the ISA: nothing here rests on that */
     const int32_t *pages = a.pages + b.s.page0;
     for (int i = lane; i < KEYS / box * S::SUBS; i += 32) {
         const int r = i / S::SUBS * box, sub = i % S::SUBS, key = tile * KEYS + r;
@@ -313,31 +313,42 @@ static int box_of(int P)
     return P >= 8 && KEYS % P == 0 ? P : 0;
 }
 
+/* The driver's function, asked for once (every thread would find the same one); NULL: it has none. */
+static PFN_cuTensorMapEncodeTiled_v12000 encoder()
+{
+    static void *found;
+    void *entry = NULL;
+    cudaDriverEntryPointQueryResult how;
+    if (!found &&
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &how) ==
+            cudaSuccess &&
+        how == cudaDriverEntryPointSuccess)
+        found = entry;
+    return (PFN_cuTensorMapEncodeTiled_v12000)found;
+}
+
 int td_cuda_attention_hopper(void *stream, const td_cuda_attn_args *a, int32_t *redo, int max_blocks)
 {
     if (a->n_seq <= 0 || a->T <= 0) return 0;
     const td_kv *kv = a->kv;
     const int box = box_of(kv->P);
     if (!box || kv->dtype != TD_BF16 || (a->D != 64 && a->D != 128)) return (int)cudaErrorInvalidValue;
-    void *entry = NULL;
-    cudaDriverEntryPointQueryResult found;
-    cudaError_t e =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    if (e != cudaSuccess || found != cudaDriverEntryPointSuccess) return (int)cudaErrorNotSupported;
+    const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
+    if (!encode) return (int)cudaErrorNotSupported;
     CUtensorMap map;
     cuuint64_t dim[2] = {(cuuint64_t)a->D,
                          (cuuint64_t)kv->n_pages * 2 * (cuuint64_t)kv->G * (cuuint64_t)kv->P};
     cuuint64_t stride[1] = {(cuuint64_t)a->D * 2};
     cuuint32_t shape[2] = {64, (cuuint32_t)box}, step[2] = {1, 1};
-    if (((PFN_cuTensorMapEncodeTiled_v12000)entry)(
-            &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, td_kv_page(kv, a->slot, 0), dim, stride, shape, step,
-            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, td_kv_page(kv, a->slot, 0), dim, stride, shape, step,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         return (int)cudaErrorInvalidValue;
     attn_args r = attn_args_of(a);
     long long blocks = attn_most_blocks(a);
     if (blocks > max_blocks) return (int)cudaErrorInvalidValue;
-    e = a->D == 128
+    cudaError_t e =
+        a->D == 128
             ? td_launch_big(attn_hopper_kernel<128>, dim3((unsigned)blocks), dim3(THREADS),
                             (size_t)hopper_shape<128>::BYTES + 1024, (cudaStream_t)stream, map, r, box, redo)
             : td_launch_big(attn_hopper_kernel<64>, dim3((unsigned)blocks), dim3(THREADS),

@@ -39,9 +39,24 @@ static void name_numerics(td_cuda_choice *c)
         snprintf(c->numerics, sizeof c->numerics, "%s", TD_CUDA_NUMERICS);
 }
 
+static void close_lt(td_cuda_choice *c)
+{
+    void *blocks[] = {c->lt_ws, c->x16};
+    td_cuda_lt_close(c->lt);
+    for (void *p : blocks)
+        if (p) c->dev->free(c->dev, p);
+    c->lt = nullptr;
+    c->lt_ws = c->x16 = nullptr;
+    c->x16_bytes = 0;
+}
+
+/* What only cuBLASLt works in is given back with it: who has no room for copies is short of memory. */
 void td_cuda_choice_drop(td_cuda_choice *c, unsigned bits)
 {
+    const unsigned lt = TD_CUDA_LT | TD_CUDA_LT_E4M3;
+    const bool last = c->may & lt && !(c->may & ~bits & lt);
     c->may &= ~bits;
+    if (last) close_lt(c);
     name_numerics(c);
 }
 
@@ -72,10 +87,8 @@ td_status td_cuda_choice_open(td_dev *dev, bool fast, unsigned also, td_cuda_cho
 void td_cuda_choice_close(td_cuda_choice *c)
 {
     if (!c->dev) return;
-    td_cuda_lt_close(c->lt);
-    void *blocks[] = {c->lt_ws, c->x16, c->redo};
-    for (void *p : blocks)
-        if (p) c->dev->free(c->dev, p);
+    close_lt(c);
+    if (c->redo) c->dev->free(c->dev, c->redo);
     *c = td_cuda_choice{};
 }
 
@@ -211,8 +224,19 @@ int td_cuda_choice_copy(void *stream, const td_cuda_weight *w, void *to)
                           scaling_of(w), w->N, w->K / 128, shift, n);
 }
 
+static void without_copies(td_cuda_choice *c, bool here, size_t bytes, size_t left)
+{
+    char why[120] = "there is no room for row-major copies on another rank";
+    if (!c->copied) td_cuda_choice_drop(c, TD_CUDA_LT | TD_CUDA_LT_E4M3);
+    if (!here)
+        snprintf(why, sizeof why,
+                 "row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free",
+                 bytes >> 20, left >> 20);
+    TD_WARN("%s: cuBLASLt is not used, kernels compute as %s", why, c->numerics);
+}
+
 td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, const void **rows, int n,
-                                void **block)
+                                const td_ops_agree *ranks, void **block)
 {
     td_dev *d = c->dev;
     size_t bytes = 0, left = 0;
@@ -221,12 +245,11 @@ td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, cons
     for (int i = 0; i < n; i++)
         if (copied(c, &w[i])) bytes += td_cuda_choice_copy_bytes(&w[i]);
     TD_TRY(d->free_bytes(d, &left));
-    if (bytes > left / TD_CUDA_COPY_SHARE) {
-        if (!c->copied) td_cuda_choice_drop(c, TD_CUDA_LT | TD_CUDA_LT_E4M3);
-        TD_WARN("row-major copies of the weights need %zu MiB, more than half of the %zu MiB that are free: "
-                "cuBLASLt is "
-                "not used, kernels compute as %s",
-                bytes >> 20, left >> 20, c->numerics);
+    const bool here = bytes <= left / TD_CUDA_COPY_SHARE;
+    bool all = here;
+    if (ranks) TD_TRY(ranks->all(ranks->arg, here, &all));
+    if (!all) {
+        without_copies(c, here, bytes, left);
         return TD_OK;
     }
     char *at;

@@ -16,8 +16,10 @@
  *          4. A call that a candidate does not take (shape, alignment) goes to the portable kernel; so do the last
  *             T % 4 rows of a product with blocks of scales, from x's codes.
  * Copies:  td_cuda_choice_copies: row-major beside the packed ones, all of a model's or none, and only if they take
- *          at most half of what is free then; else one line, and the model is computed by the portable kernels.
- * Ownership: memory of the check is given back, copies are the caller's; x16, redo, ws are the choice's until close.
+ *          at most half of what is free then, on every rank of a worker; else one line, and the model is computed by the
+ *          portable kernels.
+ * Ownership: memory of the check is given back, copies are the caller's; x16 and cuBLASLt's workspace are the choice's until cuBLASLt
+ *          is dropped, before the first step, redo until close.
  * Threads: one. Errors: EDEVICE, EFULL; ENOSUP: a portable kernel computes otherwise than the host. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_KERNELS_CHOOSE_CUDA_H
@@ -27,6 +29,7 @@
 #include "kernels/cuda_gemm.h"
 #include "kernels/cuda_quant.h"
 #include "kernels/dev.h"
+#include "kernels/ops.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -61,9 +64,9 @@ td_status td_cuda_choice_check(td_cuda_choice *c);
 td_status td_cuda_choice_reserve(td_cuda_choice *c, int max_rows, int max_K, long long max_blocks);
 /* Row-major copies of n packed weights, of codes with their scales as cuda_lt.h has them, in one block of device
  * memory, which the caller frees; rows[i] is set where there is one. *block NULL: there are none, for the reason
- * that was logged. */
+ * that was logged. ranks: as of td_ops.beside; they have the same candidates. */
 td_status td_cuda_choice_copies(td_cuda_choice *c, const td_cuda_weight *w, const void **rows, int n,
-                                void **block);
+                                const td_ops_agree *ranks, void **block);
 /* One of them: its bytes, and the copy itself (device to device). */
 size_t td_cuda_choice_copy_bytes(const td_cuda_weight *w);
 int td_cuda_choice_copy(void *stream, const td_cuda_weight *w, void *to);

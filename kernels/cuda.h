@@ -123,6 +123,8 @@ td_status td_cuda_probe(td_dev *dev, double *read_s, double *multiply_s);
  * td_ops.reserve; a call beyond them makes them larger, once, with a synchronization (td_cuda_ops_grown counts
  * these).
  * Mode: which kernels products and attention run is choose_cuda.h's; with check, after the check there.
+ * td_cuda_ops_kernels: those that are left beside the portable ones, as bits; keep: of these no others (ranks of a
+ * worker compute alike). Before the first model.
  * td_cuda_ops_status: the first error of any call since the last query; calls after an error do nothing.
  * td_ops.status is this, td_ops.wait a synchronization before it. */
 #define TD_CUDA_NUMERICS "cuda-sm80-bf16" /* of the deterministic mode */
@@ -140,6 +142,8 @@ static inline td_status td_cuda_ops_open(td_dev *dev, const td_ops **out)
 }
 td_status td_cuda_ops_status(void);
 unsigned td_cuda_ops_grown(void);
+unsigned td_cuda_ops_kernels(void);
+void td_cuda_ops_keep(unsigned bits);
 void td_cuda_ops_close(void);
 /* After open. replay false: td_ops.replay is NULL. overlap false: no kernel starts before the one before it has
  * ended (rule 6 of td_cuda.h), until the device is opened again. Results are the same. */

@@ -29,6 +29,16 @@ void td_cuda_ops_close(void)
 {
 }
 
+unsigned td_cuda_ops_kernels(void)
+{
+    return 0;
+}
+
+void td_cuda_ops_keep(unsigned bits)
+{
+    (void)bits;
+}
+
 void td_cuda_ops_steps(bool replay, bool overlap)
 {
     (void)replay, (void)overlap;

@@ -226,6 +226,12 @@ typedef struct td_operand_ops {
                    int T, float *y, size_t ldy, bool add);
 } td_operand_ops;
 
+/* What every rank of a worker is to do, or none (td_ops.beside): whether all of them say yes. Collective. */
+typedef struct td_ops_agree {
+    td_status (*all)(void *arg, bool mine, bool *out);
+    void *arg;
+} td_ops_agree;
+
 /* Largest sizes of a model's steps, for reserve. */
 typedef struct td_ops_room {
     int max_rows, max_logits;        /* rows; rows of logits, drawn or scored */
@@ -267,9 +273,10 @@ typedef struct td_ops {
     td_status (*status)(void);
     /* With dev, before the first step. reserve: workspaces, so that no call within these sizes allocates. beside:
      * what the family keeps beside a model's packed matrices (sets rows of each w[i]), in one block of device
-     * memory that the caller frees after the last step; *block NULL: nothing. May change numerics. */
+     * memory that the caller frees after the last step; *block NULL: nothing. May change numerics. ranks: all of
+     * them keep it, or none; NULL: there are no others. */
     td_status (*reserve)(const td_ops_room *room);
-    td_status (*beside)(td_weight *const *w, int n, void **block);
+    td_status (*beside)(td_weight *const *w, int n, const td_ops_agree *ranks, void **block);
 
     const td_replay *replay; /* NULL: every step is queued */
     const td_operand_ops *operand; /* NULL: all activations are f32 */

@@ -369,6 +369,16 @@ extern "C" unsigned td_cuda_ops_grown(void)
     return ctx.grown;
 }
 
+extern "C" unsigned td_cuda_ops_kernels(void)
+{
+    return ctx.kernels.may;
+}
+
+extern "C" void td_cuda_ops_keep(unsigned bits)
+{
+    td_cuda_choice_drop(&ctx.kernels, ~bits);
+}
+
 extern "C" void td_cuda_ops_close(void)
 {
     if (!ctx.dev) return;

@@ -141,13 +141,13 @@ static void operand_linear(td_pool *, void *, const td_weight *w, const void *x,
 }
 
 /* Row-major copies for cuBLASLt. */
-static td_status ops_beside(td_weight *const *w, int n, void **block)
+static td_status ops_beside(td_weight *const *w, int n, const td_ops_agree *ranks, void **block)
 {
     td_cuda_weight *d = (td_cuda_weight *)calloc((size_t)n + 1, sizeof *d);
     const void **rows = (const void **)calloc((size_t)n + 1, sizeof *rows);
     td_status s = d && rows ? TD_OK : td_fail(TD_EFULL, "out of memory for %d weights", n);
     for (int i = 0; i < n && s == TD_OK; i++) d[i] = device_weight(w[i]);
-    if (s == TD_OK) s = td_cuda_choice_copies(&ctx.kernels, d, rows, n, block);
+    if (s == TD_OK) s = td_cuda_choice_copies(&ctx.kernels, d, rows, n, ranks, block);
     for (int i = 0; i < n && s == TD_OK; i++) w[i]->rows = rows[i];
     free(d);
     free(rows);

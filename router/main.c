@@ -16,7 +16,8 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-enum { CONTROL_HWM = 10000, LINGER_MS = 500 /* for the goodbye */, EVERY_US = 1000000 };
+enum { CONTROL_HWM = 10000, LINGER_MS = 500 /* for the goodbye */, EVERY_US = 1000000,
+       FLUSH_US = 5000000 /* after a drain, for what slow readers still have to take */ };
 
 typedef struct router {
     td_conf conf;
@@ -82,6 +83,7 @@ static td_status open_core(router *r)
     td_core_opts o = {.incarnation = td_api_random_u64() | 1,
                       .hash_key = r->api.hash_key,
                       .tokenizer = r->api.model.tokenizer,
+                      .drain_us = TD_MAX(1, (int64_t)r->conf.drain_s * 1000000),
                       .max_queue = (uint32_t)r->conf.max_queue};
     r->core = td_core_open(&o);
     r->metrics = td_metrics_open();
@@ -102,6 +104,7 @@ static td_status open_net(router *r, unsigned i)
                      .grpc_port = i ? r->grpc_port : r->conf.grpc_port,
                      .max_body_bytes = (size_t)r->conf.max_body_bytes,
                      .reuse_port = r->conf.net_threads > 1,
+                     .drain_us = FLUSH_US,
                      .tls_cert_file = given(r->conf.tls_cert),
                      .tls_key_file = given(r->conf.tls_key),
                      .tls_client_ca_file = given(r->conf.tls_client_ca),
@@ -157,6 +160,12 @@ static void on_ready(void *arg, const td_fleet *f)
 static void on_drain(void *arg)
 {
     router *r = arg;
+    for (unsigned i = 0; i < r->api.n_nets; i++) td_net_drain(r->api.nets[i].net);
+}
+
+static void on_stop(void *arg)
+{
+    router *r = arg;
     for (unsigned i = 0; i < r->api.n_nets; i++) td_net_stop(r->api.nets[i].net);
 }
 
@@ -174,7 +183,7 @@ static td_status open_all(router *r)
     TD_TRY(open_signals(r));
     TD_TRY(td_api_model_open(&r->api.model, &r->conf));
     r->wake_fd = td_wake_open();
-    if (r->wake_fd < 0) return TD_EIO;
+    if (r->wake_fd < 0) return td_fail(TD_EIO, "eventfd: %s", strerror(errno));
     TD_TRY(open_control(r));
     TD_TRY(open_core(r));
     r->api.text = td_textpool_open(r->conf.text_threads, TD_API_TEXT_JOBS);
@@ -188,7 +197,10 @@ static td_status open_all(router *r)
                                                  .nets_running = &r->nets_running,
                                                  .expected_workers = (uint32_t)r->conf.expected_workers,
                                                  .on_ready = on_ready,
+                                                 .drain_us = (int64_t)r->conf.drain_s * 1000000,
+                                                 .listen_us = (int64_t)r->conf.drain_listen_s * 1000000,
                                                  .on_drain = on_drain,
+                                                 .on_stop = on_stop,
                                                  .arg = r});
     atomic_store(&r->api.core_beat_us, td_now_us());
     return start_nets(r);
@@ -216,10 +228,12 @@ int main(int argc, char **argv)
     }
     td_log_open("router", td_log_parse(r.conf.log_level));
     r.api.conf = &r.conf;
+    td_fail_hold(true);
     if (open_all(&r) != TD_OK) {
-        fprintf(stderr, "tandem-router: %s\n", td_reason());
+        TD_ERROR("cannot start: %s", td_reason_take());
         return 1;
     }
+    td_fail_hold(false);
     char line[64];
     snprintf(line, sizeof line, "listening %d %d\n", r.port, r.grpc_port);
     tell(&r, line);

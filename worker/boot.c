@@ -37,18 +37,17 @@ static int local_rank(void)
     return rank;
 }
 
-/* Deterministic when told so, when its id is what is pinned, and on several ranks: whether there is room for the fast mode's
- * copies is a rank's own, and all have to compute alike. */
-static td_status open_cuda(const td_conf *c, bool many, td_boot *b)
+/* Deterministic when told so, when its id is what is pinned, and where weights are sharded, which have no copies. */
+static td_status open_cuda(const td_conf *c, const td_ranks *ranks, td_boot *b)
 {
-    td_cuda_mode mode = {.fast = !many && !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
+    bool sharded = ranks && ranks->grid.fsdp;
+    td_cuda_mode mode = {.fast = !sharded && !c->deterministic && strcmp(c->numerics, TD_CUDA_NUMERICS), .check = true};
     TD_TRY(td_dev_open("cuda", c->device >= 0 ? c->device : local_rank(), &b->dev));
     TD_TRY(td_cuda_ops_open_as(b->dev, &mode, &b->ops));
     td_cuda_ops_steps(!strcmp(c->device_steps, "replay"), strcmp(c->device_steps, "apart") != 0);
     TD_INFO("device cuda:%d: %s, sm_%d, %zu MiB, %s", b->dev->index, b->dev->name, b->dev->arch, b->dev->total_bytes >> 20,
             mode.fast ? "fast" : "deterministic");
-    if (many && (!c->deterministic || strcmp(c->device_steps, "queued")))
-        TD_INFO("several ranks compute as with --deterministic, and queue each step as with --device-steps queued");
+    if (sharded && !c->deterministic) TD_INFO("fully sharded weights are computed as with --deterministic");
     return TD_OK;
 }
 
@@ -131,14 +130,6 @@ td_status td_boot_describe(const td_conf *c, const char *dir, td_model_desc *out
     return td_refuse(TD_EBADREQ, "no model given: --model DIR, the folder with config.json (or --load-format dummy --shape NAME)");
 }
 
-/* config.json was compared before anything was loaded; each host has files of its own. */
-static td_status same_weights(const td_ranks *ranks, const td_model_desc *d)
-{
-    char text[64];
-    snprintf(text, sizeof text, "weights: %016llx\n", (unsigned long long)d->digest.lo);
-    return td_ranks_agree(ranks->world, text);
-}
-
 static td_status open_model(const td_conf *c, const char *dir, const td_model_desc *d, int max_logits,
                             const td_ranks *ranks, td_boot *b)
 {
@@ -164,7 +155,6 @@ static td_status open_model(const td_conf *c, const char *dir, const td_model_de
     b->quantized = o.quantized;
     b->attn_split = o.attn_split;
     TD_TRY(td_model_open(&o, &b->model));
-    if (ranks) TD_TRY(same_weights(ranks, td_model_descr(b->model)));
     if (b->dev) TD_TRY(numerics_kept(c, b));
     b->opts = (td_engine_opts){.model = b->model,
                                .ops = b->ops,
@@ -200,16 +190,23 @@ static bool device_serves(const td_conf *c, const td_model_desc *d, const td_boo
            (!c->attention_split || c->attention_split == TD_ATTN_SPLIT);
 }
 
-/* Every rank, or none. */
-static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
+/* Of the kernels that one rank may choose beside the portable ones those that all may: a check may have dropped some. Where
+ * devices or versions of cuBLASLt differ, and so the names of their arithmetic, none. */
+static td_status same_kernels(const td_ranks *ranks, const td_ops *ops)
 {
-    *all = mine;
-    if (!ranks) return TD_OK;
+    enum { NAME = 128 };
     int n = td_coll_size(ranks->world);
-    bool *each = td_xalloc((size_t)n * sizeof *each);
+    unsigned mine = td_cuda_ops_kernels(), all = mine, *each = td_xalloc((size_t)n * sizeof *each);
+    char name[NAME] = "", *names = td_xalloc((size_t)n * NAME);
     td_status s = td_coll_all_gather(ranks->world, &mine, each, sizeof mine);
-    for (int i = 0; i < n; i++) *all &= each[i];
-    free(each);
+    for (int i = 0; i < n; i++) all &= each[i];
+    td_cuda_ops_keep(all);
+    snprintf(name, sizeof name, "%s", ops->numerics);
+    if (s >= 0) s = td_coll_all_gather(ranks->world, name, names, NAME);
+    for (int i = 0; i < n; i++)
+        if (memcmp(names, names + (size_t)i * NAME, NAME)) td_cuda_ops_keep(0);
+    if (mine != td_cuda_ops_kernels()) TD_INFO("devices of other ranks differ: all compute as %s", ops->numerics);
+    free(each), free(names);
     return s;
 }
 
@@ -217,11 +214,14 @@ static td_status all_can(const td_ranks *ranks, bool mine, bool *all)
 static td_status choose_device(const td_conf *c, const td_model_desc *d, td_ranks *ranks, td_boot *b)
 {
     bool told = !strcmp(c->ops, "cuda"), all;
-    td_status s = open_cuda(c, ranks != NULL, b);
+    td_status s = open_cuda(c, ranks, b);
     if (s >= 0 && told) s = numerics_kept(c, b);
     if (s >= 0 && !told && !device_serves(c, d, b)) s = td_refuse(TD_ENOSUP, "not for this model");
-    TD_TRY(all_can(ranks, s >= 0, &all));
+    all = s >= 0;
+    if (ranks) TD_TRY(td_ranks_all(ranks->world, s >= 0, &all)); /* every rank, or none */
     if (s >= 0 && !all) s = td_refuse(TD_ENOSUP, "another rank has no device that can serve");
+    if (s >= 0 && ranks) s = same_kernels(ranks, b->ops);
+    if (s >= 0 && told) s = numerics_kept(c, b);
     return s >= 0 && ranks ? td_ranks_device(ranks, b->dev) : s;
 }
 

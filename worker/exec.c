@@ -281,7 +281,6 @@ static td_status finish(td_exec *x, const td_step *step)
     if (ops->status) TD_TRY(ops->status());
     TD_TRY(td_results_send(&x->results, at, n));
     x->last = at;
-    td_model_record(x->o.model); /* all is queued: the host has time */
     if (!x->o.ranks || !x->o.ranks->grid.rank) return TD_OK; /* collect waits */
     /* Once a step is collected its pages may go to others, who may write them from another queue. */
     if (ops->wait) TD_TRY(ops->wait());
@@ -351,6 +350,7 @@ static td_status submit(td_exec *x, const td_step *const *steps)
         f->logits = td_xalloc(bytes + f->n_samples * sizeof(td_sample_out)); /* as it comes from another rank */
     }
     if (is_last(x)) TD_TRY(finish(x, step));
+    td_model_record(x->o.model); /* all is queued: the host has time */
     slots_at(x, at)->at = x->last;
     if (is_last(x) && step->want_logits) memcpy(slots_at(x, at)->logits, x->whole, logit_bytes(x, step->n_logits));
     x->n++;
@@ -516,7 +516,9 @@ static td_status do_step(td_exec *x, head h)
     size_t bytes = 0;
     const void *hidden = td_model_hidden(x->o.model, step, x->kv, &bytes);
     TD_TRY(pass_on(x, (head){STEP, step->bytes, 0}, step, hidden, bytes));
-    return is_last(x) ? finish(x, step) : TD_OK;
+    if (is_last(x)) TD_TRY(finish(x, step));
+    td_model_record(x->o.model); /* nobody waits for this rank */
+    return TD_OK;
 }
 
 static td_status news_out(td_exec *x)

@@ -4,6 +4,7 @@
  * Exit status: 0 drained, 1 could not start, 2 bad options, 3 refused by the router. A second SIGTERM or
  * SIGINT ends at once (1). */
 #include "common/buf.h"
+#include "common/build.h"
 #include "common/chan.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -82,7 +83,7 @@ static void fill_hello(worker *w)
     const td_model_desc *d = td_engine_descr(w->engine);
     const td_conf *c = &w->conf;
     td_msg_hello *h = &w->hello;
-    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = TD_VERSION,
+    *h = (td_msg_hello){.name = w->name, .bulk_endpoint = w->endpoint, .build = td_build(),
                         .kernels = w->boot.ops->family,
                         .page_size = (uint32_t)c->page_size, .role = role_of(c->role),
                         .max_seqs = (uint32_t)c->max_num_seqs, .has_bulk_key = w->has_curve,
@@ -174,16 +175,23 @@ static void block_signals(worker *w)
 static int run(worker *w)
 {
     w->done_fd = td_wake_open();
-    if (w->signal_fd < 0 || w->done_fd < 0 || prepare(w) < 0) return 2;
+    td_status s = w->signal_fd < 0 || w->done_fd < 0 ? td_refuse(TD_EIO, "no file descriptors") : prepare(w);
+    if (s < 0) {
+        TD_ERROR("cannot start: %s", td_reason_take());
+        return 2;
+    }
     w->z = td_zctx_open();
     td_control_thread_opts co = {.z = w->z, .router = w->conf.router,
                                  .curve = w->has_curve ? &w->curve : NULL, .incarnation = w->incarnation,
                                  .max_legs = (uint32_t)TD_MAX(64, 4 * w->conf.max_num_seqs),
                                  .drain_us = (int64_t)w->conf.drain_s * 1000000, .done_fd = w->done_fd};
     if (td_control_thread_open(&co, &w->control) < 0) return 1;
-    if (load(w) == TD_OK) return wait_end(w);
-    TD_ERROR("worker %s cannot start: %s", w->name, td_reason());
-    if (w->many) td_coll_abort(w->ranks.world, td_reason());
+    if (load(w) == TD_OK) {
+        td_fail_hold(false);
+        return wait_end(w);
+    }
+    if (w->many) td_coll_abort(w->ranks.world, td_reason_take());
+    TD_ERROR("worker %s cannot start: %s", w->name, td_reason_take());
     return 1;
 }
 
@@ -213,6 +221,7 @@ static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
     *rc = 1;
     if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
     if (w->ranks.grid.rank == 0) return false;
+    td_fail_hold(false);
     *rc = td_rank_ship_serve(&w->conf, &w->ranks) < 0;
     if (!*rc) td_rank_close(&w->ranks);
     return true;
@@ -233,11 +242,13 @@ int main(int argc, char **argv)
     }
     td_log_open("worker", td_log_parse(w.conf.log_level));
     int rc = 0;
+    td_fail_hold(true);
     if (other_rank(&w, &argc, &argv, &rc)) {
         td_conf_deinit(&w.conf);
         return rc;
     }
     rc = run(&w);
+    td_fail_hold(false);
     stop(&w);
     return rc;
 }

@@ -20,9 +20,8 @@ td_grid td_rank_grid(const td_conf *c)
 static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
 {
     enum { TEXT = 16384 };
-    char build[128], *text = td_xalloc(TEXT);
-    td_build_name(build, sizeof build);
-    int n = snprintf(text, TEXT, "build: %s\nmodel: %s\nconfig.json: %016llx\nkeys: %s\n", build, c->model,
+    char *text = td_xalloc(TEXT);
+    int n = snprintf(text, TEXT, "build: %s\nmodel: %s, %d layers, config.json %016llx\nkeys: %s\n", td_build(), d->arch, d->L,
                      (unsigned long long)d->digest.lo, c->curve_secret_file[0] ? "yes" : "none");
     TD_CHECK(n > 0 && td_conf_to_text(c, TD_CONF_WORKER | TD_CONF_BENCH_ENGINE, text + n, (size_t)(TEXT - n)));
     td_status s = td_ranks_agree(world, text);
@@ -78,7 +77,7 @@ td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out)
     if (s >= 0) s = td_ranks_open(world, &grid, out);
     if (s < 0) {
         /* All find the same fault, or this one alone, which the others must hear of. */
-        if (world) td_coll_abort(world, td_reason());
+        if (world) td_coll_abort(world, td_reason_take());
         free(d);
         return s;
     }

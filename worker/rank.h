@@ -1,7 +1,7 @@
 /* worker/rank.h - one process of a worker of several ranks: its start, and what ranks other than 0 do.
  *
  * Rank 0 is the worker as everybody knows it; the others execute its steps. They start by agreeing: the build,
- * every option that is not a place's own (TD_CONF_PLACE), config.json and, once loaded, the weights are compared, and all
+ * every option that is not a place's own (TD_CONF_PLACE), config.json and, before they are packed, the weights are compared, and all
  * stop, naming rank and value, where they differ.
  * Threads: main. Errors: EBADREQ: an impossible shape; EPROTO: started differently; ETIME: a rank was not there in time. */
 // SPDX-License-Identifier: Apache-2.0

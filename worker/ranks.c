@@ -221,3 +221,14 @@ td_status td_ranks_agree(td_coll *world, const char *text)
     free(all);
     return s;
 }
+
+td_status td_ranks_all(td_coll *world, bool mine, bool *all)
+{
+    int n = td_coll_size(world);
+    bool *each = td_xalloc((size_t)n * sizeof *each);
+    td_status s = td_coll_all_gather(world, &mine, each, sizeof mine);
+    *all = mine;
+    for (int i = 0; i < n; i++) *all &= each[i];
+    free(each);
+    return s;
+}

@@ -42,5 +42,7 @@ td_status td_ranks_compute(td_coll *world, int (*fn)(void *arg), void *arg, int6
  * builds can tell each other so. */
 enum { TD_RANKS_TEXT = 4096 };
 td_status td_ranks_agree(td_coll *world, const char *text);
+/* Whether every rank says yes. Collective. */
+td_status td_ranks_all(td_coll *world, bool mine, bool *all);
 
 #endif

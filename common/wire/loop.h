@@ -16,6 +16,7 @@ enum { TD_LOOP_MAX = 128 };
 typedef struct td_loop {
     td_sock *sock[TD_LOOP_MAX];
     int fd[TD_LOOP_MAX];
+    bool room[TD_LOOP_MAX];      /* of a socket: td_loop_want_room */
     unsigned n_sock, n_fd;
 } td_loop;
 
@@ -26,8 +27,12 @@ static inline void td_loop_init(td_loop *l)
 bool td_loop_add_sock(td_loop *l, td_sock *s);
 void td_loop_del_sock(td_loop *l, const td_sock *s);
 bool td_loop_add_fd(td_loop *l, int fd); /* level-readable: eventfd, pipe, signalfd */
+/* Until td_loop_want_none: room to send on this socket ends a sleep too. Else the news of it, eaten by a call that
+ * asked for messages, would be slept over. */
+void td_loop_want_room(td_loop *l, const td_sock *s);
+void td_loop_want_none(td_loop *l);
 /* Returns after at most timeout_us (negative: no limit), rounded up to a millisecond; at once if any socket
- * has messages. May wake early. */
+ * has messages, or room that is wanted. May wake early. */
 void td_loop_wait(td_loop *l, int64_t timeout_us);
 
 #endif

@@ -213,6 +213,11 @@ bool td_sock_writable(td_sock *s)
     return events_of(s) & ZMQ_POLLOUT;
 }
 
+bool td_sock_ready_or_room(td_sock *s)
+{
+    return events_of(s) & (ZMQ_POLLIN | ZMQ_POLLOUT);
+}
+
 /* ---- sending ---- */
 static td_status send_status(const td_sock *s, bool first)
 {

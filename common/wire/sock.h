@@ -48,6 +48,7 @@ int td_sock_fd(const td_sock *s);
 bool td_sock_ready(td_sock *s);  /* something to receive now */
 /* DEALER: its peer is connected and has room (worth preparing a payload) */
 bool td_sock_writable(td_sock *s);
+bool td_sock_ready_or_room(td_sock *s); /* either, asked at once: of two questions the second eats news of the first */
 
 typedef struct td_part { const void *p; size_t n; } td_part;
 /* ROUTER: id names the peer; DEALER: id NULL. All or nothing. */

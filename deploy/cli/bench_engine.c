@@ -396,10 +396,7 @@ static td_status run(bench *b, int *argc, char ***argv)
     TD_TRY(bench_ranks_open(&b->ranks, &b->conf, argc, argv));
     if (b->ranks.many && b->ranks.ranks.grid.rank) return bench_ranks_serve(&b->ranks, &b->conf);
     td_status s = run_tests(b);
-    if (s < 0 && b->ranks.many) {
-        fprintf(stderr, "tandem bench engine: %s\n", td_reason());
-        td_coll_abort(b->ranks.ranks.world, td_reason());
-    }
+    if (s < 0 && b->ranks.many) td_coll_abort(b->ranks.ranks.world, td_reason_take());
     return s;
 }
 
@@ -413,7 +410,7 @@ int cmd_bench_engine(int argc, char **argv)
     td_log_open("bench", s == TD_OK ? td_log_parse(b->conf.log_level) : TD_LOG_WARN);
     if (n_dir) b->conf.model = dir;
     if (s == TD_OK) s = run(b, &argc, &argv);
-    if (s < 0) fprintf(stderr, "tandem bench engine: %s\n", td_reason());
+    if (s < 0) fprintf(stderr, "tandem bench engine: %s\n", td_reason_take());
     if (b->engine) td_engine_close(b->engine);
     td_boot_close(&b->boot);
     bench_ranks_close(&b->ranks);

@@ -119,7 +119,7 @@ static td_status open_product(bench *b, product *p, int N, int K, uint8_t **bloc
         w[i] = &p->w[i];
     }
     free(packed);
-    return s == TD_OK && o->beside ? o->beside(w, p->n, beside) : s;
+    return s == TD_OK && o->beside ? o->beside(w, p->n, NULL, beside) : s;
 }
 
 static td_status products_of(bench *b, const char *name, int N, int K)
@@ -241,7 +241,7 @@ int cmd_bench_kernels(int argc, char **argv)
     bool parsed = s == TD_OK, usage = s < 0;
     td_log_open("bench", parsed ? td_log_parse(b->conf.log_level) : TD_LOG_WARN);
     if (parsed) s = run(b);
-    if (s < 0) fprintf(stderr, "tandem bench kernels: %s\n", td_reason());
+    if (s < 0) fprintf(stderr, "tandem bench kernels: %s\n", td_reason_take());
     td_devmem_free(b->boot.dev, b->scratch);
     td_devmem_free(b->boot.dev, b->x);
     td_devmem_free(b->boot.dev, b->y);

@@ -252,7 +252,7 @@ int cmd_bench_serve(int argc, char **argv)
     td_status s = td_conf_parse(&conf, TD_CONF_BENCH_SERVE, argc, argv, NULL, 0, &n);
     if (s == TD_AGAIN) return 0;
     if (s < 0) {
-        fprintf(stderr, "tandem bench serve: %s\n", td_reason());
+        fprintf(stderr, "tandem bench serve: %s\n", td_reason_take());
         return 2;
     }
     b.client = td_client_open(conf.url, conf.api_key, conf.tls_ca);
@@ -272,7 +272,7 @@ int cmd_bench_serve(int argc, char **argv)
         s = write_json(&b, &r);
         free(all);
     }
-    if (s != TD_OK) fprintf(stderr, "tandem bench serve: %s\n", td_reason());
+    if (s != TD_OK) fprintf(stderr, "tandem bench serve: %s\n", td_reason_take());
     if (b.json && b.json != stdout) fclose(b.json);
     for (uint32_t i = 0; i < b.n; i++) free(b.req[i].event);
     free(b.req);

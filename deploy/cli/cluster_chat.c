@@ -181,7 +181,7 @@ static int converse(talk *t)
         line[strcspn(line, "\n")] = 0;
         if (!strcmp(line, "/exit")) break;
         if (!strcmp(line, "/clear")) td_buf_reset(&t->history);
-        else if (line[0] && ask_once(t, line) < 0) fprintf(stderr, "%s\n", td_reason());
+        else if (line[0] && ask_once(t, line) < 0) fprintf(stderr, "%s\n", td_reason_take());
     }
     printf("\n");
     return 0;
@@ -212,7 +212,7 @@ int cmd_chat(int argc, char **argv)
     td_status s = td_conf_parse(&conf, TD_CONF_CHAT, argc, argv, &dir, 1, &n);
     if (s == TD_AGAIN) return 0;
     if (s < 0) {
-        fprintf(stderr, "tandem chat: %s\n", td_reason());
+        fprintf(stderr, "tandem chat: %s\n", td_reason_take());
         td_conf_deinit(&conf);
         return 2;
     }
@@ -236,7 +236,7 @@ int cmd_chat(int argc, char **argv)
     if (s == TD_OK) s = find_model(&t);
     if (s == TD_OK && conf.prompt[0]) s = ask_once(&t, conf.prompt), status = s < 0 ? 1 : 0;
     else if (s == TD_OK) status = converse(&t);
-    if (s < 0 && td_reason()[0]) fprintf(stderr, "tandem chat: %s\n", td_reason());
+    if (s < 0 && td_reason()[0]) fprintf(stderr, "tandem chat: %s\n", td_reason_take());
     td_client_close(t.client);
     td_buf_deinit(&t.history);
     td_buf_deinit(&t.answer);

@@ -311,7 +311,7 @@ static void reap(launcher *l)
 static int life(launcher *l)
 {
     if (life_start(l) < 0) {
-        TD_ERROR("%s: %s", l->label, td_reason());
+        TD_ERROR("%s: %s", l->label, td_reason_take());
         remove_dirs(l);
         return 1;
     }
@@ -373,7 +373,7 @@ int cmd_launch(int argc, char **argv)
     td_status s = prepare(l, argc, argv);
     int status = s == TD_EGONE ? 0 : 2;
     if (s == TD_OK) status = watch(l);
-    else if (s != TD_EGONE) fprintf(stderr, "tandem launch-worker: %s\n", td_reason());
+    else if (s != TD_EGONE) fprintf(stderr, "tandem launch-worker: %s\n", td_reason_take());
     td_conf_deinit(&l->conf);
     td_conf_deinit(&l->worker);
     td_arena_deinit(&l->arena);

@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 160, DRAIN_US = 30 * 1000000, KILL_US = 3 * 1000000 };
+enum { MAX_ARGS = 160, DRAIN_SPARE_US = 10 * 1000000, KILL_US = 3 * 1000000 };
 
 typedef struct child {
     const char *role; /* "router", "prefill", "decode", "mixed" */
@@ -204,15 +204,12 @@ static td_status add_workers(td_local *l)
         {"prefill", c->prefill, c->prefill_ranks, c->prefill_parallel},
         {"decode", c->decode, c->decode_ranks, c->decode_parallel},
         {"mixed", c->mixed, c->mixed_ranks, c->mixed_parallel}};
-    td_model_desc *d = NULL;
-    td_status s = TD_OK;
+    td_model_desc *d = td_xalloc(sizeof *d);
+    td_status s = c->model[0] ? td_model_desc_read(c->model, d) : td_model_desc_shape(c->shape, d);
+    if (s < 0) s = td_refuse(s, "%s%s%s", c->model, c->model[0] ? ": " : "", td_reason()); /* not by every child */
     for (size_t i = 0; i < TD_COUNT(role) && s == TD_OK; i++) {
         if (!role[i].n || (role[i].ranks < 2 && !role[i].parallel[0])) continue;
-        if (!d) {
-            d = td_xalloc(sizeof *d);
-            s = c->model[0] ? td_model_desc_read(c->model, d) : td_model_desc_shape(c->shape, d);
-        }
-        if (s == TD_OK) s = role_shape(d, role[i].role, role[i].ranks, role[i].parallel, &shape[i]);
+        s = role_shape(d, role[i].role, role[i].ranks, role[i].parallel, &shape[i]);
     }
     free(d);
     add_kids(l, "router", 1, one);
@@ -353,7 +350,7 @@ static bool signal_kids(td_local *l, int sig, bool routers, bool workers)
 void td_local_stop(td_local *l)
 {
     if (!l) return;
-    int64_t end = td_now_us() + DRAIN_US;
+    int64_t end = td_now_us() + (int64_t)l->conf->drain_s * 1000000 + DRAIN_SPARE_US; /* the router's own, and its end */
     int asked = stop_asked;
     signal_kids(l, SIGTERM, true, false);
     while (signal_kids(l, 0, true, false) && td_now_us() < end && stop_asked <= asked) turn(l, 200, true);

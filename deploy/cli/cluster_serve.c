@@ -14,7 +14,7 @@ int cmd_serve(int argc, char **argv)
     td_status s = td_conf_parse(&conf, TD_CONF_SERVE, argc, argv, &dir, 1, &n);
     if (s == TD_AGAIN) return 0;
     if (s < 0) {
-        fprintf(stderr, "tandem serve: %s\n", td_reason());
+        fprintf(stderr, "tandem serve: %s\n", td_reason_take());
         return 2;
     }
     td_log_open("serve", td_log_parse(conf.log_level));
@@ -29,10 +29,12 @@ int cmd_serve(int argc, char **argv)
     s = td_local_start(&conf, false, &local);
     if (s == TD_OK) {
         s = td_local_wait_ready(local);
+        if (s < 0 && s != TD_EGONE) fprintf(stderr, "tandem serve: %s\n", td_reason_take());
+        td_fail_hold(false);
         status = s == TD_OK ? td_local_run(local) : s == TD_EGONE ? 0 : 1;
         td_local_stop(local);
     } else {
-        fprintf(stderr, "tandem serve: %s\n", td_reason());
+        fprintf(stderr, "tandem serve: %s\n", td_reason_take());
         status = s == TD_EBADREQ ? 2 : 1;
     }
     td_conf_deinit(&conf);

@@ -129,7 +129,7 @@ int cmd_logits(int argc, char **argv)
         s = td_refuse(TD_EBADREQ, "--ids IN.safetensors and --out OUT.safetensors are needed");
     bool usage = s < 0;
     if (s == TD_OK) s = run(&conf);
-    if (s < 0) fprintf(stderr, "tandem logits: %s\n", td_reason());
+    if (s < 0) fprintf(stderr, "tandem logits: %s\n", td_reason_take());
     td_conf_deinit(&conf);
     return s == TD_OK ? 0 : usage ? 2 : 1;
 }

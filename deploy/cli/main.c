@@ -1,6 +1,8 @@
 /* tandem - the command: finds the subcommand and hands over. */
 // SPDX-License-Identifier: Apache-2.0
+#include "common/status.h"
 #include "deploy/cli/cli.h"
+#include "common/build.h"
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,18 +35,27 @@ static int usage(FILE *f, int status)
     return status;
 }
 
+/* A command's last line says why it failed: once. */
+static int run(const struct command *c, int argc, char **argv)
+{
+    td_fail_hold(true);
+    int status = c->run(argc, argv);
+    td_fail_hold(false);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) return usage(stderr, 2);
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return usage(stdout, 0);
-    if (!strcmp(argv[1], "--version")) return printf("tandem %s\n", TD_VERSION) < 0;
+    if (!strcmp(argv[1], "--version")) return printf("tandem %s\n", td_build()) < 0;
     bool group = false;
     for (int i = 0; i < N_COMMANDS; i++) {
         const struct command *c = &commands[i];
         if (strcmp(argv[1], c->name)) continue;
         group = c->sub != NULL;
-        if (!c->sub) return c->run(argc - 1, argv + 1);
-        if (argc > 2 && !strcmp(argv[2], c->sub)) return c->run(argc - 2, argv + 2);
+        if (!c->sub) return run(c, argc - 1, argv + 1);
+        if (argc > 2 && !strcmp(argv[2], c->sub)) return run(c, argc - 2, argv + 2);
     }
     bool second = argc > 2 && argv[2][0] != '-';
     fprintf(stderr, "tandem: %s '%s%s%s'\n\n", group && !second ? "what of" : "no command", argv[1], second ? " " : "", second ? argv[2] : "");

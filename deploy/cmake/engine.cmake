@@ -27,6 +27,10 @@ td_isa(kernels/*_amx.c -march=x86-64-v4;-mavx512bf16;-mprefer-vector-width=512;-
 set(TD_SUMMARY "CPU kernels for ${CMAKE_SYSTEM_PROCESSOR}")
 include(deploy/cmake/cuda.cmake)
 include(deploy/cmake/coll.cmake)
+# Engine, kernels and model loading as one name. With -DTD_CLUSTER=OFF -DTD_MPI=OFF it needs libc and pthreads, and where they are
+# CUDA and cuBLASLt; tests/gpu/run looks at what was linked (tests/gpu/built.py).
+add_library(tandem_engine INTERFACE)
+target_link_libraries(tandem_engine INTERFACE td_engine td_kernels td_base)
 if(TD_CLUSTER)
   string(APPEND TD_SUMMARY "; cluster yes")
 else()

@@ -25,7 +25,8 @@ struct td_bridge {
     peer peers[TD_BRIDGE_PEERS];
     later *first[TD_API_NETS], **last[TD_API_NETS];
     int64_t ticked_us;
-    bool was_ready, draining, killed;
+    bool was_ready, draining, stopped, killed;
+    int64_t drain_start_us;
     uint64_t bad_messages;
 };
 
@@ -191,7 +192,17 @@ static void start_drain(td_bridge *b)
     uint32_t queued, running, closing;
     td_core_load(b->o.core, &queued, &running, &closing);
     TD_INFO("draining: %u requests are still running", queued + running);
+    b->drain_start_us = td_now_us();
     b->o.on_drain(b->o.arg);
+}
+
+static void end_drain(td_bridge *b)
+{
+    if (!b->draining || b->stopped) return;
+    int64_t since = td_now_us() - b->drain_start_us;
+    if (since < b->o.drain_us && (since < b->o.listen_us || !td_core_idle(b->o.core))) return;
+    b->stopped = true;
+    b->o.on_stop(b->o.arg);
 }
 
 static void signals(td_bridge *b)
@@ -238,6 +249,7 @@ void td_bridge_run(td_bridge *b)
         signals(b);
         int64_t now = td_now_us();
         if (now - b->ticked_us >= TD_BRIDGE_TICK_US) tick(b, now);
+        end_drain(b);
         give_later(b);
         td_loop_wait(&b->loop, TD_MAX(b->ticked_us + TD_BRIDGE_TICK_US - td_now_us(), 0));
     }

@@ -7,7 +7,9 @@
  *               then sleep.
  *            2. A worker is addressed by the ZeroMQ identity its last message came with. A send that fails
  *               loses it (PEER_LOST).
- *            3. Draining (a SIGTERM on signal_fd): no new requests, the running ones finish; then the workers are told (LEAVE).
+ *            3. Draining (a SIGTERM on signal_fd): what is new is refused (503) on ports that stay open, what runs may
+ *               finish until drain_us; the ports close when nothing runs any more, not before listen_us, or at drain_us.
+ *               Then the workers are told (LEAVE).
  * Threads:   everything on the thread that calls td_bridge_run, which must also have opened the socket.
  * Limits:    TD_BRIDGE_PEERS peers known by identity; TD_BRIDGE_BATCH messages per turn. */
 // SPDX-License-Identifier: Apache-2.0
@@ -39,7 +41,9 @@ typedef struct td_bridge_opts {
     atomic_uint *nets_running;         /* td_bridge_run returns when it drains and this is 0 */
     uint32_t expected_workers;         /* that on_ready waits for; the fleet may serve with fewer */
     void (*on_ready)(void *arg, const td_fleet *f); /* once, when the fleet can serve and all are ready */
-    void (*on_drain)(void *arg);       /* once: stop the net threads */
+    int64_t drain_us, listen_us;       /* rule 3 */
+    void (*on_drain)(void *arg);       /* once: td_net_drain on the net threads */
+    void (*on_stop)(void *arg);        /* once, later: td_net_stop on them */
     void *arg;
 } td_bridge_opts;
 

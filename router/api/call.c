@@ -204,7 +204,10 @@ void td_call_parse(td_call *c)
     if (c->kind != TD_TEXT_GRPC) td_buf_add(&c->body, body, n); /* gRPC has put its message there */
     td_buf_str(&c->body, "");
     td_exchange_drop_body(c->x);
-    if (!td_buf_ok(&c->body)) td_api_fail(&c->err, 413, NULL, NULL, "the request is too large");
+    if (atomic_load(&c->n->api->draining)) {
+        td_api_fail(&c->err, 503, "draining", NULL, "the server is shutting down");
+        c->err.retry_s = 1;
+    } else if (!td_buf_ok(&c->body)) td_api_fail(&c->err, 413, NULL, NULL, "the request is too large");
     else if (td_textpool_submit(c->n->api->text, parse_job, c)) return;
     else {
         atomic_fetch_add(&c->n->text_refused, 1);
@@ -275,8 +278,8 @@ void td_api_from_core(void *arg)
 void td_api_every_second(void *arg)
 {
     td_api_net *n = arg;
+    td_grpc_health_changed(n);
     if (atomic_load(&n->api->draining)) td_grpc_watches_end(n);
-    else td_grpc_health_changed(n);
     int64_t now = td_now_us(), quiet = (int64_t)n->api->conf->keepalive_s * 1000000;
     for (td_call *c = n->calls, *next; c; c = next) {
         next = c->next;

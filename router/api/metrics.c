@@ -44,11 +44,17 @@ static const double n_edge[] = {1, 2, 5, 10, 20};
       "Computing the prompt")                                                                                \
     X(decode, e2e_edge, "request_decode_time_seconds", "request_decode_time_seconds",                        \
       "From the first token to the last")                                                                    \
+    X(inference, e2e_edge, "request_inference_time_seconds", "request_inference_time_seconds",               \
+      "From the end of the queues to the end")                                                                \
     X(transfer, ttft_edge, "kv_transfer_seconds", NULL, "Shipping the pages")                                \
     X(exposed, ttft_edge, "kv_transfer_exposed_seconds", NULL,                                               \
       "The part of shipping that computing did not hide")                                                    \
     X(prompt, token_edge, "request_prompt_tokens", "request_prompt_tokens", "Prompt tokens")                 \
     X(output, token_edge, "request_generation_tokens", "request_generation_tokens", "Generated tokens")      \
+    X(longest, token_edge, "request_max_num_generation_tokens", "request_max_num_generation_tokens",         \
+      "Generated tokens of the longest choice")                                                              \
+    X(computed, token_edge, "request_prefill_kv_computed_tokens", "request_prefill_kv_computed_tokens",      \
+      "Prompt tokens that were not cached")                                                                  \
     X(max, token_edge, "request_params_max_tokens", "request_params_max_tokens", "max_tokens asked for")     \
     X(n, n_edge, "request_params_n", "request_params_n", "Choices asked for")
 
@@ -86,10 +92,11 @@ void td_metrics_request(td_metrics *m, const td_request *r, int64_t now_us)
 {
     td_timings t;
     td_request_timings(r, now_us, &t);
-    uint32_t n = r->job->sampling.n, out = 0;
+    uint32_t n = r->job->sampling.n, out = 0, longest = 0;
     for (uint32_t i = 0; i < n; i++) {
         const td_choice *c = &r->choice[i];
         out += c->n;
+        longest = TD_MAX(longest, c->n);
         if (r->why != TD_WHY_NONE) continue;
         m->finished[c->finish == TD_FINISH_LENGTH]++;
     }
@@ -105,11 +112,14 @@ void td_metrics_request(td_metrics *m, const td_request *r, int64_t now_us)
     observe_ms(&m->e2e, t.total_ms);
     observe_ms(&m->queue, t.queue_ms);
     observe_ms(&m->prefill, t.prefill_ms);
+    if (t.queue_ms >= 0) observe_ms(&m->inference, t.total_ms - t.queue_ms);
     if (r->first_us) observe(&m->decode, (double)(r->last_us - r->first_us) / 1e6, 1);
     observe_ms(&m->transfer, t.transfer_ms);
     observe_ms(&m->exposed, t.transfer_exposed_ms);
     observe(&m->prompt, r->job->n_prompt, 1);
     observe(&m->output, out, 1);
+    observe(&m->longest, longest, 1);
+    observe(&m->computed, r->job->n_prompt - TD_MIN(r->cached_tokens, r->job->n_prompt), 1);
     observe(&m->max, r->job->sampling.max_tokens, 1);
     observe(&m->n, n, 1);
 }
@@ -387,6 +397,8 @@ static void vllm_rows(sheet *s, const td_metrics *m, const td_core_counts *n, co
         if (td_worker_alive(&f->w[i])) page = f->w[i].page_size;
     td_buf_fmt(s->b, "vllm:cache_config_info{%s,block_size=\"%u\",num_gpu_blocks=\"%llu\"} 1\n", l.p, page,
                (unsigned long long)(page ? p.kv_total / page : 0));
+    head(s, "", "vllm:lora_requests_info", "gauge", "Adapters, of which there are none: schedulers look for the row");
+    td_buf_fmt(s->b, "vllm:lora_requests_info{%s,max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} 0\n", l.p);
 #define X(field, edges, name, vname, help)                           \
     {                                                                \
         const char *const v_ = vname;                                \

@@ -19,6 +19,7 @@ struct td_core {
     td_core_counts counts;
     bool draining, left;        /* left: every worker was told GOODBYE */
     int64_t now_us, dark_us;    /* dark: since when no worker is alive; 0: someone is */
+    int64_t drain_end_us;
     td_actions *out;            /* of the current step */
     td_buf text;                /* scratch of a delta */
 };

@@ -23,6 +23,7 @@ static void defaults(td_core_opts *o)
     OR(ship_us, 60000000);
     OR(lease_us, 10000000);
     OR(no_worker_us, 3000000);
+    OR(drain_us, 30000000);
 #undef OR
 }
 
@@ -212,6 +213,11 @@ static void fail_deadline(td_core *c, td_request *r)
               (long long)(r->job->deadline_us - r->arrived_us) / 1000);
 }
 
+static void fail_shutdown(td_core *c, td_request *r)
+{
+    core_fail(c, r, TD_WHY_DRAINING, 1000, "the server is shutting down");
+}
+
 static void check_running(td_core *c, td_request *r)
 {
     int64_t age = c->now_us - r->entered_us;
@@ -243,17 +249,20 @@ static void on_tick(td_core *c)
     } else {
         c->dark_us = 0;
     }
+    bool cut = c->draining && !c->left && c->now_us >= c->drain_end_us;
     bool give_up = c->fleet.served && c->dark_us && c->now_us - c->dark_us >= c->o.no_worker_us;
     for (td_request *r = c->queue.first, *next; r; r = next) {
         next = r->next;
         if (past_deadline(c, r)) fail_deadline(c, r);
+        else if (cut) fail_shutdown(c, r);
         else if (give_up) core_fail(c, r, TD_WHY_NO_WORKER, 1000, "no worker is left");
     }
     td_list *lists[3] = {&c->queue, &c->running, &c->closing};
     for (int i = 0; i < 3; i++)
         for (td_request *r = lists[i]->first, *next; r; r = next) {
             next = r->next;
-            if (i == 1) check_running(c, r);
+            if (i == 1 && cut) fail_shutdown(c, r);
+            else if (i == 1) check_running(c, r);
             if (r->leases) check_leases(c, r);
         }
 }
@@ -271,7 +280,10 @@ void td_core_step(td_core *c, int64_t now_us, const td_event *ev, td_actions *ou
     case TD_EV_MESSAGE: on_message(c, ev->id, ev->msg); break;
     case TD_EV_PEER_LOST: on_peer_lost(c, ev->id); break;
     case TD_EV_TICK: on_tick(c); break;
-    case TD_EV_DRAIN: c->draining = true; break;
+    case TD_EV_DRAIN:
+        if (!c->draining) c->drain_end_us = now_us + c->o.drain_us;
+        c->draining = true;
+        break;
     case TD_EV_LEAVE: on_leave(c); break;
     }
     if (!c->left) core_schedule(c);

@@ -50,6 +50,7 @@ typedef struct td_core_opts {
     int64_t ship_us;               /* 60 s: from prompt done to landed */
     int64_t lease_us;              /* 10 s: for ENDED after cancel or done */
     int64_t no_worker_us;          /* 3 s: requests wait for a worker after the last one is gone */
+    int64_t drain_us;              /* 30 s: what still runs then after DRAIN fails */
 } td_core_opts;
 
 typedef enum {

@@ -325,9 +325,11 @@ void conn_sweep(td_conn *c, int64_t now)
     }
 }
 
-void conn_drain(td_conn *c)
+/* Idle ones stay until the listeners close: a request may be on its way, and gets an answer. */
+void conn_drain(td_conn *c, int64_t now)
 {
-    if (c->proto == PROTO_H2) h2_drain(c);
-    else if (!c->xs && !c->since_us && !c->in.len) c->closing = true;
-    conn_touch(c);
+    bool stopped = c->n->drain_end_us != 0, fresh = c->proto == PROTO_UNKNOWN && now - c->opened_us < TD_NET_SETTLE_US;
+    if (c->proto == PROTO_H2) h2_drain(c, now);
+    else if (stopped && !fresh && !c->xs && !c->since_us && !c->in.len) c->closing = true;
+    if (stopped) conn_touch(c);
 }

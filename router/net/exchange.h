@@ -18,7 +18,8 @@
  *             handler.
  * Ownership: net owns the exchange; request bytes are borrowed until finish/on_close. `user` is the
  *            handler's.
- * Threads:   everything on the net thread that owns the connection, except td_net_post and td_net_stop.
+ * Threads:   everything on the net thread that owns the connection, except td_net_post, td_net_drain and
+ *            td_net_stop.
  * Limits:    td_net_opts; each has its own answer (431 header flood, 413 body, 503 connections). */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_ROUTER_NET_EXCHANGE_H
@@ -67,8 +68,11 @@ td_status td_net_open(const td_net_opts *o, td_net **out); /* binds and listens 
 void td_net_get_counts(const td_net *n, td_net_counts *out);
 void td_net_ports(const td_net *n, int *port, int *grpc_port); /* as bound */
 void td_net_run(td_net *n);                                /* the thread's body: returns after td_net_stop */
-/* Any thread, also a signal handler: stop accepting, GOAWAY, close idle connections; run returns when drained
- * or after drain_us (then on_close for what is left). */
+/* Both: any thread, also a signal handler. Drain: answers say Connection: close, HTTP/2 connections get GOAWAY,
+ * but who comes is still let in and answered: a refused connection would be an error at a load balancer that
+ * has not noticed yet. Stop (after drain or without it): stop accepting, close idle connections; run returns
+ * when all are closed or after drain_us (then on_close for what is left). */
+void td_net_drain(td_net *n);
 void td_net_stop(td_net *n);
 void td_net_close(td_net *n); /* after td_net_run returned (or without it) */
 /* Run fn(arg) on the net thread soon; any thread; never lost. */

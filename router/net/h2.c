@@ -22,7 +22,6 @@ enum {
     MAX_NV = TD_HEAD_MAX + 4,
     RESETS_BURST = 1000, /* client RST_STREAMs, against rapid reset (CVE-2023-44487) */
     RESETS_PER_S = 100,
-    SETTLE_US = 100000, /* between the two GOAWAYs of a drain */
 };
 
 /* ---- header fields ---- */
@@ -348,13 +347,18 @@ bool h2_over(const td_conn *c)
     return !nghttp2_session_want_read(c->h2) && !nghttp2_session_want_write(c->h2);
 }
 
-void h2_drain(td_conn *c)
+/* Two GOAWAYs: the first warns, the second names the last stream; between them a round trip, so that no request
+ * in flight is refused. */
+void h2_drain(td_conn *c, int64_t now)
 {
     if (!c->h2_notice) {
         c->h2_notice = true;
+        c->h2_notice_us = now;
         nghttp2_submit_shutdown_notice(c->h2);
-    } else if (!c->h2_goaway && td_now_us() - c->n->drain_start_us >= SETTLE_US) {
+        conn_touch(c);
+    } else if (!c->h2_goaway && now - c->h2_notice_us >= TD_NET_SETTLE_US) {
         c->h2_goaway = true;
+        conn_touch(c);
         nghttp2_submit_goaway(c->h2, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->h2),
                               NGHTTP2_NO_ERROR, NULL, 0);
     }

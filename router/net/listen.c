@@ -126,6 +126,13 @@ td_status listen_open(td_net *n)
     return TD_OK;
 }
 
+void listen_end(td_net *n)
+{
+    for (int i = 0; i < 2; i++)
+        if (n->listen_fd[i] >= 0) on_accept(n->listen_fd[i], EV_READ, n);
+    listen_close(n);
+}
+
 void listen_close(td_net *n)
 {
     for (int i = 0; i < 2; i++) {

@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SWEEP_MIN_US = 5000, SWEEP_MAX_US = 1000000, SETTLE_US = 100000 };
+enum { SWEEP_MIN_US = 5000, SWEEP_MAX_US = 1000000, DRAIN_LOOK_US = TD_NET_SETTLE_US / 4 };
 
 const char *net_date(td_net *n)
 {
@@ -228,20 +228,22 @@ static void net_turn(td_net *n)
     }
 }
 
-/* Idle connections go at once, running answers may finish. HTTP/2 needs two GOAWAYs: the first warns, the
- * second names the last stream; between them a round trip, so that no request in flight is refused. */
+/* A look at a drain; true: it is over. Once stopped, idle connections go at once and running answers may
+ * finish. */
 static bool drained(td_net *n)
 {
     int64_t now = td_now_us();
-    if (!n->draining) {
-        n->draining = true;
-        n->drain_start_us = now;
+    bool stopped = atomic_load(&n->stop);
+    n->draining = true;
+    if (stopped && !n->drain_end_us) {
         n->drain_end_us = now + n->o.drain_us;
-        listen_close(n);
+        listen_end(n);
     }
-    for (td_conn *c = n->conns; c; c = c->next) conn_drain(c);
+    if (!stopped && now - n->drain_look_us < DRAIN_LOOK_US) return false;
+    n->drain_look_us = now;
+    for (td_conn *c = n->conns; c; c = c->next) conn_drain(c, now);
     net_turn(n);
-    return !n->conns || now >= n->drain_end_us;
+    return stopped && (!n->conns || now >= n->drain_end_us);
 }
 
 void td_net_run(td_net *n)
@@ -252,9 +254,9 @@ void td_net_run(td_net *n)
     for (;;) {
         event_base_loop(n->base, EVLOOP_ONCE | (n->dirty ? EVLOOP_NONBLOCK : 0));
         net_turn(n);
-        if (!atomic_load(&n->stop)) continue;
+        if (!atomic_load(&n->stop) && !atomic_load(&n->drain)) continue;
         if (!tick) { /* drain conditions are also looked at without events */
-            struct timeval tv = tv_of(SETTLE_US / 4);
+            struct timeval tv = tv_of(DRAIN_LOOK_US);
             tick = event_new(n->base, -1, EV_PERSIST, on_sweep, n);
             if (tick) event_add(tick, &tv);
         }
@@ -264,6 +266,12 @@ void td_net_run(td_net *n)
     if (tick) event_free(tick);
     atomic_store(&n->running, false);
     run_posts(n);
+}
+
+void td_net_drain(td_net *n)
+{
+    atomic_store(&n->drain, true);
+    td_wake_signal(n->wake_fd);
 }
 
 void td_net_stop(td_net *n)

@@ -37,6 +37,7 @@ enum {
     TD_NET_REFUSED_CONNECTIONS = 64,  /* over max_connections, being told 503 */
     TD_NET_LINGER_BYTES = 16 << 20,
     TD_NET_LINGER_US = 2000000,
+    TD_NET_SETTLE_US = 100000,        /* a round trip: what a client sent before it heard of a drain has arrived */
     TD_NET_POSTS = 65536,
     TD_NET_BODY_BUDGET = 32,          /* request bytes held by the thread, in units of max_body_bytes */
 };
@@ -121,6 +122,7 @@ struct td_conn {
     size_t body_held; /* h1: bytes of an incomplete body counted in n->body_bytes */
     nghttp2_session *h2;
     bool h2_notice, h2_goaway; /* GOAWAYs sent */
+    int64_t h2_notice_us;
 };
 
 typedef struct td_post { void (*fn)(void *); void *arg; } td_post;
@@ -156,10 +158,11 @@ struct td_net {
     td_net_counts counts;
     char scratch[TD_NET_READ_BYTES];
 
-    atomic_bool stop;
+    atomic_bool drain, stop;
     atomic_bool running;
     bool draining;
-    int64_t drain_end_us, drain_start_us;
+    int64_t drain_end_us;  /* 0: not stopped yet */
+    int64_t drain_look_us;
     pthread_t thread;
     pthread_mutex_t mutex; /* guards the posts */
     pthread_cond_t room;
@@ -172,6 +175,7 @@ const char *net_date(td_net *n);
 /* listen.c */
 td_status listen_open(td_net *n);
 void listen_close(td_net *n);
+void listen_end(td_net *n); /* takes in who has connected already, then closes */
 /* tls.c */
 td_status tls_open(td_net *n);
 void tls_close(td_net *n);
@@ -183,7 +187,7 @@ void conn_touch(td_conn *c);
 void conn_turn(td_conn *c);
 void conn_free(td_conn *c); /* on_close for every exchange handed over */
 void conn_sweep(td_conn *c, int64_t now);
-void conn_drain(td_conn *c);
+void conn_drain(td_conn *c, int64_t now);
 bool conn_slow(const td_conn *c, td_slow *s, size_t unsent, uint64_t sent, bool finished, int64_t now);
 /* exchange.c */
 td_exchange *exchange_new(td_conn *c, int32_t stream_id);
@@ -210,7 +214,7 @@ void h2_finish(td_exchange *x, const td_header *trailers, size_t n);
 void h2_reset(td_exchange *x, uint32_t code);
 void h2_error(td_exchange *x, int status, const char *what);
 void h2_sweep(td_conn *c, int64_t now);
-void h2_drain(td_conn *c);
+void h2_drain(td_conn *c, int64_t now);
 bool h2_over(const td_conn *c);
 
 #endif

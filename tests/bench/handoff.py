@@ -1,6 +1,6 @@
 """What the hand-off costs, and how fast a cluster starts.
 
-    python tests/bench/handoff.py [--rounds 7] [--shape 1b] [--only start|handoff|grid]
+    python tests/bench/handoff.py [--rounds 7] [--shape 1b] [--only start|handoff|grid] [--alone]
 
 start:   from exec of `tandem serve` on the demo model (built, page cache warm) to the first streamed byte of a request sent at once: < 1 s.
 handoff: time to the second token, disaggregated minus mixed, on an idle machine, 512 and 2,048 tokens of the shape: <= 5 % of TTFT;
@@ -9,6 +9,8 @@ grid:    the KV of a 2,048-token prompt of the 1b shape from one rank to two (TP
          links, threads and frames, sent as they lie in the pages and dropped on arrival. MB/s, ratio of alternating rounds and of the best of each (>= 0.85 is the goal),
          CPU time of both sides (middle and least). "placed": the sockets and one memcpy on arrival to where the bytes are to stay, the least that any receiver over ZeroMQ does. Then with layers that take 4 times as long to compute as to ship, a core busy with them: from the end of the last to the
          landing of the last rank, <= 5 % of the shipping time.
+         --alone: all of it under a real-time policy (chrt -f; needs the right to), so that other processes of a shared machine take neither core; the results are kept beside
+         those of a quiet machine (tcp_alone, ipc_alone), because without competition the sockets alone use both cores too.
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -29,6 +31,7 @@ p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=7)
 p.add_argument("--dir", default=os.path.join(ROOT, "build", "bench", "1b"))
 p.add_argument("--only", choices=["start", "handoff", "grid"])
+p.add_argument("--alone", action="store_true")
 p.add_argument("--out", default=RESULTS)
 a = p.parse_args()
 report = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --rounds %d" % a.rounds}
@@ -59,10 +62,12 @@ def add(name, new):
 
 if a.only == "grid":
     tool = os.path.join(os.path.dirname(BIN), "tests", "ship_test_grid_speed")
-    grid = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --only grid --rounds %d" % a.rounds, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    how = {"date": time.strftime("%Y-%m-%d"), "command": "python tests/bench/handoff.py --only grid --rounds %d%s" % (a.rounds, " --alone" * a.alone), "cores": os.cpu_count(),
+           "load_before": os.getloadavg()[0], "tcp_congestion_control": open("/proc/sys/net/ipv4/tcp_congestion_control").read().strip()}
+    grid = {"alone": how} if a.alone else how
     for transport in ("tcp", "ipc"):
-        r = json.loads(subprocess.run([tool, str(a.rounds), "2048", "1b", transport], stdout=subprocess.PIPE, check=True, text=True).stdout)
-        grid[transport] = r
+        r = json.loads(subprocess.run(["chrt", "-f", "5"] * a.alone + [tool, str(a.rounds), "2048", "1b", transport], stdout=subprocess.PIPE, check=True, text=True).stdout)
+        grid[transport + "_alone" * a.alone] = r
         print("{transport}: {ship_mb_s} MB/s of {raw_mb_s}: {ratio}; best of {rounds}: {ship_best_mb_s} of {raw_best_mb_s}: {best_ratio}; of placed {placed_mb_s}: {placed_ratio}; "
               "CPU {ship_cpu_ms} against {raw_cpu_ms} (placed {placed_cpu_ms}) ms, least {ship_least_cpu_ms} against {raw_least_cpu_ms} ({placed_least_cpu_ms}); exposed {exposed_ms} ms = {exposed_of_shipping} of shipping".format(**r))
     add("ship_grid.json", grid)

@@ -61,6 +61,44 @@ static void wait_for(int ranks)
         while (sem_wait(&over)) {}
 }
 
+static _Thread_local int downloads, syncs;
+static _Thread_local td_status (*real_download)(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes);
+static _Thread_local td_status (*real_sync)(td_dev *d, td_stream_kind s);
+
+static td_status count_download(td_dev *d, td_stream_kind s, void *dst, const void *src, size_t bytes)
+{
+    downloads++;
+    return real_download(d, s, dst, src, bytes);
+}
+
+static td_status count_sync(td_dev *d, td_stream_kind s)
+{
+    syncs++;
+    return real_sync(d, s);
+}
+
+/* What goes to all peers comes from the device once, and an exchange waits for it once. */
+static void staged_once(td_coll *host, td_dev *dev, coll_tally *t)
+{
+    enum { BYTES = 5000, MOST = 4 };
+    static _Thread_local uint8_t all[MOST * BYTES];
+    int n = td_coll_size(host), me = td_coll_rank(host);
+    td_dev counting = *dev;
+    real_download = dev->download, real_sync = dev->sync;
+    td_coll *c = NULL, *s = NULL;
+    C_IS(t, td_coll_split(host, 0, me, &c), TD_OK);
+    C_IS(t, td_coll_staged_open(c, &counting, &s), TD_OK);
+    counting.download = count_download, counting.sync = count_sync;
+    for (int k = 0; k < 3; k++) {
+        downloads = syncs = 0;
+        memset(all + me * BYTES, 10 * k + me, BYTES);
+        C_IS(t, td_coll_all_gather(s, all + me * BYTES, all, BYTES), TD_OK);
+        for (int i = 0; i < n; i++) C_OK(t, all[i * BYTES] == 10 * k + i && all[i * BYTES + BYTES - 1] == 10 * k + i);
+        C_OK(t, downloads == (n > 1) && syncs == (n > 1));
+    }
+    td_coll_close(s), td_coll_close(c);
+}
+
 /* Buffers of a device, which is this host here (tests/simt has one whose memory nobody else can touch). */
 static void staged(td_coll *c, coll_tally *t)
 {
@@ -70,6 +108,7 @@ static void staged(td_coll *c, coll_tally *t)
     C_IS(t, td_coll_staged_open(c, dev, &s), TD_OK);
     C_OK(t, !strcmp(td_coll_name(s), "staged"));
     coll_cases(s, 100001, t);
+    staged_once(c, dev, t);
     td_coll_deadline(s, td_coll_rank(c) == 0 ? 20000 : 0);
     if (td_coll_rank(c) != 1) {
         C_IS(t, td_coll_barrier(s),

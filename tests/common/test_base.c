@@ -36,6 +36,43 @@ static td_status passes(td_status s)
 static void fail_once(void) { td_fail(TD_EPROTO, "bad %s %d", "thing", 7); }
 static void refuse_once(void) { td_refuse(TD_EBADREQ, "no %s", "way"); }
 
+static void hold_and_take(void)
+{
+    td_fail_hold(true);
+    td_fail(TD_EIO, "inner");
+    td_fail(TD_EIO, "outer: %s", td_reason());
+    fprintf(stderr, "end: %s\n", td_reason_take());
+    td_fail_hold(false);
+}
+static void hold_and_go_on(void)
+{
+    td_fail_hold(true);
+    td_fail(TD_EIO, "first");
+    TD_WARN("went on");
+    td_fail(TD_EIO, "second");
+    td_fail(TD_EIO, "third");
+    td_refuse(TD_EIO, "fourth");
+    td_fail(TD_EIO, "fifth");
+    td_fail_hold(false);
+    td_fail(TD_EIO, "sixth");
+}
+/* A program that ends says its reason once; one that goes on has said everything, in order. */
+static void test_hold(void)
+{
+    capture(hold_and_take);
+    T_STR(captured, "end: outer: inner\n");
+    capture(hold_and_go_on);
+    const char *at = captured;
+    static const char *const line[] = {"EIO: first\n", "went on\n", "EIO: second\n", "EIO: third\n", "EIO: fifth\n", "EIO: sixth\n"};
+    for (unsigned i = 0; i < TD_COUNT(line); i++) {
+        T_EQ(times_said(captured, line[i]), 1);
+        const char *found = strstr(at, line[i]);
+        T_OK(found != NULL, "%s after %s", line[i], at);
+        at = found ? found : at;
+    }
+    T_EQ(times_said(captured, "\n"), 6);
+}
+
 static void test_status(void)
 {
     T_STR(td_status_name(TD_OK), "OK");
@@ -335,6 +372,7 @@ int main(void)
 {
     td_log_open("test", TD_LOG_INFO);
     test_status();
+    test_hold();
     test_log();
     test_clock();
     test_check();

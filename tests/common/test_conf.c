@@ -363,7 +363,7 @@ static void test_help(void)
     h = printed(TD_CONF_BENCH_ENGINE, "-h", TD_AGAIN);
     T_OK(strstr(h, "  -p, --prompt-len <tokens>") && strstr(h, "  -t, --threads <threads>"));
     h = printed(TD_CONF_ROUTER, "--version", TD_AGAIN);
-    T_STR(h, "tandem 0.1.0\n");
+    T_OK(!strncmp(h, "tandem 0.1.0-", 13) && strlen(h) == 13 + 12 + 1, "%s", h); /* common/build.h */
     T_STR(printed(TD_CONF_SERVE, "-- --help", TD_OK), "");
 }
 

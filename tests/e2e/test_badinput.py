@@ -174,6 +174,7 @@ def refused(program, what, name, content, *words):
                            text=True, timeout=patience(20))
         last = r.stderr.strip().splitlines()[-1]
         assert r.returncode == 1 and all(w in last for w in (name, *words)), (what, words, r.returncode, r.stderr)
+        assert r.stderr.count(last.split(": ", 1)[1]) == 1, "said twice: " + r.stderr
 
 
 with open(os.path.join(DEMO, "model.safetensors"), "rb") as f:

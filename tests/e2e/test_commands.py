@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 
@@ -71,6 +72,39 @@ r = run(*QUICKSTART, "--page-size", "24", status=2, seconds=300)
 assert "page-size: '24' is not a power of two" in r.stderr and ANSWER not in r.stdout
 ok("quickstart with a bad option: what serve says, its status")
 
+# Without --once it goes on serving; Ctrl-C, which reaches every process of the terminal, lets a stream end.
+LONG = max(questions(), key=lambda q: len(q["answer_ids"]))
+c, port = Cluster.__new__(Cluster), free_port()  # for its calls
+c.port, c.name = port, "demo"
+log = tempfile.TemporaryFile("w+")
+p = subprocess.Popen([*QUICKSTART[:1], "--port", str(port), "--grpc-port", str(free_port()), *CACHE], cwd=ROOT, text=True,
+                     stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+head = []
+for line in p.stdout:
+    head.append(line)
+    if line.startswith("serving on"):
+        break
+assert line.startswith(f"serving on http://127.0.0.1:{port} until Ctrl-C"), head
+answered("".join(head), shipped=True)
+body = dict(prompt=LONG["prompt_ids"], max_tokens=400, temperature=0, ignore_eos=True, return_token_ids=True)
+got = 0
+for i, (_, ev) in enumerate(c.stream("/v1/completions", body)):
+    assert "error" not in ev, ev
+    got += sum(len(ch.get("token_ids") or []) for ch in ev["choices"])
+    if i == 2:
+        os.killpg(p.pid, signal.SIGINT)
+assert got == 400, got
+assert p.wait(patience(30)) == 130
+log.seek(0)
+told = log.read()
+assert 0 < told.index(" router stopped") < told.index(" worker signal "), "it drains, it is not told twice: " + told
+try:
+    socket.create_connection(("127.0.0.1", port), 5)
+    raise AssertionError("still serving")
+except ConnectionRefusedError:
+    pass
+ok("quickstart goes on serving; Ctrl-C lets a running stream end, then nothing is left")
+
 for words, why in ((["bench"], "tandem: what of 'bench'"), (["bench", "foo"], "tandem: no command 'bench foo'"), (["foo"], "tandem: no command 'foo'")):
     r = run(TANDEM, *words, status=2)
     assert r.stderr.startswith(why + "\n") and "tandem bench serve " in r.stderr, r.stderr
@@ -115,14 +149,32 @@ with tempfile.TemporaryDirectory() as d:
             r = run(TANDEM, command, folder, *(["-p", ASK] if command == "chat" else []), status=2)
             assert r.stderr.startswith(f"tandem {command}: {folder}") and why in r.stderr, r.stderr
             assert r.stderr.count("\n") == 1, "one line, not one of every child: " + r.stderr
-    r = run(TANDEM, "serve", DEMO, "--max-model-len", str(want + 1), "--port", "0", "--grpc-port", "0", status=1)
-    assert f"--max-model-len {want + 1}: the model has {want} positions" in r.stderr, r.stderr
-    r = run(TANDEM, "serve", DEMO, "--tls-key", "x", "--port", "0", "--grpc-port", "0", status=1)
-    assert "--tls-key needs --tls-cert too" in r.stderr, r.stderr
+    # A worker, the router or the model that is refused: the reason once, on the line that tells of the end.
+    SOLE = ["--prefill", "0", "--decode", "0", "--mixed", "1", "--port", "0", "--grpc-port", "0"]
+
+    def refused(line, *argv, folder=DEMO):
+        r = run(TANDEM, "serve", folder, *SOLE, *argv, status=1)
+        assert r.stderr.count(line) == 1, (line, r.stderr)
+        return r.stderr
+
+    refused(f" E worker worker mixed-1 cannot start: --max-model-len {want + 1}: the model has {want} positions",
+            "--max-model-len", str(want + 1))
+    refused(f"--max-model-len {want + 1}: the model has", "--max-model-len", str(want + 1))
+    refused("no kernel family of this CPU computes as cpu-avx", "--numerics", "cpu-avx")
+    refused("--tls-key needs --tls-cert too", "--tls-key", "x")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(f"cannot listen on 127.0.0.1 port {port}: Address already in use", "--port", str(port))
+    with open(os.path.join(DEMO, "config.json")) as f:
+        foreign = {**json.load(f), "architectures": ["FooForCausalLM"], "model_type": "foo"}
+    with open(os.path.join(d, "config.json"), "w") as f:
+        json.dump(foreign, f)
+    text = refused(f"tandem serve: {d}: config.json: architecture FooForCausalLM is not supported", folder=d)
+    assert text.count("\n") == 1, text
     with open(conf, "w") as f:
         f.write("a\n{{ messages | nofilter }}")
     r = run(TANDEM, "serve", DEMO, "--chat-template", conf, "--port", "0", "--grpc-port", "0", status=1)
-    assert f"{conf}: chat template line 2: no filter named 'nofilter'" in r.stderr, r.stderr
+    assert r.stderr.count(f"{conf}: chat template line 2: no filter named 'nofilter'") == 1, r.stderr
     # an unknown variable is said once, by serve, and not by its children; a Service's variables are nobody's
     os.environ.update(TANDEM_MAX_NUM_SEQ="4", TANDEM_SERVICE_HOST="10.96.0.7", TANDEM_PORT="tcp://10.96.0.7:8000",
                       TANDEM_ROUTER_SERVICE_HOST="10.96.0.8", TANDEM_ROUTER_PORT_8000_TCP="tcp://10.96.0.8:8000")

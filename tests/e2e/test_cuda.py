@@ -4,8 +4,10 @@ that fails ends the worker and its requests go on elsewhere with the same text, 
 says why in one line.
 SPDX-License-Identifier: Apache-2.0
 """
+import json
 import os
 import shutil
+import subprocess
 import time
 
 from support import cluster
@@ -100,7 +102,8 @@ def hand_off(name, pre, dec, **ranks):
         for w in c.workers:
             n = ranks.get(w[:-1], 1)
             assert c.log(w).count("device cuda:0: simt host emulation") == n, c.log(w)
-            assert c.log(w).count("as with --device-steps queued") == (n if n > 1 else 0), c.log(w)
+            fast, sharded = "--no-deterministic" in pre, "--fully-sharded" in c.role_extra[w[:-1]]
+            assert c.log(w).count(", fast\n") == (n if fast and not sharded else 0), c.log(w)
     ok(f"devices, {name}: {len(BODIES)} answers as of one rank, none computed again")
 
 
@@ -113,6 +116,24 @@ if shutil.which("mpirun"):
     hand_off("tp2 to pp2", sizes(2), sizes(1, 2), prefill=2, decode=2)
     hand_off("pp2 to tp2", sizes(1, 2), sizes(2), prefill=2, decode=2)
     hand_off("cp2 to tp2 pp2", sizes(1, 1, 2), sizes(2, 2), prefill=2, decode=4)
+    # Steps of up to 64 rows: what the fast mode does with more is tests/simt/test_ranks_cuda.c's. One id, whatever the grid.
+    fast = "--no-deterministic"
+    hand_off("tp2 to pp2, fast", [*sizes(2), fast], [*sizes(1, 2), fast], prefill=2, decode=2)
+    hand_off("dp2 to one rank, fast", ["--data-parallel-size", "2", fast], [fast], prefill=2)
+
+    # Devices of two kinds in one worker: both compute what every device can.
+    bench = [os.path.join(BUILD, "simt", "simt_tandem"), "bench", "engine", "--ops", "cuda", "--load-format", "dummy", "--shape", "ranks-tiny",
+             "-p", "70", "-n", "1", "-B", "1", "-r", "1", "--max-num-seqs", "2", "--max-num-batched-tokens", "80", "--no-pack-cache",
+             "--tensor-parallel-size", "2", "--threads", "1", "--json", "-"]
+    for archs, numerics in (((80, 90), "cuda-sm80-bf16"), ((90, 90), "cuda-fast-sm90-lt120901-f8-bf16")):
+        ranks = [["-n", "1", "env", f"SIMT_ARCH={a}", *bench] for a in archs]
+        r = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", *ranks[0], ":", *ranks[1]],
+                           capture_output=True, text=True, timeout=120)
+        rows = [json.loads(line) for line in r.stdout.splitlines() if line.startswith("{")]
+        assert r.returncode == 0 and rows and {row["numerics"] for row in rows} == {numerics}, f"{archs}: {r.returncode} {r.stdout} {r.stderr}"
+        differ = (r.stdout + r.stderr).count(f"devices of other ranks differ: all compute as {numerics}")
+        assert differ == (2 if archs[0] != archs[1] else 0), r.stdout + r.stderr
+        ok(f"ranks on devices of sm_{archs[0]} and sm_{archs[1]} compute as {numerics}")
 
 # A launch fails in the middle of the request, and so does all that follows: the worker ends, another one goes on.
 with start({"SIMT_FAIL_AFTER": "150"}, mixed=1) as c:
@@ -121,7 +142,8 @@ with start({"SIMT_FAIL_AFTER": "150"}, mixed=1) as c:
     c.wait_ready()
     deadline = time.monotonic() + 60
     while c.procs[bad].poll() is None and time.monotonic() < deadline:
-        assert ids(c) == want, "after a device failed"
+        got = ids(c)
+        assert got == want, f"after a device failed: {got}, not {want}"
     assert c.procs[bad].poll() == 1, f"the worker whose device failed: {c.procs[bad].poll()}"
     assert ids(c) == want and c.log(bad).count("the device failed, this worker ends") == 1, c.log(bad)
     assert "planted" in c.log(bad) and "the device failed" not in c.log(good)

@@ -6,6 +6,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import random
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -56,7 +57,23 @@ def collect(cfg):
                 again = dict(zip(order, pool.map(lambda i: ask(c, i), order)))
             assert again == out, "the second time, with every prefix cached, differs"
         c.wait_clean()
+        happened(c, layout, cfg)
         return out
+
+
+def happened(c, layout, cfg):
+    """Equal answers show nothing unless what is varied did take place."""
+    landed, again = (c.metric(f"tandem_handoffs_{what}_total") for what in ("landed", "recomputed"))
+    assert landed > max(again, len(JOBS) // 4) if layout[0] else not landed, (cfg, landed, again)
+    cached = c.metric("tandem_cached_prompt_tokens_total")
+    prompts = sum(len(ids) for ids, _ in JOBS)
+    if not cfg.get("hit", True):
+        assert not cached, (cfg, cached)
+    elif cfg.get("twice"):
+        assert cached > prompts // 4, (cfg, cached, prompts)
+    if cfg.get("chunk") and layout[0] == 1:
+        steps = re.search(r'^tandem_worker_steps_total\{[^}]*role="prefill"[^}]*\} (\S+)$', c.get("/metrics"), re.M)
+        assert float(steps[1]) >= len(LONG[0]) // cfg["chunk"], (cfg, steps[0])
 
 
 base = collect({})

@@ -426,44 +426,15 @@ def deaths():
 # ---- ranks that do not belong together ----
 
 
-WORKER = os.path.join(BIN, "tandem-worker")
-
-
-def other_build(path):
-    """A copy of the worker with another build id: what a build of other sources would have. (its id, the worker's)"""
-    with open(WORKER, "rb") as f:
-        data = bytearray(f.read())
-    at = data.index(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0") + 16
-    old = data[at:at + 20].hex()
-    data[at + 19] ^= 1
-    with open(path, "wb") as f:
-        f.write(data)
-    os.chmod(path, 0o755)
-    return data[at:at + 20].hex(), old
-
-
-def changed(name, folder, change):
-    """A model of the same name in a folder of its own, in which one file differs."""
-    shutil.copytree(DEMO, os.path.join(folder, "m"))
-    path = os.path.join(folder, "m", name)
-    with open(path, "rb") as f:
-        data = change(f.read())
-    with open(path, "wb") as f:
-        f.write(data)
-    return folder
-
-
-def mpirun(*ranks, seconds=10):
-    """Each rank with its own arguments, (program, folder, arguments) where those differ too. (status, output); fails when it
-    takes longer."""
+def mpirun(*ranks, seconds=10, programs=None):
+    """Each rank with its own arguments and, where given, program. (status, output); fails when it takes longer."""
     cmd = [
         "mpirun", "--oversubscribe", "--bind-to", "none",
         *(["--allow-run-as-root"] if os.geteuid() == 0 else [])
     ]
     for i, args in enumerate(ranks):
-        program, folder, args = args if isinstance(args, tuple) else (WORKER, os.getcwd(), args)
         cmd += [":"] * (i > 0) + [
-            "-n", "1", "-wdir", folder, program, "--threads", "1", "--router", "ipc:///nowhere/control",
+            "-n", "1", (programs or {}).get(i, WORKER), "--threads", "1", "--router", "ipc:///nowhere/control",
             "--no-pack-cache", *args
         ]
     start = time.monotonic()
@@ -476,8 +447,42 @@ def mpirun(*ranks, seconds=10):
     return r.returncode, r.stdout + r.stderr
 
 
-def refused(name, ranks, *words):
-    rc, out = mpirun(*ranks)
+WORKER = os.path.join(BIN, "tandem-worker")
+
+
+def build_of(program):
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def other_build(path):
+    """The same program with another build id."""
+    with open(WORKER, "rb") as f:
+        data = bytearray(f.read())
+    at = data.index(bytes.fromhex(build_of(WORKER).split("-")[1]))
+    data[at] ^= 0x40
+    with open(path, "wb") as f:
+        f.write(data)
+    os.chmod(path, 0o755)
+    return path
+
+
+def other_weights(path):
+    """The same configuration and names, other contents."""
+    shutil.copytree(DEMO, path)
+    for name in os.listdir(path):
+        if not name.endswith(".safetensors"):
+            continue
+        with open(os.path.join(path, name), "r+b") as f:
+            data = bytearray(f.read())
+            head = 8 + int.from_bytes(data[:8], "little")
+            data[head::512] = bytes(x ^ 1 for x in data[head::512])
+            f.seek(0)
+            f.write(data)
+    return path
+
+
+def refused(name, ranks, *words, programs=None):
+    rc, out = mpirun(*ranks, programs=programs)
     assert rc not in (0, 124, 137), (name, rc, out[-2000:])
     for w in words:
         assert w in out, (name, w, out[-2000:])
@@ -487,16 +492,17 @@ def refused(name, ranks, *words):
 def starts():
     tp2 = ["--model", DEMO, *sizes(2)]
     with tempfile.TemporaryDirectory() as d:
-        build = os.path.join(d, "tandem-worker")
-        refused("another build", [tp2, (build, d, tp2)], "rank 1", "build: ", *other_build(build))
-        same = changed("config.json", os.path.join(d, "same"), lambda x: x)
-        local = ["--model", "m", *sizes(2)]
-        for what, file, change, word in (("config.json", "config.json", lambda x: x.replace(b"10000.0", b"20000.0"), "config.json: "),
-                                         ("weights", "model.safetensors", lambda x: x[:-1] + bytes([x[-1] ^ 1]), "weights: ")):
-            other = changed(file, os.path.join(d, what), change)
-            refused(f"a model of the same name with other {what}", [(WORKER, same, local), (WORKER, other, local)], "rank 1", word)
-        refused("another model", [tp2, ["--model", same + "/m", *sizes(2)]], "rank 1", f"model: {DEMO}", f"model: {same}/m")
-        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", "tensor-parallel-size: 2", "tensor-parallel-size: 1")
+        other = os.path.join(d, "other")
+        shutil.copytree(DEMO, other)
+        with open(os.path.join(other, "config.json")) as f:
+            text = f.read()
+        with open(os.path.join(other, "config.json"), "w") as f:
+            f.write(text.replace("10000.0", "20000.0"))
+        refused("another model", [tp2, ["--model", other, *sizes(2)]], "rank 1", "model: LlamaForCausalLM, 6 layers, config.json ")
+        refused("other weights", [tp2, ["--model", other_weights(os.path.join(d, "weights")), *sizes(2)]], "rank 1", "weights: ")
+        copy = other_build(os.path.join(d, "worker"))
+        refused("another build", [tp2, tp2], "rank 1", f'"build: {build_of(WORKER)}"', f'"build: {build_of(copy)}"', programs={1: copy})
+        refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", '"tensor-parallel-size: 2"', '"tensor-parallel-size: 1"')
         refused("a rank without sizes", [tp2, ["--model", DEMO]], "rank 1 of 2", "tensor 1")
         refused("ranks without sizes", [["--model", DEMO]] * 2, "rank 1 of 2", "tensor 1")
         refused("another option", [tp2, [*tp2, "--no-prefix-cache"]], "rank 1", "prefix-cache: false")
@@ -514,7 +520,7 @@ def starts():
                 [["--model", DEMO, *sizes(2, 1, 1, 1, "--expert-parallel")]] * 2, "has no experts")
         refused("nothing to shard over", [["--model", DEMO, *sizes(2, 1, 1, 1, "--fully-sharded")]] * 2,
                 "fully-sharded")
-    r = subprocess.run([os.path.join(BIN, "tandem-worker"), *tp2], capture_output=True, text=True, timeout=patience(20))
+    r = subprocess.run([WORKER, *tp2], capture_output=True, text=True, timeout=patience(20))
     assert r.returncode and "1 ranks were started for tensor 2" in r.stderr, r
     ok("refused at start: two ranks without mpirun")
     for args, words in ((["--decode-ranks", "3", "--decode-parallel",

@@ -14,6 +14,8 @@ def sh(args, timeout=None, **kw):
     """(status, output); 124: out of time, with what it had said until then; 125: after stop(); 127: not there."""
     if ended:
         return 125, "ended from outside"
+    if timeout is not None and timeout <= 0:
+        return 124, "no time left"
     try:
         p = subprocess.Popen(args, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                              errors="replace", **kw)

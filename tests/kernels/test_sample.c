@@ -126,9 +126,9 @@ static void against_oracle(const td_ops *o, int V)
             for (int k = 0; k < ROWS; k++) {
                 fill(x + (size_t)k * ld, V, k, c * 10 + (uint64_t)extra + 1);
                 rows[k] = row_of(sample_cases[c], c * 77 + (uint64_t)k, (uint32_t)(extra * 1000 + k));
-                if (extra == 1)
-                    rows[k].bias = bias, rows[k].n_bias = V > 2 ? 3 : 2, rows[k].pen = pen,
-                    rows[k].n_pen = V > 2 ? 2 : 1;
+                if (extra == 1) rows[k].pen = pen, rows[k].n_pen = V > 2 ? 2 : 1;
+                if (extra == 1 && k % 2 == 0) /* and without */
+                    rows[k].bias = bias, rows[k].n_bias = V > 2 ? 3 : 2;
                 rows[k].repetition_penalty = extra ? 1.3f : 1, rows[k].presence_penalty = 0.4f,
                 rows[k].frequency_penalty = 0.2f;
                 if (extra == 2) rows[k].mask = mask;

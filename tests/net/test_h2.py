@@ -381,7 +381,7 @@ def test_fuzz(s):
 
 
 def test_times():
-    s = Server(idle=400000, header_us=200000, body_us=300000, slow=300000, mark=65536, drain=2000000)
+    s = Server(idle=400000, header_us=200000, body_us=300000, slow=300000, mark=65536, drain=int(patience(10) * 1e6))
     r = Raw(s.port)
     f = r.until(lambda f: False)
     check(f and f[-1][0] == 7, "idle: GOAWAY and close", f)

@@ -452,15 +452,28 @@ static void test_body_budget(void)
 
 static void test_drain(td_net_opts o)
 {
-    o.drain_us = 1000000;
+    o.drain_us = 1000000, o.idle_us = 60000000, o.max_connections = 10;
     toy_open(&T, o);
-    int idle = dial(), busy = dial(), stuck = dial();
+    int idle = dial(), kept = dial(), busy = dial(), stuck = dial(), late = -1;
     put(idle, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
     get(idle, "\r\n\r\n");
+    put(kept, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+    get(kept, "\r\n\r\n");
     put(busy, "GET /tick?200 HTTP/1.1\r\nHost: a\r\n\r\n");
     put(stuck, "GET /hang HTTP/1.1\r\nHost: a\r\n\r\n");
-    WAIT(T.handled == 3);
+    WAIT(T.handled == 4);
     int64_t begin = td_now_us();
+    td_net_drain(T.net); /* who comes is still answered, on kept and on new connections, and then let go */
+    do { /* until the thread has heard of it */
+        if (late >= 0) close(late);
+        put(late = dial(), "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+        get(late, "\r\n\r\n");
+    } while (has("HTTP/1.1 200") && !has("Connection: close"));
+    T_OK(get(late, NULL) == 0, "then closed");
+    put(kept, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+    get(kept, NULL);
+    T_OK(has("200 OK") && has("Connection: close"), "%s", got);
+    close(late), close(kept);
     td_net_stop(T.net);
     T_OK(get(idle, NULL) == 0 && T.jobs_live > 0, "idle connections close while others are waited for");
     get(busy, NULL);
@@ -470,6 +483,12 @@ static void test_drain(td_net_opts o)
     T_EQ(T.lost, 1);
     T_EQ(T.jobs_live, 0);
     close(idle), close(busy), close(stuck);
+    /* no answer is under way: the port closes at once */
+    o.drain_us = 60000000;
+    toy_open(&T, o);
+    begin = td_now_us();
+    toy_close(&T);
+    T_OK(td_now_us() - begin < 30000000, "it waits for nobody");
 }
 
 int main(void)

@@ -446,6 +446,30 @@ static void busy_and_drain(void)
     close_hand(&h);
 }
 
+/* What runs when the router drains has drain_us; what comes is refused at once. */
+static void drain_ends(void)
+{
+    hand h = open_hand((td_core_opts){.drain_us = 5000000});
+    join(&h, 1, "d", TD_ROLE_DECODE);
+    tick(&h, 2100000);
+    uint64_t id = submit(&h, 5, 6, 1);
+    step(&h, (td_event){.type = TD_EV_DRAIN});
+    T_OK(!emitted(&h, TD_OUT_FAILED));
+    submit(&h, 5, 6, 1);
+    const td_out *o = emitted(&h, TD_OUT_FAILED);
+    T_OK(o && o->why == TD_WHY_DRAINING && o->retry_ms == 1000);
+    for (uint64_t i = 0; i < 4; i++) {
+        beat(&h, 1, TD_WSTATE_READY, 2 + i, true);
+        tick(&h, 1000000);
+        T_OK(!emitted(&h, TD_OUT_FAILED));
+    }
+    step(&h, (td_event){.type = TD_EV_DRAIN}); /* again: does not begin anew */
+    tick(&h, 1000001);
+    o = emitted(&h, TD_OUT_FAILED);
+    T_OK(o && o->why == TD_WHY_DRAINING && td_core_counts_of(h.c)->failed[TD_WHY_DRAINING] == 2 && id);
+    close_hand(&h);
+}
+
 static void first_requests_wait_for_the_pair(void)
 {
     hand h = open_hand((td_core_opts){0});
@@ -762,6 +786,7 @@ int main(void)
     patience();
     deadline_and_cancel();
     busy_and_drain();
+    drain_ends();
     first_requests_wait_for_the_pair();
     worker_errors();
     stop_string_of_one_choice();

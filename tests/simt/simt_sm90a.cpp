@@ -65,10 +65,12 @@ static uint64_t token(const uint64_t *b, const Mbar &m)
 {
     return 0x5b90000000000000u ^ (uint64_t)smem_u32(b) << 32 ^ m.phase;
 }
+/* That it is initialised has to be known to whoever uses it: a barrier of the block is between. */
 static Mbar &mbar(uint64_t *b, int line)
 {
     auto it = g_mbar.find(b);
     if (it == g_mbar.end()) fail("line %d: mbarrier at 0x%x is not initialised", line, smem_u32(b));
+    touch(b, 8, false, 0, line);
     uint64_t v;
     memcpy(&v, b, 8);
     if (v != token(b, it->second)) fail("line %d: mbarrier at 0x%x was overwritten", line, smem_u32(b));
@@ -101,6 +103,7 @@ void mbar_init(uint64_t *b, int count, int line, const char *)
     m.expected = m.pending = (unsigned)count;
     m.watched = true;
     uint64_t v = token(b, m);
+    touch(b, 8, true, 0, line);
     memcpy(b, &v, 8);
     release(m.now);
 }

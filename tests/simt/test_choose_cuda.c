@@ -160,7 +160,7 @@ static void test_copies(void)
         matrix_make(&m[i], cases[i].N, cases[i].K, cases[i].slices, cases[i].t, false);
         w[i] = &m[i].w;
     }
-    T_EQ(table->beside(w, N_CASES, &block), TD_OK);
+    T_EQ(table->beside(w, N_CASES, NULL, &block), TD_OK);
     for (int i = 0; i < N_CASES; i++) {
         T_EQ(w[i]->rows != NULL, cases[i].copied);
         size_t bytes = (size_t)(m[i].N * m[i].K) * 2;
@@ -284,7 +284,7 @@ static void test_codes(int N, int rows, int cols, bool bias)
     arch(90);
     if (open_as(true, true, 0, TD_OK)) {
         coded_make(m, N, rows, cols, bias);
-        T_EQ(table->beside(w, 1, &block), TD_OK);
+        T_EQ(table->beside(w, 1, NULL, &block), TD_OK);
         T_EQ(table->reserve(&room), TD_OK);
         const bool taken = N != 30; /* not a multiple of 4 */
         T_EQ(m->w.rows != NULL, taken);
@@ -313,20 +313,38 @@ static void test_codes(int N, int rows, int cols, bool bias)
     free(m), free(x), free(value), free(y), free(z);
 }
 
-/* Copies that would take more than half of what is free are not made, and the table says that it computes
- * without them. */
+static td_status another_has_none(void *arg, bool mine, bool *out)
+{
+    *(bool *)arg = mine;
+    *out = false;
+    return TD_OK;
+}
+
+/* Copies that would take more than half of what is free are not made, nor are those that another rank has no room for; the table
+ * says that it computes without them, and gives back what only cuBLASLt works in. */
 static void test_memory(void)
 {
     matrix *m = td_xalloc(sizeof *m);
     td_weight *w[600];
     void *block = dev();
+    size_t before = 0, after = 0;
+    bool here = false;
+    const td_ops_agree ranks = {another_has_none, &here};
     if (!emulated || !open_as(true, false, 0, TD_OK)) return;
     matrix_make(m, 200, 328, 1, TD_BF16, false);
     for (size_t i = 0; i < TD_COUNT(w); i++) w[i] = &m->w;
     (void)simt_set_option("memory", 150); /* 32 of them cuBLASLt's, 75 wanted */
-    T_EQ(table->beside(w, TD_COUNT(w), &block), TD_OK);
+    T_EQ(table->beside(w, TD_COUNT(w), NULL, &block), TD_OK);
     (void)simt_set_option("memory", 4096);
     T_OK(!block && !m->w.rows, "copies were made");
+    expect_numerics(TD_CUDA_NUMERICS);
+    dev_done();
+    if (!open_as(true, false, 0, TD_OK)) return;
+    dev()->free_bytes(dev(), &before);
+    T_EQ(table->beside(w, 1, &ranks, &block), TD_OK);
+    dev()->free_bytes(dev(), &after);
+    T_OK(here && !block && !m->w.rows && after >= before + TD_CUDA_LT_WS_BYTES, "another rank has no room: %zu bytes more are free",
+         after - before);
     expect_numerics(TD_CUDA_NUMERICS);
     dev_done();
     free(m);
@@ -378,7 +396,7 @@ static void test_dispatch(bool bias, int N)
     td_cuda_ops_close();
     if (!open_as(true, false, 0, TD_OK)) return;
     m->w.rows = NULL;
-    T_EQ(table->beside(w, 1, &block), TD_OK);
+    T_EQ(table->beside(w, 1, NULL, &block), TD_OK);
     T_EQ(table->reserve(&room), TD_OK);
     for (int T = TD_CUDA_LT_ROWS - 1; T <= MAX_T; T += T == TD_CUDA_LT_ROWS ? MAX_T - T : 1) {
         bool by_lt = T >= TD_CUDA_LT_ROWS && N != 8; /* 8: a shape that it refuses */

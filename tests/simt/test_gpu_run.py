@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("TANDEM_BUILD", os.path.join(ROOT, "build/release"))
@@ -67,7 +69,7 @@ def test_all():
     expect({e["numerics"] for e in r["engine"] if e["mode"] == "fast"} == {"cuda-fast-sm80-lt120901-bf16"}, "fast id")
     expect(sorted(r["deterministic_cost"]) == sorted(tests), "cost of the deterministic mode")
     for text in ("simt host emulation", "ok   golden llama-gqa", "engine fast", "deterministic mode, pp70", "goal at most 1.15", "0 failed",
-                 "idle between steps of ranks-tiny x2", "device idle between steps", "from the command to a first token"):
+                 "check of the kernels before use", "idle between steps of ranks-tiny x2", "device idle between steps", "from the command to a first token"):
         expect(text in out, f"the table has no {text}: {out[-3000:]}")
 
 
@@ -161,6 +163,8 @@ def test_parts():
     m = load()
     between = {"between": "steps of x", "us": 11, "goal_us_at_most": 10}
     expect("missed" in m.bench_row(between) and "reached" in m.bench_row({**between, "us": 9}), "time between steps")
+    took = {"took": "x", "ms": 201, "goal_ms_at_most": 200}
+    expect("missed" in m.bench_row(took) and "reached" in m.bench_row({**took, "ms": 199}), "time that something took")
     slow = {"mode": "fast", "test": "tg32xB256@128", "idle_us": 12.0, "first_token_s": 4.0}
     expect(sorted(m.parts.limits(slow)) == ["first_token_s", "idle_us"] and not m.parts.limits({**slow, "mode": "deterministic"}), "limits")
     row = {"case": "x", "us": 1, "gb_s": 1, "tflop_s": 1, "share": 0.5}
@@ -206,7 +210,54 @@ def test_codes():
     expect(len(ratios) == 4 and sum(" fp8 T=" in c for c in ratios) == 2, f"ratios of codes: {ratios}")
 
 
+def fat(*entries):
+    """A fat binary: (kind, target, bytes) each."""
+    body = b"".join(struct.pack("<HHIQIIHHI", kind, 0x101, 64, n, 0, 0, 8, 1, arch).ljust(64, b"\0") + bytes(n) for kind, arch, n in entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_built():
+    """A library that a bare GPU machine lacks, and kernels that are there as PTX only, are seen."""
+    b = load().built
+    expect(b.foreign(b.needed(os.path.join(BUILD, "simt/simt_tandem"))), "the shim's program needs more than the C library")
+    expect(not b.foreign(["libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "libcublasLt.so.13"]) and b.foreign(["libstdc++.so.6"]), "names")
+    all3, hopper, late = fat((2, 80, 40), (2, 90, 8), (1, 100, 9), (2, 100, 24)), fat((2, 90, 16)), fat((2, 80, 8), (1, 100, 8))
+    expect(b.code_of(b"x" + all3 + bytes(40) + hopper + bytes(40)) == [{80, 90, 100}, {90}], f"targets: {b.code_of(all3)}")
+    found = b.code_of(all3 + hopper + hopper + all3)
+    expect(b.without_code(found, ["80", "90a", "100"]) == "" and b.without_code(b.code_of(hopper * 9), ["90a"]) == "", "all is there")
+    for some in (all3 + late, all3 + hopper * 3, b""):
+        expect("machine code" in b.without_code(b.code_of(some + bytes(40)), ["80", "90a", "100"]), "something is not there")
+
+
+def test_cut():
+    """What there is no time for is cut and said, and no program outlives its part."""
+    m = load()
+    p, past, none = m.Programs(BUILD, True), time.time() - 1, [{"cut": True, "ok": True}] * 2
+    same = lambda got: [{k: r[k] for k in ("cut", "ok")} for r in got] # noqa: E731
+    expect(same(m.run_tests(p, m.SHIM_TESTS, past, False)[0]) == none, "tests")
+    expect(same(m.parts.run_goldens(p.tandem, past, 1, ["llama-gqa", "qwen3"])) == none, "goldens")
+    found, cut, errors = m.run_bench(p.bench, past)
+    expect(not found and not errors and "simt_bench_cuda: after 0 s" in cut[0], f"kernels: {cut} {errors}")
+    found, cut, errors = m.parts.run_engine(p.tandem, "ranks-tiny", "fast", ["-p", "1"], "/tmp", past)
+    expect(not found and not errors and "bench engine, fast" in cut[0], f"engine: {cut} {errors}")
+    with tempfile.TemporaryDirectory() as tmp: # programs that never end: killed, by the part's time or by their own
+        os.makedirs(tmp + "/tests")
+        for name in ("tests/simt_test_a", "tests/simt_test_b"):
+            with open(os.path.join(tmp, name), "w", encoding="utf-8") as f:
+                f.write("#!/usr/bin/env python3\nimport signal\nprint('3 passed, 0 failed', flush=True)\nsignal.pause()\n")
+            os.chmod(os.path.join(tmp, name), 0o755)
+        hung = m.Programs(tmp, True)
+        expect([r.get("cut") for r in m.run_tests(hung, ["a", "b"], time.time() + 1, False)[0]] == [True, True], "tests that hang: cut")
+        m.TEST_S = 1
+        got = m.run_tests(hung, ["a"], time.time() + 100, False)[0]
+        expect(not got[0]["ok"] and got[0]["status"] == 124, f"a test that hangs: {got}")
+    rc, out, r = run(BUILD, "--minutes", "0.2")
+    expect(rc == 0 and r["complete"] and r["cut"] and "cut for time: " in out and f"{len(r['cut'])} cut" in out, f"a fifth of a minute: {rc}, {out[-800:]}")
+
+
 test_list()
+test_built()
+test_cut()
 test_parts()
 test_sh()
 test_driver()

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tests/simt/test_ranks_cuda.c - workers of several ranks on the CUDA table: tokens, log probabilities and
  * logits are those of one rank, byte for byte, for every way to divide a model that devices have; through
- * this host's memory (coll_staged.c).
+ * this host's memory (coll_staged.c). Steps of ranks that exchange nothing inside a pass are replayed. Fast: those bytes
+ * with up to 64 rows a step, the same again in a second run with more, and those bytes if one rank has no room for copies.
  *
  * Each rank is a process (the table is one per process): without arguments this program starts itself by
  * mpirun, grid after grid; rank 0 makes what one rank makes, too. Host accesses to device memory end the
@@ -13,11 +14,12 @@
 #include "tests/worker/support_engine.h"
 #include "tests/worker/support_fp8.h"
 #include "tests/worker/support_ranks.h"
+#include <math.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { N = 4, V = 509, LIMIT_S = 120 };
+enum { N = 4, V = 509, LIMIT_S = 300, LOGITS = 144 };
 
 /* A shape of random weights, or a checkpoint that is made here. */
 typedef struct way {
@@ -25,8 +27,9 @@ typedef struct way {
     td_grid grid;
     bool quantized; /* beside the same ranks with other blocks and chunks: one rank has other bits */
     bool more;
+    int fast; /* the device's architecture; 0: deterministic */
 } way;
-/* Those with `more` only if asked for ("all"): the others have each of their parts. */
+/* Those with `more` only if asked for ("all", or by number): the others have each of their parts. */
 static const way ways[] = {
     {.model = "ranks-tiny", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, .more = true},
     {.model = "ranks-tiny", .grid = {.tp = 4, .pp = 1, .cp = 1, .dp = 1}},
@@ -42,25 +45,33 @@ static const way ways[] = {
     {.model = "fp8-blocks", .grid = {.tp = 1, .pp = 2, .cp = 1, .dp = 2, .fsdp = true}},
     {.model = "moe-tiny", .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .fsdp = true}, .more = true},
     {.model = "moe-tiny", .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2, .ep = true, .fsdp = true}},
-    {"ranks-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true, true},
-    {"ranks-mqa", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}, true, false},
-    {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true, true}};
+    {.model = "ranks-tiny", .grid = {.tp = 1, .pp = 1, .cp = 1, .dp = 2}},
+    {"ranks-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true, true, 0},
+    {"ranks-mqa", {.tp = 4, .pp = 1, .cp = 1, .dp = 1}, true, false, 0},
+    {"moe-tiny", {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, true, true, 0},
+    {.model = "ranks-mqa", .grid = {.tp = 2, .pp = 2, .cp = 1, .dp = 1}, .fast = 80},
+    {.model = "moe-tiny", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1, .ep = true}, .fast = 80, .more = true},
+    {.model = "ranks-tiny", .grid = {.tp = 1, .pp = 1, .cp = 2, .dp = 1}, .fast = 80, .more = true},
+    {.model = "fp8-blocks", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, .fast = 90},
+    {.model = "fp8-rows", .grid = {.tp = 2, .pp = 1, .cp = 1, .dp = 1}, .fast = 90, .more = true}};
 
 static te_spec spec[N];
 static te_result want[N], got[N];
-static float want_logits[N * 8][V], got_logits[N * 8][V], exact_logits[N * 8][V];
+static float want_logits[LOGITS][V], got_logits[LOGITS][V], exact_logits[LOGITS][V];
 
 typedef struct job {
     te_result *to;
     float (*logits)[V];
     uint32_t n_logits;
+    bool more; /* a prompt between steps that are replayed */
 } job;
 
-static void make_specs(bool long_one)
+static void make_specs(const way *w)
 {
     static const uint32_t lengths[N] = {7, 33, 12, 20};
     for (int i = 0; i < N; i++) {
-        uint32_t n = long_one && i == 1 && !simt_checks() ? 530 : lengths[i];
+        uint32_t n = w->grid.cp > 1 && i == 1 && !simt_checks() ? 530 : lengths[i];
+        if (w->fast && i == 3) n = 140; /* at once: more rows than the kernels of few take */
         spec[i] = te_make((uint64_t)i + 1, TD_MIN(n, (uint32_t)TE_MAX_PROMPT), 4, V);
         te_vary(&spec[i], V);
         spec[i].leg.sampling.n = 1;
@@ -86,7 +97,7 @@ static void take_logits(void *arg, uint64_t key, uint32_t position, const float 
 {
     job *j = arg;
     (void)key;
-    if (position >= N * 8) return;
+    if (position >= LOGITS) return;
     memcpy(j->logits[position], logits, sizeof j->logits[0]);
     j->n_logits++;
 }
@@ -98,7 +109,9 @@ static void run_all(td_engine *e, void *arg)
     td_engine_out out;
     bool over = false;
     for (int i = 0; i < N; i++) te_expect(&spec[i], &j->to[i]);
+    te_rnd = 1; /* the same order in every run: in the fast mode a row's bits depend on the rows beside it */
     te_run(e, spec, j->to, N);
+    for (int i = 0; i < 2 && j->more; i++) te_run(e, &spec[2], &j->to[2], 1);
     all.key = 77, all.all_logits = true;
     all.sampling = (td_sampling){
         .top_p = 1, .repetition_penalty = 1, .max_tokens = 1, .n = 1, .logprobs = -1, .prompt_logprobs = -1};
@@ -171,10 +184,88 @@ static void name_dirs(const char *at)
     for (int i = 0; i < 2; i++) snprintf(codes[i], sizeof codes[i], "%s/%s", tmp, i ? "rows" : "blocks");
 }
 
+/* ---- the fast mode ---- */
+
+static td_status (*real_free_bytes)(td_dev *d, size_t *out);
+static int asked;
+
+/* Weights have room, and their copies (the question after that) have none. */
+static td_status little_room(td_dev *d, size_t *out)
+{
+    td_status s = real_free_bytes(d, out);
+    if (asked++ == 1) *out = 1;
+    return s;
+}
+
+/* ||a - b|| / ||b|| */
+static double distance(const float *a, const float *b, size_t n)
+{
+    double d = 0, all = 0;
+    for (size_t i = 0; i < n; i++) d += pow((double)a[i] - (double)b[i], 2), all += pow((double)b[i], 2);
+    return sqrt(d / all);
+}
+
+static void same_as(job *to, job *as, bool leads, const char *what)
+{
+    for (int i = 0; leads && i < N; i++) te_same(&spec[i], &as->to[i], &to->to[i], what);
+    if (leads)
+        T_OK(to->n_logits == as->n_logits && !memcmp(to->logits, as->logits, sizeof want_logits), "logits: %s", what);
+}
+
+static const td_ops *open_fast(void)
+{
+    const td_cuda_mode mode = {.fast = true};
+    const td_ops *ops = NULL;
+    T_OK(td_cuda_ops_open_as(dev(), &mode, &ops) == TD_OK && strcmp(ops->numerics, TD_CUDA_NUMERICS), "%s", td_reason());
+    return ops;
+}
+
+/* one: of one deterministic rank. */
+static void run_fast(tr_opts *o, job *one, int rank)
+{
+    static te_result first_result[N];
+    static float first_logits[LOGITS][V];
+    job many = {got, got_logits, 0, false}, first = {first_result, first_logits, 0, false};
+    const size_t n = (size_t)spec[3].leg.n_prompt * V;
+    int most = o->engine.max_batched_tokens;
+    td_cuda_ops_close();
+    o->ops = open_fast();
+    o->engine.max_batched_tokens = 64;
+    T_OK(tr_run(o, run_all, &many), "few rows");
+    same_as(&many, one, rank == 0, "fast, few rows");
+    o->engine.max_batched_tokens = most;
+    T_OK(tr_run(o, run_all, &first), "fast");
+    many.n_logits = 0;
+    T_OK(tr_run(o, run_all, &many), "fast again");
+    same_as(&many, &first, rank == 0, "a second run");
+    double off = distance(got_logits[0], one->logits[0], n), most_off = strncmp(o->shape ? o->shape : "fp8", "fp8", 3) ? 0.02 : 0.1;
+    bool other = off > 0;
+    for (int i = 0; i < N; i++) other |= !te_same_choice(&got[i], 0, &one->to[i], 0);
+    if (rank == 0) T_OK(other && off < most_off, "logits are off by %g of their size", off);
+    T_OK(strcmp(o->ops->numerics, TD_CUDA_NUMERICS), "%s", o->ops->numerics);
+    td_cuda_ops_close(); /* copies of another model would keep the name */
+    o->ops = open_fast();
+    many.n_logits = 0;
+    real_free_bytes = dev()->free_bytes;
+    if (rank == td_grid_ranks(&o->grid) - 1) dev()->free_bytes = little_room;
+    T_OK(tr_run(o, run_all, &many), "no room for copies");
+    dev()->free_bytes = real_free_bytes;
+    T_OK(!strcmp(o->ops->numerics, TD_CUDA_NUMERICS), "%s", o->ops->numerics);
+    same_as(&many, one, rank == 0, "no room for copies on the last rank");
+}
+
+/* ---- the ranks ---- */
+
+/* Whether no rank needs another one or the host inside its part of a pass. */
+static bool is_replayed(const td_grid *g)
+{
+    return g->tp == 1 && g->cp == 1 && !g->ep && !g->fsdp;
+}
+
 /* One rank of a grid. */
 static int one_rank(int argc, char **argv)
 {
-    static job one = {want, want_logits, 0}, many = {got, got_logits, 0};
+    static job one = {want, want_logits, 0, false}, many = {got, got_logits, 0, false};
     td_coll *world;
     const td_ops *cuda;
     const way *w = &ways[atoi(argv[1])];
@@ -191,11 +282,13 @@ static int one_rank(int argc, char **argv)
     name_dirs(argv[2]);
     if (!strncmp(w->model, "fp8", 3)) o.dir = codes[!strcmp(w->model, "fp8-rows")], o.shape = NULL;
     simt_set_option("hide", 1);
+    if (w->fast) simt_set_option("arch", w->fast);
     if (td_coll_mpi_open(&argc, &argv, &world) < 0) T_SKIP("no MPI");
     T_OK(td_cuda_ops_open(dev(), &cuda) == TD_OK, "%s", td_reason());
     o.ops = cuda;
     int rank = td_coll_rank(world);
-    make_specs(w->grid.cp > 1);
+    make_specs(w);
+    many.more = is_replayed(&w->grid);
     o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
     if (rank == 0) T_OK(tr_run(&o, run_all, &one), "one rank");
     o.grid = w->grid;
@@ -210,12 +303,18 @@ static int one_rank(int argc, char **argv)
         T_OK(rank != 0 || memcmp(exact_logits, want_logits, sizeof want_logits), "nothing became integers");
     }
     o.block_rows = 8, o.least_workspace = o.grid.cp > 1;
-    T_OK(tr_run(&o, run_all, &many), "all ranks");
-    for (int i = 0; rank == 0 && i < N; i++) te_same(&spec[i], &want[i], &got[i], "several ranks");
-    if (rank == 0)
-        T_OK(one.n_logits == spec[3].leg.n_prompt && many.n_logits == one.n_logits &&
-                 !memcmp(want_logits, got_logits, sizeof want_logits),
-             "logits");
+    T_OK(rank != 0 || one.n_logits == spec[3].leg.n_prompt, "logits");
+    if (w->fast) {
+        run_fast(&o, &one, rank);
+    } else {
+        td_replay_stats before, after;
+        cuda->replay->stats(&before);
+        T_OK(tr_run(&o, run_all, &many), "all ranks");
+        cuda->replay->stats(&after);
+        T_OK((after.runs > before.runs) == is_replayed(&w->grid) && after.failed == before.failed, "%d steps replayed, %d failed",
+             (int)(after.runs - before.runs), (int)(after.failed - before.failed));
+        same_as(&many, &one, rank == 0, "several ranks");
+    }
     td_cuda_ops_close();
     td_dev_close(dev());
     td_coll_close(world);
@@ -245,19 +344,22 @@ int main(int argc, char **argv)
     if (argc == 3) return one_rank(argc, argv);
     (void)dev(); /* skips where there is none */
     bool all = argc == 2 && !strcmp(argv[1], "all");
+    int only = argc == 2 && !all ? atoi(argv[1]) : -1;
     TD_CHECK(mkdtemp(dir));
     name_dirs(dir);
     make_codes();
     for (size_t i = 0; i < TD_COUNT(ways); i++) {
         const td_grid *g = &ways[i].grid;
-        if (simt_checks() ? i != 0 && i != 4 && !(g->fsdp && g->tp == 2) : ways[i].more && !all) continue;
+        if (only >= 0 && (int)i != only) continue;
+        if (simt_checks() ? i != 0 && i != 4 && !(g->fsdp && g->tp == 2) : ways[i].more && !all && only < 0) continue;
         int how = run_way(argv[0], i);
         if (how == 77 || how == 127) {
             drop_codes();
             T_SKIP("%s", how == 77 ? "built without MPI" : "no mpirun");
         }
-        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
-             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", ways[i].quantized ? ", quantized" : "", how);
+        T_OK(how == 0, "%s: tensor %d, pipeline %d, context %d, data %d%s%s%s%s: exit %d", ways[i].model, g->tp, g->pp, g->cp, g->dp,
+             g->ep ? ", experts" : "", g->fsdp ? ", fully sharded" : "", ways[i].quantized ? ", quantized" : "",
+             ways[i].fast ? ", fast" : "", how);
     }
     drop_codes();
     return T_DONE();

@@ -101,6 +101,44 @@ static void test_ping_pong(const char *endpoint, int rounds)
     td_sock_close(s);
 }
 
+/* Room that came while another call asked the socket: its news is eaten, and sleeping on it would last. */
+static void test_room(void)
+{
+    enum { LONG_US = 20000000 };
+    static char block[1 << 16];
+    const td_sock_opts one = {.max_message_bytes = 1 << 20, .hwm = 1};
+    char ep[128];
+    td_sock *r, *d;
+    T_EQ(td_sock_bind_router(z, "tcp://127.0.0.1:*", &one, ep, sizeof ep, &r), TD_OK);
+    T_EQ(td_sock_connect_dealer(z, ep, NULL, 0, &one, &d), TD_OK);
+    td_loop l;
+    td_loop_init(&l);
+    td_loop_add_sock(&l, d);
+    T_EQ(send_within(d, 3000, "first"), TD_OK);
+    td_part p = {block, sizeof block};
+    uint32_t sent = 1, got = 0;
+    bool full = false;
+    while (!full) { /* the kernel's buffers take some */
+        td_loop_want_room(&l, d);
+        td_loop_wait(&l, 100000);
+        td_loop_want_none(&l);
+        full = !td_sock_writable(d);
+        while (td_sock_writable(d)) sent += td_sock_send(d, NULL, 0, &p, 1) == TD_OK;
+    }
+    td_part id, part[2];
+    int n;
+    for (; got < sent && recv_within(r, 3000, &id, part, &n) == TD_OK; got++) {
+    }
+    T_EQ(got, sent);
+    while (!td_sock_writable(d)) usleep(1000); /* the last of these eats it */
+    td_loop_want_room(&l, d);
+    int64_t t0 = td_now_us();
+    td_loop_wait(&l, LONG_US);
+    T_OK(td_now_us() - t0 < LONG_US - 100000, "the room that is there was slept over");
+    td_sock_close(d);
+    td_sock_close(r);
+}
+
 static int freed;
 static void count_free(void *p, void *hint)
 {
@@ -279,6 +317,7 @@ int main(int argc, char **argv)
     snprintf(ipc, sizeof ipc, "ipc:///tmp/td-test-%d.sock", (int)getpid());
     test_ping_pong(ipc, rounds);
     test_names();
+    test_room();
     test_gone_and_again();
     test_over_size();
     test_curve();

@@ -335,6 +335,26 @@ static void test_rope(void)
     T_NEAR(b[1], a[1] / 4 * ramp + a[1] * (1 - ramp), 1e-15);
 }
 
+/* yarn added by hand to a model of 512 positions; the last two: not known which, and not yarn */
+static void test_positions(void)
+{
+    static const struct { const char *more; int want; } cases[] = {
+        {"\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":512", 2048},
+        {"\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":64", 512},
+        {"\"rope_type\":\"yarn\",\"factor\":1.5,\"original_max_position_embeddings\":512", 768},
+        {"\"rope_type\":\"yarn\",\"factor\":10000,\"original_max_position_embeddings\":16777216", 1 << 24},
+        {"\"rope_type\":\"yarn\",\"factor\":4", 512},
+        {"\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4,"
+         "\"original_max_position_embeddings\":512", 512}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        td_model_desc d;
+        char text[1024];
+        snprintf(text, sizeof text, LLAMA ",\"rope_scaling\":{%s}}", cases[i].more);
+        T_OK(parse(text, &d) == TD_OK, "%s", td_reason());
+        T_EQ(d.max_positions, cases[i].want);
+    }
+}
+
 static void test_rope_rows(void)
 {
     td_model_desc d;
@@ -499,6 +519,7 @@ int main(void)
     test_generation();
     test_windows();
     test_rope();
+    test_positions();
     test_rope_rows();
     test_fp8();
     test_published();

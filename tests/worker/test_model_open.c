@@ -9,6 +9,10 @@
 #include "worker/model/safetensors.h"
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -360,6 +364,63 @@ static void test_image_race(void)
     clear_dir(cache);
 }
 
+/* A lock file is removed (prune.c) between an opener's open and its lock: the opener must not take the dead one
+ * for a lock, while another holds the new one. */
+typedef struct opener {
+    char cache[128], lock[300];
+    maker k;
+    td_image im;
+    atomic_bool over;
+} opener;
+static void *open_it(void *arg)
+{
+    opener *o = arg;
+    td_image_key key = {{7, 0}, {3, 4}, 1, 0, 1, 0};
+    T_OK(td_image_open(&o->im, o->cache, 0, &key, o->k.n, pool, make_bytes, &o->k) == TD_OK && o->im.made);
+    atomic_store(&o->over, true);
+    return NULL;
+}
+
+/* How many descriptors of this process have the file that fd has. */
+static int openings(int fd)
+{
+    struct stat a, b;
+    int n = 0;
+    for (int i = 0; i < 1024 && fstat(fd, &a) == 0; i++) n += fstat(i, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+    return n;
+}
+
+static void test_image_lock_removed(void)
+{
+    opener o = {.k = {0, 1 << 16}};
+    pthread_t t;
+    snprintf(o.cache, sizeof o.cache, "%s/locked", dir);
+    T_OK(mkdir(o.cache, 0755) == 0);
+    td_image_key key = {{7, 0}, {3, 4}, 1, 0, 1, 0};
+    T_OK(td_image_open(&o.im, o.cache, 0, &key, o.k.n, pool, make_bytes, &o.k) == TD_OK);
+    td_image_close(&o.im);
+    char image[400];
+    T_EQ(files_in(o.cache, ".image.lock", o.lock, sizeof o.lock), 1);
+    snprintf(image, sizeof image, "%.*s", (int)strlen(o.lock) - 5, o.lock);
+    T_OK(unlink(image) == 0);
+    o.k.calls = 0;
+    int first = open(o.lock, O_RDWR);
+    T_OK(first >= 0 && flock(first, LOCK_EX | LOCK_NB) == 0);
+    pthread_create(&t, NULL, open_it, &o);
+    while (openings(first) < 2) sched_yield(); /* it has the file open and waits */
+    T_OK(unlink(o.lock) == 0);
+    int second = open(o.lock, O_RDWR | O_CREAT, 0644);
+    T_OK(second >= 0 && flock(second, LOCK_EX | LOCK_NB) == 0);
+    close(first);
+    while (openings(second) < 2 && !atomic_load(&o.over)) sched_yield();
+    T_OK(!atomic_load(&o.over) && o.k.calls == 0, "made beside the one who holds the lock");
+    close(second);
+    pthread_join(t, NULL);
+    T_OK(o.k.calls == 1 && bytes_good(&o.im));
+    td_image_close(&o.im);
+    clear_dir(o.cache);
+}
+
 static td_status open_of(td_image *im, const char *cache, uint64_t limit, uint64_t m, uint32_t shard, maker *k)
 {
     td_image_key key = {{m, 0}, {3, 4}, 1, shard, 2, 0};
@@ -418,6 +479,19 @@ static void test_image_prune(void)
     T_OK(bytes_good(&a));
     td_image_close(&a);
     T_EQ(files_in(cache, ".image.lock", NULL, 0), 2); /* theirs went with them */
+    static const char *const lone[] = {"free", "held"}; /* locks whose images are gone otherwise */
+    int held = -1;
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/model-%s.image.lock", cache, lone[i]);
+        if (held >= 0) close(held);
+        held = open(path, O_RDWR | O_CREAT, 0644);
+    }
+    T_OK(held >= 0 && flock(held, LOCK_EX | LOCK_NB) == 0); /* its image is being made */
+    T_OK(open_of(&a, cache, LIMIT, 5, 1, &k) == TD_OK && !a.made);
+    td_image_close(&a);
+    T_EQ(files_in(cache, "free.image.lock", NULL, 0), 0);
+    T_EQ(files_in(cache, "held.image.lock", NULL, 0), 1);
+    close(held);
     snprintf(path, sizeof path, "%s/model-left.image.abcdef", cache); /* half made by one that died */
     FILE *f = fopen(path, "w");
     T_OK(f && fwrite(path, 1, 100, f) == 100 && fclose(f) == 0);
@@ -434,6 +508,35 @@ static void test_image_prune(void)
     T_EQ(files_in(cache, "abcdef", NULL, 0), 0);
     T_EQ(files_in(cache, "notes.txt", NULL, 0), 1);
     td_image_close(&a);
+    clear_dir(cache);
+}
+
+/* What a person is told of a long load: ascending, to the end. */
+typedef struct told { int calls; double last; bool ascending, named; } told;
+static void tell(void *arg, const char *what, double fraction)
+{
+    told *t = arg;
+    t->ascending = t->ascending && fraction >= t->last && fraction <= 1;
+    t->named = t->named && !strcmp(what, "packing weights");
+    t->last = fraction;
+    t->calls++;
+}
+
+static void test_progress(const td_ops *ops)
+{
+    char cache[128];
+    snprintf(cache, sizeof cache, "%s/told", dir);
+    for (int again = 0; again < 2; again++) {
+        told t = {.ascending = true, .named = true};
+        td_model *m = NULL;
+        td_model_opts o = {.dir = "tests/golden/models/llama-bias", .ops = ops, .pool = pool, .max_rows = 16, .max_logits = 4,
+                           .cache_dir = cache, .progress = tell, .arg = &t};
+        T_OK(td_model_open(&o, &m) == TD_OK, "%s", td_reason());
+        bool packs = !again || !strcmp(ops->family, "ref"); /* ref keeps no image */
+        T_OK(packs ? t.calls > 4 && t.last == 1 && t.ascending && t.named : t.calls == 0, "%s: %d calls, the last at %g", ops->family,
+             t.calls, t.last);
+        td_model_close(m);
+    }
     clear_dir(cache);
 }
 
@@ -612,11 +715,13 @@ int main(void)
     for (int i = 0; td_ops_family(i); i++) {
         test_dummy(td_ops_family(i));
         test_model_image(td_ops_family(i));
+        test_progress(td_ops_family(i));
     }
     test_image();
     test_image_unusable();
     test_image_race();
     test_image_prune();
+    test_image_lock_removed();
     test_folders();
     td_pool_close(pool);
     T_OK(rmdir(dir) == 0, "the test leaves nothing");

@@ -2,9 +2,10 @@
 /* worker/coll/coll_staged.c - buffers of a device's memory over a group that moves host memory: what is sent
  * comes to page-locked memory first, what is received goes to the device from there.
  *
- * A lane has one block of page-locked memory, its parts one after the other. start waits for the device (the
- * bytes to send must exist), never for a peer; wait queues the upload and returns: kernels queued after it
- * see the bytes. The block is written again only after the device has passed that upload. */
+ * A lane has one block of page-locked memory, its parts one after the other; what goes to several peers is there
+ * once. start waits for the device (the bytes to send must exist), once, and never for a peer; wait queues the
+ * upload and returns: kernels queued after it see the bytes. The block is written again only after the device
+ * has passed that upload: by the device itself in the order of its queue, by peers after start's wait. */
 #include "common/check.h"
 #include "kernels/dev.h"
 #include "worker/coll/coll_int.h"
@@ -39,10 +40,17 @@ static td_status room(end *e, stage *s, size_t bytes)
     return TD_OK;
 }
 
-static size_t bytes_of(const td_coll_part *p, int n)
+/* Part i is the one before it again, to another peer (all-gather). */
+static bool again(const td_coll_part *send, int i)
+{
+    return i > 0 && send[i].from == send[i - 1].from && send[i].bytes == send[i - 1].bytes;
+}
+
+static size_t bytes_of(const td_coll_lane *l)
 {
     size_t bytes = 0;
-    for (int i = 0; i < n; i++) bytes += padded(p[i].bytes);
+    for (int i = 0; i < l->n_send; i++) bytes += again(l->send, i) ? 0 : padded(l->send[i].bytes);
+    for (int i = 0; i < l->n_recv; i++) bytes += padded(l->recv[i].bytes);
     return bytes;
 }
 
@@ -52,15 +60,19 @@ static td_status end_start(td_coll *c, int lane)
     td_coll_lane *l = &c->lane[lane], *in = &e->inner->lane[lane];
     stage *s = &e->stage[lane];
     td_dev *d = e->dev;
-    if (s->uploads) TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
+    size_t bytes = bytes_of(l);
+    if (s->uploads && (!l->n_send || s->bytes < bytes)) TD_TRY(d->sync(d, TD_STREAM_COMPUTE));
     s->uploads = false;
-    TD_TRY(room(e, s, bytes_of(l->send, l->n_send) + bytes_of(l->recv, l->n_recv)));
+    TD_TRY(room(e, s, bytes));
     e->inner->timeout_us = c->timeout_us;
     in->channel = l->channel, in->kind = l->kind, in->n_send = l->n_send, in->n_recv = l->n_recv;
     char *at = s->host;
-    for (int i = 0; i < l->n_send; at += padded(l->send[i++].bytes)) {
-        in->send[i] = (td_coll_part){.peer = l->send[i].peer, .bytes = l->send[i].bytes, .from = at};
+    for (int i = 0; i < l->n_send; i++) {
+        bool there = again(l->send, i);
+        in->send[i] = (td_coll_part){.peer = l->send[i].peer, .bytes = l->send[i].bytes, .from = there ? in->send[i - 1].from : at};
+        if (there) continue;
         TD_TRY(d->download(d, TD_STREAM_COMPUTE, at, l->send[i].from, l->send[i].bytes));
+        at += padded(l->send[i].bytes);
     }
     for (int i = 0; i < l->n_recv; at += padded(l->recv[i++].bytes))
         in->recv[i] = (td_coll_part){.peer = l->recv[i].peer, .bytes = l->recv[i].bytes, .to = at};

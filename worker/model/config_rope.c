@@ -123,6 +123,17 @@ static td_status read_yarn(const td_json *root, const td_json *o, td_model_desc 
     return td_config_bool(o, "truncate", true, &r->truncate);
 }
 
+/* A configuration with yarn added by hand keeps the positions that the model was trained with, and names them again: what it
+ * serves is factor times those, as in vLLM. Without that key it is not known which of the two the number is. */
+static void extend_positions(const td_json *root, const td_json *o, td_model_desc *d)
+{
+    const char *key = "original_max_position_embeddings";
+    if (d->rope.type != TD_ROPE_YARN || (td_json_is_null(td_json_get(root, key)) && td_json_is_null(td_json_get(o, key))))
+        return;
+    double served = d->rope.factor * d->rope.original_max;
+    d->max_positions = TD_MAX(d->max_positions, (int)TD_MIN(served, (double)(1 << 24)));
+}
+
 static td_status read_section(const td_json *root, const td_json *o, td_model_desc *d)
 {
     td_rope_desc *r = &d->rope;
@@ -167,5 +178,7 @@ td_status td_config_rope(const td_json *root, double theta, bool q_scaling, td_m
     if (o->type != TD_JSON_OBJ) return td_fail(TD_EPROTO, "config.json: %s is no object", name);
     TD_TRY(unnest(&o));
     TD_TRY(read_section(root, o, d));
-    return read_q_scaling(o, q_scaling, d);
+    TD_TRY(read_q_scaling(o, q_scaling, d));
+    extend_positions(root, o, d);
+    return TD_OK;
 }

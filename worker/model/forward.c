@@ -56,6 +56,13 @@ static td_operand operand(const td_model *m, const td_weight *w, int T)
     return m->ops->operand ? m->ops->operand->type(w, T) : plain;
 }
 
+/* The same of rows that ranks put together (norm): values, since codes have their scales elsewhere. */
+static td_operand shared_operand(const td_model *m, const td_weight *w, int T)
+{
+    td_operand to = operand(m, w, T);
+    return to.dtype == TD_E4M3 && td_model_tp(m) > 1 ? (td_operand){m->ops->operand->dtype(w->dtype), 0} : to;
+}
+
 /* T rows of x, normed, as `to`. */
 static void norm_rows(td_model *m, const float *w, int T, td_operand to, void *out)
 {
@@ -110,7 +117,7 @@ static td_status append_keys(td_forward *f, const td_layer *l, int layer)
     td_model *m = f->m;
     const td_model_desc *d = &m->desc;
     int g = d->layer[layer].group;
-    td_operand type = operand(m, &l->qkv, f->T);
+    td_operand type = shared_operand(m, &l->qkv, f->T);
     TD_TRY(norm(m, l->attn_norm, f->T, type));
     product(m, &l->qkv, m->scratch.h, type, (size_t)d->E, f->T, m->scratch.qkv, false);
     td_rope_args a = {.qkv = m->scratch.qkv,
@@ -177,7 +184,7 @@ static td_status feed_forward(td_model *m, const td_layer *l, const float *att, 
     td_scratch *s = &m->scratch;
     size_t F = (size_t)m->local.F;
     TD_TRY(add_linear(m, &l->o, att, (td_operand){attended(m, l), 0}, (size_t)m->local.H * (size_t)d->D, T));
-    td_operand type = moe ? plain : operand(m, &l->gate_up, T); /* a router reads f32 */
+    td_operand type = moe ? plain : shared_operand(m, &l->gate_up, T); /* a router reads f32 */
     TD_TRY(norm(m, l->ffn_norm, T, type));
     if (moe) return td_moe_forward(m, l, T);
     product(m, &l->gate_up, s->h, type, (size_t)d->E, T, s->gate_up, false);
@@ -246,7 +253,7 @@ static td_status head(td_forward *f, int T, float *logits)
         if (!td_shard_wants(m)) return TD_OK;
         T = 0; /* others' rows need this rank's part of the vocabulary */
     }
-    td_operand type = m->local.shards > 1 ? plain : operand(m, &m->weights.head, T); /* td_shard_head takes f32 */
+    td_operand type = m->local.shards > 1 ? plain : shared_operand(m, &m->weights.head, T); /* td_shard_head takes f32 */
     TD_TRY(norm(m, m->weights.final_norm, T, type));
     if (m->local.shards > 1) TD_TRY(td_shard_head(m, m->scratch.h, T, logits));
     else if (m->local.V > 0) product(m, &m->weights.head, m->scratch.h, type, (size_t)m->desc.E, T, logits, false);
@@ -292,14 +299,24 @@ static td_status layer(td_forward *f, int i, int *T)
     return TD_OK;
 }
 
-/* From the step's arrays to its logits. */
-static td_status pass(td_forward *f)
+static td_status layers(td_forward *f)
 {
     td_model *m = f->m;
     int T = f->T;
     if (m->local.first) TD_TRY(embed(f));
     for (int i = m->local.layer0; i < m->local.layer1; i++) TD_TRY(layer(f, i, &T));
     return m->local.last ? head(f, T, f->logits) : TD_OK;
+}
+
+/* From the step's arrays, or the hidden rows of the stage before, to its logits. The rows are where they were again
+ * (keep_wanted): recordings have the address at which a stage takes them. */
+static td_status pass(td_forward *f)
+{
+    td_scratch *s = &f->m->scratch;
+    float *x = s->x, *h = s->h;
+    td_status st = layers(f);
+    s->x = x, s->h = h;
+    return st;
 }
 
 td_status td_model_forward(td_model *m, const td_step *step, const td_kv *kv, float *logits,
@@ -329,7 +346,7 @@ void td_model_record(td_model *m)
     bool now = f->replayed && m->ops->replay->record_begin(&f->key);
     f->on_layer = NULL;
     if (now) {
-        (void)pass(f); /* of one rank: nothing but launches, whose errors are the recording's */
+        (void)pass(f); /* nothing but launches, whose errors are the recording's */
         m->ops->replay->record_end();
     }
     f->replayed = false;

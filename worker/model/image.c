@@ -272,21 +272,27 @@ static td_status make_file(td_image *im, const char *path, const td_image_key *k
     return TD_OK;
 }
 
-/* Wait for whoever makes the image now. -1: no lock (read-only directory, or too long): go on without. */
+/* Wait for whoever makes the image now. -1: no lock (read-only directory, or too long): go on without. A lock
+ * file that was removed meanwhile (prune.c) locks nobody out: those who come now lock another one. */
 static int take_lock(const char *path)
 {
     char name[4096];
+    int fd = -1;
     if (snprintf(name, sizeof name, "%s.lock", path) >= (int)sizeof name) return -1;
-    int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (fd < 0) return -1;
-    for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; waited += LOCK_POLL_MS) {
-        if (waited >= LOCK_WAIT_MS || (errno != EWOULDBLOCK && errno != EINTR)) {
+    for (int waited = 0; waited < LOCK_WAIT_MS; waited += LOCK_POLL_MS) {
+        if (fd < 0) fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+        if (fd < 0) return -1;
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            if (td_image_is_at(AT_FDCWD, name, fd)) return fd;
             close(fd);
-            return -1;
+            fd = -1;
+            continue;
         }
+        if (errno != EWOULDBLOCK && errno != EINTR) break;
         usleep(LOCK_POLL_MS * 1000);
     }
-    return fd;
+    close(fd);
+    return -1;
 }
 
 static td_status open_cached(td_image *im, const char *path, const td_image_key *key, size_t bytes,

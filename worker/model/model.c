@@ -84,18 +84,31 @@ static td_status weights_fit(td_dev *dev, size_t bytes)
                    dev->total_bytes >> 20, (dev->total_bytes - left + bytes) >> 20);
 }
 
+static td_status all_ranks(void *arg, bool mine, bool *out)
+{
+    return td_ranks_all(((const td_model *)arg)->ranks->world, mine, out);
+}
+
+/* Of sharded weights a rank has no layer for longer than it takes to compute it. */
+static td_status keep_beside(td_model *m)
+{
+    enum { OF_LAYER = 4 };
+    td_weight *w[TD_MAX_LAYERS * OF_LAYER + 1];
+    const td_ops_agree ranks = {all_ranks, m};
+    if (!m->ops->beside || m->local.shards > 1) return TD_OK;
+    return m->ops->beside(w, dense_matrices(m, w), m->ranks ? &ranks : NULL, &m->beside);
+}
+
 /* To the device, once; the host's copy is given back. Nothing is read as stored then. */
 static td_status upload_image(td_model *m, const td_plan *plan, const td_model_opts *o)
 {
-    enum { OF_LAYER = 4 };
     td_dev *dev = m->ops->dev;
-    td_weight *w[TD_MAX_LAYERS * OF_LAYER + 1];
     TD_TRY(weights_fit(dev, plan->image_bytes));
     TD_TRY(td_devmem_alloc(dev, plan->image_bytes, "weights", &m->device_image));
     TD_TRY(td_devmem_put_staged(dev, o->pool, m->device_image, m->image.data, plan->image_bytes, o->progress, o->arg));
     td_image_close(&m->image);
     td_plan_attach(plan, m->device_image);
-    return m->ops->beside ? m->ops->beside(w, dense_matrices(m, w), &m->beside) : TD_OK;
+    return keep_beside(m);
 }
 
 static td_status open_image(td_model *m, const td_plan *plan, const td_model_opts *o)
@@ -117,12 +130,22 @@ static td_status open_image(td_model *m, const td_plan *plan, const td_model_opt
     return TD_OK;
 }
 
+/* Ranks on several hosts read their own disks: one path may hold other weights of the same configuration. */
+static td_status same_weights(const td_model *m)
+{
+    char text[64];
+    if (!m->ranks || td_grid_ranks(&m->ranks->grid) < 2) return TD_OK;
+    snprintf(text, sizeof text, "weights: %016llx%016llx\n", (unsigned long long)m->desc.digest.hi, (unsigned long long)m->desc.digest.lo);
+    return td_ranks_agree(m->ranks->world, text);
+}
+
 static td_status load_weights(td_model *m, const td_model_opts *o)
 {
     td_plan plan;
     if (!o->dummy_shape) {
         TD_TRY(td_safetensors_open_dir(o->dir, &m->files));
         m->desc.digest = mix(m->desc.digest, td_safetensors_digest(m->files));
+        TD_TRY(same_weights(m));
     }
     settle_dtype(&m->desc, m->files);
     TD_TRY(td_plan_open(&plan, &m->desc, &m->local, m->ops, m->files, &m->weights));

@@ -66,7 +66,7 @@ typedef struct td_model_desc {
     char arch[64];                  /* config.json architectures[0] */
     char dtype[8];                  /* "bf16", "f16", "f32"; before opening: what config.json says, or "" */
     int L, E, H, G, D, F, V;
-    int max_positions;              /* max_position_embeddings */
+    int max_positions;              /* max_position_embeddings; yarn: factor x the original, if that is more */
     double rms_eps;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
     td_moe_desc moe;                /* layers with layer[i].moe; F is of the others */

@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "common/log.h"
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -37,6 +38,13 @@ int td_image_hold(const char *path)
     }
     (void)futimens(fd, NULL);
     return fd;
+}
+
+bool td_image_is_at(int dir, const char *name, int fd)
+{
+    struct stat a, b;
+    return fstat(fd, &a) == 0 && fstatat(dir, name, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_ino == b.st_ino &&
+           a.st_dev == b.st_dev;
 }
 
 /* model-*.image, and model-*.image.XXXXXX while it is made; not its lock file. */
@@ -88,7 +96,7 @@ static bool remove_free(int dir, const char *name)
 {
     int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0) return false;
-    bool gone = flock(fd, LOCK_EX | LOCK_NB) == 0 && unlinkat(dir, name, 0) == 0;
+    bool gone = flock(fd, LOCK_EX | LOCK_NB) == 0 && td_image_is_at(dir, name, fd) && unlinkat(dir, name, 0) == 0;
     close(fd);
     return gone;
 }
@@ -99,6 +107,27 @@ static void remove_lock_file(int dir, const char *image_name)
     char name[300];
     snprintf(name, sizeof name, "%s.lock", image_name);
     (void)remove_free(dir, name);
+}
+
+/* Of images that are gone: removed by hand, or never finished. */
+static void remove_orphans(int dir, const char *keep)
+{
+    int copy = dup(dir);
+    DIR *d = copy < 0 ? NULL : fdopendir(copy);
+    if (d) rewinddir(d);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char made[sizeof e->d_name];
+        size_t n = strlen(e->d_name);
+        if (strncmp(e->d_name, "model-", 6) || !strncmp(e->d_name, keep, strlen(keep)) || n <= 11 ||
+            strcmp(e->d_name + n - 11, ".image.lock"))
+            continue;
+        snprintf(made, sizeof made, "%.*s", (int)(n - 5), e->d_name);
+        if (faccessat(dir, made, F_OK, AT_SYMLINK_NOFOLLOW) < 0 && errno == ENOENT) (void)remove_free(dir, e->d_name);
+    }
+    if (d)
+        closedir(d);
+    else if (copy >= 0)
+        close(copy);
 }
 
 static bool may_go(const image *i, const char *keep)
@@ -112,7 +141,7 @@ void td_image_prune(const char *dir, uint64_t limit, uint64_t want, const char *
     int d = limit ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (d < 0) return;
     images l = list(d);
-    qsort(l.at, l.n, sizeof *l.at, by_time);
+    if (l.n) qsort(l.at, l.n, sizeof *l.at, by_time);
     for (size_t i = 0; i < l.n && l.bytes + want > limit; i++) {
         if (!may_go(&l.at[i], keep) || !remove_free(d, l.at[i].name)) continue;
         remove_lock_file(d, l.at[i].name);
@@ -120,6 +149,7 @@ void td_image_prune(const char *dir, uint64_t limit, uint64_t want, const char *
         TD_INFO("image cache: %s was not used for long and is removed: %.1f MB", l.at[i].name,
                 (double)l.at[i].bytes / 1e6);
     }
+    remove_orphans(d, keep);
     free(l.at);
     close(d);
 }

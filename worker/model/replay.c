@@ -101,12 +101,18 @@ void td_replay_close(td_model *m)
 
 /* ---- a step ---- */
 
+/* Nothing between the first launch of a pass and the last: no other rank, and no word of the host. */
+static bool is_alone(const td_model *m)
+{
+    return td_model_tp(m) == 1 && td_model_cp(m) == 1 && m->local.shards <= 1 && !m->experts;
+}
+
 int td_replay_rows(const td_model *m, const td_step *step)
 {
     const td_share *s = &m->share;
     bool generated =
         s->n_own > 0 && s->n_own == s->n_own_seqs && s->n_want == s->n_own && step->n_rows == step->n_seqs;
-    if (!m->replay.dev || (m->ranks && td_grid_ranks(&m->ranks->grid) > 1) || !generated) return 0;
+    if (!m->replay.dev || !is_alone(m) || !generated) return 0;
     return TD_MIN(m->ops->replay->rows(m, s->n_own), TD_MIN(m->max_rows, m->max_logits));
 }
 

@@ -10,8 +10,9 @@
  * nobody looks at them.
  *
  * Ownership: the addresses are good for one step. Threads: the rank's engine thread. Errors: EFULL, EDEVICE.
- * Limits:    one rank (why: kernels/README.md, a whole step); TD_REPLAY_MAX_ROWS. The blocks grow
- *            with the page tables: from 1 MiB on. */
+ * Limits:    ranks that need no other one inside their part of the pass (a stage of a pipeline, a data-parallel
+ *            replica; why: kernels/README.md, a whole step); TD_REPLAY_MAX_ROWS. The blocks grow with the page
+ *            tables: from 1 MiB on. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_MODEL_REPLAY_H
 #define TD_WORKER_MODEL_REPLAY_H

@@ -310,6 +310,14 @@ static td_status post_abort(sending *x, td_send_action *a)
     return x->to ? td_sock_send(x->to->sock, NULL, 0, &part, 1) : td_refuse(TD_EGONE, "never connected");
 }
 
+/* False: room will end the sleep. */
+static bool has_room(td_ship *s, const sending *x)
+{
+    if (!x->to || td_sock_writable(x->to->sock)) return true; /* never connected: posting tells */
+    td_loop_want_room(&s->loop, x->to->sock);
+    return false;
+}
+
 static void sent(td_ship *s, const sending *x, const td_send_action *a, size_t bytes)
 {
     if (a->type == TD_SEND_DO_COMMIT) {
@@ -335,8 +343,8 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
     while (a.type != TD_SEND_NOTHING && n < FRAMES_PER_TURN) {
         td_send_event posted = {.type = TD_SEND_POSTED};
         td_status st = TD_OK;
-        if (a.type == TD_SEND_DO_ABORT) st = post_abort(x, &a);
-        else if (!td_sock_writable(x->to->sock)) st = TD_AGAIN;
+        if (!has_room(s, x)) st = TD_AGAIN;
+        else if (a.type == TD_SEND_DO_ABORT) st = post_abort(x, &a);
         else if (td_fault_due(TD_FAULT_SHIP_FRAME, x->key)) td_fault_pause(), st = TD_AGAIN;
         else if (a.type == TD_SEND_DO_COMMIT) st = post_commit(s, x, &a, now, &posted);
         else st = post_frame(s, x, &a, &posted);
@@ -356,6 +364,7 @@ static bool pump(td_ship *s, sending *x, int64_t now, td_send_event e)
 bool ship_out_pump(td_ship *s, int64_t now)
 {
     bool more = false;
+    td_loop_want_none(&s->loop);
     for (sending *x = s->sendings, *next; x; x = next) {
         next = x->next;
         td_send_event e = {.type = TD_SEND_TICK};
@@ -493,7 +502,7 @@ int64_t ship_out_deadline(const td_ship *s, int64_t now)
         due = TD_MIN(due, td_sender_deadline(&x->m));
         bool ready = x->m.abort_due || (x->m.state == TD_SENDER_SENDING && ((x->m.n && x->m.credits) ||
                                                                             (!x->m.n && x->m.commit_ready)));
-        /* not writable yet: the socket's wake-up may have been eaten */
+        /* what is held up by anything but room (that ends the sleep: td_loop_want_room), such as a fault */
         if (ready) due = TD_MIN(due, now + RETRY_US);
     }
     return due;
