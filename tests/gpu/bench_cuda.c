@@ -6,6 +6,7 @@
  * samples by events, each of enough launches for 2 ms. What goals are about comes first. Hopper's own kernels are
  * measured whether or not they are chosen yet. usage: bench_cuda [part of a case's name]. BENCH_TINY: the same cases, of
  * sizes that the shim can do. */
+#include "common/clock.h"
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda.h"
 #include "kernels/cuda_attn.h"
