@@ -244,6 +244,7 @@ int main(int argc, char **argv)
     int rc = 0;
     td_fail_hold(true);
     if (other_rank(&w, &argc, &argv, &rc)) {
+        td_fail_hold(false); /* of one that has no other ranks to tell */
         td_conf_deinit(&w.conf);
         return rc;
     }

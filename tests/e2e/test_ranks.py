@@ -504,7 +504,7 @@ def starts():
         refused("another build", [tp2, tp2], "rank 1", f'"build: {build_of(WORKER)}"', f'"build: {build_of(copy)}"', programs={1: copy})
         refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", '"tensor-parallel-size: 2"', '"tensor-parallel-size: 1"')
         refused("a rank without sizes", [tp2, ["--model", DEMO]], "rank 1 of 2", "tensor 1")
-        refused("ranks without sizes", [["--model", DEMO]] * 2, "rank 1 of 2", "tensor 1")
+        refused("ranks without sizes", [["--model", DEMO]] * 2, "of 2 that mpirun started", "tensor 1")
         refused("another option", [tp2, [*tp2, "--no-prefix-cache"]], "rank 1", "prefix-cache: false")
         refused("another time to wait", [tp2, [*tp2, "--rank-timeout-ms", "3000"]], "rank 1", "rank-timeout-ms: 3000", "2500")
         refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
