@@ -126,9 +126,9 @@ enum {
     X(BOOL, insecure, "insecure", 0, "false", 0, 0, "", TD_C_CLUSTER, \
       "allow unencrypted tcp beyond this machine") \
     X(STR, curve_secret_file, "curve-secret-file", 0, "", 0, 4096, "file", TD_C_CLUSTER | TD_CONF_PLACE, \
-      "this process's CURVE secret key") \
+      "the cluster's CURVE secret key, the same for the router and all workers (tandem keys makes it)") \
     X(STR, curve_public_file, "curve-public-file", 0, "", 0, 4096, "file", TD_C_CLUSTER | TD_CONF_PLACE, \
-      "the router's CURVE public key") \
+      "the router's CURVE public key, if it is not that of curve-secret-file") \
     X(INT, credits, "credits", 0, "64", 1, 4096, "frames", TD_C_BACK, "KV frames in flight per shipment") \
     X(STR, bulk_advertise, "bulk-advertise", 0, "", 0, 255, "endpoint", TD_CONF_WORKER | TD_CONF_PLACE, \
       "how other workers reach bulk-bind (default: as bound, with this host's name for a wildcard)") \

@@ -129,7 +129,8 @@ static void io_beat(void *arg, td_msg_heartbeat *h)
                             .preemptions = s.stats.preemptions, .hit_tokens = s.stats.hit_tokens,
                             .query_tokens = s.stats.query_tokens, .frames_sent = f.frames_sent,
                             .frames_received = f.frames_received, .bytes_sent = f.bytes_sent,
-                            .frames_bad = f.frames_bad, .discarded_rows = s.stats.discarded_rows};
+                            .frames_bad = f.frames_bad, .steps = s.stats.steps,
+                            .discarded_rows = s.stats.discarded_rows};
     const td_expert_stats *x = &s.stats.experts;
     h->has_experts = x->balanced > 0;
     h->experts = (td_msg_experts){x->balanced, x->moved, x->bytes, x->measured, x->before, x->after};

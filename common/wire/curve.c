@@ -33,7 +33,9 @@ td_status td_curve_required(const char *option, const char *endpoint, const td_c
     if (strncmp(endpoint, "tcp://", 6) && strncmp(endpoint, "ipc://", 6) && strncmp(endpoint, "inproc://", 9))
         return td_fail(TD_EBADREQ, "--%s %s is no endpoint: tcp://HOST:PORT or ipc://PATH", option, endpoint);
     if (td_endpoint_is_local(endpoint) || key || insecure) return TD_OK;
-    return td_fail(TD_EBADREQ, "--%s %s leaves this machine: give --curve-secret-file, or --insecure",
+    return td_fail(TD_EBADREQ,
+                   "--%s %s leaves this machine: give --curve-secret-file (`tandem keys FILE` makes one), or "
+                   "--insecure",
                    option, endpoint);
 }
 

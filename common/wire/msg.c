@@ -161,6 +161,7 @@ static PB(Heartbeat) * put_heartbeat(td_arena *a, const td_msg_heartbeat *h)
     p->step_us = h->step_us;
     p->prompt_rows = h->prompt_rows;
     p->decode_rows = h->decode_rows;
+    p->steps = h->steps;
     p->discarded_rows = h->discarded_rows;
     p->preemptions = h->preemptions;
     p->hit_tokens = h->hit_tokens;

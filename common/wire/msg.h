@@ -60,7 +60,7 @@ typedef struct td_msg_heartbeat {
     td_msg_ledger ledger[TD_MSG_MAX_GROUPS];
     double prefill_tok_s, decode_tok_s;
     int64_t step_us;
-    uint64_t prompt_rows, decode_rows, discarded_rows, preemptions, hit_tokens, query_tokens;
+    uint64_t steps, prompt_rows, decode_rows, discarded_rows, preemptions, hit_tokens, query_tokens;
     uint64_t frames_sent, frames_received, bytes_sent, frames_bad;
     td_msg_experts experts;
     bool has_experts;

@@ -132,6 +132,7 @@ static td_status get_heartbeat(const PB(Heartbeat) *p, td_msg_heartbeat *h)
     h->step_us = p->step_us;
     h->prompt_rows = p->prompt_rows;
     h->decode_rows = p->decode_rows;
+    h->steps = p->steps;
     h->discarded_rows = p->discarded_rows;
     h->preemptions = p->preemptions;
     h->hit_tokens = p->hit_tokens;

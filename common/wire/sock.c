@@ -66,7 +66,8 @@ static bool set_common(void *s, const char *endpoint, const td_sock_opts *o)
         set_int(s, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) && set_int(s, ZMQ_TCP_KEEPALIVE, 1) &&
         set_int(s, ZMQ_TCP_KEEPALIVE_IDLE, 10) && set_int(s, ZMQ_TCP_KEEPALIVE_INTVL, 5) &&
         set_int(s, ZMQ_TCP_KEEPALIVE_CNT, 3) && set_int(s, ZMQ_TCP_MAXRT, TCP_MAXRT_MS) &&
-        set_int(s, ZMQ_IPV6, !is_ipv4(endpoint));
+        set_int(s, ZMQ_IPV6, !is_ipv4(endpoint)) &&
+        set_int(s, ZMQ_SNDBUF, o->send_buffer ? o->send_buffer : -1);
 }
 
 static bool set_router(void *s, const td_curve *curve)

@@ -33,6 +33,7 @@ typedef struct td_sock_opts {
     int hwm;                     /* messages queued per peer and direction. Control 10000, bulk 64 */
     const td_curve *curve;
     int linger_ms;               /* how long close lets queued messages leave; 0: not at all */
+    int send_buffer; /* bytes, of tcp: caps the window; 0: the system's choice */
 } td_sock_opts;
 
 td_zctx *td_zctx_open(void);
@@ -48,7 +49,7 @@ int td_sock_fd(const td_sock *s);
 bool td_sock_ready(td_sock *s);  /* something to receive now */
 /* DEALER: its peer is connected and has room (worth preparing a payload) */
 bool td_sock_writable(td_sock *s);
-bool td_sock_ready_or_room(td_sock *s); /* either, asked at once: of two questions the second eats news of the first */
+bool td_sock_ready_or_room(td_sock *s); /* asked at once: a second question eats the first one's news */
 
 typedef struct td_part { const void *p; size_t n; } td_part;
 /* ROUTER: id names the peer; DEALER: id NULL. All or nothing. */

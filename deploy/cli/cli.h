@@ -11,6 +11,7 @@ int cmd_serve(int argc, char **argv);
 int cmd_launch(int argc, char **argv);
 int cmd_rank(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
+int cmd_keys(int argc, char **argv);
 int cmd_bench_serve(int argc, char **argv);
 
 #endif

@@ -15,6 +15,7 @@ static const struct command {
     {"serve", NULL, cmd_serve, "start a local cluster (router and workers) on a model directory"},
     {"launch-worker", NULL, cmd_launch, "start one worker of many ranks with mpirun, watch it, start it again"},
     {"rank", NULL, cmd_rank, NULL},
+    {"keys", NULL, cmd_keys, "make the secret key of a cluster on several machines"},
     {"chat", NULL, cmd_chat, "talk to a server (--url) or to a model directory"},
     {"logits", NULL, cmd_logits, "logits of every position, from and to safetensors"},
     {"bench", "engine", cmd_bench_engine, "prefill and decode speed of the engine, with shares of the machine's limits"},

@@ -13,4 +13,5 @@ int cmd_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("se
 int cmd_launch(int argc, char **argv) { return (void)argc, (void)argv, absent("launch-worker"); }
 int cmd_rank(int argc, char **argv) { return (void)argc, (void)argv, absent("rank"); }
 int cmd_chat(int argc, char **argv) { return (void)argc, (void)argv, absent("chat"); }
+int cmd_keys(int argc, char **argv) { return (void)argc, (void)argv, absent("keys"); }
 int cmd_bench_serve(int argc, char **argv) { return (void)argc, (void)argv, absent("bench serve"); }

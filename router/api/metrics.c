@@ -232,7 +232,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
         {"tandem_worker_leases", "gauge", "Parts of requests placed on the worker by this router", 1},
         {"tandem_worker_sequences", "gauge", "Sequences running", 2},
         {"tandem_worker_pending_tokens", "gauge", "Prompt tokens placed and not yet computed", 3},
-        {"tandem_worker_steps_total", "counter", "Steps", 4},
+        {"tandem_worker_steps_total", "counter", "Steps of the engine", 4},
         {"tandem_worker_prompt_rows_total", "counter", "Prompt rows computed", 5},
         {"tandem_worker_decode_rows_total", "counter", "Decode rows computed", 6},
         {"tandem_worker_preemptions_total", "counter", "Preemptions", 7},
@@ -253,7 +253,7 @@ static void worker_rows(sheet *s, const td_fleet *f)
             const td_msg_heartbeat *h = &w->beat;
             const double v[] = {(double)w->state,        w->n_leases,
                                 h->seqs_running,         (double)w->pending_tokens,
-                                (double)h->step,         (double)h->prompt_rows,
+                                (double)h->steps,         (double)h->prompt_rows,
                                 (double)h->decode_rows,  (double)h->preemptions,
                                 (double)h->bytes_sent,   (double)h->frames_bad,
                                 (double)h->step_us / 1e6, td_fleet_link(w),

@@ -5,6 +5,7 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "common/conf.h"
+#include <ctype.h>
 #include <unistd.h>
 
 enum { MAX_WORDS = 16 };
@@ -367,6 +368,59 @@ static void test_help(void)
     T_STR(printed(TD_CONF_SERVE, "-- --help", TD_OK), "");
 }
 
+/* Every option of every program: from the environment, from the file, and in --help with default, range and unit. */
+static void test_every(void)
+{
+    static const struct {
+        const char *type, *name, *by_default, *unit;
+        unsigned programs, id;
+        bool hidden;
+    } all[] = {
+#define X(type, field, name, short_flag, by_default, low, high, unit, programs, help) \
+    {#type, name, by_default, unit, programs, TD_CONF_ID_##field, !(help)[0]},
+        TD_CONF_MAP(X)
+#undef X
+    };
+    static const unsigned programs[] = {TD_CONF_ROUTER, TD_CONF_WORKER, TD_CONF_SERVE, TD_CONF_CHAT, TD_CONF_BENCH_ENGINE,
+                                        TD_CONF_BENCH_SERVE, TD_CONF_LOGITS, TD_CONF_BENCH_KERNELS};
+    unsigned seen = 0;
+    for (size_t i = 0; i < TD_COUNT(all); i++) {
+        char env[64] = "TANDEM_", text[200];
+        for (size_t k = 0; all[i].name[k]; k++) env[7 + k] = all[i].name[k] == '-' ? '_' : (char)toupper(all[i].name[k]), env[8 + k] = 0;
+        if (!strcmp(all[i].name, "config")) continue;
+        const char *value = all[i].by_default[0] ? all[i].by_default : "x";
+        bool number = !strcmp(all[i].type, "INT") || !strcmp(all[i].type, "AUTO") || !strcmp(all[i].type, "POW2") ||
+                      !strcmp(all[i].type, "U64") || !strcmp(all[i].type, "REAL") || !strcmp(all[i].type, "BYTES");
+        for (size_t p = 0; p < TD_COUNT(programs); p++) {
+            if (!(all[i].programs & programs[p])) continue;
+            seen++;
+            setenv(env, value, 1);
+            T_OK(parse(programs[p], "") == TD_OK && conf.source[all[i].id] == TD_CONF_ENV, "%s=%s: %s", env, value, td_reason());
+            unsetenv(env);
+            snprintf(text, sizeof text, "%s: %s\n", all[i].name, value);
+            T_OK(parse(programs[p], with_file(text, "")) == TD_OK && conf.source[all[i].id] == TD_CONF_FILE, "%s: %s", text, td_reason());
+            const char *h = printed(programs[p], "--help", TD_AGAIN), *at = h, *end = NULL;
+            snprintf(text, sizeof text, all[i].type[0] == 'B' && all[i].type[1] == 'O' ? "--[no-]%s\n" : "--%s <", all[i].name);
+            if (!(at = strstr(h, text))) {
+                T_OK(all[i].hidden, "%s is not in --help", all[i].name);
+                continue;
+            }
+            at = strstr(at, "[default: ");
+            end = at ? strchr(at, ']') : NULL;
+            T_OK(at && end, "%s", all[i].name);
+            if (!end) continue;
+            snprintf(text, sizeof text, "%.*s", (int)(end - at), at);
+            char last[80];
+            snprintf(last, sizeof last, "; env: %s", env);
+            T_OK(strlen(text) > strlen(last) && !strcmp(text + strlen(text) - strlen(last), last), "%s: %s", all[i].name, text);
+            T_OK(!number || strstr(text, "; range: "), "%s: %s", all[i].name, text);
+            snprintf(last, sizeof last, "; unit: %s;", all[i].unit);
+            T_OK(!number || !all[i].unit[0] || strstr(text, last), "%s: %s", all[i].name, text);
+        }
+    }
+    T_OK(seen > 200, "%u", seen);
+}
+
 int main(void)
 {
     int fd = mkstemp(file_path);
@@ -378,6 +432,7 @@ int main(void)
     test_unknown_environment();
     test_child();
     test_help();
+    test_every();
     td_conf_deinit(&conf);
     unlink(file_path);
     return T_DONE();

@@ -64,6 +64,20 @@ with Cluster(prefill=1, decode=1) as c:
     except Error as e:
         assert e.status == 400, e
     c.wait_clean()
+
+    def steps():  # as the last heartbeats say
+        text = c.get("/metrics")
+
+        def of(what, role):
+            return int(float(re.search(rf'^tandem_worker_{what}_total\{{.*role="{role}"\}} (\S+)$', text, re.M)[1]))
+
+        return of("steps", "prefill"), of("steps", "decode"), of("prompt_rows", "prefill"), of("decode_rows", "decode")
+
+    fresh = [a["usage"]["prompt_tokens"] - a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
+    # One after another: a prompt is one step, and each token after the first, but of three choices at once.
+    after = [20 - 1, 5 - 1, 7 - 1, stop["usage"]["completion_tokens"] - 1]
+    c.until("the last beat", 20, lambda: steps() == (len(answers), sum(after), sum(fresh), sum(after) + 2 * after[2]))
+    ok("steps and rows of the workers")
     types, values = read(c.get("/metrics"))
     histograms(types, values)
     for kind, names in VLLM.items():

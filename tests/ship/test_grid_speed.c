@@ -87,7 +87,8 @@ static void raw_open(void)
         sinks[i].wake = td_wake_open();
         pthread_create(&sinks[i].thread, NULL, sink_main, &sinks[i]);
         while (!sinks[i].bound) usleep(100);
-        td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM};
+        td_sock_opts o = {
+            .max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM, .send_buffer = TD_SHIP_LOCAL_BUFFER};
         TD_CHECK(td_sock_connect_dealer(zs, sinks[i].endpoint, NULL, 0, &o, &links[i]) == TD_OK);
         while (!td_sock_writable(links[i])) usleep(100);
     }

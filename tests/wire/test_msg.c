@@ -47,7 +47,7 @@ static td_msg sample(td_msg_type t)
     case TD_MSG_HEARTBEAT:
         m.heartbeat = (td_msg_heartbeat){.seq = 5, .step = 6, .waiting_tokens = 7, .state = TD_WSTATE_READY, .busy = true, .legs_waiting = 1, .legs_running = 2,
             .seqs_running = 3, .epochs_open = 4, .n_groups = 2, .ledger = {{10, 1, 2, 3, 4, 0, 1}, {20, -1, 0, 0, 0, 0, 0}}, .prefill_tok_s = 1.5,
-            .decode_tok_s = 2.5, .step_us = -1, .prompt_rows = 8, .discarded_rows = 16, .frames_sent = 9, .frames_received = 10, .bytes_sent = 11, .frames_bad = 12,
+            .decode_tok_s = 2.5, .step_us = -1, .prompt_rows = 8, .steps = 17, .discarded_rows = 16, .frames_sent = 9, .frames_received = 10, .bytes_sent = 11, .frames_bad = 12,
             .has_experts = true, .experts = {13, 14, 15, 1.75, 1.5, 1.25}};
         break;
     case TD_MSG_HEARTBEAT_ACK: m.heartbeat_ack.seq = 5; break;
@@ -130,7 +130,7 @@ static void test_round_trip(void)
             T_OK(r.tokens.n == 2 && r.tokens.list[0].n_top == 2 && r.tokens.list[0].top[7].id == 8 && r.tokens.list[0].logprobs[3] == -INFINITY);
             T_OK(r.tokens.list[0].stop_token == 3 && !r.tokens.list[1].logprobs && r.tokens.list[1].finish == TD_FINISH_LENGTH);
         }
-        if (t == TD_MSG_HEARTBEAT) T_OK(r.heartbeat.ledger[1].free == -1 && r.heartbeat.step_us == -1 && r.heartbeat.frames_bad == 12 && r.heartbeat.discarded_rows == 16);
+        if (t == TD_MSG_HEARTBEAT) T_OK(r.heartbeat.ledger[1].free == -1 && r.heartbeat.step_us == -1 && r.heartbeat.frames_bad == 12 && r.heartbeat.discarded_rows == 16 && r.heartbeat.steps == 17);
         const td_msg_experts *x = &r.heartbeat.experts;
         if (t == TD_MSG_HEARTBEAT) T_OK(r.heartbeat.has_experts && x->balanced == 13 && x->moved == 14 && x->bytes == 15 && x->counted == 1.75 && x->before == 1.5 && x->after == 1.25);
         if (t == TD_MSG_HELLO) {

@@ -39,8 +39,9 @@
 #include "worker/ship/trace.h"
 
 /* TD_SHIP_HWM: frames that wait in a connection's queue. Few, so that a frame is still in the caches when it is
- * sent. */
-enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 2 };
+ * sent. TD_SHIP_LOCAL_BUFFER: nor do more bytes wait in the kernel for a worker of the same host (over loopback its
+ * own choice is 4 MiB); a link keeps its window. */
+enum { TD_SHIP_MAX_DESTS = 112, TD_SHIP_HWM = 2, TD_SHIP_LOCAL_BUFFER = 512 * 1024 };
 
 typedef struct td_ship td_ship;
 

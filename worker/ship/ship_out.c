@@ -59,7 +59,9 @@ static td_status dest_open(td_ship *s, const cmd *c, const char *endpoint, dest 
     }
     *d = (dest){.has_key = c->sink.has_key};
     snprintf(d->endpoint, sizeof d->endpoint, "%s", endpoint);
-    td_sock_opts o = {.max_message_bytes = 64 * 1024, .hwm = TD_SHIP_HWM};
+    td_sock_opts o = {.max_message_bytes = 64 * 1024,
+                      .hwm = TD_SHIP_HWM,
+                      .send_buffer = td_endpoint_is_local(endpoint) ? TD_SHIP_LOCAL_BUFFER : 0};
     if (d->has_key) {
         if (!s->o.curve)
             return td_refuse(TD_ENOSUP, "%s wants encryption and this worker has no key", d->endpoint);
