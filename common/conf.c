@@ -633,8 +633,10 @@ bool td_conf_to_text(const td_conf *c, unsigned of, char *out, size_t cap)
         char small[32];
         const char *value = small;
         if (!(o->programs & of) || (o->programs & TD_CONF_PLACE)) continue;
-        if (o->type == STR || o->type == CHOICE) value = *(const char *const *)field_const(c, o);
-        else value_text(o, field_const(c, o), small);
+        if (o->type == STR || o->type == CHOICE)
+            value = *(const char *const *)field_const(c, o);
+        else
+            value_text(o, field_const(c, o), small);
         n += (size_t)snprintf(out + n, cap - n, "%s: %s\n", o->name, value);
         if (n >= cap) return false;
     }

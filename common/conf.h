@@ -166,7 +166,8 @@ enum {
       "how long a rank waits for the others before the worker is given up") \
     X(BOOL, quantized_collectives, "quantized-collectives", 0, "false", 0, 0, "", TD_C_BACK, \
       "tensor-parallel ranks exchange their parts of sums as 8-bit integers (changes results)") \
-    X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN | TD_CONF_PLACE, \
+    X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", \
+      TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN | TD_CONF_PLACE, \
       "write one line to this file descriptor when ready; -1: none") \
     X(INT, expected_workers, "expected-workers", 0, "0", 0, 768, "workers", TD_CONF_ROUTER | TD_CONF_OWN, \
       "the ready line waits for so many workers, requests do not; 0: for those that can serve") \

@@ -262,10 +262,14 @@ static void test_unknown_environment(void)
 /* What ranks compare: every option of theirs but a place's own. */
 static void test_text(void)
 {
-    static const char *const pairs[][2] = {
-        {"--page-size 8", "page-size: 8\n"}, {"--no-prefix-cache", "prefix-cache: false\n"}, {"--kv-memory 1M", "kv-memory: 1048576\n"},
-        {"--seed 18446744073709551615", "seed: 18446744073709551615\n"}, {"--ops ref", "ops: ref\n"},
-        {"--router ipc:///x", "router: ipc:///x\n"}, {"--eplb-interval 3", "eplb-interval: 3\n"}, {"--credits 9", "credits: 9\n"}};
+    static const char *const pairs[][2] = {{"--page-size 8", "page-size: 8\n"},
+                                           {"--no-prefix-cache", "prefix-cache: false\n"},
+                                           {"--kv-memory 1M", "kv-memory: 1048576\n"},
+                                           {"--seed 18446744073709551615", "seed: 18446744073709551615\n"},
+                                           {"--ops ref", "ops: ref\n"},
+                                           {"--router ipc:///x", "router: ipc:///x\n"},
+                                           {"--eplb-interval 3", "eplb-interval: 3\n"},
+                                           {"--credits 9", "credits: 9\n"}};
     char plain[4096], text[4096];
     T_EQ(parse(TD_CONF_WORKER, ""), TD_OK);
     T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, plain, sizeof plain));
@@ -274,7 +278,9 @@ static void test_text(void)
         T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, text, sizeof text));
         T_OK(!strstr(plain, pairs[i][1]) && strstr(text, pairs[i][1]), "%s", pairs[i][1]);
     }
-    T_EQ(parse(TD_CONF_WORKER, "--threads 3 --device 1 --name x --cache-dir /x --log-level error --bulk-bind tcp://h:*"), TD_OK);
+    T_EQ(parse(TD_CONF_WORKER,
+               "--threads 3 --device 1 --name x --cache-dir /x --log-level error --bulk-bind tcp://h:*"),
+         TD_OK);
     T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, text, sizeof text));
     T_STR(text, plain);
     T_OK(!strstr(plain, "\nport: "), "an option of the router's");

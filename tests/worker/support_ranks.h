@@ -147,10 +147,13 @@ static inline void tr_make_dir(char dir[32], tr_config c)
     FILE *f = fopen(path, "w");
     if (!f) abort();
     fprintf(f,
-            "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": 128, \"intermediate_size\": %d,"
-            " \"num_hidden_layers\": %d, \"num_attention_heads\": 8, \"num_key_value_heads\": %d, \"vocab_size\": 509,"
+            "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": 128, "
+            "\"intermediate_size\": %d,"
+            " \"num_hidden_layers\": %d, \"num_attention_heads\": 8, \"num_key_value_heads\": %d, "
+            "\"vocab_size\": 509,"
             " \"max_position_embeddings\": 1024, \"rms_norm_eps\": 1e-5, \"eos_token_id\": 1",
-            c.experts ? "MixtralForCausalLM" : "LlamaForCausalLM", c.experts ? "mixtral" : "llama", c.ffn, c.layers, c.kv_heads);
+            c.experts ? "MixtralForCausalLM" : "LlamaForCausalLM", c.experts ? "mixtral" : "llama", c.ffn,
+            c.layers, c.kv_heads);
     if (c.experts) fprintf(f, ", \"num_local_experts\": %d, \"num_experts_per_tok\": 2", c.experts);
     fprintf(f, "}\n");
     if (fclose(f)) abort();

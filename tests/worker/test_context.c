@@ -1,6 +1,6 @@
-/* Context parallel ranks: a chunk's rows are dealt so that all have the same attention work (zigzag), prefix hits included,
- * and what travels is what is cheaper: keys under a chunk, queries where few rows have many keys behind them. That all ways
- * give the bits of one rank: test_ranks.c. Ranks are threads. */
+/* Context parallel ranks: a chunk's rows are dealt so that all have the same attention work (zigzag), prefix hits
+ * included, and what travels is what is cheaper: keys under a chunk, queries where few rows have many keys behind
+ * them. That all ways give the bits of one rank: test_ranks.c. Ranks are threads. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/log.h"
 #include "tests/worker/support_engine.h"
@@ -10,8 +10,8 @@
 
 enum { V = 509, PROMPT = 333, HIT = 256, ROWS = 340 };
 
-/* Keys that each rank's rows look at, of the step that has just been computed: pieces differ by a row, so the ranks by
- * no more than two rows' keys. */
+/* Keys that each rank's rows look at, of the step that has just been computed: pieces differ by a row, so the ranks
+ * by no more than two rows' keys. */
 static void look_at_work(const td_model *m, const char *what)
 {
     const td_share *s = &m->share;
@@ -19,10 +19,12 @@ static void look_at_work(const td_model *m, const char *what)
     double most = 0, least = INFINITY, row = 0;
     for (int c = 0; c < R; c++) {
         double work = 0;
-        for (int t = s->rank_row0[c]; t < s->rank_row0[c + 1]; t++) work += s->pos[t] + 1, row = TD_MAX(row, s->pos[t] + 1);
+        for (int t = s->rank_row0[c]; t < s->rank_row0[c + 1]; t++)
+            work += s->pos[t] + 1, row = TD_MAX(row, s->pos[t] + 1);
         most = TD_MAX(most, work), least = TD_MIN(least, work);
     }
-    T_OK(row > 0 && most - least <= 2 * row, "%s on %d ranks: one has %.0f keys to look at, one %.0f", what, R, most, least);
+    T_OK(row > 0 && most - least <= 2 * row, "%s on %d ranks: one has %.0f keys to look at, one %.0f", what,
+         R, most, least);
 }
 
 /* One leg to its end. What travelled in its first step, and in all others. */
@@ -41,8 +43,8 @@ static void follow(td_engine *e, te_spec *s, bool keys_first, bool dealt, const 
         if (!keys && !queries) continue; /* a turn that only told */
         bool first = m->share.T > 1;
         T_OK(keys == (first && keys_first ? layers : 0) && queries == layers - keys,
-             "%s, %d rows: keys travelled for %llu layers, queries for %llu", what, m->share.T, (unsigned long long)keys,
-             (unsigned long long)queries);
+             "%s, %d rows: keys travelled for %llu layers, queries for %llu", what, m->share.T,
+             (unsigned long long)keys, (unsigned long long)queries);
         if (first && dealt) look_at_work(m, what);
     }
 }

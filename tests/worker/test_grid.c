@@ -74,19 +74,27 @@ static void refused(const char *name, td_grid g, const char *rule)
 /* Models whose sizes do not go with a grid that fits others. */
 static void odd_sizes(void)
 {
-    static const struct { int H, G, F, moe_F, window, tp, cp; const char *rule; } odd[] = {
+    static const struct {
+        int H, G, F, moe_F, window, tp, cp;
+        const char *rule;
+    } odd[] = {
         {24, 6, 256, 0, 0, 4, 1, "kv heads 6 cannot be divided among tensor-parallel-size 4"},
         {24, 3, 256, 0, 0, 4, 1, "tensor-parallel-size 4 is no multiple of the 3 kv heads it exceeds"},
         {8, 2, 254, 0, 0, 4, 1, "feed-forward size 254 cannot be divided among tensor-parallel-size 4"},
-        {8, 2, 256, 126, 0, 4, 1, "expert feed-forward size 126 cannot be divided among tensor-parallel-size 4"},
-        {8, 2, 256, 0, 64, 1, 2, "context-parallel-size 2: LlamaForCausalLM has layers with a sliding window"}};
+        {8, 2, 256, 126, 0, 4, 1,
+         "expert feed-forward size 126 cannot be divided among tensor-parallel-size 4"},
+        {8, 2, 256, 0, 64, 1, 2,
+         "context-parallel-size 2: LlamaForCausalLM has layers with a sliding window"}};
     for (size_t i = 0; i < TD_COUNT(odd); i++) {
         td_model_desc d = shape("ranks-tiny");
-        td_grid g = {.tp = odd[i].tp, .pp = 1, .cp = odd[i].cp, .dp = 1}, one = {.tp = 1, .pp = 1, .cp = 1, .dp = 1};
-        d.H = odd[i].H, d.G = odd[i].G, d.F = odd[i].F, d.moe.F = odd[i].moe_F, d.group[0].window = odd[i].window;
+        td_grid g = {.tp = odd[i].tp, .pp = 1, .cp = odd[i].cp, .dp = 1},
+                one = {.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        d.H = odd[i].H, d.G = odd[i].G, d.F = odd[i].F, d.moe.F = odd[i].moe_F,
+        d.group[0].window = odd[i].window;
         if (odd[i].moe_F) d.moe.route.n_experts = 8;
         T_OK(td_grid_check(&one, &d) == TD_OK, "%s", td_reason());
-        T_OK(td_grid_check(&g, &d) < 0 && strstr(td_reason(), odd[i].rule), "%s: %s", odd[i].rule, td_reason());
+        T_OK(td_grid_check(&g, &d) < 0 && strstr(td_reason(), odd[i].rule), "%s: %s", odd[i].rule,
+             td_reason());
     }
 }
 
@@ -123,8 +131,8 @@ static void test_deal(void)
         }
 }
 
-/* The output matrix's share is measured, not worked out: 64 times the rows take longer by much more than any other work on
- * the machine could hide, and such a last stage gets fewer layers. */
+/* The output matrix's share is measured, not worked out: 64 times the rows take longer by much more than any other
+ * work on the machine could hide, and such a last stage gets fewer layers. */
 static void test_measured(void)
 {
     td_model_desc few = shape("0.5b"), many = few;
@@ -137,8 +145,9 @@ static void test_measured(void)
     td_grid a = {.tp = 1, .pp = 2, .cp = 1, .dp = 1, .head_cost = low}, b = a;
     b.head_cost = high;
     T_OK(td_grid_check(&a, &few) == TD_OK && td_grid_check(&b, &many) == TD_OK);
-    T_OK(many.L - b.layer0[1] < few.L - a.layer0[1], "the last stage: %d layers beside a small matrix, %d beside a large one",
-         few.L - a.layer0[1], many.L - b.layer0[1]);
+    T_OK(many.L - b.layer0[1] < few.L - a.layer0[1],
+         "the last stage: %d layers beside a small matrix, %d beside a large one", few.L - a.layer0[1],
+         many.L - b.layer0[1]);
     td_pool_close(pool);
 }
 

@@ -1,6 +1,6 @@
-/* Pipelines: at least as many micro-batches are in flight as there are stages, each of its own sequences, and chunks of one
- * prompt follow each other without waiting for the one before; and that is the depth that a worker opens with. That the
- * tokens are those of one rank: test_ranks.c. Ranks are threads. */
+/* Pipelines: at least as many micro-batches are in flight as there are stages, each of its own sequences, and chunks
+ * of one prompt follow each other without waiting for the one before; and that is the depth that a worker opens with.
+ * That the tokens are those of one rank: test_ranks.c. Ranks are threads. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/conf.h"
 #include "common/log.h"
@@ -54,15 +54,15 @@ static void run(td_engine *e, void *arg)
     for (int turn = 0; turn < 3 * pp; turn++) T_OK(td_engine_turn(e, &out) == TD_OK, "%s", td_reason());
     td_engine_on_step(e, note, &decode);
     for (int turn = 0; turn < 5 * pp; turn++) T_OK(td_engine_turn(e, &out) == TD_OK, "%s", td_reason());
-    T_OK(decode.most >= pp && decode.least >= pp && decode.rows <= (uint32_t)(SEQS / pp), "%d stages: %d to %d steps in flight, of up to %u rows", pp, decode.least,
-         decode.most, decode.rows);
+    T_OK(decode.most >= pp && decode.least >= pp && decode.rows <= (uint32_t)(SEQS / pp),
+         "%d stages: %d to %d steps in flight, of up to %u rows", pp, decode.least, decode.most, decode.rows);
     td_engine_on_step(e, NULL, NULL);
     run_out(e, SEQS);
     td_engine_on_step(e, note, &chunks);
     T_OK(td_engine_start(e, te_leg(&prompt)) == TD_OK, "%s", td_reason());
     run_out(e, 1);
-    T_OK(chunks.most >= pp && chunks.least >= pp && chunks.steps >= CHUNKS, "%d stages: %d to %d of %d chunks in flight", pp,
-         chunks.least, chunks.most, chunks.steps);
+    T_OK(chunks.most >= pp && chunks.least >= pp && chunks.steps >= CHUNKS,
+         "%d stages: %d to %d of %d chunks in flight", pp, chunks.least, chunks.most, chunks.steps);
 }
 
 /* ---- what a worker opens with ---- */
@@ -77,8 +77,9 @@ typedef struct member {
 static void *open_worker(void *arg)
 {
     member *m = arg;
-    char *argv[] = {"worker", "--load-format=dummy", "--shape=ranks-tiny", "--threads=1", "--pipeline-parallel-size=2",
-                    "--ops=ref", "--kv-pages=16", "--max-num-batched-tokens=16", (char[32]){0}};
+    char *argv[] = {"worker",        "--load-format=dummy",         "--shape=ranks-tiny",
+                    "--threads=1",   "--pipeline-parallel-size=2",  "--ops=ref",
+                    "--kv-pages=16", "--max-num-batched-tokens=16", (char[32]){0}};
     snprintf(argv[8], 32, "--role=%s", m->role);
     int n = 0;
     td_conf c = {0};

@@ -1,5 +1,5 @@
-/* Tensor parallel where no tree over 8 slices is possible (a feed-forward size that is no multiple of 16): what ranks make is
- * within 1e-5 of one rank with ref ops. Sums that are trees agree to the bit:
+/* Tensor parallel where no tree over 8 slices is possible (a feed-forward size that is no multiple of 16): what ranks
+ * make is within 1e-5 of one rank with ref ops. Sums that are trees agree to the bit:
  * test_ranks.c. Ranks are threads. */
 // SPDX-License-Identifier: Apache-2.0
 #include "common/log.h"
@@ -69,9 +69,10 @@ static void shape(tr_config c)
                     worst = fmax(worst, fabs((double)got[t][v] - (double)want[t][v]));
                     most = fmax(most, fabs((double)want[t][v]));
                 }
-            T_OK(most > 0.1 && worst <= 1e-5 * fmax(1, most), "tensor %d, %d: %g off, logits up to %g", tp, c.ffn, worst, most);
-            printf("feed-forward %d, %d experts, tensor %d%s: %.1e off one rank, logits up to %.2f\n", c.ffn, c.experts, tp,
-                   blocks ? " in blocks" : "", worst, most);
+            T_OK(most > 0.1 && worst <= 1e-5 * fmax(1, most), "tensor %d, %d: %g off, logits up to %g", tp,
+                 c.ffn, worst, most);
+            printf("feed-forward %d, %d experts, tensor %d%s: %.1e off one rank, logits up to %.2f\n", c.ffn,
+                   c.experts, tp, blocks ? " in blocks" : "", worst, most);
         }
     }
     tr_drop_dir(dir);
