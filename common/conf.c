@@ -625,3 +625,20 @@ int td_conf_to_argv(const td_conf *c, unsigned program, td_arena *a, char **argv
     argv[n] = NULL;
     return n;
 }
+
+bool td_conf_to_text(const td_conf *c, unsigned of, char *out, size_t cap)
+{
+    size_t n = 0;
+    for (const option *o = options; o < options + TD_CONF_COUNT; o++) {
+        char small[32];
+        const char *value = small;
+        if (!(o->programs & of) || (o->programs & TD_CONF_PLACE)) continue;
+        if (o->type == STR || o->type == CHOICE)
+            value = *(const char *const *)field_const(c, o);
+        else
+            value_text(o, field_const(c, o), small);
+        n += (size_t)snprintf(out + n, cap - n, "%s: %s\n", o->name, value);
+        if (n >= cap) return false;
+    }
+    return true;
+}

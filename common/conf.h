@@ -34,6 +34,7 @@ enum {
     TD_CONF_BENCH_KERNELS = 256,
     TD_CONF_SECRET = 1 << 16, /* never on a child's argv unless it was on ours */
     TD_CONF_OWN = 1 << 17,    /* the parent's own affair: never handed to a child */
+    TD_CONF_PLACE = 1 << 18,  /* of one process or host: the ranks of a worker may have different ones */
 };
 
 /* Shorthands of the list: who takes an option. */
@@ -53,10 +54,10 @@ enum {
  * Types: INT int; AUTO int, 0 = "auto"; POW2 int, a power of two; U64; REAL double; BOOL; STR; CHOICE string;
  *        BYTES int64_t. */
 #define TD_CONF_MAP(X) \
-    X(STR, config, "config", 0, "", 0, 4096, "file", TD_C_ALL, "read options from this file") \
-    X(CHOICE, log_level, "log-level", 0, "info", 0, 0, "error|warn|info|debug|trace", TD_C_ALL, \
+    X(STR, config, "config", 0, "", 0, 4096, "file", TD_C_ALL | TD_CONF_PLACE, "read options from this file") \
+    X(CHOICE, log_level, "log-level", 0, "info", 0, 0, "error|warn|info|debug|trace", TD_C_ALL | TD_CONF_PLACE, \
       "what to log") \
-    X(STR, model, "model", 0, "", 0, 4096, "directory", TD_C_ENGINE | TD_CONF_ROUTER, \
+    X(STR, model, "model", 0, "", 0, 4096, "directory", TD_C_ENGINE | TD_CONF_ROUTER | TD_CONF_PLACE, \
       "model directory (config.json, tokenizer.json, *.safetensors)") \
     X(STR, served_model_name, "served-model-name", 0, "", 0, 255, "name", TD_C_CLUSTER | TD_C_CLIENT, \
       "model name in the API (default: the directory's name)") \
@@ -120,16 +121,16 @@ enum {
       "ZeroMQ endpoint on which the router awaits workers") \
     X(STR, router, "router", 0, "tcp://127.0.0.1:5570", 1, 255, "endpoint", TD_CONF_WORKER, \
       "the router's ZeroMQ endpoint (tcp:// or ipc://)") \
-    X(STR, bulk_bind, "bulk-bind", 0, "tcp://127.0.0.1:*", 1, 255, "endpoint", TD_C_BACK, \
+    X(STR, bulk_bind, "bulk-bind", 0, "tcp://127.0.0.1:*", 1, 255, "endpoint", TD_C_BACK | TD_CONF_PLACE, \
       "ZeroMQ endpoint on which a decode worker receives KV pages") \
     X(BOOL, insecure, "insecure", 0, "false", 0, 0, "", TD_C_CLUSTER, \
       "allow unencrypted tcp beyond this machine") \
-    X(STR, curve_secret_file, "curve-secret-file", 0, "", 0, 4096, "file", TD_C_CLUSTER, \
+    X(STR, curve_secret_file, "curve-secret-file", 0, "", 0, 4096, "file", TD_C_CLUSTER | TD_CONF_PLACE, \
       "the cluster's CURVE secret key, the same for the router and all workers (tandem keys makes it)") \
-    X(STR, curve_public_file, "curve-public-file", 0, "", 0, 4096, "file", TD_C_CLUSTER, \
+    X(STR, curve_public_file, "curve-public-file", 0, "", 0, 4096, "file", TD_C_CLUSTER | TD_CONF_PLACE, \
       "the router's CURVE public key, if it is not that of curve-secret-file") \
     X(INT, credits, "credits", 0, "64", 1, 4096, "frames", TD_C_BACK, "KV frames in flight per shipment") \
-    X(STR, bulk_advertise, "bulk-advertise", 0, "", 0, 255, "endpoint", TD_CONF_WORKER, \
+    X(STR, bulk_advertise, "bulk-advertise", 0, "", 0, 255, "endpoint", TD_CONF_WORKER | TD_CONF_PLACE, \
       "how other workers reach bulk-bind (default: as bound, with this host's name for a wildcard)") \
     X(INT, ship_timeout_ms, "ship-timeout-ms", 0, "30000", 10, 3600000, "ms", TD_C_BACK, \
       "a hand-off without progress for this long is given up and recomputed") \
@@ -138,12 +139,12 @@ enum {
     X(INT, drain_listen_s, "drain-listen-s", 0, "0", 0, 86400, "s", TD_C_FRONT, \
       "after SIGTERM the ports stay open for this long even if nothing runs, answering 503 until load balancers " \
       "have noticed; at most drain-s") \
-    X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER, \
+    X(STR, fault, "fault", 0, "", 0, 64, "what", TD_CONF_WORKER | TD_CONF_PLACE, \
       "tests only: damage hand-offs (flip:N, drop:N, delay-commit:MS) or stop once (pause:POINT:PATH)") \
     /* worker */ \
     X(CHOICE, role, "role", 0, "mixed", 0, 0, "prefill|decode|mixed", TD_C_RANKS, \
       "which phase this worker serves") \
-    X(STR, name, "name", 0, "", 0, 63, "name", TD_CONF_WORKER, \
+    X(STR, name, "name", 0, "", 0, 63, "name", TD_CONF_WORKER | TD_CONF_PLACE, \
       "worker name in logs and metrics (default: made up)") \
     X(INT, tensor_parallel_size, "tensor-parallel-size", 0, "1", 1, 1024, "ranks", TD_C_RANKS, \
       "ranks that share each layer: heads, feed-forward columns, vocabulary") \
@@ -165,22 +166,23 @@ enum {
       "how long a rank waits for the others before the worker is given up") \
     X(BOOL, quantized_collectives, "quantized-collectives", 0, "false", 0, 0, "", TD_C_BACK, \
       "tensor-parallel ranks exchange their parts of sums as 8-bit integers (changes results)") \
-    X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN, \
+    X(INT, ready_fd, "ready-fd", 0, "-1", -1, 65535, "fd", \
+      TD_CONF_WORKER | TD_CONF_ROUTER | TD_CONF_OWN | TD_CONF_PLACE, \
       "write one line to this file descriptor when ready; -1: none") \
     X(INT, expected_workers, "expected-workers", 0, "0", 0, 768, "workers", TD_CONF_ROUTER | TD_CONF_OWN, \
       "the ready line waits for so many workers, requests do not; 0: for those that can serve") \
-    X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER, \
+    X(STR, trace_file, "trace-file", 0, "", 0, 4096, "file", TD_CONF_WORKER | TD_CONF_PLACE, \
       "write every step and shipment as a JSON line") \
-    X(STR, cache_dir, "cache-dir", 0, "", 0, 4096, "directory", TD_C_ENGINE, \
+    X(STR, cache_dir, "cache-dir", 0, "", 0, 4096, "directory", TD_C_ENGINE | TD_CONF_PLACE, \
       "packed weights (default: $XDG_CACHE_HOME/tandem or ~/.cache/tandem)") \
-    X(BYTES, cache_limit, "cache-limit", 0, "64G", 0, 17592186044416, "bytes", TD_C_ENGINE, \
+    X(BYTES, cache_limit, "cache-limit", 0, "64G", 0, 17592186044416, "bytes", TD_C_ENGINE | TD_CONF_PLACE, \
       "packed weights to keep in the cache directory: those unused longest go at start; 0: all") \
-    X(BOOL, pack_cache, "pack-cache", 0, "true", 0, 0, "", TD_C_ENGINE, \
+    X(BOOL, pack_cache, "pack-cache", 0, "true", 0, 0, "", TD_C_ENGINE | TD_CONF_PLACE, \
       "keep packed weights in the cache directory") \
     X(BOOL, prefix_cache, "prefix-cache", 0, "true", 0, 0, "", TD_C_ENGINE, \
       "reuse KV pages of equal prompt prefixes") \
     /* engine */ \
-    X(AUTO, threads, "threads", 't', "auto", 0, 256, "threads", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+    X(AUTO, threads, "threads", 't', "auto", 0, 256, "threads", TD_C_ENGINE | TD_CONF_BENCH_KERNELS | TD_CONF_PLACE, \
       "compute threads; auto: all cores") \
     X(AUTO, max_model_len, "max-model-len", 0, "auto", 0, 16777216, "tokens", TD_C_ENGINE | TD_CONF_ROUTER, \
       "longest prompt plus output; auto: the model's") \
@@ -204,7 +206,7 @@ enum {
       "queued: launch by launch; apart: and no kernel starts before the one before it has ended") \
     X(BOOL, deterministic, "deterministic", 0, "false", 0, 0, "", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "on a CUDA device: one arithmetic for every number of rows (kernels of the CPU: always)") \
-    X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
+    X(INT, device, "device", 0, "-1", -1, 1023, "number", TD_C_ENGINE | TD_CONF_BENCH_KERNELS | TD_CONF_PLACE, \
       "CUDA device; -1: this process's number among the ranks of its host") \
     X(STR, numerics, "numerics", 0, "", 0, 255, "id", TD_C_ENGINE | TD_CONF_BENCH_KERNELS, \
       "numerics id to pin in a mixed fleet (cpu-x86-bf16: with and without AMX)") \
@@ -294,5 +296,8 @@ td_status td_conf_set(td_conf *c, const char *name, const char *value);
  * default or were given explicitly. NULL-terminated, strings in the arena; returns the count, or -1 if max or
  * the arena is too small. */
 int td_conf_to_argv(const td_conf *c, unsigned program, td_arena *a, char **argv, int max);
+/* `name: value` lines of all options of these programs but those of TD_CONF_PLACE, in the order of the list: what two
+ * processes that belong together must have in common. False: it does not fit. */
+bool td_conf_to_text(const td_conf *c, unsigned programs, char *out, size_t cap);
 
 #endif

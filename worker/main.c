@@ -211,12 +211,13 @@ static void stop(worker *w)
     td_conf_deinit(&w->conf);
 }
 
-/* A process of a worker of several ranks. Other ranks than 0 end here. */
+/* A process of a worker of several ranks. Other ranks than 0 end here, and who was to be one and does not know it. */
 static bool other_rank(worker *w, int *argc, char ***argv, int *rc)
 {
     td_grid g = td_rank_grid(&w->conf);
     w->many = td_grid_ranks(&g) > 1;
-    if (!w->many) return false;
+    *rc = 2;
+    if (!w->many) return td_rank_alone(&w->conf) < 0;
     *rc = 1;
     if (td_rank_open(&w->conf, argc, argv, &w->ranks) < 0) return true;
     if (w->ranks.grid.rank == 0) return false;
@@ -243,6 +244,7 @@ int main(int argc, char **argv)
     int rc = 0;
     td_fail_hold(true);
     if (other_rank(&w, &argc, &argv, &rc)) {
+        td_fail_hold(false); /* of one that has no other ranks to tell */
         td_conf_deinit(&w.conf);
         return rc;
     }

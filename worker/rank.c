@@ -16,22 +16,32 @@ td_grid td_rank_grid(const td_conf *c)
                      .redundant = c->expert_parallel ? (int)c->redundant_experts : 0};
 }
 
-/* What must be the same everywhere, one line each. */
+/* What must be the same everywhere, one line each: what computes, on what, and every option that is not a place's
+ * own. */
 static td_status agree(const td_conf *c, td_coll *world, const td_model_desc *d)
 {
-    char text[4096];
-    snprintf(text, sizeof text,
-             "build: %s\nmodel: %s, %d layers, config.json %016llx\nrole: %s\nload-format: %s\nshape: %s\nops: %s\nnumerics: %s\n"
-             "tensor-parallel-size: %d\npipeline-parallel-size: %d\ncontext-parallel-size: %d\ndata-parallel-size: %d\n"
-             "expert-parallel: %d\nredundant-experts: %d\nfully-sharded: %d\nquantized-collectives: %d\nattention-split: %d\npage-size: %d\n"
-             "kv-pages: %lld\nkv-memory: %lld\nmax-model-len: %lld\nmax-num-batched-tokens: %d\nmax-num-seqs: %d\n"
-             "max-prefill-chunk: %d\nseed: %llu\n",
-             td_build(), d->arch, d->L, (unsigned long long)d->digest.lo, c->role, c->load_format, c->shape, c->ops, c->numerics,
-             (int)c->tensor_parallel_size, (int)c->pipeline_parallel_size, (int)c->context_parallel_size,
-             (int)c->data_parallel_size, c->expert_parallel, (int)c->redundant_experts, c->fully_sharded, c->quantized_collectives, (int)c->attention_split,
-             (int)c->page_size, (long long)c->kv_pages, (long long)c->kv_memory, (long long)c->max_model_len,
-             (int)c->max_num_batched_tokens, (int)c->max_num_seqs, (int)c->max_prefill_chunk, (unsigned long long)c->seed);
-    return td_ranks_agree(world, text);
+    enum { TEXT = 16384 };
+    char *text = td_xalloc(TEXT);
+    int n =
+        snprintf(text, TEXT, "build: %s\nmodel: %s, %d layers, config.json %016llx\nkeys: %s\n", td_build(),
+                 d->arch, d->L, (unsigned long long)d->digest.lo, c->curve_secret_file[0] ? "yes" : "none");
+    TD_CHECK(n > 0 &&
+             td_conf_to_text(c, TD_CONF_WORKER | TD_CONF_BENCH_ENGINE, text + n, (size_t)(TEXT - n)));
+    td_status s = td_ranks_agree(world, text);
+    free(text);
+    return s;
+}
+
+td_status td_rank_alone(const td_conf *c)
+{
+    td_grid g = td_rank_grid(c);
+    const char *size = getenv("OMPI_COMM_WORLD_SIZE"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (td_grid_ranks(&g) > 1 || !size || atoi(size) <= 1) return TD_OK;
+    return td_fail(TD_EBADREQ,
+                   "this is rank %s of %s that mpirun started, but its sizes are those of one rank: tensor 1 "
+                   "x pipeline 1 x "
+                   "context 1 x data 1 (a worker of its own inside an MPI job: `tandem launch-worker`)",
+                   rank ? rank : "?", size);
 }
 
 typedef struct head_call { const td_conf *c; const td_model_desc *d; const td_grid *grid; } head_call;

@@ -1,8 +1,10 @@
 /* worker/rank.h - one process of a worker of several ranks: its start, and what ranks other than 0 do.
  *
- * Rank 0 is the worker as everybody knows it; the others execute its steps. They start by agreeing: every option that
- * changes what is computed, the build and the model are compared, and all stop, naming rank and value, where they differ.
- * Threads: main. Errors: EBADREQ: an impossible shape; EPROTO: started differently; ETIME: a rank was not there in time. */
+ * Rank 0 is the worker as everybody knows it; the others execute its steps. They start by agreeing: the build,
+ * every option that is not a place's own (TD_CONF_PLACE), config.json and, before they are packed, the weights are
+ * compared, and all stop, naming rank and value, where they differ.
+ * Threads: main. Errors: EBADREQ: an impossible shape; EPROTO: started differently; ETIME: a rank was not there in
+ * time. */
 // SPDX-License-Identifier: Apache-2.0
 #ifndef TD_WORKER_RANK_H
 #define TD_WORKER_RANK_H
@@ -17,6 +19,9 @@ td_grid td_rank_grid(const td_conf *c);
 /* MPI, the agreement and the groups. Only for shapes of more than one rank. */
 td_status td_rank_open(const td_conf *c, int *argc, char ***argv, td_ranks *out);
 void td_rank_close(td_ranks *r);
+/* EBADREQ: the shape is of one rank, but mpirun started several. It would be a worker beside the others, who would
+ * wait for it in MPI_Init for ever. */
+td_status td_rank_alone(const td_conf *c);
 
 /* A rank that is not 0, while it serves. */
 typedef struct td_rank_self {

@@ -38,7 +38,9 @@ void td_ranks_deadline(td_ranks *r, int64_t timeout_us); /* of every group and o
  * which is to be longer than a tick. fn is waited for in any case. Collective. */
 td_status td_ranks_compute(td_coll *world, int (*fn)(void *arg), void *arg, int64_t tick_us, int *out);
 /* Every rank says the same bytes of `text`, or all get EPROTO naming the first rank that differs, and both
- * values. Lines "name: value". Collective. */
+ * values. Lines "name: value". Collective. What is exchanged has one size whatever the build, so that ranks of
+ * different builds can tell each other so. */
+enum { TD_RANKS_TEXT = 4096 };
 td_status td_ranks_agree(td_coll *world, const char *text);
 /* Whether every rank says yes. Collective. */
 td_status td_ranks_all(td_coll *world, bool mine, bool *all);

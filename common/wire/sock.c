@@ -2,10 +2,13 @@
 /* common/wire/sock.c - see sock.h. Why each option is set is in README.md. */
 #include "common/wire/sock.h"
 #include "common/check.h"
-#include "common/rng.h"
 #include "common/clock.h"
+#include "common/rng.h"
 #include "common/wire/zap.h"
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zmq.h>
@@ -112,6 +115,24 @@ static td_status open_sock(td_zctx *z, int type, const char *endpoint, const td_
     return TD_OK;
 }
 
+/* ZeroMQ binds to numbers and names of interfaces; of a host's name it says "No such device". Here it means the
+ * address that it has. */
+static bool bind_name(void *s, const char *endpoint)
+{
+    char host[256], text[INET_ADDRSTRLEN], numeric[320];
+    const char *at = endpoint + 6, *colon = strrchr(endpoint, ':');
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found = NULL;
+    if (strncmp(endpoint, "tcp://", 6) || !colon || colon <= at || (size_t)(colon - at) >= sizeof host)
+        return false;
+    snprintf(host, sizeof host, "%.*s", (int)(colon - at), at);
+    if (getaddrinfo(host, NULL, &hints, &found)) return false;
+    const struct sockaddr_in *a = (const void *)found->ai_addr;
+    inet_ntop(AF_INET, &a->sin_addr, text, sizeof text);
+    freeaddrinfo(found);
+    snprintf(numeric, sizeof numeric, "tcp://%s%s", text, colon);
+    return zmq_bind(s, numeric) == 0;
+}
+
 td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_opts *o, char *bound, size_t n,
                               td_sock **out)
 {
@@ -122,8 +143,10 @@ td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_op
     }
     td_sock *s;
     TD_TRY(open_sock(z, ZMQ_ROUTER, endpoint, o, &s));
-    if (zmq_bind(s->s, endpoint)) {
-        td_status st = td_fail(TD_EIO, "bind %s: %s", endpoint, zmq_strerror(errno));
+    int why = zmq_bind(s->s, endpoint) ? errno : 0;
+    if (why && !(why == ENODEV && bind_name(s->s, endpoint))) {
+        td_status st = td_fail(TD_EIO, "bind %s: %s", endpoint,
+                               why == ENODEV ? "no address of this host" : zmq_strerror(why));
         td_sock_close(s);
         return st;
     }

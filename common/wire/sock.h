@@ -38,7 +38,7 @@ typedef struct td_sock_opts {
 
 td_zctx *td_zctx_open(void);
 void td_zctx_close(td_zctx *z);
-/* endpoint "tcp://127.0.0.1:0", "tcp://127.0.0.1:*" or "ipc:///path"; bound (at least 128 bytes) receives the
+/* endpoint "tcp://127.0.0.1:0", "tcp://localhost:*" or "ipc:///path"; bound (at least 128 bytes) receives the
  * endpoint as bound. */
 td_status td_sock_bind_router(td_zctx *z, const char *endpoint, const td_sock_opts *o, char *bound, size_t n,
                               td_sock **out);

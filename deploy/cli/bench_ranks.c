@@ -94,7 +94,7 @@ td_status bench_ranks_open(bench_ranks *r, const td_conf *c, int *argc, char ***
     r->n = td_grid_ranks(&g);
     r->many = r->n > 1;
     r->of = td_xalloc((size_t)r->n * sizeof *r->of);
-    return r->many ? td_rank_open(c, argc, argv, &r->ranks) : TD_OK;
+    return r->many ? td_rank_open(c, argc, argv, &r->ranks) : td_rank_alone(c);
 }
 
 void bench_ranks_close(bench_ranks *r)

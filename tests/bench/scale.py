@@ -400,12 +400,13 @@ used most.
 {{check}}
 
 The weights' stream and the products are nearly all of it: TP's and PP's exchanges are at most 2 % of a step here (an exchange takes
-{{exchange_us}} us, 1 MiB at {{rate}} GB/s), and by processor time the model is within 5 % of the ratios of TP and of chunks; in PP's decode two ranks
-beat the two threads of one process, which wait for each other after each product. By the clock other work on the machine takes turns
-with the ranks. Fully sharded, the cores that compute also copy each layer in and out of shared memory, so nothing hides it, and a layer
+{{exchange_us}} us, 1 MiB at {{rate}} GB/s), and by processor time the model is within 6 % of the ratios of TP's prefill and batch of 8, and of chunks. In decode of
+one sequence, where TP's ratio is 1.22, and in PP's decode two ranks beat the two threads of one process, which wait for each other after
+each product. By the clock other work on the machine takes turns with the ranks. Fully sharded, the cores that compute also copy each layer in and out of shared memory, so nothing hides it, and a layer
 of 122 MB comes at about 3 GB/s where coll.json's figure is for 1 MiB in cache: FSDP is not for ranks that share a memory.
-The goal missed is a long prompt in PP stages: of 16 layers the last computes only keys and values until the prompt's last rows, so two
-stages of 8 layers are 6 % uneven, and 32 steps of 64 rows leave one step of 33 idle: 0.92 at best, and less beside other work.
+Nearest to its goal of 0.9 is a long prompt in PP stages: of 16 layers the last computes only keys and values until the prompt's last
+rows, so two stages of 8 layers are 6 % uneven, and 32 steps of 64 rows leave one step of 33 idle: 0.92 here, and less beside other work.
+With AMX, whose tiles want 256 rows a step, eight steps leave one of nine idle: 0.89 at most, 0.88 measured (README.md), below the goal.
 """
 
 

@@ -171,6 +171,44 @@ def what_is_started():
     check(x.end(10, "one rank drained") == 0)
 
 
+def cores():
+    """How many cores the first processor has for us."""
+    found = set()
+    for cpu in os.sched_getaffinity(0):
+        ids = []
+        for name in ("physical_package_id", "core_id"):
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/{name}") as f:
+                ids.append(int(f.read()))
+        found.add(tuple(ids))
+    first = min(found)[0]
+    return len([x for x in found if x[0] == first])
+
+
+def files():
+    """Host and rank files: as those in deploy/mpi, of this host. A rank file binds each rank to its cores."""
+    n = min(2, cores())
+    with tempfile.TemporaryDirectory() as d:
+        hosts, ranks = os.path.join(d, "hosts"), os.path.join(d, "ranks")
+        with open(hosts, "w") as f:
+            f.write("localhost slots=2 max_slots=2\n")
+        with open(ranks, "w") as f:
+            f.write("# which rank where\n" + "".join(f"rank {r}=localhost slot=0:{r % n}\n" for r in (0, 1)))
+        for own in (["--ranks", "2", "--hostfile", hosts], ["--ranks", "2", "--rankfile", ranks], ["--hosts", "localhost:2"]):
+            x = Launch(own, ["--model", MODEL, "--tensor-parallel-size", "2"])
+            on = []
+            for r in (0, 1):
+                pid, env, _ = x.out(r)
+                check(env["OMPI_COMM_WORLD_SIZE"] == "2", own, env)
+                on.append(os.sched_getaffinity(pid))
+            everywhere = os.sched_getaffinity(0)
+            if own[-1] != ranks:
+                check(on == [everywhere] * 2, own, on)
+            elif n == 2:
+                check(on[0] and on[1] and not on[0] & on[1], own, on)
+            x.p.send_signal(signal.SIGTERM)
+            check(x.end(10, own) == 0)
+
+
 def death(how, victim, within):
     """A part dies: all ranks end, and come again."""
     x = Launch(["--ranks", "3"], ["--model", MODEL, "--pipeline-parallel-size", "3"])
@@ -267,6 +305,7 @@ for d in old:
     os.utime(d, (1e9, 1e9))
 refused()
 what_is_started()
+files()
 for sig in (signal.SIGKILL, signal.SIGSTOP):
     for who in (0, 1, 2, "mpirun"):
         death(sig, who, 3)

@@ -259,6 +259,35 @@ static void test_unknown_environment(void)
         snprintf(name, sizeof name, "%.*s", (int)strcspn(links[i], "="), links[i]), unsetenv(name);
 }
 
+/* What ranks compare: every option of theirs but a place's own. */
+static void test_text(void)
+{
+    static const char *const pairs[][2] = {{"--page-size 8", "page-size: 8\n"},
+                                           {"--no-prefix-cache", "prefix-cache: false\n"},
+                                           {"--kv-memory 1M", "kv-memory: 1048576\n"},
+                                           {"--seed 18446744073709551615", "seed: 18446744073709551615\n"},
+                                           {"--ops ref", "ops: ref\n"},
+                                           {"--router ipc:///x", "router: ipc:///x\n"},
+                                           {"--eplb-interval 3", "eplb-interval: 3\n"},
+                                           {"--credits 9", "credits: 9\n"}};
+    char plain[4096], text[4096];
+    T_EQ(parse(TD_CONF_WORKER, ""), TD_OK);
+    T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, plain, sizeof plain));
+    for (size_t i = 0; i < TD_COUNT(pairs); i++) {
+        T_EQ(parse(TD_CONF_WORKER, pairs[i][0]), TD_OK);
+        T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, text, sizeof text));
+        T_OK(!strstr(plain, pairs[i][1]) && strstr(text, pairs[i][1]), "%s", pairs[i][1]);
+    }
+    T_EQ(parse(TD_CONF_WORKER,
+               "--threads 3 --device 1 --name x --cache-dir /x --log-level error --bulk-bind tcp://h:*"),
+         TD_OK);
+    T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, text, sizeof text));
+    T_STR(text, plain);
+    T_OK(!strstr(plain, "\nport: "), "an option of the router's");
+    for (size_t cap = strlen(plain); cap > 0; cap--) T_OK(!td_conf_to_text(&conf, TD_CONF_WORKER, text, cap));
+    T_OK(td_conf_to_text(&conf, TD_CONF_WORKER, text, strlen(plain) + 1));
+}
+
 static void test_child(void)
 {
     td_arena a;
@@ -303,6 +332,7 @@ static void test_child(void)
     T_EQ(td_conf_parse(&conf, TD_CONF_BENCH_SERVE, n + 1, argv, NULL, 0, NULL), TD_OK);
     T_OK(conf.request_rate == before.request_rate && conf.seed == before.seed &&
          conf.shared_prefix == before.shared_prefix);
+    test_text();
     T_EQ(td_conf_set(&conf, "max-num-seqs", "5"), TD_OK);
     T_EQ(conf.max_num_seqs, 5);
     T_EQ(td_conf_set(&conf, "max-num-seqs", "5000"), TD_EBADREQ);

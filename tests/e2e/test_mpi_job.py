@@ -1,4 +1,4 @@
-"""A whole cluster as one MPI job (deploy/mpi/cluster): router, a prefill worker and a decode worker of 2
+"""A whole cluster as one MPI job (deploy/mpi/cluster with its one-host.conf): router, a prefill worker and a decode worker of 2
 ranks each, under one outer mpirun. The same text as of one worker; parts die and come back while the job goes
 on; SIGTERM drains.
 SPDX-License-Identifier: Apache-2.0
@@ -18,13 +18,7 @@ from support.report import done, ok
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 open_mpi_under_sanitizers()
-CONF = """# a comment, and a blank line
-
-all --log-level info
-router 127.0.0.1 --served-model-name demo --port {port} --grpc-port {grpc}
-prefill localhost:2 --tensor-parallel-size 2 --threads 1 --served-model-name demo {cache}
-decode localhost:2 --pipeline-parallel-size 2 --threads 1 --page-size 8 --served-model-name demo {cache}
-"""
+FILES = os.path.join(ROOT, "deploy", "mpi")
 
 
 def tagged(mark):
@@ -50,18 +44,17 @@ class Job(Cluster):
         self.procs, self.workers = {}, ["prefill", "decode"]
         self.mark = "TANDEM_CONTROL_PORT=" + str(free_port())
         conf = os.path.join(self.dir, "job.conf")
-        with open(conf, "w") as f:
-            f.write(
-                CONF.format(port=self.port,
-                            grpc=self.grpc_port,
-                            cache="--cache-dir " + os.path.join(BUILD, "test-cache")))
+        with open(conf, "w") as f, open(os.path.join(FILES, "one-host.conf")) as shipped:
+            f.write("\nall --log-level info\n" + shipped.read())
         name, value = self.mark.split("=")
+        env = dict(os.environ, TANDEM_BUILD=BUILD, TANDEM_PORT=str(self.port), TANDEM_GRPC_PORT=str(self.grpc_port),
+                   TANDEM_SERVED_MODEL_NAME="demo", TANDEM_THREADS="1", TANDEM_CACHE_DIR=os.path.join(BUILD, "test-cache"))
         log = open(os.path.join(self.dir, "job.log"), "ab")
-        self.procs["job"] = subprocess.Popen([os.path.join(ROOT, "deploy", "mpi", "cluster"), conf, DEMO],
+        self.procs["job"] = subprocess.Popen([os.path.join(FILES, "cluster"), conf, DEMO],
                                              stdout=log,
                                              stderr=log,
                                              stdin=subprocess.DEVNULL,
-                                             env=dict(os.environ, TANDEM_BUILD=BUILD, **{name: value}))
+                                             env={**env, name: value})
         log.close()
         self.wait_ready()
 
@@ -84,7 +77,7 @@ def wrong_files():
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as f:
             f.write(text)
             f.flush()
-            r = subprocess.run([os.path.join(ROOT, "deploy", "mpi", "cluster"), f.name, DEMO],
+            r = subprocess.run([os.path.join(FILES, "cluster"), f.name, DEMO],
                                capture_output=True,
                                text=True,
                                env=dict(os.environ, TANDEM_BUILD=BUILD),
@@ -93,7 +86,26 @@ def wrong_files():
     ok("wrong files are refused")
 
 
+def binds():
+    """Where the router listens for workers: a name is for the others, so there everywhere."""
+    with tempfile.TemporaryDirectory() as d:
+        with open(os.path.join(d, "mpirun"), "w") as f:
+            f.write('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        os.chmod(f.name, 0o755)
+        env = dict(os.environ, TANDEM_BUILD=BUILD, PATH=d + ":" + os.environ["PATH"], TANDEM_CONTROL_PORT="5")
+        for host, at in ("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("10.1.2.3:1", "10.1.2.3"), ("head", "*"), ("a1", "*"):
+            with open(os.path.join(d, "job.conf"), "w") as f:
+                f.write(f"router {host}\ndecode n1:4,n2:4 --bulk-bind tcp://*:*\n")
+            words = subprocess.run([os.path.join(FILES, "cluster"), f.name, DEMO], capture_output=True, text=True, env=env,
+                                   timeout=patience(20)).stdout.split("\n")
+            assert words[words.index("--router-bind") + 1] == f"tcp://{at}:5", (host, words)
+            assert words[words.index("--router") + 1] == f"tcp://{host.split(':')[0]}:5", (host, words)
+            assert "tcp://*:*" in words, words  # no name of a file here in its place
+    ok("the router listens where its host's name leads")
+
+
 wrong_files()
+binds()
 BODY = [
     dict(prompt=q["prompt_ids"], max_tokens=40, temperature=0.7, seed=i)
     for i, q in enumerate(questions()[::40])

@@ -1,7 +1,7 @@
 """Workers of many ranks behind the API: the same tokens as one rank, whatever the shape; a rank that dies or
 hangs takes its worker along, not its requests; ranks that do not belong together stop at start.
 
-    python tests/e2e/test_ranks.py [--part same|data|handoff|replicas|served|death|start]
+    python tests/e2e/test_ranks.py [--part same|data|handoff|replicas|served|death|groups|start]
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 from support.cluster import (BIN, DEMO, Cluster, Error, Gone, open_mpi_under_sanitizers, questions, rank_pids,
                              sanitized, skip)
@@ -27,7 +28,7 @@ from support.serve import Serve
 p = argparse.ArgumentParser()
 p.add_argument("--part", action="append")
 a = p.parse_args()
-parts = a.part or ["same", "data", "handoff", "replicas", "served", "death", "start"]
+parts = a.part or ["same", "data", "handoff", "replicas", "served", "death", "groups", "start"]
 if not shutil.which("mpirun"):
     skip("no mpirun (install openmpi-bin)")
 open_mpi_under_sanitizers()
@@ -251,10 +252,13 @@ BODY = dict(prompt=LONGQ["prompt_ids"], max_tokens=200, temperature=0, ignore_eo
 class Gate:
     """Workers started inside hold the request while it decodes, once, until its worker is damaged: no case depends on speed."""
 
+    def __init__(self, point="decode-step"):
+        self.point = point
+
     def __enter__(self):
         self.dir = tempfile.mkdtemp(prefix="tdgate", dir="/tmp")
         self.path = os.path.join(self.dir, "gate")
-        os.environ["TANDEM_FAULT"] = "pause:decode-step:" + self.path
+        os.environ["TANDEM_FAULT"] = f"pause:{self.point}:{self.path}"
         return self
 
     def __exit__(self, *_):
@@ -302,6 +306,17 @@ def alive(pids):
     return [x for x in pids if os.path.exists(f"/proc/{x}")]
 
 
+NO_WORKER_S = 3  # how long the router keeps a request while there is no worker (no_worker_us)
+
+
+def seconds_away(c, name):
+    """From the worker's loss to its return, as the router logged them."""
+    said = re.findall(rf"^(\S+)Z \w router worker {name}(?:: \w+ -> (READY)| (lost) )", c.log("serve"), re.M)
+    at = {ready or lost: datetime.fromisoformat(t) for t, ready, lost in said}
+    assert len(said) == 3 and said[1][2] and said[2][1], said
+    return (at["READY"] - at["lost"]).total_seconds()
+
+
 def death(sig, rank, n_workers):
     """A rank of the worker that runs the request: gone in 5 s with the other, the text complete, all back."""
     with Gate() as gate, Serve("--mixed", str(n_workers), "--mixed-ranks", "2", "--threads", "2") as c:
@@ -317,12 +332,20 @@ def death(sig, rank, n_workers):
             os.kill(hit[rank], sig)
             hit["watch"] = Gone([hit[0], hit[1]])
 
-        assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
+        refusal = None
+        try:
+            assert stream_ids(c, strike) == want  # on another worker, or on the same when it is back in time
+        except Error as e:  # it was the only one, and not back in time
+            assert n_workers == 1 and "no worker is left" in str(e), e
+            refusal = e
         pids = [hit[0], hit[1]]
         took = hit["watch"].after(5)
         again = c.until("its ranks are back", 20, lambda: new_ranks(c, hit["name"], pids))
         c.until("the worker is back", 30, lambda: len(alive_workers(c)) == n_workers)
         assert new_ranks(c, hit["name"], pids) == again, "started more than once"
+        if refusal:
+            away = seconds_away(c, hit["name"])
+            assert away >= NO_WORKER_S, f"the worker was back after {away:.1f} s, and yet: {refusal}"
         assert stream_ids(c) == want
         c.wait_clean()
         everything = rank_pids(c.procs["serve"].pid, flat=True)
@@ -346,6 +369,50 @@ def last_worker():
         except Error as e:
             ok(f"a rank of the last worker killed: {str(e)[:90]}")
         assert c.procs["mixed0"].wait(patience(5)) and not alive(pids), alive(pids)
+
+
+def group_death(sig, role, point, rank):
+    """A rank of a prefill group of 2 or a decode group of 4, while its group holds the request: that group alone is gone in
+    5 s, the text is complete, and every page of both groups is back."""
+    want = GROUP_WANT[0]
+    with Gate(point) as gate, Serve("--prefill-ranks", "2", "--decode-ranks", "4", "--decode-parallel", "tp=2,pp=2",
+                                    "--max-prefill-chunk", "64", "--kv-pages", "200", prefill=1, decode=1) as c:
+        c.until("both workers", 30, lambda: len(alive_workers(c)) == 2)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, c, dict(GROUP_BODY, seed=SEED))
+            name = owner_of(c, gate.held(c))
+            assert name.startswith(role), (name, role)
+            other = next(w["name"] for w in alive_workers(c) if w["name"] != name)
+            pids, spared = rank_pids(launcher_of(c, name)), rank_pids(launcher_of(c, other))
+            assert len(pids) + len(spared) == 6, (pids, spared)
+            os.kill(pids[rank], sig)
+            watch = Gone(pids.values())
+            assert answer.result() == want
+        took = watch.after(5)
+        c.until("the worker is back", 30, lambda: len(alive_workers(c)) == 2)
+        assert rank_pids(launcher_of(c, other)) == spared, "the other group was started again"
+        assert ask(c, GROUP_BODY) == want
+        c.wait_clean()
+        totals = [g["total"] for w in alive_workers(c) for g in w["groups"]]
+        assert totals == [200, 200], totals
+        everything = rank_pids(c.procs["serve"].pid, flat=True)
+        assert len(everything) == 6, everything
+    assert not alive(everything), f"left: {alive(everything)}"
+    ok(f"{signal.Signals(sig).name} of rank {rank} of the {role} group: gone after {took:.1f} s")
+
+
+GROUP_BODY = dict(jobs(DEMO)[-2], seed=7)  # a long prompt: several chunks
+GROUP_WANT = []
+
+
+def groups():
+    """kill -9 and kill -STOP of each rank in turn."""
+    with Cluster(prefill=0, decode=0, mixed=1) as c:
+        GROUP_WANT.append(ask(c, GROUP_BODY))
+    for role, point, n in ("prefill", "prefill-chunk", 2), ("decode", "decode-step", 4):
+        for sig in (signal.SIGKILL, signal.SIGSTOP):
+            for rank in range(n):
+                group_death(sig, role, point, rank)
 
 
 def deaths():
@@ -436,6 +503,10 @@ def starts():
         copy = other_build(os.path.join(d, "worker"))
         refused("another build", [tp2, tp2], "rank 1", f'"build: {build_of(WORKER)}"', f'"build: {build_of(copy)}"', programs={1: copy})
         refused("another shape", [tp2, ["--model", DEMO, *sizes(1, 2)]], "rank 1", '"tensor-parallel-size: 2"', '"tensor-parallel-size: 1"')
+        refused("a rank without sizes", [tp2, ["--model", DEMO]], "rank 1 of 2", "tensor 1")
+        refused("ranks without sizes", [["--model", DEMO]] * 2, "of 2 that mpirun started", "tensor 1")
+        refused("another option", [tp2, [*tp2, "--no-prefix-cache"]], "rank 1", "prefix-cache: false")
+        refused("another time to wait", [tp2, [*tp2, "--rank-timeout-ms", "3000"]], "rank 1", "rank-timeout-ms: 3000", "2500")
         refused("another page size", [tp2, [*tp2, "--page-size", "8"]], "rank 1", "page-size", "8", "16")
         refused("another kernel family", [tp2, [*tp2, "--ops", "ref"]], "rank 1", "ref")
         refused("another number of rows", [tp2, [*tp2, "--max-num-batched-tokens", "64"]], "rank 1", "64",
@@ -473,6 +544,7 @@ for part in parts:
         "handoff": handoff,
         "replicas": replicas,
         "death": deaths,
+        "groups": groups,
         "start": starts,
         "data": data,
         "served": served

@@ -13,6 +13,7 @@ import time
 from support.cluster import (BIN, DEMO, Cluster, Gone, free_port, open_mpi_under_sanitizers, questions,
                              rank_pids, skip)
 from support.machine import patience
+from support.models import with_tokenizer
 from support.netns import Hosts, missing
 from support.report import done, ok
 
@@ -51,10 +52,10 @@ def unreachable(name, hosts, network, words):
 
 class Net(Cluster):
     """A router on the outside, each worker on the hosts of its role."""
-    def __init__(self, hosts, places, extra):
+    def __init__(self, hosts, places, extra, model=DEMO):
         self.hosts, self.places, self.options = hosts, places, extra
         self.port_of_control = free_port()
-        super().__init__(DEMO, ready=False, tcp=True, prefill=0, decode=0, router_extra=["--insecure"])
+        super().__init__(model, ready=False, tcp=True, prefill=0, decode=0, router_extra=["--insecure"])
         for role in places:
             self.start_worker(role)
         try:
@@ -78,7 +79,7 @@ class Net(Cluster):
             mpi_args(h, h.subnet), "--"
         ]
         argv += [
-            "--model", DEMO, "--role", role, "--name", label, "--router", self.control, "--bulk-bind",
+            "--model", self.model, "--role", role, "--name", label, "--router", self.control, "--bulk-bind",
             "tcp://*:*", "--insecure"
         ]
         argv += ["--threads", "1", "--no-pack-cache", *self.options[role]]
@@ -102,8 +103,25 @@ LONG = dict(prompt=LONGQ["prompt_ids"],
             return_token_ids=True)
 
 
-def answers(c):
-    return [c.complete(**b)["choices"][0]["token_ids"] for b in BODY]
+MOE = [
+    dict(prompt=[5 + (7 * i + k * k) % 300 for k in range(n)],
+         max_tokens=20, temperature=0.7 * (i % 2), seed=i, ignore_eos=True) for i, n in enumerate((1, 17, 40, 131))
+]
+
+
+def answers(c, bodies=BODY):
+    return [c.complete(**b)["choices"][0]["token_ids"] for b in bodies]
+
+
+def everywhere(c, hosts, want, bodies, what):
+    """The same tokens as of one rank, and every host had a part in them."""
+    before = [hosts.received(i) for i in range(1, hosts.n + 1)]
+    assert answers(c, bodies) == want
+    moved = [hosts.received(i) - before[i - 1] for i in range(1, hosts.n + 1)]
+    assert min(moved) > 20000, moved
+    assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
+    c.wait_clean()
+    ok(f"{what} on two hosts, decode on four others: as of one rank; bytes in {moved}")
 
 
 def stream(c, strike=None):
@@ -119,25 +137,21 @@ def stream(c, strike=None):
 with Cluster(prefill=0, decode=0, mixed=1) as c:
     want, want_long = answers(c), stream(c)
 
-with Hosts(4) as hosts:
-    shapes = {
-        "prefill": ["--tensor-parallel-size", "2"],
-        "decode": ["--pipeline-parallel-size", "2", "--page-size", "8"]
-    }
-    with Net(hosts, {"prefill": (1, 2), "decode": (3, 4)}, shapes) as c:
-        before = [hosts.received(i) for i in (1, 2, 3, 4)]
-        assert answers(c) == want
+with Hosts(6) as hosts, with_tokenizer("mixtral") as moe:
+    places = {"prefill": (1, 2), "decode": (3, 4, 5, 6)}
+    four = ["--tensor-parallel-size", "2", "--pipeline-parallel-size", "2", "--page-size", "8"]
+    with Cluster(moe, prefill=0, decode=0, mixed=1) as c:
+        want_moe = answers(c, MOE)
+    with Net(hosts, places, {"prefill": ["--context-parallel-size", "2"], "decode": [*four, "--expert-parallel"]}, moe) as c:
+        everywhere(c, hosts, want_moe, MOE, "mixtral: prefill")
+    with Net(hosts, places, {"prefill": ["--tensor-parallel-size", "2"], "decode": four}) as c:
+        everywhere(c, hosts, want, BODY, "prefill")
         assert stream(c) == want_long
-        moved = [hosts.received(i) - before[i - 1] for i in (1, 2, 3, 4)]
-        assert min(moved) > 20000, moved
-        assert c.metric("tandem_kv_bytes_shipped_total") > 0, "nothing was handed off"
-        c.wait_clean()
-        ok(f"prefill on two hosts, decode on two others: as of one rank; bytes in {moved}")
         label = next(w for w in c.workers if w.startswith("decode"))
 
         def hurt(name, limit, strike, mend=None):
             ranks = rank_pids(c.procs[label].pid)
-            assert set(ranks) == {0, 1}, ranks
+            assert set(ranks) == {0, 1, 2, 3}, ranks
             watch = []
 
             def now():
@@ -154,11 +168,10 @@ with Hosts(4) as hosts:
             c.wait_clean()
             ok(f"{name}: ranks gone after {took:.1f} s, the stream complete, the worker back")
 
-        hurt("kill -9 of a rank on another host", 5, lambda r: os.kill(r[1], signal.SIGKILL))
-        hurt("kill -9 of rank 0", 5, lambda r: os.kill(r[0], signal.SIGKILL))
-        hurt("kill -STOP of a rank on another host", 5, lambda r: os.kill(r[1], signal.SIGSTOP))
-        hurt("kill -STOP of rank 0", 5, lambda r: os.kill(r[0], signal.SIGSTOP))
-        hurt("the link of a rank goes down", 10, lambda r: hosts.link(4, False), lambda: hosts.link(4, True))
+        for i in range(4):
+            hurt(f"kill -9 of rank {i}, on a host of its own", 5, lambda r: os.kill(r[i], signal.SIGKILL))
+            hurt(f"kill -STOP of rank {i}, on a host of its own", 5, lambda r: os.kill(r[i], signal.SIGSTOP))
+        hurt("the link of a rank goes down", 10, lambda r: hosts.link(6, False), lambda: hosts.link(6, True))
     unreachable("no network for messages", hosts, "127.0.0.0/8", "has not reached the other ranks within 8 s")
     hosts.link(2, False)
     unreachable("a host that is not there", hosts, hosts.subnet, "unable to complete a TCP connection")

@@ -241,19 +241,23 @@ class Cluster:
     def ledger(self):
         return json.loads(self.get("/debug/ledger"))
 
-    def is_clean(self):
-        """No live request, and on every worker each page is free or cached."""
+    def is_clean(self, since=None):
+        """No live request, and on every worker each page is free or cached, as it said after `since` (monotonic)."""
+        asked = time.monotonic()
         d = self.ledger()
         if d["requests"]:
             return False
         for w in d["workers"]:
+            if since and w["groups"] and asked - w["beat_age_ms"] / 1000 < since:
+                return False
             for g in w["groups"]:
                 if g["free"] + g["cached"] != g["total"] or g["pinned"]:
                     return False
         return True
 
     def wait_clean(self, timeout=10):
-        self.until("every page free or cached", timeout, self.is_clean)
+        since = time.monotonic()
+        self.until("every page free or cached", timeout, lambda: self.is_clean(since))
 
     def complete(self, prompt, **kw):
         return self.post("/v1/completions",

@@ -294,6 +294,19 @@ static void test_local(void)
     T_OK(!td_endpoint_is_local("tcp://127.evil.example:5") && !td_endpoint_is_local("tcp://[::]:5") && !td_endpoint_is_local("127.0.0.1:5"));
 }
 
+/* What a host is called is as good as its address. */
+static void test_names(void)
+{
+    char bound[128] = "";
+    td_sock *s = NULL;
+    test_ping_pong("tcp://localhost:*", 10);
+    T_EQ(td_sock_bind_router(z, "tcp://localhost:*", &plain, bound, sizeof bound, &s), TD_OK);
+    T_OK(strstr(bound, "127.0.0.1"), "%s", bound);
+    td_sock_close(s);
+    T_EQ(td_sock_bind_router(z, "tcp://no-host.invalid:*", &plain, bound, sizeof bound, &s), TD_EIO);
+    T_OK(strstr(td_reason(), "bind tcp://no-host.invalid:*: no address of this host"), "%s", td_reason());
+}
+
 int main(int argc, char **argv)
 {
     int rounds = argc > 1 ? atoi(argv[1]) : 50000;
@@ -303,6 +316,7 @@ int main(int argc, char **argv)
     char ipc[64];
     snprintf(ipc, sizeof ipc, "ipc:///tmp/td-test-%d.sock", (int)getpid());
     test_ping_pong(ipc, rounds);
+    test_names();
     test_room();
     test_gone_and_again();
     test_over_size();

@@ -10,6 +10,8 @@
 #include "worker/ranks.h"
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 typedef struct tr_opts {
     const char *shape, *dir;
@@ -129,6 +131,40 @@ static inline void *tr_thread(void *arg)
     }
     td_pool_close(pool);
     return NULL;
+}
+
+/* A folder with a config.json alone, for random weights (shape and dir together): 8 heads of 16, vocabulary 509. */
+typedef struct tr_config {
+    int layers, kv_heads, ffn, experts;
+} tr_config;
+
+static inline void tr_make_dir(char dir[32], tr_config c)
+{
+    char path[64];
+    strcpy(dir, "/tmp/td-ranks-XXXXXX");
+    if (!mkdtemp(dir)) abort();
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    FILE *f = fopen(path, "w");
+    if (!f) abort();
+    fprintf(f,
+            "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": 128, "
+            "\"intermediate_size\": %d,"
+            " \"num_hidden_layers\": %d, \"num_attention_heads\": 8, \"num_key_value_heads\": %d, "
+            "\"vocab_size\": 509,"
+            " \"max_position_embeddings\": 1024, \"rms_norm_eps\": 1e-5, \"eos_token_id\": 1",
+            c.experts ? "MixtralForCausalLM" : "LlamaForCausalLM", c.experts ? "mixtral" : "llama", c.ffn,
+            c.layers, c.kv_heads);
+    if (c.experts) fprintf(f, ", \"num_local_experts\": %d, \"num_experts_per_tok\": 2", c.experts);
+    fprintf(f, "}\n");
+    if (fclose(f)) abort();
+}
+
+static inline void tr_drop_dir(const char *dir)
+{
+    char path[64];
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    unlink(path);
+    rmdir(dir);
 }
 
 /* This process is one rank of `world` (MPI); NULL: the ranks are threads. */

@@ -1,10 +1,12 @@
 /* Grids: what the ranks hold together is the model, each part once (or by as many replicas as there must be); impossible
  * shapes are refused by their rule; layers are dealt by cost. */
 // SPDX-License-Identifier: Apache-2.0
+#include "common/check.h"
 #include "common/log.h"
 #include "tests/t.h"
 #include "worker/grid.h"
 #include "worker/kvmap.h"
+#include "worker/profile.h"
 #include <string.h>
 
 static td_model_desc shape(const char *name)
@@ -69,6 +71,33 @@ static void refused(const char *name, td_grid g, const char *rule)
     T_OK(td_grid_check(&g, &d) < 0 && strstr(td_reason(), rule), "%s: %s", rule, td_reason());
 }
 
+/* Models whose sizes do not go with a grid that fits others. */
+static void odd_sizes(void)
+{
+    static const struct {
+        int H, G, F, moe_F, window, tp, cp;
+        const char *rule;
+    } odd[] = {
+        {24, 6, 256, 0, 0, 4, 1, "kv heads 6 cannot be divided among tensor-parallel-size 4"},
+        {24, 3, 256, 0, 0, 4, 1, "tensor-parallel-size 4 is no multiple of the 3 kv heads it exceeds"},
+        {8, 2, 254, 0, 0, 4, 1, "feed-forward size 254 cannot be divided among tensor-parallel-size 4"},
+        {8, 2, 256, 126, 0, 4, 1,
+         "expert feed-forward size 126 cannot be divided among tensor-parallel-size 4"},
+        {8, 2, 256, 0, 64, 1, 2,
+         "context-parallel-size 2: LlamaForCausalLM has layers with a sliding window"}};
+    for (size_t i = 0; i < TD_COUNT(odd); i++) {
+        td_model_desc d = shape("ranks-tiny");
+        td_grid g = {.tp = odd[i].tp, .pp = 1, .cp = odd[i].cp, .dp = 1},
+                one = {.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        d.H = odd[i].H, d.G = odd[i].G, d.F = odd[i].F, d.moe.F = odd[i].moe_F,
+        d.group[0].window = odd[i].window;
+        if (odd[i].moe_F) d.moe.route.n_experts = 8;
+        T_OK(td_grid_check(&one, &d) == TD_OK, "%s", td_reason());
+        T_OK(td_grid_check(&g, &d) < 0 && strstr(td_reason(), odd[i].rule), "%s: %s", odd[i].rule,
+             td_reason());
+    }
+}
+
 static void test_refused(void)
 {
     refused("ranks-tiny", (td_grid){.tp = 16, .pp = 1, .cp = 1, .dp = 1}, "query heads 8");
@@ -80,6 +109,7 @@ static void test_refused(void)
             "16 ranks of a stage for 8 experts");
     refused("ranks-tiny", (td_grid){.tp = 0, .pp = 1, .cp = 1, .dp = 1}, "at least 1");
     refused("ranks-tiny", (td_grid){.tp = 8, .pp = 4, .cp = 1024, .dp = 1}, "more than 1024 ranks");
+    odd_sizes();
 }
 
 /* The heaviest stage is as light as any cut into runs of layers could make it, to a tenth of a layer. */
@@ -99,6 +129,26 @@ static void test_deal(void)
             T_OK(heaviest <= (ideal > cost ? ideal : cost) + 10, "%d stages, head %d: %d, ideal %d", pp, cost,
                  heaviest, ideal);
         }
+}
+
+/* The output matrix's share is measured, not worked out: 64 times the rows take longer by much more than any other
+ * work on the machine could hide, and such a last stage gets fewer layers. */
+static void test_measured(void)
+{
+    td_model_desc few = shape("0.5b"), many = few;
+    const td_ops *ops;
+    T_OK(td_ops_open("auto", &ops) == TD_OK);
+    td_pool *pool = td_pool_open(1);
+    few.V = few.V / 64;
+    int low = td_profile_head_cost(pool, ops, &few, 1), high = td_profile_head_cost(pool, ops, &many, 1);
+    T_OK(low >= 1 && high > 4 * low, "%d tenths of a layer, with 64 times the rows %d", low, high);
+    td_grid a = {.tp = 1, .pp = 2, .cp = 1, .dp = 1, .head_cost = low}, b = a;
+    b.head_cost = high;
+    T_OK(td_grid_check(&a, &few) == TD_OK && td_grid_check(&b, &many) == TD_OK);
+    T_OK(many.L - b.layer0[1] < few.L - a.layer0[1],
+         "the last stage: %d layers beside a small matrix, %d beside a large one", few.L - a.layer0[1],
+         many.L - b.layer0[1]);
+    td_pool_close(pool);
 }
 
 static void test_kvmap(void)
@@ -126,6 +176,7 @@ int main(void)
     test_cover("tiny");
     test_refused();
     test_deal();
+    test_measured();
     test_kvmap();
     return T_DONE();
 }

@@ -117,7 +117,7 @@ static void all_grids(const char *shape, bool experts)
                     dp = ranks / tp / pp / cp;
                 bool ep = mode & 1, fsdp = mode & 2;
                 if (tp * pp * cp * dp != ranks || pp > 4 || ep > experts || (fsdp && cp * dp == 1))
-                    continue; /* 4 layers */
+                    continue; /* 4 layers: eight_stages() */
                 if (dp > 1 && !experts && (cut + mode) % 4)
                     continue; /* replicas meet where there are experts: there all */
                 o.grid = (td_grid){.tp = tp, .pp = pp, .cp = cp, .dp = dp, .ep = ep, .fsdp = fsdp};
@@ -138,6 +138,27 @@ static void all_grids(const char *shape, bool experts)
                 check(o, what, false);
                 count++;
             }
+}
+
+/* Eight stages, which need more layers than the shapes of all_grids have. */
+static void eight_stages(void)
+{
+    static const tr_config of[] = {{9, 2, 256, 0}, {8, 1, 128, 0}, {11, 2, 128, 8}};
+    for (size_t i = 0; i < TD_COUNT(of); i++) {
+        char dir[32];
+        tr_make_dir(dir, of[i]);
+        tr_opts o = base_opts("tiny"); /* random weights; the sizes are dir's */
+        o.dir = dir;
+        o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        check(o, "one rank of many layers", true);
+        for (int extra = 0; extra < 2; extra++) {
+            o.grid.pp = 8, o.depth = 8 + extra;
+            o.grid.ep = of[i].experts && extra; /* all experts of a stage on its rank */
+            check(o, of[i].experts ? "eight stages, experts" : "eight stages", false);
+            o.grid = (td_grid){.tp = 1, .pp = 1, .cp = 1, .dp = 1};
+        }
+        tr_drop_dir(dir);
+    }
 }
 
 /* One grid of each kind, with everything that exchanges something. */
@@ -272,6 +293,57 @@ static void worked_out(bool dies)
     }
 }
 
+/* ---- what all must have alike ---- */
+
+enum { LONG_TEXT = 3 * TD_RANKS_TEXT };
+
+typedef struct talker {
+    pthread_t thread;
+    td_coll *world;
+    const char *text;
+    td_status status;
+    char why[600];
+} talker;
+
+static void *compare_text(void *arg)
+{
+    talker *t = arg;
+    t->status = td_ranks_agree(t->world, t->text);
+    snprintf(t->why, sizeof t->why, "%s", td_reason());
+    td_coll_close(t->world);
+    return NULL;
+}
+
+/* Three ranks, of which the last says another character at `at` (-1: the same). */
+static void alike(int at, td_status want_status, const char *why)
+{
+    enum { RANKS = 3 };
+    static char text[2][LONG_TEXT + 1];
+    td_coll *end[RANKS];
+    talker t[RANKS];
+    for (int i = 0; i < LONG_TEXT; i += 16) snprintf(text[0] + i, 17, "name%05d: abcd\n", i);
+    memcpy(text[1], text[0], sizeof text[0]);
+    if (at >= 0) text[1][at] = 'x';
+    T_OK(td_coll_threads_open(RANKS, end) == TD_OK);
+    for (int i = 0; i < RANKS; i++) {
+        t[i] = (talker){.world = end[i], .text = text[i == RANKS - 1]};
+        if (pthread_create(&t[i].thread, NULL, compare_text, &t[i])) abort();
+    }
+    for (int i = 0; i < RANKS; i++) pthread_join(t[i].thread, NULL);
+    for (int i = 0; i < RANKS; i++) {
+        T_EQ(t[i].status, want_status);
+        T_OK(!why || strstr(t[i].why, why), "%s", t[i].why);
+    }
+}
+
+/* Also of a text that is longer than what goes over the wire. */
+static void agreements(void)
+{
+    alike(-1, TD_OK, NULL);
+    alike(16 * 7 + 12, TD_EPROTO, "rank 0 has \"name00112: abcd\", rank 2 \"name00112: axcd\"");
+    alike(LONG_TEXT - 3, TD_EPROTO, "rank 2 \"the rest: ");
+}
+
 /* test_ranks mpi SHAPE TP PP CP EP FSDP [DP], started by mpirun: one grid over processes
  * (tests/coll/test_ranks_mpi.py). Rank 0 knows what one rank makes. */
 static void over_mpi(int argc, char **argv)
@@ -310,17 +382,18 @@ int main(int argc, char **argv)
     make_specs();
     T_OK(td_ops_open("auto", &ops) == TD_OK);
     if (argc == 2 && !strcmp(argv[1], "some")) { /* under a sanitizer: not every grid */
-        worked_out(false), worked_out(true);
+        worked_out(false), worked_out(true), agreements();
         polled(1, 2, 1, 1), polled(2, 2, 2, 1);
         some_grids();
     } else if ((argc == 8 || argc == 9) && !strcmp(argv[1], "mpi")) {
         over_mpi(argc, argv);
     } else {
-        worked_out(false), worked_out(true);
+        worked_out(false), worked_out(true), agreements();
         polled(2, 1, 1, 1), polled(1, 2, 1, 1), polled(1, 4, 1, 1), polled(2, 2, 2, 1), polled(1, 2, 1, 2);
         all_grids("ranks-tiny", false);
         all_grids("ranks-mqa", false); /* one kv head */
         all_grids("moe-tiny", true);
+        eight_stages();
     }
     for (int i = 0; i < N; i++) te_result_free(&want[i]), te_result_free(&got[i]);
     free(want_logits.row), free(got_logits.row);

@@ -376,6 +376,8 @@ td_status td_context_attend(td_model *m, const td_step *step, int group, const t
     round_rows all = {.row = 0, .rows = m->share.T};
     measure(m, &all);
     bool keys = m->cp_mode == TD_CP_PASS_KV || (m->cp_mode == TD_CP_AUTO && keys_are_cheaper(m, step, own));
-    if (keys && fits_keys(m, step, own, &all)) return pass_kv(m, step, group, own, &all);
+    keys &= fits_keys(m, step, own, &all);
+    *(keys ? &m->context.n_keys : &m->context.n_queries) += 1;
+    if (keys) return pass_kv(m, step, group, own, &all);
     return pass_q(m, group, own, all.most);
 }

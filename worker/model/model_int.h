@@ -43,6 +43,7 @@ typedef struct td_context {
     int32_t *place;                 /* [cap_place]: of a page among ids, -1 between rounds */
     size_t cap_ids;
     int cap_place;
+    uint64_t n_keys, n_queries;     /* attentions of a layer for which keys, or queries, travelled */
 } td_context;
 
 /* Where a pointer of a layer's weights is, and to which place of the gathered unit it points. */
