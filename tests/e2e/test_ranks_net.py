@@ -58,12 +58,7 @@ class Net(Cluster):
         super().__init__(model, ready=False, tcp=True, prefill=0, decode=0, router_extra=["--insecure"])
         for role in places:
             self.start_worker(role)
-        try:
-            self.wait_ready()
-        except AssertionError:
-            self.dump()
-            self.close()
-            raise
+        self.ready_or_closed()
 
     def start_router(self):
         self.control = f"tcp://{self.hosts.outside}:{self.port_of_control}"

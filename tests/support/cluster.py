@@ -133,7 +133,16 @@ class Cluster:
             for _ in range(n):
                 self.start_worker(role)
         if ready:
+            self.ready_or_closed()
+
+    def ready_or_closed(self):
+        """What does not come up is not left behind."""
+        try:
             self.wait_ready()
+        except BaseException:
+            self.dump()
+            self.close()
+            raise
 
     def _spawn(self, label, argv):
         log = open(os.path.join(self.dir, label + ".log"), "ab")
