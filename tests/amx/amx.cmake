@@ -12,7 +12,7 @@ set_source_files_properties(tests/amx/gemm_emulated.c tests/amx/attn_emulated.c 
 # td_amx_test(name source library [definitions]): a program with the family, whatever the CPU.
 function(td_amx_test name source library)
   add_executable(amx_${name} ${source} $<TARGET_OBJECTS:td_amx_emulated>)
-  target_compile_options(amx_${name} PRIVATE -Wall -Wextra)
+  target_compile_options(amx_${name} PRIVATE ${TD_WARN})
   target_compile_definitions(amx_${name} PRIVATE ${ARGN})
   target_include_directories(amx_${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_link_libraries(amx_${name} PRIVATE ${library})

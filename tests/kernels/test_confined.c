@@ -197,7 +197,7 @@ static void moe_gather(const row_op *op, const float *x, size_t ldx, int t0, int
     float *y = floats((size_t)(n * TOP * E));
     (void)t0;
     for (int i = 0; i < n * TOP; i++) row[i] = n * TOP - 1 - i;
-    ops(op)->moe_gather(team(2), x, ldx, row, n, TOP, E, y, E);
+    ops(op)->moe_gather(team(2), x, ldx, row, n, TOP, E, y, (size_t)E);
     for (int i = 0; i < n * TOP; i++) memcpy(out + (size_t)(i / TOP) * ldo + (size_t)(i % TOP * E) * 4, y + row[i] * E, (size_t)E * 4);
     free(y);
 }
@@ -211,7 +211,7 @@ static void moe_combine(const row_op *op, const float *x, size_t ldx, int t0, in
         memcpy(y + row[i] * E, x + (size_t)(i / TOP) * ldx + i % TOP * E, (size_t)E * 4);
     }
     for (int i = 0; i < n; i++) memcpy(out + (size_t)i * ldo, fixed(E), (size_t)E * 4);
-    ops(op)->moe_combine(team(2), y, E, row, fixed(ROWS * TOP) + t0 * TOP, n, TOP, E, as_f32(out), ldo / 4);
+    ops(op)->moe_combine(team(2), y, (size_t)E, row, fixed(ROWS * TOP) + t0 * TOP, n, TOP, E, as_f32(out), ldo / 4);
     free(y);
 }
 

@@ -203,7 +203,7 @@ static void test_fault(const pair_of_grids *s, const char *fault, uint32_t at, c
     bool commits = true, lead = false;
     if (!strcmp(fault, "gone")) commits = false;
     else if (!strcmp(fault, "cancel")) lead = true, commits = false;
-    else faults[at % (ga.tp * ga.pp * ga.cp)] = fault;
+    else faults[at % ((uint32_t)ga.tp * ga.pp * ga.cp)] = fault;
     worker_open(&a, &ga, false, 16, n, 0xAA, 700, faults);
     worker_open(&b, &gb, true, 8, n, 0x55, 700, NULL);
     for (uint32_t r = 0; r < a.n; r++) grid_tag(&a.rank[r], &d, n);

@@ -225,13 +225,13 @@ static shipment ship(ranks *r, int64_t pace_us)
     for (int k = 0; k < DSTS; k++)
         td_ship_recv_open(r->to[k], key, 0, r->n, 1, (const int32_t *const *)r->dst[k].pages,
                           r->dst[k].n_pages);
-    td_msg_sink sink = {.endpoint = ends[0],
+    td_msg_sink whom = {.endpoint = ends[0],
                         .epoch = key,
                         .incarnation = DST_INC,
                         .credits = CREDITS,
                         .ranks = b.p,
                         .ranks_bytes = (uint32_t)b.len};
-    td_ship_send_open(r->from, key, &sink, r->n);
+    td_ship_send_open(r->from, key, &whom, r->n);
     usleep(20000); /* the links are there, as in the measure of the sockets */
     int64_t t = td_now_us(), end = t;
     uint32_t steps = (r->n + CHUNK - 1) / CHUNK * (uint32_t)d.L, step = 0;

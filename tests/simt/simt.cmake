@@ -64,7 +64,7 @@ foreach(t ${simt_tests} ${simt_shared})
       continue()
     endif()
     add_executable(${area}_${n} ${t} ${simt_support})
-    target_compile_options(${area}_${n} PRIVATE -Wall -Wextra)
+    target_compile_options(${area}_${n} PRIVATE $<IF:$<COMPILE_LANGUAGE:C>,${TD_WARN},-Wall -Wextra>)
     target_include_directories(${area}_${n} PRIVATE ${CMAKE_SOURCE_DIR})
     if(n STREQUAL "test_stage_cuda") # of the cluster's library, which needs not be there
       target_sources(${area}_${n} PRIVATE worker/ship/stage.c worker/ship/codec.c worker/ship/token_map.c)

@@ -311,7 +311,7 @@ static void test_nan(const attn_case *c)
     const int at = 70; /* inside a tile, a block and a warp */
     uint16_t inf = round_to(c, INFINITY), nan = round_to(c, NAN);
     for (int kind = 0; kind < 3; kind++) {
-        uint16_t *p = (kind ? w.v : w.k) + at * one + 3, old = *p;
+        uint16_t *p = (kind ? w.v : w.k) + (size_t)at * one + 3, old = *p;
         *p = kind == 2 ? inf : nan;
         world_put(&w, 16, 0);
         T_OK(run(&w, &(piece){0, c->L}, 1, 0, 0, bad));

@@ -292,10 +292,10 @@ static void test_codes(int N, int rows, int cols, bool bias)
         quantize(x, cols, value);
         for (int how = 0; how < 2; how++) {
             coded_linear(m, x, C_T, how, y);
-            double exact = coded_error(m, x, C_T, y), coded = coded_error(m, value, C_T, y);
+            double exact = coded_error(m, x, C_T, y), of_values = coded_error(m, value, C_T, y);
             bool of_codes = taken && (N != 8 || how == 1); /* refused: of x itself, where it is there */
-            T_OK(of_codes ? coded < 0x1p-8 && exact > 2 * coded : exact < 0x1p-8,
-                 "N %d, scales of %d x %d, way %d: %g of x, %g of codes", N, rows, cols, how, exact, coded);
+            T_OK(of_codes ? of_values < 0x1p-8 && exact > 2 * of_values : exact < 0x1p-8,
+                 "N %d, scales of %d x %d, way %d: %g of x, %g of codes", N, rows, cols, how, exact, of_values);
         }
         coded_linear(m, x, TD_CUDA_LT_ROWS - 1, 0, z);
         double few_error = coded_error(m, x, TD_CUDA_LT_ROWS - 1, z);

@@ -125,15 +125,15 @@ static void run_all(td_engine *e, void *arg)
 
 enum { E = 128, H = 8, G = 4, D = 32, F = 768, L = 2 };
 
-static void add_random(tf_set *s, const char *name, int N, int K, float size)
+static void add_random(tf_set *s, const char *name, int rows, int cols, float size)
 {
-    size_t n = (size_t)N * (size_t)(K ? K : 1);
+    size_t n = (size_t)rows * (size_t)(cols ? cols : 1);
     float *v = floats(n);
     uint16_t *to = calloc(n, sizeof *to);
     rnd_fill(v, n, s->n + 1, size);
-    for (size_t i = 0; i < n && !K; i++) v[i] += 1;
+    for (size_t i = 0; i < n && !cols; i++) v[i] += 1;
     td_convert(to, TD_BF16, v, TD_F32, n);
-    tf_add(s, name, TD_ST_BF16, K ? 2 : 1, N, K, to);
+    tf_add(s, name, TD_ST_BF16, cols ? 2 : 1, rows, cols, to);
     free(v);
 }
 

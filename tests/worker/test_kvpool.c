@@ -39,17 +39,17 @@ static uint32_t draw(world *w, uint32_t n)
     return (uint32_t)(td_mix64(w->rnd) % n);
 }
 
-static uint32_t tag(const live *q, uint32_t position, int group, int slot)
+static uint32_t tag(const live *q, uint32_t position, int g, int slot)
 {
-    uint64_t h = q->root.lo * 31 + (uint64_t)(group * 8 + slot);
+    uint64_t h = q->root.lo * 31 + (uint64_t)(g * 8 + slot);
     for (uint32_t i = 0; i <= position; i++) h = td_mix64(h ^ (q->tokens[i] + 1));
     return (uint32_t)h | 1;
 }
 
-static uint32_t *cell(world *w, int group, int slot, int page, uint32_t in_page, int kv)
+static uint32_t *cell(world *w, int g, int slot, int p, uint32_t in_page, int kv)
 {
-    const td_kv *k = td_kvpool_kv(w->pool, group);
-    return (uint32_t *)(void *)(td_kv_page(k, slot, page) +
+    const td_kv *k = td_kvpool_kv(w->pool, g);
+    return (uint32_t *)(void *)(td_kv_page(k, slot, p) +
                                 ((size_t)kv * (size_t)k->P + in_page) * D * sizeof(float));
 }
 
@@ -59,10 +59,9 @@ static void write_tags(world *w, live *q, uint32_t from, uint32_t to)
     for (int g = 0; g < w->o.n_groups; g++)
         for (int s = 0; s < SLOTS; s++)
             for (uint32_t p = from; p < to; p++) {
-                int page = q->kv.pages[g][p / P];
-                T_OK(page >= 0, "no page to write position %u", p);
-                if (page >= 0)
-                    *cell(w, g, s, page, p % P, 0) = *cell(w, g, s, page, p % P, 1) = tag(q, p, g, s);
+                int at = q->kv.pages[g][p / P];
+                T_OK(at >= 0, "no page to write position %u", p);
+                if (at >= 0) *cell(w, g, s, at, p % P, 0) = *cell(w, g, s, at, p % P, 1) = tag(q, p, g, s);
             }
 }
 
@@ -77,11 +76,11 @@ static bool tags_right(world *w, live *q)
     uint32_t P = (uint32_t)w->o.page_size;
     for (int g = 0; g < w->o.n_groups; g++)
         for (uint32_t p = first_seen(w, g, q); p < q->n; p++) {
-            int page = q->kv.pages[g][p / P];
-            if (page < 0) return false;
+            int at = q->kv.pages[g][p / P];
+            if (at < 0) return false;
             int s = (int)(p % SLOTS); /* alternating: half of the work */
             uint32_t t = tag(q, p, g, s);
-            if (*cell(w, g, s, page, p % P, 0) != t || *cell(w, g, s, page, p % P, 1) != t) return false;
+            if (*cell(w, g, s, at, p % P, 0) != t || *cell(w, g, s, at, p % P, 1) != t) return false;
         }
     return true;
 }
@@ -220,10 +219,10 @@ static void one_op(world *w)
 }
 
 /* As the engine's steps do before their rows. */
-static void copy(void *arg, int group, int32_t from, int32_t to)
+static void copy(void *arg, int g, int32_t from, int32_t to)
 {
     const world *w = arg;
-    const td_kv *kv = td_kvpool_kv(w->pool, group);
+    const td_kv *kv = td_kvpool_kv(w->pool, g);
     for (int slot = 0; slot < SLOTS; slot++)
         memcpy(td_kv_page(kv, slot, to), td_kv_page(kv, slot, from), td_kv_page_bytes(kv));
 }
