@@ -2,8 +2,8 @@
 /* common/conf.c - a table made from TD_CONF_MAP and a few functions that walk it. Flags are read first (so
  * that --help and their errors do not depend on the environment), then the environment, then the file; a
  * source never overrides a stronger one. */
-#include "common/build.h"
 #include "common/conf.h"
+#include "common/build.h"
 #include "common/check.h"
 #include "common/log.h"
 #include <ctype.h>

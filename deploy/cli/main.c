@@ -1,8 +1,8 @@
 /* tandem - the command: finds the subcommand and hands over. */
 // SPDX-License-Identifier: Apache-2.0
+#include "common/build.h"
 #include "common/status.h"
 #include "deploy/cli/cli.h"
-#include "common/build.h"
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>

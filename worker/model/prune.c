@@ -59,11 +59,22 @@ static bool is_finished(const char *name)
     return !strcmp(name + strlen(name) - 6, ".image");
 }
 
+/* From its first entry; to be closed with closedir. NULL: it cannot be read. */
+static DIR *entries(int dir)
+{
+    int copy = dup(dir);
+    DIR *d = copy < 0 ? NULL : fdopendir(copy);
+    if (d)
+        rewinddir(d); /* the copy stands where the last reader stopped */
+    else if (copy >= 0)
+        close(copy);
+    return d;
+}
+
 static images list(int dir)
 {
     images l = {0};
-    int copy = dup(dir);
-    DIR *d = copy < 0 ? NULL : fdopendir(copy);
+    DIR *d = entries(dir);
     for (struct dirent *e; d && (e = readdir(d));) {
         struct stat sb;
         if (!is_image(e->d_name) || strlen(e->d_name) >= sizeof l.at->name) continue;
@@ -77,10 +88,7 @@ static images list(int dir)
         strcpy(i->name, e->d_name);
         l.bytes += i->bytes;
     }
-    if (d)
-        closedir(d);
-    else if (copy >= 0)
-        close(copy);
+    if (d) closedir(d);
     return l;
 }
 
@@ -101,20 +109,11 @@ static bool remove_free(int dir, const char *name)
     return gone;
 }
 
-/* Whoever waits for the image to be made holds it. */
-static void remove_lock_file(int dir, const char *image_name)
-{
-    char name[300];
-    snprintf(name, sizeof name, "%s.lock", image_name);
-    (void)remove_free(dir, name);
-}
-
-/* Of images that are gone: removed by hand, or never finished. */
+/* Lock files of images that are gone: removed here or by hand, or never finished. Whoever waits for an image to be made
+ * holds its own. */
 static void remove_orphans(int dir, const char *keep)
 {
-    int copy = dup(dir);
-    DIR *d = copy < 0 ? NULL : fdopendir(copy);
-    if (d) rewinddir(d);
+    DIR *d = entries(dir);
     for (struct dirent *e; d && (e = readdir(d));) {
         char made[sizeof e->d_name];
         size_t n = strlen(e->d_name);
@@ -124,10 +123,7 @@ static void remove_orphans(int dir, const char *keep)
         snprintf(made, sizeof made, "%.*s", (int)(n - 5), e->d_name);
         if (faccessat(dir, made, F_OK, AT_SYMLINK_NOFOLLOW) < 0 && errno == ENOENT) (void)remove_free(dir, e->d_name);
     }
-    if (d)
-        closedir(d);
-    else if (copy >= 0)
-        close(copy);
+    if (d) closedir(d);
 }
 
 static bool may_go(const image *i, const char *keep)
@@ -144,7 +140,6 @@ void td_image_prune(const char *dir, uint64_t limit, uint64_t want, const char *
     if (l.n) qsort(l.at, l.n, sizeof *l.at, by_time);
     for (size_t i = 0; i < l.n && l.bytes + want > limit; i++) {
         if (!may_go(&l.at[i], keep) || !remove_free(d, l.at[i].name)) continue;
-        remove_lock_file(d, l.at[i].name);
         l.bytes -= l.at[i].bytes;
         TD_INFO("image cache: %s was not used for long and is removed: %.1f MB", l.at[i].name,
                 (double)l.at[i].bytes / 1e6);
